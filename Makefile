@@ -1,0 +1,29 @@
+# Two commands do everything: `make demo` and `make test`. Python 3.11 or newer is all they need.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test readme clean
+
+demo: $(VENV)/ready
+	$(RUN) 01_prepare_data.py --demo
+	$(RUN) 02_finetune_unimodal.py --demo
+	$(RUN) 03_extract_features.py --demo
+	$(RUN) 04_fuse_classify.py --demo
+	@echo; echo "Tables and figures written:"; ls results/0[1-4]_*/demo_iemocap/babaali_*.md results/0[1-4]_*/demo_iemocap/babaali_*.png
+
+test: $(VENV)/ready
+	$(RUN) -m pytest -q --durations=8 tests
+
+readme: $(VENV)/ready        # copies the tables of results/ between their markers in README.md
+	$(RUN) -m common.results README.md
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) data/prepared data/features data/models data/cache data/checkpoints data/raw/demo_*

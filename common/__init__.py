@@ -1,0 +1,1 @@
+"""What the numbered scripts share so that their numbers are comparable."""

@@ -1,0 +1,103 @@
+"""Files that are either whole or absent: everything is written to a temporary file, then renamed."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import UserError
+
+REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or choose another DATA_ROOT or RESULTS_ROOT",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another DATA_ROOT or RESULTS_ROOT",
+    errno.EACCES: "no permission to write there; choose another DATA_ROOT or RESULTS_ROOT",
+    errno.EPERM: "writing there is not permitted; choose another DATA_ROOT or RESULTS_ROOT",
+    errno.EROFS: "the file system is read-only; choose another DATA_ROOT or RESULTS_ROOT",
+    errno.ENOTDIR: "a file stands where a folder is needed; remove it or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; remove it or choose another folder",
+}
+
+
+@contextmanager
+def writing(path):
+    """Turn the operating system's refusals to write `path` into a UserError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        raise UserError(f"{error.filename or path}: {REMEDIES[error.errno]}") from error
+
+
+def make_folder(path):
+    """Create a folder and its parents and return it as a Path; UserError where that is refused."""
+    path = Path(path)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def atomic_path(path):
+    """Give a temporary path beside `path`; rename it onto `path` when the block ends without an error.
+
+    The temporary file or folder is removed on failure, so a reader never meets half a file.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    # The suffix stays last: encoders and savers choose their format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        with writing(path):
+            yield temporary
+            if path.is_dir() and temporary.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a UTF-8 text file whole."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value):
+    """Write a value as indented JSON; paths and tuples become strings and lists."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_json(path):
+    """Read a JSON file; UserError names a file that is absent or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run the script that writes it first") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the script that writes it") from error
+
+
+def write_csv(path, rows, columns):
+    """Write dicts as UTF-8 CSV with the given columns; absent keys become empty cells."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(columns), restval="", extrasaction="raise", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path):
+    """Read a CSV file with a header line into a list of dicts of strings (UTF-8, with or without a mark)."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; run the script that writes it first") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
