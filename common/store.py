@@ -78,7 +78,7 @@ class StoreWriter:
 
     folder   where the store lies
     meta     JSON-ready dict that identifies the contents; another one makes the store start afresh
-    Use `done` to skip utterances that are in, `add` for each, `finish` at the end.
+    Use `done` to skip utterances that are in, `add` for each, `finish` at the end; a finished store can be extended.
     """
 
     def __init__(self, folder, meta):
@@ -112,8 +112,6 @@ class StoreWriter:
         (self.folder / "index.csv").write_text(whole, encoding="utf-8")
         self.ids = [line["utterance_id"] for line in lines]
         self.total = int(lines[-1]["start"]) + int(lines[-1]["rows"]) if lines else 0
-        if self.complete:
-            return
         for path in self.folder.glob("*.npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             self._attach(path.stem, array.dtype, array.shape[1:])

@@ -1,0 +1,530 @@
+"""Readers of genuine corpus releases: where each turn's words, label, speaker and media are.
+
+One function per corpus turns a folder as downloaded into a Release. Readers look at names and text only; media are
+opened later, by common.media. What a release is known to hold (file names, counts) is compared and said, never
+assumed: anything odd becomes a Problem with the file's name. To add a corpus, write `read_<name>(root)` and name it
+in READERS.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from common.errors import UserError
+from common.files import read_csv
+from common.manifest import Turn
+
+
+@dataclass
+class Problem:
+    """Something that a user should know about one turn or file; a row of problems.csv."""
+
+    utterance_id: str
+    file: str
+    problem: str
+    remedy: str = ""
+
+
+@dataclass
+class SourceTurn:
+    """A turn and where its recordings are in the release; its own audio and video are still "".
+
+    audio_span, video_span  (start_s, end_s) of the turn within the file, None = the whole file
+    half                    "left" or "right" of a split-screen video, "" = the whole frame
+    times_known             True if turn.start_s and end_s come from the corpus and can be held against the media;
+                            otherwise the media's length decides end_s
+    """
+
+    turn: Turn
+    audio: Path | None = None
+    audio_span: tuple | None = None
+    video: Path | None = None
+    video_span: tuple | None = None
+    half: str = ""
+    times_known: bool = False
+
+
+@dataclass
+class Release:
+    """What a reader found: class names in reporting order, turns, problems, and lines to print about it."""
+
+    classes: tuple
+    turns: list
+    problems: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+
+# ---- Shared by the readers --------------------------------------------------------------------
+
+
+def read_lines(path):
+    """The lines of a text file in UTF-8, or in Latin-1 where it is not UTF-8."""
+    data = Path(path).read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def visible_files(folder, pattern="*", recursive=False):
+    """Files that match, sorted by path, without hidden ones and the "._" twins that macOS leaves in archives."""
+    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
+    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
+
+
+def _require_folder(root, corpus):
+    if not Path(root).is_dir():
+        raise UserError(f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is")
+    return Path(root)
+
+
+def _number_turns(turns):
+    """Number the turns of each dialogue by start time, from 0."""
+    position = Counter()
+    for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):      # ties keep their order
+        source.turn.turn = position[source.turn.dialogue_id]
+        position[source.turn.dialogue_id] += 1
+    return turns
+
+
+def compare_counts(what, found, expected):
+    """One line that says whether a count is that of the release, for the notes of a Release."""
+    verdict = "as in the release" if found == expected else f"the full release has {expected:,}"
+    return f"{what}: {found:,} ({verdict})"
+
+
+# ---- IEMOCAP (FORMATS 1): Busso et al. 2008 ---------------------------------------------------
+
+IEMOCAP_CLASSES = ("angry", "happy", "neutral", "sad")
+IEMOCAP_LABELS = {"ang": "angry", "hap": "happy", "neu": "neutral", "sad": "sad"}
+# Turns per session in the release, counted from its summary lines: all, then by raw label.
+IEMOCAP_COUNTS = {
+    "Session1": {"all": 1819, "neu": 384, "hap": 135, "exc": 143, "sad": 194, "ang": 229},
+    "Session2": {"all": 1811, "neu": 362, "hap": 117, "exc": 210, "sad": 197, "ang": 137},
+    "Session3": {"all": 2136, "neu": 320, "hap": 135, "exc": 151, "sad": 305, "ang": 240},
+    "Session4": {"all": 2103, "neu": 258, "hap": 65, "exc": 238, "sad": 143, "ang": 327},
+    "Session5": {"all": 2170, "neu": 384, "hap": 143, "exc": 299, "sad": 245, "ang": 170},
+}
+EVALUATION_LINE = re.compile(r"^\[(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\]\s+(\S+)\s+([A-Za-z]{3})\s+\[([^\]]*)\]\s*$")
+UTTERANCE_ID = re.compile(r"^(Ses\d\d)([FM])_\S+_([FM])\d{3}$")
+BRACKET_TOKEN = re.compile(r"\[[A-Z_ ]+\]")
+
+
+def read_iemocap(root, merge_excited, keep_brackets):
+    """Read IEMOCAP_full_release, with or without its video, or any subset of its sessions.
+
+    root           the folder that holds Session1 .. Session5, or the one above it
+    merge_excited  True labels excited turns happy, as the papers do; False leaves them out of the label set
+    keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
+    Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5), style.
+    Raises UserError if no session with labels is found.
+    """
+    root = _iemocap_root(_require_folder(root, "IEMOCAP"))
+    labels = {**IEMOCAP_LABELS, **({"exc": "happy"} if merge_excited else {})}
+    release = Release(IEMOCAP_CLASSES, [])
+    sessions = [f"Session{k}" for k in range(1, 6)]
+    with_labels = [name for name in sessions if visible_files(root / name / "dialog" / "EmoEvaluation", "Ses*.txt")]
+    if not with_labels:
+        raise UserError(f"{root}: its sessions hold no dialog/EmoEvaluation/Ses*.txt; unpack the release completely")
+    for name in with_labels:
+        _read_iemocap_session(root / name, labels, keep_brackets, release)
+    missing = [name for name in sessions if name not in with_labels]
+    if missing:
+        expected = ", ".join(f"{name} {IEMOCAP_COUNTS[name]['all']:,}" for name in missing)
+        release.notes.append(f"missing from {root}: {', '.join(missing)} (turns in the release: {expected})")
+    release.notes += _iemocap_counts(release.turns, with_labels, labels)
+    _number_turns(release.turns)
+    return release
+
+
+def _iemocap_root(root):
+    """The folder that holds the sessions: the one given, or one just below it; says so if it is above."""
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+        if any((folder / f"Session{k}").is_dir() for k in range(1, 6)):
+            return folder
+    above = [path for path in root.resolve().parents if (path / "Session1").is_dir() or path.name[:7] == "Session"]
+    if re.fullmatch(r"Session\d", root.resolve().name) or above:
+        session = next((path for path in (root.resolve(), *above) if re.fullmatch(r"Session\d", path.name)), above[-1])
+        raise UserError(f"{root}: this lies inside a session; set CORPUS_ROOT to {session.parent}")
+    raise UserError(f"{root}: no folders Session1 to Session5 in it; set CORPUS_ROOT to the folder that holds them "
+                    "(IEMOCAP_full_release)")
+
+
+def _read_iemocap_session(folder, labels, keep_brackets, release):
+    has_video = (folder / "dialog" / "avi").is_dir()
+    if not has_video:
+        release.notes.append(f"{folder.name}: no dialog/avi, the release without video; its turns have no video")
+    videos = {path.stem: path for path in visible_files(folder / "dialog" / "avi", "*.avi", recursive=True)}
+    seen = {source.turn.utterance_id for source in release.turns}
+    for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
+        texts = _read_iemocap_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
+        for number, line in enumerate(read_lines(path), start=1):
+            if not re.match(r"\[\s*\d", line):
+                continue                       # the header, raters' lines, blank lines
+            turn = _iemocap_turn(line, folder.name, labels)
+            if turn is None or turn.utterance_id in seen:
+                release.problems.append(Problem(turn.utterance_id if turn else "", f"{path}:{number}",
+                                                "turn listed twice" if turn else "not a line of EmoEvaluation",
+                                                "compare the file with the release"))
+                continue
+            seen.add(turn.utterance_id)
+            turn.text = texts.get(turn.utterance_id, "")
+            if not keep_brackets:
+                turn.text = " ".join(BRACKET_TOKEN.sub(" ", turn.text).split())
+            release.turns.append(_iemocap_media(turn, folder, videos, has_video, release))
+
+
+def _iemocap_turn(line, session, labels):
+    """The turn of one summary line, or None if the line does not read as one."""
+    match = EVALUATION_LINE.match(line.strip())
+    parts = UTTERANCE_ID.match(match[3]) if match else None
+    ratings = re.findall(r"\d+\.?\d*", match[5]) if match else []
+    if not parts or len(ratings) != 3:
+        return None
+    dialogue_id = match[3].rsplit("_", 1)[0]
+    scale = {name: f"{min(5.0, max(1.0, float(value))):.4f}"
+             for name, value in zip(("valence", "activation", "dominance"), ratings, strict=True)}
+    raw_label = match[4].lower()
+    return Turn(match[3], dialogue_id, 0, parts[1] + parts[3], session, float(match[1]), float(match[2]),
+                label=labels.get(raw_label, ""),
+                extra={"raw_label": raw_label, **scale,
+                       "style": "improvised" if "_impro" in dialogue_id else "scripted"})
+
+
+def _read_iemocap_transcripts(path, release):
+    """Text by utterance id; remarks ("M: ...") and fragments without a label (ids such as _MXX0) are left out."""
+    if not path.is_file():
+        release.problems.append(Problem("", str(path), "transcript file missing", "unpack the release completely"))
+        return {}
+    texts = {}
+    for line in read_lines(path):
+        head, colon, text = line.partition("]:")
+        name = head.split()[0] if head.split() else ""
+        if colon and UTTERANCE_ID.match(name):
+            texts[name] = text.strip()
+    return texts
+
+
+def _iemocap_media(turn, folder, videos, has_video, release):
+    """Where the turn's sound and picture are: its own wav, and its half of the dialogue's split screen.
+
+    The wearer of the markers, whose letter is in the dialogue's name, is on the left.
+    """
+    source = SourceTurn(turn, times_known=True)
+    wav = folder / "sentences" / "wav" / turn.dialogue_id / f"{turn.utterance_id}.wav"
+    dialogue_wav = folder / "dialog" / "wav" / f"{turn.dialogue_id}.wav"
+    if wav.is_file() or not dialogue_wav.is_file():
+        source.audio = wav                     # if absent, found missing when it is read
+    else:
+        source.audio, source.audio_span = dialogue_wav, (turn.start_s, turn.end_s)
+        release.problems.append(Problem(turn.utterance_id, str(wav), "sentence wav missing; cut from the dialogue's "
+                                        "recording, where both actors are heard", "unpack sentences/wav"))
+    if has_video:
+        source.video = videos.get(turn.dialogue_id, folder / "dialog" / "avi" / "DivX" / f"{turn.dialogue_id}.avi")
+        source.video_span = (turn.start_s, turn.end_s)
+        source.half = "left" if turn.speaker[-1] == turn.dialogue_id[5] else "right"
+    return source
+
+
+def _iemocap_counts(turns, sessions, labels):
+    """Lines that hold the counts per session against the release's."""
+    lines = []
+    for name in (*sessions, *(["all sessions"] if len(sessions) == 5 else [])):
+        names = sessions if name == "all sessions" else [name]
+        mine = [s.turn for s in turns if s.turn.session in names]
+        expected = Counter()
+        for session in names:
+            expected.update(IEMOCAP_COUNTS[session])
+        of_class = Counter()
+        for raw, label in labels.items():
+            of_class[label] += expected[raw]
+        found = Counter(turn.label for turn in mine if turn.label)
+        lines.append(compare_counts(f"{name} turns", len(mine), expected["all"]) + "; " +
+                     compare_counts("labelled", found.total(), of_class.total()) + ", " + ", ".join(
+            f"{label} {found[label]:,}" + (f" [{of_class[label]:,}]" if found[label] != of_class[label] else "")
+            for label in IEMOCAP_CLASSES))
+    return lines
+
+
+# ---- RAVDESS (FORMATS 4): Livingstone and Russo 2018 ------------------------------------------
+
+RAVDESS_CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
+RAVDESS_STATEMENTS = {"01": "Kids are talking by the door.", "02": "Dogs are sitting by the door."}
+RAVDESS_NAME = re.compile(r"^(0[1-3])-(0[12])-(0[1-8])-(0[12])-(0[12])-(0[12])-(\d\d)$")
+RAVDESS_CHANNELS = {"speech": ("01",), "song": ("02",), "both": ("01", "02")}
+RAVDESS_COUNTS = {"speech": 1440, "song": 1012, "both": 2452}
+
+
+def read_ravdess(root, channel):
+    """Read RAVDESS: the audio-only files (03-*), the audio-video files (01-*), or both of the same recordings.
+
+    root     any folder above the files; copies of a file in nested folders count once
+    channel  "speech", "song" or "both"
+    A recording that is there as wav and as mp4 is one turn with audio from the wav and video from the mp4.
+    Video-only files (02-*) serve where the audio-video file is absent. The text carries no label.
+    Extra columns: channel, intensity, statement, repetition.
+    """
+    root = _require_folder(root, "RAVDESS")
+    if channel not in RAVDESS_CHANNELS:
+        raise UserError(f"RAVDESS_CHANNEL={channel}: choose one of {', '.join(RAVDESS_CHANNELS)}")
+    release, recordings = Release(RAVDESS_CLASSES, []), {}
+    files = [path for ending in ("*.wav", "*.mp4") for path in visible_files(root, ending, recursive=True)]
+    for path in sorted(files, key=lambda p: (len(p.parts), p)):     # the outermost copy of a file counts
+        match = RAVDESS_NAME.match(path.stem)
+        if match is None:
+            release.problems.append(Problem("", str(path), "not a RAVDESS name; left out",
+                                            "names are seven two-digit fields"))
+        elif match[2] in RAVDESS_CHANNELS[channel]:
+            recordings.setdefault(path.stem[3:], {}).setdefault(match[1] + path.suffix.lower(), path)
+    if not recordings:
+        raise UserError(f"{root}: no RAVDESS files such as Actor_01/03-01-01-01-01-01-01.wav in it or below for "
+                        f"RAVDESS_CHANNEL={channel}; set CORPUS_ROOT to the folder that holds Actor_01 ...")
+    release.turns = [_ravdess_turn(name, copies) for name, copies in sorted(recordings.items())]
+    release.notes.append(compare_counts(f"recordings ({channel})", len(recordings), RAVDESS_COUNTS[channel]))
+    actors = {source.turn.speaker for source in release.turns}
+    missing = [f"{k:02d}" for k in range(1, 25) if f"Actor_{k:02d}" not in actors]
+    if missing:
+        release.notes.append(f"no recordings of actors {', '.join(missing)}")
+    return release
+
+
+def _ravdess_turn(name, copies):
+    """name: the six fields after the modality; copies: path by modality and ending, such as "03.wav"."""
+    channel, emotion, intensity, statement, repetition, actor = name.split("-")
+    video = copies.get("01.mp4") or copies.get("02.mp4")
+    turn = Turn(name, name, 0, f"Actor_{actor}", "", 0.0, 0.0, text=RAVDESS_STATEMENTS[statement],
+                label=RAVDESS_CLASSES[int(emotion) - 1],
+                extra={"channel": {"01": "speech", "02": "song"}[channel], "repetition": repetition,
+                       "intensity": {"01": "normal", "02": "strong"}[intensity], "statement": statement})
+    return SourceTurn(turn, audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"), video=video)
+
+
+# ---- EMO-DB (FORMATS 5): Burkhardt et al. 2005 ------------------------------------------------
+
+EMODB_CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
+# German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
+EMODB_LETTERS = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness",
+                 "N": "neutral"}
+EMODB_COUNTS = {"anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "sadness": 62,
+                "neutral": 79}
+EMODB_NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
+EMODB_TEXTS = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+
+
+def read_emodb(root):
+    """Read EMO-DB; root is the folder with wav/, or the wav folder itself.
+
+    The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
+    """
+    root = _require_folder(root, "EMO-DB")
+    folder = root / "wav" if (root / "wav").is_dir() else root
+    release = Release(EMODB_CLASSES, [])
+    for path in visible_files(folder, "*.wav"):
+        match = EMODB_NAME.match(path.stem)
+        if match is None or match[2] not in EMODB_TEXTS:
+            release.problems.append(Problem("", str(path), "not an EMO-DB name; left out",
+                                            "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"))
+            continue
+        speaker, sentence, letter, version = match.groups()
+        turn = Turn(path.stem, path.stem, 0, speaker, "", 0.0, 0.0, text=EMODB_TEXTS[sentence],
+                    label=EMODB_LETTERS[letter], extra={"sentence": sentence, "version": version})
+        release.turns.append(SourceTurn(turn, audio=path))
+    if not release.turns:
+        raise UserError(f"{root}: no EMO-DB files such as wav/03a01Fa.wav in it; set CORPUS_ROOT to the folder "
+                        "that holds wav/")
+    found = Counter(source.turn.label for source in release.turns)
+    release.notes.append(compare_counts("recordings", found.total(), sum(EMODB_COUNTS.values())))
+    release.notes += [compare_counts(label, found[label], count) for label, count in EMODB_COUNTS.items()
+                      if found[label] != count]
+    return release
+
+
+# ---- MELD (FORMATS 10): Poria et al. 2019 -----------------------------------------------------
+
+MELD_CLASSES = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
+MELD_COUNTS = {"train": 9989, "dev": 1109, "test": 2610}
+MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+MELD_TIME = re.compile(r"^(\d+):(\d\d):(\d\d)[,.](\d+)$")
+
+
+def read_meld(root):
+    """Read MELD's three csv files and, where they are unpacked, the clips of MELD.Raw.
+
+    root  any folder above {train,dev,test}_sent_emo.csv
+    Turns keep the order of Utterance_ID, since the times in the csv are positions in the episode and a few are wrong;
+    where a clip is there, its length decides how long a turn is. Extra columns: split (the official one), sentiment,
+    season, episode.
+    """
+    root = _require_folder(root, "MELD")
+    release, no_clips = Release(MELD_CLASSES, []), []
+    for split in MELD_COUNTS:
+        tables = visible_files(root, f"{split}_sent_emo.csv", recursive=True)
+        if not tables:
+            release.notes.append(f"{split}_sent_emo.csv is missing from {root}: no {split} turns")
+            continue
+        clips = next((path for path in sorted(root.rglob(MELD_FOLDERS[split])) if path.is_dir()), None)
+        if clips is None:
+            no_clips.append(split)
+        turns = [_meld_turn(row, split, clips, tables[0], release) for row in read_csv(tables[0])]
+        release.turns += [source for source in turns if source]
+        release.notes.append(compare_counts(f"{split} turns", len(turns), MELD_COUNTS[split]))
+    if not release.turns:
+        raise UserError(f"{root}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns in it or "
+                        "below; set CORPUS_ROOT to the MELD folder")
+    if no_clips:
+        folders = ", ".join(MELD_FOLDERS[split] for split in no_clips)
+        release.notes.append(f"text only for {', '.join(no_clips)}: no folder {folders} of MELD.Raw below {root}")
+    return release
+
+
+def _meld_turn(row, split, clips, table, release):
+    """The turn of a csv row, or None with a Problem if the row cannot be read."""
+    try:
+        dialogue, utterance = int(row["Dialogue_ID"]), int(row["Utterance_ID"])
+        start_s, end_s = (_meld_seconds(row[name]) for name in ("StartTime", "EndTime"))
+        text, label = row["Utterance"].strip(), row["Emotion"].strip().lower()
+    except (KeyError, TypeError, ValueError) as error:
+        release.problems.append(Problem("", str(table), f"row {row.get('Sr No.', '?')} cannot be read ({error})",
+                                        "download the csv again"))
+        return None
+    name = f"{split}_dia{dialogue:04d}_utt{utterance:02d}"
+    if end_s <= start_s:
+        release.problems.append(Problem(name, str(table), "the csv gives it no length", "none; its clip decides"))
+        end_s = start_s
+    turn = Turn(name, f"{split}_dia{dialogue:04d}", utterance, row["Speaker"].strip(), "", start_s, end_s, text=text,
+                label=label if label in MELD_CLASSES else "",
+                extra={"split": split, **{key.lower(): row.get(key, "") for key in ("Sentiment", "Season", "Episode")}})
+    clip = clips / f"dia{dialogue}_utt{utterance}.mp4" if clips else None
+    return SourceTurn(turn, audio=clip, video=clip)
+
+
+def _meld_seconds(text):
+    """"0:10:44,769" in seconds."""
+    match = MELD_TIME.match(text.strip())
+    if match is None:
+        raise ValueError(f"time {text!r}")
+    hours, minutes, seconds, fraction = match.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
+
+
+# ---- Bring your own: a folder with manifest.csv -----------------------------------------------
+
+REQUIRED_COLUMNS = ("speaker", "label")
+OPTIONAL_COLUMNS = ("utterance_id", "dialogue_id", "turn", "session", "start_s", "end_s", "text", "audio", "video")
+
+
+def read_folder(root):
+    """Read a folder with a manifest.csv: speaker and label, and any of audio, video and text, one row per turn.
+
+    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else each row
+    stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test"). An empty label
+    marks a turn that is context only. Other columns are kept. The classes are the labels in alphabetical order.
+    Raises UserError with the row's line number for an absolute path, one that leaves the folder, a repeated id, a
+    missing column or speaker, or a number that is none.
+    """
+    root = _require_folder(root, "corpus")
+    path = root / "manifest.csv"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; CORPUS must be the name of a corpus or a folder with a manifest.csv")
+    rows = read_csv(path)
+    absent = [name for name in REQUIRED_COLUMNS if not rows or name not in rows[0]]
+    if absent:
+        raise UserError(f"{path}: {'lacks the column ' + absent[0] if rows else 'has no rows'}; it needs "
+                        f"{', '.join(REQUIRED_COLUMNS)} and some of {', '.join(OPTIONAL_COLUMNS)}")
+    turns, lines = [], {}
+    for number, row in enumerate(rows, start=2):
+        source = _folder_turn(root, path, number, {key: (value or "").strip() for key, value in row.items() if key})
+        name = source.turn.utterance_id
+        if name in lines:
+            raise UserError(f"{path}:{number}: utterance_id {name} is already on line {lines[name]}; make it unique")
+        lines[name] = number
+        turns.append(source)
+    classes = tuple(sorted({source.turn.label for source in turns if source.turn.label}))
+    if not classes:
+        raise UserError(f"{path}: no row has a label; fill in the column label")
+    if "turn" not in rows[0]:
+        _number_turns(turns)
+    return Release(classes, turns)
+
+
+def _folder_turn(root, path, number, row):
+    """The turn of one row of a user's manifest (a dict of stripped strings)."""
+    if not row["speaker"]:
+        raise UserError(f"{path}:{number}: no speaker; the splits need one on every row")
+    name = row.get("utterance_id") or f"utt{number - 1:06d}"
+    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
+        raise UserError(f"{path}:{number}: utterance_id {name!r} becomes a file name; use letters, digits, - and _")
+    try:
+        start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
+        position = int(row.get("turn") or 0)
+    except ValueError as error:
+        raise UserError(f"{path}:{number}: {error}; turn is a whole number, start_s and end_s are seconds") from error
+    known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
+    turn = Turn(name, row.get("dialogue_id") or name, position, row["speaker"], row.get("session", ""), start_s, end_s,
+                text=row.get("text", ""), label=row["label"],
+                extra={key: value for key, value in row.items() if key not in known})
+    audio, video = (_inside(root, row.get(key, ""), f"{path}:{number}: {key}") for key in ("audio", "video"))
+    return SourceTurn(turn, audio=audio, video=video)
+
+
+def _inside(root, text, where):
+    """A path of a user's manifest as a Path inside root, None for ""; UserError if it is absolute or leaves root."""
+    if not text:
+        return None
+    relative = PurePosixPath(text.replace("\\", "/"))
+    if relative.is_absolute() or re.match(r"[A-Za-z]:", text):
+        raise UserError(f"{where} {text} is absolute; write it relative to {root}")
+    if not (root / relative).resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{where} {text} leaves the folder {root}; keep the recordings inside it")
+    return root / relative
+
+
+# ---- By name ----------------------------------------------------------------------------------
+
+# Reader of each named corpus and the options it takes.
+READERS = {"iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
+           "demo_iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
+           "ravdess": (read_ravdess, ("channel",)),
+           "emodb": (read_emodb, ()),
+           "meld": (read_meld, ())}
+USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
+                 "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
+                 "ravdess": ("RAVDESS", "ravdess"),
+                 "emodb": ("EMO-DB", "EMODB", "emodb", "emoDB"),
+                 "meld": ("MELD", "MELD.Raw", "meld")}
+
+
+def find_root(corpus, data_root):
+    """Where a corpus is looked for under DATA_ROOT/raw: the first usual folder name that is there, else the first.
+
+    A corpus given as a folder is that folder. Raises UserError for a name that is neither.
+    """
+    if corpus in USUAL_FOLDERS:
+        places = [Path(data_root) / "raw" / name for name in USUAL_FOLDERS[corpus]]
+        return next((place for place in places if place.is_dir()), places[0])
+    if "/" not in corpus:
+        raise UserError(f"CORPUS={corpus}: choose one of {', '.join(READERS)}, or a folder with a manifest.csv, "
+                        f"written with a slash (./{corpus})")
+    return Path(corpus)
+
+
+def read_corpus(corpus, root, **options):
+    """Read the release of a named corpus, or a folder with a manifest.csv, from `root`.
+
+    options  arguments of all readers by name; each takes its own
+    """
+    reader, wanted = READERS.get(corpus, (read_folder, ()))
+    return reader(root, **{name: options[name] for name in wanted})

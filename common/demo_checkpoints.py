@@ -1,0 +1,298 @@
+"""Checkpoints with random weights for every architecture that the scripts fine-tune, each with its processor.
+
+They stand in for the downloads from the Hugging Face hub: "tiny" ones in the demo, "small" ones to train from scratch
+on a real corpus with two CPU cores. `AutoModel.from_pretrained(folder)` and the matching Auto class of the tokeniser,
+feature extractor or image processor load them without a network. They know nothing yet: no weight was trained.
+
+What differs from the published configurations besides size, so that a few hundred clips suffice to learn from:
+- no SpecAugment masking, no LayerDrop and no dropout;
+- a wider spread of the initial weights (1 / sqrt(hidden size) instead of 0.02);
+- wav2vec 2.0 and HuBERT start from a filter bank instead of noise: the first convolution splits the waveform into
+  bands, the second one holds band-pass (Gabor) filters at mel-spaced frequencies, the others smooth. All of it is
+  trained on like any other weight.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    DistilBertTokenizer,
+    HubertConfig,
+    HubertModel,
+    RobertaConfig,
+    RobertaModel,
+    RobertaTokenizer,
+    VideoMAEConfig,
+    VideoMAEImageProcessor,
+    VideoMAEModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+)
+
+from common.files import atomic_path, make_folder
+
+SIZES = {
+    "tiny": {
+        "hidden": 64, "layers": 2, "heads": 4,
+        "vocabulary": 1000, "tokens": 128,                                     # largest vocabulary, longest text
+        "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
+        "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,                   # 10 ms a frame
+        "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
+    },
+    "small": {
+        "hidden": 128, "layers": 4, "heads": 4,
+        "vocabulary": 4000, "tokens": 256,
+        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3), "conv_positions": 32,
+        "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
+        "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
+    },
+}
+AUDIO_RATE_HZ = 16000
+LOWEST_HIGHEST_HZ = (80, 7000)     # centres of the filter bank that wav2vec 2.0 and HuBERT start from
+FILTER_GAIN = 1.0
+SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0       # log-mel of speech at usual levels; AudioSet's are -4.27, 4.57
+
+
+def write_checkpoints(folder, texts, size, seed):
+    """Write one random checkpoint per architecture into folder/<last part of the hub name>/.
+
+    folder  Path that receives the checkpoint folders; each appears whole or not at all
+    texts   list of str, the transcripts on which the tokenisers are trained
+    size    key of SIZES: "tiny" or "small"
+    seed    int; the same seed and texts give the same weights and vocabularies
+    Returns the list of checkpoint folders.
+    """
+    dims = SIZES[size]
+    makers = {
+        "bert-base-uncased": make_bert,
+        "roberta-base": make_roberta,
+        "distilbert-base-uncased": make_distilbert,
+        "wav2vec2-base": make_wav2vec2,
+        "hubert-base-ls960": make_hubert,
+        "ast-finetuned-audioset-10-10-0.4593": make_ast,
+        "videomae-base": make_videomae,
+    }
+    folder = make_folder(Path(folder))
+    written = []
+    for number, (name, make) in enumerate(makers.items()):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1000 * seed + number)                            # transformers draws from torch's own
+            model, processor = make(dims, texts)
+        with atomic_path(folder / name) as temporary:
+            model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+        written.append(folder / name)
+    return written
+
+
+def encoder_shape(dims):
+    """The arguments that most transformer configurations share."""
+    return {
+        "hidden_size": dims["hidden"],
+        "num_hidden_layers": dims["layers"],
+        "num_attention_heads": dims["heads"],
+        "intermediate_size": 4 * dims["hidden"],
+        "initializer_range": dims["hidden"] ** -0.5,
+    }
+
+
+# ---- Text ---------------------------------------------------------------------------------------
+def train_wordpiece(texts, size):
+    """The vocabulary {piece: id} of a lower-casing WordPiece tokeniser with at most `size` pieces."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.get_vocab()
+
+
+def train_byte_bpe(texts, size):
+    """The vocabulary {piece: id} and the merges of a byte-level BPE tokeniser with at most `size` pieces."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [tuple(merge) for merge in model["merges"]]
+
+
+def make_bert(dims, texts):
+    tokenizer = BertTokenizer(vocab=train_wordpiece(texts, dims["vocabulary"]), model_max_length=dims["tokens"])
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=dims["tokens"],
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **encoder_shape(dims),
+    )
+    return BertModel(config), tokenizer
+
+
+def make_distilbert(dims, texts):
+    vocabulary = train_wordpiece(texts, dims["vocabulary"])
+    tokenizer = DistilBertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=dims["tokens"],
+        dim=dims["hidden"],
+        n_layers=max(1, dims["layers"] // 2),                                  # distilled to half the depth
+        n_heads=dims["heads"],
+        hidden_dim=4 * dims["hidden"],
+        dropout=0.0,
+        attention_dropout=0.0,
+        initializer_range=dims["hidden"] ** -0.5,
+    )
+    return DistilBertModel(config), tokenizer
+
+
+def make_roberta(dims, texts):
+    vocabulary, merges = train_byte_bpe(texts, dims["vocabulary"])
+    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=dims["tokens"])
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=dims["tokens"] + 2,                            # positions start after pad_token_id = 1
+        type_vocab_size=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        **encoder_shape(dims),
+    )
+    return RobertaModel(config), tokenizer
+
+
+# ---- Speech -------------------------------------------------------------------------------------
+def make_wav2vec2(dims, _texts):
+    model = Wav2Vec2Model(Wav2Vec2Config(**waveform_shape(dims)))
+    start_as_filter_bank(model.feature_extractor, dims)
+    return model, waveform_processor()
+
+
+def make_hubert(dims, _texts):
+    model = HubertModel(HubertConfig(**waveform_shape(dims)))
+    start_as_filter_bank(model.feature_extractor, dims)
+    return model, waveform_processor()
+
+
+def waveform_shape(dims):
+    """The arguments that the configurations of wav2vec 2.0 and HuBERT share."""
+    return encoder_shape(dims) | {
+        "feat_extract_norm": "group",
+        "conv_dim": dims["conv_dim"],
+        "conv_kernel": dims["conv_kernel"],
+        "conv_stride": dims["conv_stride"],
+        "num_conv_pos_embeddings": dims["conv_positions"],
+        "num_conv_pos_embedding_groups": 4,
+        "hidden_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "feat_proj_dropout": 0.0,
+        "final_dropout": 0.0,
+        "layerdrop": 0.0,
+        "apply_spec_augment": False,
+        "mask_time_prob": 0.0,
+    }
+
+
+def waveform_processor():
+    """Zero mean and unit variance per clip and no attention mask, as for the published base models."""
+    return Wav2Vec2FeatureExtractor(
+        feature_size=1, sampling_rate=AUDIO_RATE_HZ, do_normalize=True, return_attention_mask=False
+    )
+
+
+def start_as_filter_bank(encoder, dims):
+    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT feature encoder (see the module).
+
+    The first convolution deals out the samples: 2 * stride channels hold each phase of the waveform with both signs.
+    Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second convolution restore
+    the waveform and filter it. The third one averages over time.
+    """
+    deal, filters, average = [layer.conv.weight.data for layer in encoder.conv_layers]     # each (C_out, C_in, kernel)
+    stride = dims["conv_stride"][0]
+    deal.zero_()
+    for phase in range(stride):
+        deal[2 * phase, 0, phase] = 1
+        deal[2 * phase + 1, 0, phase] = -1
+    n_filters, _, kernel = filters.shape
+    waves = mel_filters(n_filters, kernel * stride).reshape(n_filters, kernel, stride).transpose(1, 2)
+    filters[:, 0::2], filters[:, 1::2] = waves, -waves
+    average *= 0.1
+    window = torch.hann_window(average.shape[2] + 2)[1:-1]
+    for channel in range(min(average.shape[:2])):
+        average[channel, channel] += window / window.sum()
+
+
+def mel_filters(n_filters, n_samples):
+    """Windowed cosines (Gabor filters) at mel-spaced frequencies, louder upwards as speech gets softer there.
+
+    Returns a float32 tensor (n_filters, n_samples).
+    """
+    low, high = (2595 * math.log10(1 + frequency_hz / 700) for frequency_hz in LOWEST_HIGHEST_HZ)
+    centres_hz = 700 * (10 ** (np.linspace(low, high, n_filters) / 2595) - 1)
+    time_s = (np.arange(n_samples) - (n_samples - 1) / 2) / AUDIO_RATE_HZ
+    waves = np.cos(2 * np.pi * np.outer(centres_hz, time_s)) * np.hanning(n_samples + 2)[1:-1]
+    waves *= (FILTER_GAIN * (1 + centres_hz / 500) / np.linalg.norm(waves, axis=1))[:, None]
+    return torch.tensor(waves, dtype=torch.float32)
+
+
+def make_ast(dims, _texts):
+    processor = ASTFeatureExtractor(
+        sampling_rate=AUDIO_RATE_HZ,
+        num_mel_bins=dims["mel_bins"],
+        max_length=dims["mel_frames"],
+        mean=SPECTROGRAM_MEAN,
+        std=SPECTROGRAM_STD,
+    )
+    config = ASTConfig(
+        num_mel_bins=dims["mel_bins"],
+        max_length=dims["mel_frames"],
+        frequency_stride=dims["mel_stride"],
+        time_stride=dims["mel_stride"],
+        **encoder_shape(dims),
+    )
+    model = ASTModel(config)
+    scale_patches(model)
+    return model, processor
+
+
+def scale_patches(model):
+    """Give the patch projection of AST or VideoMAE weights of variance 1 / inputs, so that tokens start near unit size."""
+    weight = model.embeddings.patch_embeddings.projection.weight.data
+    weight /= weight.std() * math.sqrt(weight[0].numel())
+
+
+# ---- Video --------------------------------------------------------------------------------------
+def make_videomae(dims, _texts):
+    side = dims["image_px"]
+    processor = VideoMAEImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    config = VideoMAEConfig(
+        image_size=side,
+        patch_size=dims["patch_px"],
+        num_frames=dims["frames"],
+        tubelet_size=dims["tubelet"],
+        **encoder_shape(dims),
+    )
+    model = VideoMAEModel(config)
+    scale_patches(model)
+    return model, processor

@@ -1,0 +1,123 @@
+"""One look for all figures: Okabe-Ito colours, readable sizes, caption beneath, reproducible files.
+
+    fig = confusion_map(counts, classes)
+    save(fig, folder, "babaali_fig_12_confusion", "Figure 12. ... n = 5,531; seeds 0, 1, 2.")
+"""
+
+import textwrap
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")     # figures go to files, also where there is no display
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from common.files import atomic_path
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# The colours that Babaali's Sec. 4.2 names (red, yellow, blue, green), in tones that differ for everyone.
+EMOTIONS = {"angry": ("#D55E00", "^"), "happy": ("#F0C800", "o"), "neutral": ("#0072B2", "s"),
+            "sad": ("#009E73", "D")}
+STYLE = {"figure.figsize": (5.6, 4.2), "font.size": 10, "axes.labelsize": 10, "axes.titlesize": 11,
+         "legend.fontsize": 9, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.5, "figure.constrained_layout.use": True,
+         "pdf.fonttype": 42, "svg.hashsalt": "fixed"}
+CAPTION_SIZE = 8
+plt.rcParams.update(STYLE)
+
+
+def class_style(classes):
+    """{class: (colour, marker)}: the paper's colours for its four emotions, what is left for the others."""
+    taken = {part for name in classes if name in EMOTIONS for part in EMOTIONS[name]}
+    colours = cycle(colour for colour in OKABE_ITO if colour not in taken)
+    markers = cycle(marker for marker in MARKERS if marker not in taken)
+    return {name: EMOTIONS[name] if name in EMOTIONS else (next(colours), next(markers)) for name in classes}
+
+
+def save(fig, folder, stem, caption):
+    """Write <stem>.png (150 dpi) and <stem>.pdf with the caption beneath, close the figure, return the paths.
+
+    The files hold no dates, so the same figure gives the same bytes.
+    """
+    width = int(fig.get_figwidth() * 72 / (CAPTION_SIZE * 0.5))
+    fig.text(0.01, -0.02, textwrap.fill(caption, width), ha="left", va="top", fontsize=CAPTION_SIZE)
+    paths = [Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.pdf"]
+    for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None, "Producer": None})):
+        with atomic_path(path) as temporary:
+            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+    plt.close(fig)
+    return paths
+
+
+def learning_curves(curves, xlabel, ylabel, chance=None):
+    """One colour per fold; training as a thin solid line, validation dashed with markers.
+
+    curves  {fold name: {"train": (x, y), "valid": (x, y)}} with equally long x and y; either may be absent
+    chance  level drawn as a dotted line, in the unit of y
+    """
+    fig, axes = plt.subplots()
+    for i, (name, parts) in enumerate(curves.items()):
+        colour = OKABE_ITO[i % len(OKABE_ITO)]
+        if "train" in parts:
+            axes.plot(*parts["train"], color=colour, alpha=0.8, linewidth=1, label=f"{name} train")
+        if "valid" in parts:
+            axes.plot(*parts["valid"], color=colour, linestyle="--", marker=MARKERS[i % len(MARKERS)],
+                      markersize=4, label=f"{name} validation")
+    if chance is not None:
+        axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(ncols=2)
+    return fig
+
+
+def confusion_map(counts, classes):
+    """Heat map of counts (C, C), true class by row: the colour and the second line of a cell are row %."""
+    counts = np.asarray(counts)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = 2.4 + 0.75 * len(classes)
+    fig, axes = plt.subplots(figsize=(size + 0.6, size))
+    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
+    for i, j in np.ndindex(counts.shape):
+        axes.text(j, i, f"{counts[i, j]:,}\n{share[i, j]:.0f} %", ha="center", va="center", fontsize=8,
+                  color="white" if share[i, j] < 55 else "black")
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right")
+    axes.set_yticks(ticks, classes)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.grid(False)
+    fig.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
+    return fig
+
+
+def scatter(points, labels, classes, xlabel, ylabel):
+    """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
+    fig, axes = plt.subplots()
+    labels = np.asarray(labels)
+    for name, (colour, marker) in class_style(classes).items():
+        chosen = labels == name
+        axes.scatter(*points[chosen].T, s=16, c=colour, marker=marker, alpha=0.75, linewidths=0.3,
+                     edgecolors="black", label=f"{name} ({chosen.sum():,})")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="best")
+    return fig
+
+
+def grouped_bars(groups, series, ylabel):
+    """Bars of several series side by side in each group.
+
+    groups  names on the axis; series  {class name: values, one per group}
+    """
+    fig, axes = plt.subplots(figsize=(max(5.6, 1.0 + 1.0 * len(groups)), 4.2))
+    width = 0.8 / len(series)
+    style = class_style(list(series))
+    for i, (name, values) in enumerate(series.items()):
+        axes.bar(np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width, values, width,
+                 color=style[name][0], edgecolor="black", linewidth=0.4, label=name)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel=ylabel)
+    axes.legend(ncols=2)
+    return fig

@@ -1,0 +1,144 @@
+"""What runs leave behind: tables, metrics.json, log.jsonl, the README's tables, figures."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from common import metrics, plots, results
+from common.errors import UserError
+from common.manifest import Manifest, Turn
+from common.results import Cell
+
+MANIFEST = Manifest("demo_toy", Path("toy"), ("sad",), [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")])
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/elsewhere/04_x.py", "--demo", f"--DATA_ROOT={tmp_path}/data"])
+    return results.start_run("/elsewhere/04_x.py", {"RESULTS_ROOT": "results", "SEEDS": (0, 1),
+                                                    "DATA_ROOT": str(tmp_path / "data")}, MANIFEST, "5-fold")
+
+
+CELLS = [Cell("sum", "SVM", [70.0, 72.0], [(0, "fold1"), (1, "fold1")], 75.42, 65.0, 77.0, 5531),
+         Cell("sum", "NN", [71.0]), Cell("product", "SVM"), Cell("sum", "p", [0.00001], unit="", digits=3)]
+
+
+def test_the_table_holds_paper_ours_interval_and_provenance(run):
+    run.table("babaali_table_5", "Table 5", CELLS, "A note.")
+    text = (run.folder / "babaali_table_5.md").read_text()
+    assert "| | SVM (%) | NN (%) | p |" in text
+    assert "| sum | 71.00 ± 1.41 [65.00, 77.00] (paper 75.42) | 71.00 | < 0.001 |" in text
+    assert "| product | – |  |  |" in text
+    for words in ("demo_toy", "5-fold", "n = 5,531", "A note.", "`python 04_x.py --demo --DATA_ROOT=data`",
+                  "seeds 0, 1"):
+        assert words in text
+    rows = list(csv.DictReader(open(run.folder / "babaali_table_5.csv", encoding="utf-8")))
+    assert rows[0]["paper"] == "75.42" and rows[0]["n_runs"] == "2" and float(rows[0]["sd"]) == 1.414214
+    assert rows[1]["paper"] == rows[1]["sd"] == "" and rows[2]["mean"] == ""
+
+
+def test_metrics_json_and_log_tell_how_it_was_made(run, tmp_path):
+    run.table("babaali_table_5", "Table 5", CELLS)
+    run.finish()
+    found = json.loads((run.folder / "metrics.json").read_text())
+    cell = found["metrics"]["babaali_table_5/sum/SVM"]
+    assert cell["per_seed"] == {"0": 70.0, "1": 72.0} and cell["mean"] == 71.0 and cell["paper"] == 75.42
+    assert found["settings"]["SEEDS"] == [0, 1] and found["settings"]["DATA_ROOT"] == "data"
+    assert {"commit", "dirty", "versions", "device", "seconds"} <= set(found)
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [record["event"] for record in log] == ["started", "finished"]
+    for name in ("metrics.json", "log.jsonl"):
+        assert str(tmp_path) not in (run.folder / name).read_text()
+
+
+def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st')
+    results.append_log(tmp_path / "log.jsonl", {"step": 2})
+    assert (tmp_path / "log.jsonl").read_text().splitlines()[-1] == '{"step": 2}'
+
+
+def test_score_cell_gives_fold_values_and_the_pooled_interval():
+    y = np.array([0, 0, 1, 1, 0, 1])
+    predicted = np.array([[0, 0, 1, 0, -1, -1], [0, 0, 1, 1, -1, -1]])     # the last two are not scored
+    speakers = np.array(list("aabbcc"))
+    runs = {(seed, name): (slice(i, None, 2), np.array(rows)) for i, seed in enumerate((0, 1))
+            for name, rows in (("fold1", [0, 1]), ("fold2", [2, 3]))}
+    cell = results.score_cell("r", "c", metrics.accuracy, y, predicted, speakers, runs, 500)
+    assert cell.values == [100, 50, 100, 100] and cell.n == 4
+    assert (cell.low, cell.high) == (75, 100)        # speaker b alone: (50 + 100) / 2; speaker a alone: 100
+    only = results.score_cell("r", "c", lambda n: metrics.recall(n)[..., 1], y, predicted, speakers, runs,
+                              500, needs=1)
+    assert only.runs == [(0, "fold2"), (1, "fold2")]
+
+
+def test_a_demo_does_not_write_over_a_real_corpus():
+    with pytest.raises(UserError, match="real corpus"):
+        results.refuse_demo_on_real("iemocap", ["--demo", "--CORPUS=iemocap"])
+    results.refuse_demo_on_real("demo_iemocap", ["--demo"])
+    results.refuse_demo_on_real("iemocap", ["--demo", "--RESULTS_ROOT=elsewhere"])
+    assert results.results_folder("r", "04_x", "demo_iemocap") == Path("r/04_x/demo_iemocap")
+
+
+def test_paths_of_this_machine_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
+    assert results.public({"A": f"{tmp_path}/data", "B": ["/home/somebody/x", 3, "text/plain"]}) == \
+        {"A": "data", "B": ["~/x", 3, "text/plain"]}
+    command = results.command_line(["/a/b/01_x.py", f"--DATA_ROOT={tmp_path}/d"])
+    assert command == "python 01_x.py --DATA_ROOT=d"
+
+
+def test_readme_tables_are_filled_and_compared(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "t.md").write_text("| a |\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("x\n<!-- table: results/t.md -->\nold\n<!-- end -->\ny\n")
+    assert results.stale_tables(readme) == ["results/t.md"]
+    results.fill_tables(readme)
+    assert readme.read_text() == "x\n<!-- table: results/t.md -->\n| a |\n<!-- end -->\ny\n"
+    assert results.stale_tables(readme) == []
+    readme.write_text("<!-- table: results/absent.md -->\n<!-- end -->\n")
+    with pytest.raises(UserError, match="absent.md"):
+        results.fill_tables(readme)
+
+
+def test_the_overview_lists_what_the_paper_prints(run):
+    run.table("babaali_table_5", "Table 5", CELLS)
+    text = results.write_overview("results", "babaali", "demo_toy").read_text()
+    assert "| 5 | sum | SVM (%) | 75.42 | 71.00 ± 1.41 [65.00, 77.00] | -4.42 | `python 04_x.py" in text
+    assert text.count("\n") == 3          # two lines of header, one number
+
+
+def test_unwritable_results_are_one_line(tmp_path):
+    (tmp_path / "results").write_text("a file stands here")
+    with pytest.raises(UserError, match="another folder"):
+        results.start_run("04_x.py", {"RESULTS_ROOT": str(tmp_path / "results")}, MANIFEST, "5-fold")
+
+
+def test_figures_are_written_twice_and_reproducibly(tmp_path):
+    counts = np.array([[5, 1], [0, 7]])
+    for folder in ("a", "b"):
+        fig = plots.confusion_map(counts, ("sad", "angry"))
+        paths = plots.save(fig, tmp_path / folder, "fig", "Figure 12. n = 13.")
+    assert [path.name for path in paths] == ["fig.png", "fig.pdf"]
+    assert (tmp_path / "a" / "fig.pdf").read_bytes() == (tmp_path / "b" / "fig.pdf").read_bytes()
+    assert (tmp_path / "a" / "fig.png").read_bytes() == (tmp_path / "b" / "fig.png").read_bytes()
+
+
+def test_classes_have_different_colours_and_markers():
+    names = ("neutral", "calm", "happy", "sad", "angry", "fear", "disgust", "surprise")
+    style = plots.class_style(names)
+    assert len({colour for colour, _ in style.values()}) == len({marker for _, marker in style.values()}) == 8
+
+
+def test_curves_bars_and_scatter_draw_what_they_are_given():
+    curve = plots.learning_curves({"fold1": {"train": ([1, 2], [0.9, 0.5]), "valid": ([1, 2], [1.0, 0.8])}},
+                                  "epoch", "loss", chance=1.39)
+    assert len(curve.axes[0].lines) == 3
+    bars = plots.grouped_bars(("Ses01", "Ses02"), {"sad": [3, 4], "happy": [5, 6]}, "turns")
+    assert [bar.get_height() for bar in bars.axes[0].patches] == [3, 4, 5, 6]
+    cloud = plots.scatter(np.zeros((3, 2)), ["sad", "sad", "happy"], ("sad", "happy"), "x", "y")
+    assert [len(points.get_offsets()) for points in cloud.axes[0].collections] == [2, 1]

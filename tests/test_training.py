@@ -1,0 +1,218 @@
+"""The training loop: order of samples, resume, out-of-memory, processes, stopping."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+from torch.nn import functional as F
+
+from common import training
+from common.errors import UserError
+from common.training import Recipe, fit, length_batches, make_accelerator, predict, rate_factor
+
+RECIPE = Recipe(learning_rate=1e-2, epochs=4, batch_size=8, weight_decay=0.01, warmup_share=0.1, seed=3)
+
+
+class Toy:
+    """30 points of three classes; noise is drawn from the sample's seed, as augmentation would."""
+
+    def __init__(self, n=30):
+        generator = torch.Generator().manual_seed(0)
+        self.y = torch.arange(n) % 3
+        self.x = torch.randn(n, 5, generator=generator) + 2 * F.one_hot(self.y, 5)
+        self.lengths = [int(v) for v in np.random.default_rng(0).integers(1, 50, n)]
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, key):
+        index, seed = key
+        noise = 0 if seed is None else np.random.default_rng(seed).normal(size=5) * 0.1
+        return self.x[index] + torch.as_tensor(noise, dtype=torch.float32), self.y[index]
+
+    def collate(self, items):
+        return {"inputs": {"x": torch.stack([x for x, _ in items])}, "labels": torch.stack([y for _, y in items])}
+
+
+def model(dropout=0.2):
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, 3))
+
+
+def loss(net, batch):
+    return F.cross_entropy(net(batch["inputs"]["x"]), batch["labels"], reduction="sum"), len(batch["labels"])
+
+
+def run(folder, recipe=RECIPE, net=None, loss=loss, stop_after=None, data=None):
+    accelerator, net, data = make_accelerator("no"), net or model(), data or Toy()
+    calls = []
+
+    def evaluate(m):
+        calls.append(1)
+        if stop_after and len(calls) > stop_after:
+            raise KeyboardInterrupt
+        logits = predict(accelerator, m, lambda m, b: {"logits": m(b["inputs"]["x"])}, data, 7, 0)["logits"]
+        return {"loss": float(F.cross_entropy(torch.from_numpy(logits), data.y)),
+                "accuracy": float((logits.argmax(1) == data.y.numpy()).mean())}
+
+    history = fit(accelerator, net, loss, data, evaluate, recipe, folder, {"task": "toy"}, "toy")
+    return history, net
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def curves(history):
+    return [{k: v for k, v in entry.items() if k != "seconds"} for entry in history["log"]]
+
+
+def test_every_sample_once_and_similar_lengths():
+    lengths = np.random.default_rng(1).integers(1, 1000, 1003)
+    batches = length_batches(lengths, 16, 0, 2)
+    assert sorted(np.concatenate(batches)) == list(range(1003)) and len(batches) == 63
+    spread = np.mean([np.ptp(lengths[b]) for b in batches])
+    assert spread < 0.1 * np.ptp(lengths)
+    assert all(np.array_equal(a, b) for a, b in zip(batches, length_batches(lengths, 16, 0, 2)))
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, length_batches(lengths, 16, 0, 3)))
+
+
+def test_rate_schedules():
+    recipe = replace(RECIPE, warmup_share=0.2)
+    assert [round(rate_factor(recipe, s, 10), 3) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
+    assert rate_factor(replace(recipe, schedule="cosine"), 6, 10) == pytest.approx(0.5)
+    assert rate_factor(replace(recipe, schedule="constant"), 9, 10) == 1.0
+
+
+def test_one_step_is_adamw_on_the_mean_loss(tmp_path):
+    """One full-batch step without dropout against torch.optim.AdamW written out."""
+    recipe = replace(RECIPE, epochs=1, batch_size=30, warmup_share=0.0, schedule="constant", clip_norm=0.5)
+    data = Toy()
+    data.__class__ = type("Plain", (Toy,), {"__getitem__": lambda self, key: (self.x[key[0]], self.y[key[0]])})
+    _, ours = run(tmp_path, recipe, model(0.0), data=data)
+    theirs = model(0.0)
+    decayed = [p for p in theirs.parameters() if p.ndim > 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01},
+                                   {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=1e-2)
+    F.cross_entropy(theirs(data.x), data.y).backward()
+    nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+    optimizer.step()
+    assert torch.allclose(weights(ours), weights(theirs), atol=1e-6)
+
+
+def test_learns_and_keeps_the_best_epoch(tmp_path):
+    history, net = run(tmp_path, replace(RECIPE, epochs=15))
+    accuracies = [entry["valid_accuracy"] for entry in history["log"]]
+    assert history["best"] == max(accuracies) > 0.9 and history["best_epoch"] == 1 + int(np.argmax(accuracies))
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_resume_equals_an_uninterrupted_run(tmp_path):
+    whole, net = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_after=2)
+    again, resumed = run(tmp_path / "cut")
+    assert curves(again) == curves(whole) and torch.equal(weights(net), weights(resumed))
+
+
+def test_resume_within_an_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECK_EVERY_STEPS", 1)
+    recipe = replace(RECIPE, save_every_s=0.0)
+    whole, net = run(tmp_path / "whole", recipe)
+    steps = []
+
+    def killed(m, batch):
+        steps.append(1)
+        if len(steps) == 7:            # the third step of the second epoch
+            raise KeyboardInterrupt
+        return loss(m, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", recipe, loss=killed)
+    again, resumed = run(tmp_path / "cut", recipe)
+    assert curves(again) == curves(whole) and torch.equal(weights(net), weights(resumed))
+
+
+def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_after=2)
+    history, _ = run(tmp_path, replace(RECIPE, learning_rate=2e-2))
+    fresh, _ = run(tmp_path / "fresh", replace(RECIPE, learning_rate=2e-2))
+    assert curves(history) == curves(fresh)
+
+
+def test_finished_run_is_not_trained_again(tmp_path):
+    _, net = run(tmp_path)
+
+    def forbidden(m, batch):
+        raise AssertionError("trained again")
+
+    _, loaded = run(tmp_path, loss=forbidden)
+    assert torch.equal(weights(net), weights(loaded))
+
+
+def test_out_of_memory_halves_the_micro_batch_not_the_step(tmp_path, capsys):
+    def small_memory(m, batch):
+        if m.training and len(batch["labels"]) > 3:
+            raise torch.OutOfMemoryError("no memory")
+        return loss(m, batch)
+
+    whole, net = run(tmp_path / "whole", net=model(0.0))
+    cut, small = run(tmp_path / "cut", net=model(0.0), loss=small_memory)
+    assert cut["micro_batch"] == 2 and "still 8 per step" in capsys.readouterr().out
+    assert torch.allclose(weights(net), weights(small), atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    def bad(m, batch):
+        total, count = loss(m, batch)
+        return total * float("nan"), count
+
+    with pytest.raises(UserError, match="not finite in epoch 1"):
+        run(tmp_path, loss=bad)
+    assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_patience(tmp_path):
+    history, _ = run(tmp_path, replace(RECIPE, epochs=50, learning_rate=0.0, patience=3))
+    assert len(history["log"]) == 4 and history["best_epoch"] == 1
+
+
+def test_predictions_do_not_depend_on_batch_or_memory():
+    accelerator, net, data = make_accelerator("no"), model(), Toy()
+
+    def forward(m, batch):
+        if len(batch["labels"]) > 5:
+            raise torch.OutOfMemoryError
+        return {"y": m(batch["inputs"]["x"])}
+
+    found = predict(accelerator, net, forward, data, 16, 0)["y"]
+    assert np.allclose(found, net.eval()(data.x).detach().numpy(), atol=1e-6)
+
+
+def test_two_processes_train_the_same_model(tmp_path):
+    """`accelerate launch` with two CPU processes against one process; the last batch has fewer samples than both need."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import test_training as t, torch\nfrom pathlib import Path\n"
+        "recipe = t.replace(t.RECIPE, epochs=3, batch_size=29)\n"
+        f"history, net = t.run(Path({str(tmp_path / 'two')!r}), recipe, t.model(0.0))\n"
+        f"torch.save(t.weights(net), {str(tmp_path)!r} + '/weights' + str(t.make_accelerator('no').process_index) + '.pt')\n")
+    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+                           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+                           "--main_process_port", "0", str(script)], capture_output=True, text=True, timeout=200,
+                          env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    history, net = run(tmp_path / "one", replace(RECIPE, epochs=3, batch_size=29), model(0.0))
+    for rank in (0, 1):
+        assert torch.allclose(torch.load(tmp_path / f"weights{rank}.pt", weights_only=True), weights(net), atol=1e-5)
+    two = json.loads((tmp_path / "two" / "history.json").read_text())
+    assert np.allclose([e["train_loss"] for e in two["log"]], [e["train_loss"] for e in history["log"]], atol=1e-5)
