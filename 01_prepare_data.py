@@ -1,29 +1,36 @@
 """Prepare a corpus: one table of turns, 16 kHz mono audio and a muted video clip per turn.
 
-Babaali et al., "Multi-Modal Emotion Recognition by Text, Speech and Video Using Pretrained Transformers", Sec. 3.1
-(data preparation) and Figure 1 (labels per session). IEMOCAP's dialogue videos are cut by the annotation's times, the
-half of the split screen that shows the speaker is kept, sound is removed, and the clip is written as MP4.
+Babaali et al., "Multi-Modal Emotion Recognition by Text, Speech and Video Using Pretrained Transformers",
+Sec. 3.1 (data preparation) and Figure 1 (labels per session). IEMOCAP's dialogue videos are cut by the
+annotation's times, the half of the split screen that shows the speaker is kept, sound is removed, and the
+clip is written as MP4.
 
-    python 01_prepare_data.py                                        # IEMOCAP in data/raw/IEMOCAP_full_release
-    python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
-    python 01_prepare_data.py --CORPUS=./my_corpus                   # a folder with a manifest.csv (see README)
-    python 01_prepare_data.py --demo                                 # a synthetic corpus in IEMOCAP's layout
+    python 01_prepare_data.py                                        # IEMOCAP in
+    data/raw/IEMOCAP_full_release python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
+    python 01_prepare_data.py --CORPUS=./my_corpus                   # a folder with a manifest.csv (see
+    README) python 01_prepare_data.py --demo                                 # a synthetic corpus in IEMOCAP's
+    layout
 
-Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) @RAVDESS@, MELD's text @MELD@, the demo @DEMO@.
-A killed or repeated run goes on from what is finished.
+Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 70 s, most of it
+speaking and drawing. IEMOCAP's 12 hours of turns take about 20 minutes by the rate of
+tests/benchmarks/bench_cut_video.py. A killed or repeated run goes on from what is finished.
 
-Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn outside the
-label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which file),
-audio/<utterance>.wav, video/<utterance>.mp4.
-Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json, log.jsonl.
+Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
+outside the label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which
+file), audio/<utterance>.wav, video/<utterance>.mp4.
+Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json,
+log.jsonl.
 
 DEVIATIONS
-- The paper counts 5,532 turns in four classes. The release holds 5,531 (neutral 1708, happy 1636 with excited merged,
-  angry 1103, sad 1084), as other public parsers find too; we report what is found.
-- The paper does not say how the clips are coded. Ours are H.264 at a constant, visually lossless quality; whole files
-  that are H.264 already are copied without their sound instead of being coded again.
-- Speech is brought to 16 kHz mono, the rate of the paper's speech models; IEMOCAP's sentence files have it already.
-- Bracket tokens of the transcripts, such as [LAUGHTER], are kept (KEEP_BRACKETS); the paper does not mention them.
+- The paper counts 5,532 turns in four classes. The release holds 5,531 (neutral 1708, happy 1636 with excited
+  merged, angry 1103, sad 1084), as other public parsers find too; we report what is found.
+- The paper keeps "the maximum possible quality" without saying how the clips are coded. Ours are H.264 at a
+  constant, visually lossless quality; whole files that are H.264 already are copied without their sound
+  instead of being coded again.
+- Speech is brought to 16 kHz mono, the rate of the paper's speech models; IEMOCAP's sentence files have it
+  already.
+- Bracket tokens of the transcripts, such as [LAUGHTER], are kept (KEEP_BRACKETS); the paper does not mention
+  them.
 """
 
 from common import settings
@@ -31,6 +38,8 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)        # --help and refusals before the slow imports
 
+import os
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -47,34 +56,33 @@ from common.results import start_run
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
 CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
-SEEDS = (0,)                        # the first one makes the demo corpus and the random checkpoints; nothing else
-                                    # here is random
+SEEDS = (0,)                        # the first one makes the demo corpus and the random checkpoints; nothing
+                                    # else here is random
 CORPUS_ROOT = ""                    # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
 MERGE_EXCITED_INTO_HAPPY = True     # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
 KEEP_BRACKETS = True                # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
 RAVDESS_CHANNEL = "speech"          # RAVDESS: "speech", "song" or "both"
 RATE_HZ = 16000                     # sampling rate of the prepared audio; the later scripts expect 16000
-VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper: "maximum possible
-                                    # quality"
-VIDEO_PRESET = "ultrafast"          # x264 preset, to "veryslow": speed against file size; at one CRF the quality is
-                                    # about the same
+VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
+                                    # "maximum possible quality"
+VIDEO_PRESET = "ultrafast"          # x264 preset, to "veryslow": speed against file size; at one CRF the
+                                    # quality is about the same
 MIN_TURN_S = 0.1                    # audio shorter than this is left out and is a problem, seconds
 MAX_PROBLEM_SHARE = 0.05            # stop where more than this share of the turns has a problem
 WORKERS = 0                         # processes, 0 = one per core
-WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for every
-                                    # architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and for
-                                    # training from scratch
+WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for
+                                    # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and
+                                    # for training from scratch
 DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
 DEMO = {"CORPUS": "demo_iemocap", "WRITE_CHECKPOINTS": "tiny"}     # all that --demo changes
-IN_PAPER = 5532                     # turns in four classes. Paper: Sec. 3.1
 
 
 # ---- The release ------------------------------------------------------------------------------
 
 
 def release_root():
-    """The folder of the release; the demo's is written first where it is absent or was made with other settings."""
+    """The folder of the release; the demo's is written first where absent or made with other settings."""
     root = Path(CORPUS_ROOT) if CORPUS_ROOT else find_root(CORPUS, DATA_ROOT)
     if CORPUS == "demo_iemocap":
         write_demo(root)
@@ -91,7 +99,7 @@ def write_demo(root):
     if root.is_dir() and note.exists() and read_json(note) == made_with:
         return
     print(f"writing the synthetic corpus to {root} ...", flush=True)
-    write_demo_iemocap(root, **made_with)
+    write_demo_iemocap(root, **made_with, workers=WORKERS or os.cpu_count() or 1)
     write_json(note, made_with)
 
 
@@ -103,23 +111,36 @@ def check_settings():
         raise UserError(f"--WRITE_CHECKPOINTS={WRITE_CHECKPOINTS}: choose tiny, small or nothing")
     if not 0 <= VIDEO_CRF <= 51:
         raise UserError(f"--VIDEO_CRF={VIDEO_CRF}: choose 0 (lossless) to 51")
-    if VIDEO_PRESET not in ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower",
-                            "veryslow"):
+    if VIDEO_PRESET not in (
+        "ultrafast",
+        "superfast",
+        "veryfast",
+        "faster",
+        "fast",
+        "medium",
+        "slow",
+        "slower",
+        "veryslow",
+    ):
         raise UserError(f"--VIDEO_PRESET={VIDEO_PRESET}: choose one of x264's, ultrafast to veryslow")
     if not 0 <= MAX_PROBLEM_SHARE <= 1:
         raise UserError(f"--MAX_PROBLEM_SHARE={MAX_PROBLEM_SHARE}: a share lies between 0 and 1")
 
 
 def start(release, folder):
-    """Print the corpus and what the reader noticed; returns the run, whose results folder can be written to."""
-    manifest = Manifest(corpus_name(CORPUS), folder, release.classes, [source.turn for source in release.turns])
+    """Print the corpus and what the reader noticed; returns the run and the manifest without media."""
+    manifest = Manifest(
+        corpus_name(CORPUS), folder, release.classes, [source.turn for source in release.turns]
+    )
     run = start_run(__file__, SETTINGS, manifest, "turns as annotated, no split; needs no GPU")
     for note in release.notes if CORPUS != "demo_iemocap" else ("synthetic, in IEMOCAP's layout",):
         print(f"  release   {note}")
     if CORPUS == "iemocap" and MERGE_EXCITED_INTO_HAPPY:
-        print(f"  paper     counts {IN_PAPER:,} labelled turns; see DEVIATIONS")
+        print("  paper     counts 5,532 labelled turns; see DEVIATIONS")
     if len({source.turn.speaker for source in release.turns if source.turn.label}) < 2:
-        print("  warning   only one speaker has labelled turns: the later scripts cannot test on unseen speakers")
+        print(
+            "  warning   only one speaker has labelled turns: no test on unseen speakers is possible"
+        )
     print(f"  will write {folder}/", flush=True)
     return run, manifest
 
@@ -128,7 +149,7 @@ def start(release, folder):
 
 
 def finish_turns(release, outcomes):
-    """Fill in audio, video and missing times of all turns; returns all problems, of the reader and of the media."""
+    """Fill in audio, video and missing times; returns all problems, of the reader and of the media."""
     problems = list(release.problems)
     has_text = any(source.turn.text for source in release.turns)
     for source in release.turns:
@@ -144,15 +165,14 @@ def finish_turns(release, outcomes):
     return problems
 
 
-def report_problems(problems, release, folder):
+def report_problems(problems, release, folder, root):
     """Write problems.csv and a one-line summary; UserError if too many turns are affected."""
     path = folder / "problems.csv"
-    root = str(Path(CORPUS_ROOT) if CORPUS_ROOT else find_root(CORPUS, DATA_ROOT))
-    rows = [{**asdict(p), "file": p.file.removeprefix(root).lstrip("/")} for p in problems]
+    rows = [{**asdict(p), "file": p.file.removeprefix(f"{root}/")} for p in problems]
     write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
     if not problems:
         return print(f"  problems  none; {path} is empty")
-    kinds = Counter(p.problem.split(";")[0].split(":")[0] for p in problems)
+    kinds = Counter(re.sub(r"[\d.]+", "…", re.split("[;:(]", p.problem)[0].strip()) for p in problems)
     affected = len({p.utterance_id or p.file for p in problems})
     share = affected / len(release.turns)
     shown = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common(4))
@@ -199,6 +219,7 @@ def figure_1(run, manifest):
     fig = plots.grouped_bars(groups, {label: [counts[group, label] for group in groups]
                                       for label in manifest.classes}, "labelled turns")
     fig.axes[0].set_xlabel(name)
+    fig.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)      # bars fill the axes
     if len(groups) > 8:
         fig.axes[0].tick_params(axis="x", rotation=90)
     caption = (f"Figure 1. Labels per {name} of {manifest.corpus}: {len(manifest.labelled):,} labelled of "
@@ -210,12 +231,19 @@ def figure_1(run, manifest):
 
 
 def write_checkpoints(manifest):
-    """Random-weight models whose tokenisers know the corpus's words (of the training part where it is official)."""
+    """Random-weight models whose tokenisers know the corpus's words (those of an official training part)."""
     from common.demo_checkpoints import write_checkpoints as write     # imports transformers
 
-    texts = [turn.text for turn in manifest.turns if turn.text and turn.extra.get("split", "train") == "train"]
+    texts = [
+        turn.text for turn in manifest.turns if turn.text and turn.extra.get("split", "train") == "train"
+    ]
     folder = Path(DATA_ROOT) / "checkpoints" / manifest.corpus
-    made_with = {"size": WRITE_CHECKPOINTS, "seed": SEEDS[0], "texts": len(texts), "letters": sum(map(len, texts))}
+    made_with = {
+        "size": WRITE_CHECKPOINTS,
+        "seed": SEEDS[0],
+        "texts": len(texts),
+        "letters": sum(map(len, texts)),
+    }
     note = folder / "made_with.json"
     if not (note.exists() and read_json(note) == made_with):
         write(folder, texts, WRITE_CHECKPOINTS, SEEDS[0])
@@ -230,10 +258,11 @@ def main():
                           channel=RAVDESS_CHANNEL)
     folder = make_folder(prepared_folder(DATA_ROOT, CORPUS))
     run, manifest = start(release, folder)
-    outcomes = prepare_media(release.turns, MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S),
-                             WORKERS)
+    outcomes = prepare_media(
+        release.turns, MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S), WORKERS
+    )
     problems = finish_turns(release, outcomes)
-    report_problems(problems, release, folder)
+    report_problems(problems, release, folder, root)
     write_manifest(manifest)
     report_media(manifest)
     figure_1(run, manifest)

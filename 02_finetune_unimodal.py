@@ -35,7 +35,7 @@ if __name__ == "__main__":
     settings.parse(__file__)          # --help and refusals, before the slow imports
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,9 +47,9 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
 from common.manifest import read_manifest
-from common.metrics import accuracy, chance, cluster_bootstrap, confusion, unweighted_recall
+from common.metrics import accuracy, chance, confusion, unweighted_recall
 from common.plots import learning_curves, save
-from common.results import Cell, start_run
+from common.results import Cell, prediction_rows, score_cell, start_run
 from common.splits import check_folds, leave_two_out, make_folds, model_choice_split, protocol_text
 from common.training import Recipe, best_weights, fit, make_accelerator, predict
 
@@ -64,26 +64,27 @@ MODALITIES = ("text", "audio", "video")     # those the corpus lacks are left ou
 STAGES = ("choice", "folds")        # "choice": Tables 1-3; "folds": Table 4 and Figures 2-7
 
 # Models (Sec. 3.2); the hub names are not in the paper
-TEXT_MODELS = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")
-AUDIO_MODELS = ("facebook/wav2vec2-base", "facebook/hubert-base-ls960", "MIT/ast-finetuned-audioset-10-10-0.4593")
-VIDEO_MODELS = ("MCG-NJU/videomae-base",)
+TEXT_MODELS = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")      # candidates of Table 1
+AUDIO_MODELS = ("facebook/wav2vec2-base", "facebook/hubert-base-ls960",
+                "MIT/ast-finetuned-audioset-10-10-0.4593")      # candidates of Table 2
+VIDEO_MODELS = ("MCG-NJU/videomae-base",)      # the one of Table 3
 CHOSEN_MODELS = ("bert-base-uncased", "facebook/wav2vec2-base", "MCG-NJU/videomae-base")   # Sec. 3.3; empty = the best
                                     # of each modality on the validation speakers of the choice stage
 
 # Training (Sec. 3.2)
-TEXT_LEARNING_RATE = 2e-5
+TEXT_LEARNING_RATE = 2e-5           # peak
 TEXT_EPOCHS = (20, 20, 20)          # one for each of TEXT_MODELS
-TEXT_BATCH_SIZE = 32
-AUDIO_LEARNING_RATE = 3e-5
+TEXT_BATCH_SIZE = 32                # samples per step, over all processes
+AUDIO_LEARNING_RATE = 3e-5          # peak
 AUDIO_EPOCHS = (15, 15, 30)         # one for each of AUDIO_MODELS
-AUDIO_BATCH_SIZE = 8
-VIDEO_LEARNING_RATE = 5e-5
+AUDIO_BATCH_SIZE = 8                # samples per step
+VIDEO_LEARNING_RATE = 5e-5          # peak
 VIDEO_EPOCHS = (10,)                # one for each of VIDEO_MODELS
-VIDEO_BATCH_SIZE = 8
-TEXT_EVAL_BATCH_SIZE = 32
-AUDIO_EVAL_BATCH_SIZE = 4
-VIDEO_EVAL_BATCH_SIZE = 8           # not in the paper
-WEIGHT_DECAY = 0.01
+VIDEO_BATCH_SIZE = 8                # samples per step
+TEXT_EVAL_BATCH_SIZE = 32           # changes the run time, not the result
+AUDIO_EVAL_BATCH_SIZE = 4           # likewise
+VIDEO_EVAL_BATCH_SIZE = 8           # likewise. Not in the paper
+WEIGHT_DECAY = 0.01                 # of AdamW, on weight matrices
 DROPOUT = 0.1                       # in front of the linear layer. Not in the paper
 SCHEDULE = "linear"                 # "linear", "cosine", "constant". Not in the paper
 WARMUP_SHARE = 0.0                  # share of the steps. Not in the paper
@@ -233,7 +234,7 @@ def train_and_test(accelerator, manifest, inputs, model, fold, seed):
     identity = {**inputs.identity, **{name: sorted(t.utterance_id for t in part.turns) for name, part in parts.items()}}
     done = kept_outcome(folder, recipe, identity)
     if done:
-        accelerator.print(f"{short_name(model)} {fold.name} seed {seed}: already trained and tested")
+        print(f"{short_name(model)} {fold.name} seed {seed}: already trained and tested")
         return done
     encoder = build_encoder(inputs.source, inputs.modality, len(manifest.classes), DROPOUT, seed)
 
@@ -330,45 +331,56 @@ def cross_validate(accelerator, manifest, chosen, folds):
 
 # ---- Tables and figures --------------------------------------------------------------------
 
-def pooled(manifest, runs):
-    """Predictions of some runs pooled over folds: (y_true (N,), y_pred (seeds, N), speakers (N,))."""
-    turns = {t.utterance_id: t for t in manifest.labelled}
-    ids = sorted({i for _, _, outcome in runs for i in outcome["ids"]})
-    seeds = sorted({seed for seed, _, _ in runs})
-    predicted = {(seed, i): int(np.argmax(row)) for seed, _, outcome in runs
-                 for i, row in zip(outcome["ids"], outcome["logits"])}
-    y_true = np.array([manifest.classes.index(turns[i].label) for i in ids])
-    return y_true, np.array([[predicted[seed, i] for i in ids] for seed in seeds]), [turns[i].speaker for i in ids]
+class Pooled:
+    """Predictions of some runs pooled over folds, in the order of the labelled turns."""
+
+    def __init__(self, manifest, runs):
+        self.turns, self.classes = manifest.labelled, manifest.classes
+        row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
+        self.y_true = np.array([manifest.classes.index(turn.label) for turn in self.turns])
+        self.speakers = np.array([turn.speaker for turn in self.turns])
+        self.y_pred = np.full((len(SEEDS), len(self.turns)), -1)                     # -1 = not tested
+        self.runs = {}
+        for seed, fold, outcome in runs:
+            tested = np.array([row[utterance_id] for utterance_id in outcome["ids"]])
+            self.y_pred[SEEDS.index(seed), tested] = np.argmax(outcome["logits"], axis=1)
+            self.runs[seed, fold.name] = (slice(SEEDS.index(seed), SEEDS.index(seed) + 1), tested)
+        self.tested = self.y_true[(self.y_pred >= 0).all(0)]
+
+    def score(self, row, column, metric, paper, fraction):
+        """A cell with its speaker-clustered interval: in %, or as a fraction where the paper prints one."""
+        cell = score_cell(row, column, metric, self.y_true, self.y_pred, self.speakers, self.runs, N_RESAMPLES, paper)
+        return as_fraction(cell) if fraction else cell
 
 
-def table_rows(manifest, row, runs, paper, scale, digits):
+def as_fraction(cell):
+    """A cell in % with its values divided by 100."""
+    return replace(cell, values=[v / 100 for v in cell.values], low=cell.low / 100, high=cell.high / 100, unit="", digits=3)
+
+
+def table_rows(manifest, row, runs, paper, fraction):
     """The cells of one model: the paper's three columns, then mean recall and training time."""
-    y_true, y_pred, speakers = pooled(manifest, runs)
-    keys = [(seed, fold.name) for seed, fold, _ in runs]
-    unit = "%" if scale == 100 else ""
+    pool = Pooled(manifest, runs)
+    loss, hits, seconds = paper if manifest.corpus.endswith("iemocap") and paper else (None, None, None)
 
-    def cell(column, values, unit, printed=None, metric=None):
-        low, high = cluster_bootstrap(metric, y_true, y_pred, speakers, N_RESAMPLES, 0) if metric else (None, None)
-        return Cell(row, column, values=values, runs=keys, paper=printed, unit=unit, n=len(y_true),
-                    digits=digits if unit == "%" or metric else 2,
-                    low=None if low is None else low * scale, high=None if high is None else high * scale)
+    def cell(column, values, unit, printed=None):
+        return Cell(row, column, values, list(pool.runs), printed, unit=unit, n=len(pool.tested))
 
-    tests = [outcome["test"] for _, _, outcome in runs]
-    loss, hits, seconds = paper or (None, None, None)
-    return [cell("Loss", [t["loss"] for t in tests], "", loss),
-            cell("Accuracy", [t["accuracy"] * scale for t in tests], unit, hits, accuracy),
-            cell("Runtime", [t["seconds"] for t in tests], "s", seconds),
-            cell("Mean recall", [t["recall"] * scale for t in tests], unit, None, unweighted_recall),
-            cell("Training", [o["history"]["seconds"] for _, _, o in runs], "s")]
+    outcomes = [outcome for _, _, outcome in runs]
+    return [cell("Loss", [o["test"]["loss"] for o in outcomes], "", loss),
+            pool.score(row, "Accuracy", accuracy, hits, fraction),
+            cell("Runtime", [o["test"]["seconds"] for o in outcomes], "s", seconds),
+            pool.score(row, "Mean recall", unweighted_recall, None, fraction),
+            cell("Training", [o["history"]["seconds"] for o in outcomes], "s")]
 
 
-def chance_row(manifest, runs, scale, digits):
-    """The accuracy of always answering the most frequent class, on the same turns."""
-    y_true, _, _ = pooled(manifest, runs)
-    majority, uniform = chance(y_true, len(manifest.classes))
-    unit = "%" if scale == 100 else ""
-    return [Cell("always the most frequent class", "Accuracy", [majority * scale], n=len(y_true), unit=unit, digits=digits),
-            Cell("always the most frequent class", "Mean recall", [uniform * scale], n=len(y_true), unit=unit, digits=digits)]
+def chance_row(manifest, runs, fraction):
+    """The scores of always answering the most frequent class, on the same turns."""
+    pool, row = Pooled(manifest, runs), "always the most frequent class"
+    majority, uniform = chance(pool.tested, len(manifest.classes))
+    scale, unit, digits = (1, "", 3) if fraction else (100, "%", 2)
+    return [Cell(row, "Accuracy", [majority * scale], n=len(pool.tested), unit=unit, digits=digits),
+            Cell(row, "Mean recall", [uniform * scale], n=len(pool.tested), unit=unit, digits=digits)]
 
 
 RUNTIME_NOTE = ("Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives no unit "
@@ -381,10 +393,10 @@ def write_choice_tables(run, manifest, candidates, chosen):
         number, title = TABLES[modality]
         cells = []
         for model, runs in models.items():
-            cells += table_rows(manifest, short_name(model), runs, PAPER_CHOICE.get(short_name(model)), 1, 3)
+            cells += table_rows(manifest, short_name(model), runs, PAPER_CHOICE.get(short_name(model)), fraction=True)
             cells.append(Cell(short_name(model), "Validation accuracy", [o["history"]["best"] for _, _, o in runs],
                               [(s, f.name) for s, f, _ in runs], unit="", digits=3))
-        cells += chance_row(manifest, next(iter(models.values())), 1, 3)
+        cells += chance_row(manifest, next(iter(models.values())), fraction=True)
         note = RUNTIME_NOTE + (" The interval resamples the speakers of one test group only (two in IEMOCAP), so it says "
                                f"little. Goes on to the folds: {short_name(chosen[modality])}.")
         run.table(f"babaali_table_{number}", f"Table {number}. {title}, one split", cells, note)
@@ -395,8 +407,8 @@ def write_fold_results(run, manifest, results, chosen, protocol):
     cells = []
     for modality, runs in results.items():
         name = short_name(chosen[modality])
-        cells += table_rows(manifest, name, runs, PAPER_FOLDS.get(name), 100, 2)
-    cells += chance_row(manifest, next(iter(results.values())), 100, 2)
+        cells += table_rows(manifest, name, runs, PAPER_FOLDS.get(name), fraction=False)
+    cells += chance_row(manifest, next(iter(results.values())), fraction=False)
     run.table("babaali_table_4", "Table 4. Uni-modal performance", cells, RUNTIME_NOTE)
     for modality, runs in results.items():
         for path in learning_figures(run.folder, manifest, modality, runs, short_name(chosen[modality]), protocol):
@@ -405,10 +417,10 @@ def write_fold_results(run, manifest, results, chosen, protocol):
 
 def learning_figures(folder, manifest, modality, runs, model, protocol):
     """Figures 2-4 (loss) and 5-7 (accuracy) of one modality: a curve per fold, over steps; of the first seed."""
-    position = ("text", "audio", "video").index(modality)
+    position, what = {"text": (0, "text"), "audio": (1, "speech"), "video": (2, "video")}[modality]
     logs = {fold.name: outcome["history"]["log"] for seed, fold, outcome in runs if seed == SEEDS[0]}
     n_valid = sum(len(fold.valid) for seed, fold, _ in runs if seed == SEEDS[0])
-    caption = (f"{model} on {manifest.corpus}, {modality}; {protocol}; seed {SEEDS[0]}. "
+    caption = (f"{model} on {manifest.corpus}, {what}; {protocol}; seed {SEEDS[0]}. "
                f"Validation curves: n = {n_valid:,} turns over all folds; training loss: mean of the epoch, with dropout.")
     level = chance([manifest.classes.index(t.label) for t in manifest.labelled], len(manifest.classes))[0]
 
@@ -419,19 +431,33 @@ def learning_figures(folder, manifest, modality, runs, model, protocol):
               for name, log in logs.items()}
     hits = {name: {"valid": curve(log, "valid_accuracy", 100)} for name, log in logs.items()}
     return [*save(learning_curves(losses, "training step", "cross-entropy"), folder,
-                  f"babaali_fig_{2 + position}_{modality}_loss", f"Figure {2 + position}. {caption}"),
+                  f"babaali_fig_{2 + position}_{what}_loss", f"Figure {2 + position}. {caption}"),
             *save(learning_curves(hits, "training step", "accuracy (%)", 100 * level), folder,
-                  f"babaali_fig_{5 + position}_{modality}_accuracy", f"Figure {5 + position}. {caption}")]
+                  f"babaali_fig_{5 + position}_{what}_accuracy", f"Figure {5 + position}. {caption}")]
 
 
-def prediction_rows(manifest, results, chosen):
-    turns = {t.utterance_id: t for t in manifest.labelled}
+def write_predictions(run, manifest, results, chosen):
+    """predictions.csv: every tested turn of every modality, fold and seed."""
+    rows = []
     for modality, runs in results.items():
-        for seed, fold, outcome in runs:
-            for utterance_id, row in zip(outcome["ids"], outcome["logits"]):
-                yield {"utterance_id": utterance_id, "speaker": turns[utterance_id].speaker, "fold": fold.name,
-                       "seed": seed, "system": short_name(chosen[modality]), "y_true": turns[utterance_id].label,
-                       "y_pred": manifest.classes[int(np.argmax(row))]}
+        pool = Pooled(manifest, runs)
+        rows += prediction_rows(pool.turns, pool.classes, pool.runs, {short_name(chosen[modality]): pool.y_pred})
+    run.predictions(rows)
+
+
+def write_results(run, manifest, candidates, results, chosen, protocol):
+    """All tables, figures and logs of the stages that ran."""
+    everything = [(model, *found) for models in candidates.values() for model, runs in models.items() for found in runs]
+    everything += [(chosen[modality], *found) for modality, runs in results.items() for found in runs]
+    for model, seed, fold, outcome in everything:
+        for entry in outcome["history"]["log"]:
+            run.log({"event": "epoch", "model": short_name(model), "fold": fold.name, "seed": seed, **entry})
+    if candidates:
+        write_choice_tables(run, manifest, candidates, chosen)
+    if results:
+        write_fold_results(run, manifest, results, chosen, protocol)
+        write_predictions(run, manifest, results, chosen)
+    run.finish()
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -441,7 +467,7 @@ def main():
     accelerator = make_accelerator(PRECISION)
     folds = make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
     protocol = protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
-    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
+    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device) if accelerator.is_main_process else None
     modalities = modalities_of(manifest)
     candidates = choose_models(accelerator, manifest, modalities) if "choice" in STAGES else {}
     chosen = chosen_models(modalities, candidates)
@@ -453,12 +479,7 @@ def main():
         if OUT_OF_FOLD and len(folds) > 1:
             cross_validate(accelerator, manifest, chosen, leave_two_out(manifest, N_GROUPS, 0))
     if accelerator.is_main_process:
-        if candidates:
-            write_choice_tables(run, manifest, candidates, chosen)
-        if results:
-            write_fold_results(run, manifest, results, chosen, protocol)
-            run.predictions(prediction_rows(manifest, results, chosen))
-        run.finish()
+        write_results(run, manifest, candidates, results, chosen, protocol)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Readers of genuine corpus releases: where each turn's words, label, speaker and media are.
 
-One function per corpus turns a folder as downloaded into a Release. Readers look at names and text only; media are
-opened later, by common.media. What a release is known to hold (file names, counts) is compared and said, never
-assumed: anything odd becomes a Problem with the file's name. To add a corpus, write `read_<name>(root)` and name it
-in READERS.
+One function per corpus turns a folder as downloaded into a Release. Readers look at names and text only;
+media are opened later, by common.media. What a release is known to hold (file names, counts) is compared and
+said, never assumed: anything odd becomes a Problem with the file's name. To add a corpus, write
+`read_<name>(root)` and name it in READERS.
 """
 
 import re
@@ -32,8 +32,8 @@ class SourceTurn:
 
     audio_span, video_span  (start_s, end_s) of the turn within the file, None = the whole file
     half                    "left" or "right" of a split-screen video, "" = the whole frame
-    times_known             True if turn.start_s and end_s come from the corpus and can be held against the media;
-                            otherwise the media's length decides end_s
+    times_known             True if turn.start_s and end_s come from the corpus and can be held against the
+                            media; otherwise the media's length decides end_s
     """
 
     turn: Turn
@@ -69,21 +69,23 @@ def read_lines(path):
 
 
 def visible_files(folder, pattern="*", recursive=False):
-    """Files that match, sorted by path, without hidden ones and the "._" twins that macOS leaves in archives."""
+    """Files that match, sorted by path, without hidden ones such as the "._" twins of macOS archives."""
     found = folder.rglob(pattern) if recursive else folder.glob(pattern)
     return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
 
 
 def _require_folder(root, corpus):
     if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is")
+        raise UserError(
+            f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is"
+        )
     return Path(root)
 
 
 def _number_turns(turns):
     """Number the turns of each dialogue by start time, from 0."""
     position = Counter()
-    for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):      # ties keep their order
+    for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):  # ties keep their order
         source.turn.turn = position[source.turn.dialogue_id]
         position[source.turn.dialogue_id] += 1
     return turns
@@ -118,16 +120,20 @@ def read_iemocap(root, merge_excited, keep_brackets):
     root           the folder that holds Session1 .. Session5, or the one above it
     merge_excited  True labels excited turns happy, as the papers do; False leaves them out of the label set
     keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
-    Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5), style.
-    Raises UserError if no session with labels is found.
+    Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5),
+    style. Raises UserError if no session with labels is found.
     """
     root = _iemocap_root(_require_folder(root, "IEMOCAP"))
     labels = {**IEMOCAP_LABELS, **({"exc": "happy"} if merge_excited else {})}
     release = Release(IEMOCAP_CLASSES, [])
     sessions = [f"Session{k}" for k in range(1, 6)]
-    with_labels = [name for name in sessions if visible_files(root / name / "dialog" / "EmoEvaluation", "Ses*.txt")]
+    with_labels = [
+        name for name in sessions if visible_files(root / name / "dialog" / "EmoEvaluation", "Ses*.txt")
+    ]
     if not with_labels:
-        raise UserError(f"{root}: its sessions hold no dialog/EmoEvaluation/Ses*.txt; unpack the release completely")
+        raise UserError(
+            f"{root}: its sessions hold no dialog/EmoEvaluation/Ses*.txt; unpack the release completely"
+        )
     for name in with_labels:
         _read_iemocap_session(root / name, labels, keep_brackets, release)
     missing = [name for name in sessions if name not in with_labels]
@@ -144,18 +150,26 @@ def _iemocap_root(root):
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         if any((folder / f"Session{k}").is_dir() for k in range(1, 6)):
             return folder
-    above = [path for path in root.resolve().parents if (path / "Session1").is_dir() or path.name[:7] == "Session"]
+    above = [
+        path for path in root.resolve().parents if (path / "Session1").is_dir() or path.name[:7] == "Session"
+    ]
     if re.fullmatch(r"Session\d", root.resolve().name) or above:
-        session = next((path for path in (root.resolve(), *above) if re.fullmatch(r"Session\d", path.name)), above[-1])
+        session = next(
+            (path for path in (root.resolve(), *above) if re.fullmatch(r"Session\d", path.name)), above[-1]
+        )
         raise UserError(f"{root}: this lies inside a session; set CORPUS_ROOT to {session.parent}")
-    raise UserError(f"{root}: no folders Session1 to Session5 in it; set CORPUS_ROOT to the folder that holds them "
-                    "(IEMOCAP_full_release)")
+    raise UserError(
+        f"{root}: no folders Session1 to Session5 in it; set CORPUS_ROOT to the folder that holds them "
+        "(IEMOCAP_full_release)"
+    )
 
 
 def _read_iemocap_session(folder, labels, keep_brackets, release):
     has_video = (folder / "dialog" / "avi").is_dir()
     if not has_video:
-        release.notes.append(f"{folder.name}: no dialog/avi, the release without video; its turns have no video")
+        release.notes.append(
+            f"{folder.name}: no dialog/avi, the release without video; its turns have no video"
+        )
     videos = {path.stem: path for path in visible_files(folder / "dialog" / "avi", "*.avi", recursive=True)}
     seen = {source.turn.utterance_id for source in release.turns}
     for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
@@ -165,9 +179,14 @@ def _read_iemocap_session(folder, labels, keep_brackets, release):
                 continue                       # the header, raters' lines, blank lines
             turn = _iemocap_turn(line, folder.name, labels)
             if turn is None or turn.utterance_id in seen:
-                release.problems.append(Problem(turn.utterance_id if turn else "", f"{path}:{number}",
-                                                "turn listed twice" if turn else "not a line of EmoEvaluation",
-                                                "compare the file with the release"))
+                release.problems.append(
+                    Problem(
+                        turn.utterance_id if turn else "",
+                        f"{path}:{number}",
+                        "turn listed twice" if turn else "not a line of EmoEvaluation",
+                        "compare the file with the release",
+                    )
+                )
                 continue
             seen.add(turn.utterance_id)
             turn.text = texts.get(turn.utterance_id, "")
@@ -194,9 +213,11 @@ def _iemocap_turn(line, session, labels):
 
 
 def _read_iemocap_transcripts(path, release):
-    """Text by utterance id; remarks ("M: ...") and fragments without a label (ids such as _MXX0) are left out."""
+    """Text by utterance id; remarks ("M: ...") and fragments without a label (_MXX0) are left out."""
     if not path.is_file():
-        release.problems.append(Problem("", str(path), "transcript file missing", "unpack the release completely"))
+        release.problems.append(
+            Problem("", str(path), "transcript file missing", "unpack the release completely")
+        )
         return {}
     texts = {}
     for line in read_lines(path):
@@ -219,10 +240,18 @@ def _iemocap_media(turn, folder, videos, has_video, release):
         source.audio = wav                     # if absent, found missing when it is read
     else:
         source.audio, source.audio_span = dialogue_wav, (turn.start_s, turn.end_s)
-        release.problems.append(Problem(turn.utterance_id, str(wav), "sentence wav missing; cut from the dialogue's "
-                                        "recording, where both actors are heard", "unpack sentences/wav"))
+        release.problems.append(
+            Problem(
+                turn.utterance_id,
+                str(wav),
+                "sentence wav missing; cut from the dialogue's recording, where both actors are heard",
+                "unpack sentences/wav",
+            )
+        )
     if has_video:
-        source.video = videos.get(turn.dialogue_id, folder / "dialog" / "avi" / "DivX" / f"{turn.dialogue_id}.avi")
+        source.video = videos.get(
+            turn.dialogue_id, folder / "dialog" / "avi" / "DivX" / f"{turn.dialogue_id}.avi"
+        )
         source.video_span = (turn.start_s, turn.end_s)
         source.half = "left" if turn.speaker[-1] == turn.dialogue_id[5] else "right"
     return source
@@ -241,10 +270,17 @@ def _iemocap_counts(turns, sessions, labels):
         for raw, label in labels.items():
             of_class[label] += expected[raw]
         found = Counter(turn.label for turn in mine if turn.label)
-        lines.append(compare_counts(f"{name} turns", len(mine), expected["all"]) + "; " +
-                     compare_counts("labelled", found.total(), of_class.total()) + ", " + ", ".join(
-            f"{label} {found[label]:,}" + (f" [{of_class[label]:,}]" if found[label] != of_class[label] else "")
-            for label in IEMOCAP_CLASSES))
+        lines.append(
+            compare_counts(f"{name} turns", len(mine), expected["all"])
+            + "; "
+            + compare_counts("labelled", found.total(), of_class.total())
+            + ", "
+            + ", ".join(
+                f"{label} {found[label]:,}"
+                + (f" [{of_class[label]:,}]" if found[label] != of_class[label] else "")
+                for label in IEMOCAP_CLASSES
+            )
+        )
     return lines
 
 
@@ -258,7 +294,8 @@ RAVDESS_COUNTS = {"speech": 1440, "song": 1012, "both": 2452}
 
 
 def read_ravdess(root, channel):
-    """Read RAVDESS: the audio-only files (03-*), the audio-video files (01-*), or both of the same recordings.
+    """Read RAVDESS: the audio-only files (03-*), the audio-video files (01-*), or both of the same
+    recordings.
 
     root     any folder above the files; copies of a file in nested folders count once
     channel  "speech", "song" or "both"
@@ -279,8 +316,10 @@ def read_ravdess(root, channel):
         elif match[2] in RAVDESS_CHANNELS[channel]:
             recordings.setdefault(path.stem[3:], {}).setdefault(match[1] + path.suffix.lower(), path)
     if not recordings:
-        raise UserError(f"{root}: no RAVDESS files such as Actor_01/03-01-01-01-01-01-01.wav in it or below for "
-                        f"RAVDESS_CHANNEL={channel}; set CORPUS_ROOT to the folder that holds Actor_01 ...")
+        raise UserError(
+            f"{root}: no RAVDESS files such as Actor_01/03-01-01-01-01-01-01.wav in it or below for "
+            f"RAVDESS_CHANNEL={channel}; set CORPUS_ROOT to the folder that holds Actor_01 ..."
+        )
     release.turns = [_ravdess_turn(name, copies) for name, copies in sorted(recordings.items())]
     release.notes.append(compare_counts(f"recordings ({channel})", len(recordings), RAVDESS_COUNTS[channel]))
     actors = {source.turn.speaker for source in release.turns}
@@ -298,7 +337,9 @@ def _ravdess_turn(name, copies):
                 label=RAVDESS_CLASSES[int(emotion) - 1],
                 extra={"channel": {"01": "speech", "02": "song"}[channel], "repetition": repetition,
                        "intensity": {"01": "normal", "02": "strong"}[intensity], "statement": statement})
-    return SourceTurn(turn, audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"), video=video)
+    return SourceTurn(
+        turn, audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"), video=video
+    )
 
 
 # ---- EMO-DB (FORMATS 5): Burkhardt et al. 2005 ------------------------------------------------
@@ -335,16 +376,24 @@ def read_emodb(root):
     for path in visible_files(folder, "*.wav"):
         match = EMODB_NAME.match(path.stem)
         if match is None or match[2] not in EMODB_TEXTS:
-            release.problems.append(Problem("", str(path), "not an EMO-DB name; left out",
-                                            "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"))
+            release.problems.append(
+                Problem(
+                    "",
+                    str(path),
+                    "not an EMO-DB name; left out",
+                    "names are speaker, sentence, emotion letter, version: 03a01Fa.wav",
+                )
+            )
             continue
         speaker, sentence, letter, version = match.groups()
         turn = Turn(path.stem, path.stem, 0, speaker, "", 0.0, 0.0, text=EMODB_TEXTS[sentence],
                     label=EMODB_LETTERS[letter], extra={"sentence": sentence, "version": version})
         release.turns.append(SourceTurn(turn, audio=path))
     if not release.turns:
-        raise UserError(f"{root}: no EMO-DB files such as wav/03a01Fa.wav in it; set CORPUS_ROOT to the folder "
-                        "that holds wav/")
+        raise UserError(
+            f"{root}: no EMO-DB files such as wav/03a01Fa.wav in it; set CORPUS_ROOT to the folder "
+            "that holds wav/"
+        )
     found = Counter(source.turn.label for source in release.turns)
     release.notes.append(compare_counts("recordings", found.total(), sum(EMODB_COUNTS.values())))
     release.notes += [compare_counts(label, found[label], count) for label, count in EMODB_COUNTS.items()
@@ -364,9 +413,9 @@ def read_meld(root):
     """Read MELD's three csv files and, where they are unpacked, the clips of MELD.Raw.
 
     root  any folder above {train,dev,test}_sent_emo.csv
-    Turns keep the order of Utterance_ID, since the times in the csv are positions in the episode and a few are wrong;
-    where a clip is there, its length decides how long a turn is. Extra columns: split (the official one), sentiment,
-    season, episode.
+    Turns keep the order of Utterance_ID, since the times in the csv are positions in the episode and a few
+    are wrong; where a clip is there, its length decides how long a turn is. Extra columns: split (the
+    official one), sentiment, season, episode.
     """
     root = _require_folder(root, "MELD")
     release, no_clips = Release(MELD_CLASSES, []), []
@@ -382,11 +431,15 @@ def read_meld(root):
         release.turns += [source for source in turns if source]
         release.notes.append(compare_counts(f"{split} turns", len(turns), MELD_COUNTS[split]))
     if not release.turns:
-        raise UserError(f"{root}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns in it or "
-                        "below; set CORPUS_ROOT to the MELD folder")
+        raise UserError(
+            f"{root}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns in it or "
+            "below; set CORPUS_ROOT to the MELD folder"
+        )
     if no_clips:
         folders = ", ".join(MELD_FOLDERS[split] for split in no_clips)
-        release.notes.append(f"text only for {', '.join(no_clips)}: no folder {folders} of MELD.Raw below {root}")
+        release.notes.append(
+            f"text only for {', '.join(no_clips)}: no folder {folders} of MELD.Raw below {root}"
+        )
     return release
 
 
@@ -397,16 +450,36 @@ def _meld_turn(row, split, clips, table, release):
         start_s, end_s = (_meld_seconds(row[name]) for name in ("StartTime", "EndTime"))
         text, label = row["Utterance"].strip(), row["Emotion"].strip().lower()
     except (KeyError, TypeError, ValueError) as error:
-        release.problems.append(Problem("", str(table), f"row {row.get('Sr No.', '?')} cannot be read ({error})",
-                                        "download the csv again"))
+        release.problems.append(
+            Problem(
+                "",
+                str(table),
+                f"row {row.get('Sr No.', '?')} cannot be read ({error})",
+                "download the csv again",
+            )
+        )
         return None
     name = f"{split}_dia{dialogue:04d}_utt{utterance:02d}"
     if end_s <= start_s:
-        release.problems.append(Problem(name, str(table), "the csv gives it no length", "none; its clip decides"))
+        release.problems.append(
+            Problem(name, str(table), "the csv gives it no length", "none; its clip decides")
+        )
         end_s = start_s
-    turn = Turn(name, f"{split}_dia{dialogue:04d}", utterance, row["Speaker"].strip(), "", start_s, end_s, text=text,
-                label=label if label in MELD_CLASSES else "",
-                extra={"split": split, **{key.lower(): row.get(key, "") for key in ("Sentiment", "Season", "Episode")}})
+    turn = Turn(
+        name,
+        f"{split}_dia{dialogue:04d}",
+        utterance,
+        row["Speaker"].strip(),
+        "",
+        start_s,
+        end_s,
+        text=text,
+        label=label if label in MELD_CLASSES else "",
+        extra={
+            "split": split,
+            **{key.lower(): row.get(key, "") for key in ("Sentiment", "Season", "Episode")},
+        },
+    )
     clip = clips / f"dia{dialogue}_utt{utterance}.mp4" if clips else None
     return SourceTurn(turn, audio=clip, video=clip)
 
@@ -423,22 +496,35 @@ def _meld_seconds(text):
 # ---- Bring your own: a folder with manifest.csv -----------------------------------------------
 
 REQUIRED_COLUMNS = ("speaker", "label")
-OPTIONAL_COLUMNS = ("utterance_id", "dialogue_id", "turn", "session", "start_s", "end_s", "text", "audio", "video")
+OPTIONAL_COLUMNS = (
+    "utterance_id",
+    "dialogue_id",
+    "turn",
+    "session",
+    "start_s",
+    "end_s",
+    "text",
+    "audio",
+    "video",
+)
 
 
 def read_folder(root):
-    """Read a folder with a manifest.csv: speaker and label, and any of audio, video and text, one row per turn.
+    """Read a folder with a manifest.csv: speaker and label, and any of audio, video and text, one row per
+    turn.
 
-    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else each row
-    stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test"). An empty label
-    marks a turn that is context only. Other columns are kept. The classes are the labels in alphabetical order.
-    Raises UserError with the row's line number for an absolute path, one that leaves the folder, a repeated id, a
-    missing column or speaker, or a number that is none.
+    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
+    each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
+    An empty label marks a turn that is context only. Other columns are kept. The classes are the labels in
+    alphabetical order. Raises UserError with the row's line number for an absolute path, one that leaves the
+    folder, a repeated id, a missing column or speaker, or a number that is none.
     """
     root = _require_folder(root, "corpus")
     path = root / "manifest.csv"
     if not path.is_file():
-        raise UserError(f"{path}: no such file; CORPUS must be the name of a corpus or a folder with a manifest.csv")
+        raise UserError(
+            f"{path}: no such file; CORPUS must be the name of a corpus or a folder with a manifest.csv"
+        )
     rows = read_csv(path)
     absent = [name for name in REQUIRED_COLUMNS if not rows or name not in rows[0]]
     if absent:
@@ -446,10 +532,14 @@ def read_folder(root):
                         f"{', '.join(REQUIRED_COLUMNS)} and some of {', '.join(OPTIONAL_COLUMNS)}")
     turns, lines = [], {}
     for number, row in enumerate(rows, start=2):
-        source = _folder_turn(root, path, number, {key: (value or "").strip() for key, value in row.items() if key})
+        source = _folder_turn(
+            root, path, number, {key: (value or "").strip() for key, value in row.items() if key}
+        )
         name = source.turn.utterance_id
         if name in lines:
-            raise UserError(f"{path}:{number}: utterance_id {name} is already on line {lines[name]}; make it unique")
+            raise UserError(
+                f"{path}:{number}: utterance_id {name} is already on line {lines[name]}; make it unique"
+            )
         lines[name] = number
         turns.append(source)
     classes = tuple(sorted({source.turn.label for source in turns if source.turn.label}))
@@ -466,22 +556,35 @@ def _folder_turn(root, path, number, row):
         raise UserError(f"{path}:{number}: no speaker; the splits need one on every row")
     name = row.get("utterance_id") or f"utt{number - 1:06d}"
     if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
-        raise UserError(f"{path}:{number}: utterance_id {name!r} becomes a file name; use letters, digits, - and _")
+        raise UserError(
+            f"{path}:{number}: utterance_id {name!r} becomes a file name; use letters, digits, - and _"
+        )
     try:
         start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
         position = int(row.get("turn") or 0)
     except ValueError as error:
-        raise UserError(f"{path}:{number}: {error}; turn is a whole number, start_s and end_s are seconds") from error
+        raise UserError(
+            f"{path}:{number}: {error}; turn is a whole number, start_s and end_s are seconds"
+        ) from error
     known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS}
-    turn = Turn(name, row.get("dialogue_id") or name, position, row["speaker"], row.get("session", ""), start_s, end_s,
-                text=row.get("text", ""), label=row["label"],
-                extra={key: value for key, value in row.items() if key not in known})
+    turn = Turn(
+        name,
+        row.get("dialogue_id") or name,
+        position,
+        row["speaker"],
+        row.get("session", ""),
+        start_s,
+        end_s,
+        text=row.get("text", ""),
+        label=row["label"],
+        extra={key: value for key, value in row.items() if key not in known},
+    )
     audio, video = (_inside(root, row.get(key, ""), f"{path}:{number}: {key}") for key in ("audio", "video"))
     return SourceTurn(turn, audio=audio, video=video)
 
 
 def _inside(root, text, where):
-    """A path of a user's manifest as a Path inside root, None for ""; UserError if it is absolute or leaves root."""
+    """A path of a user's manifest, None for ""; UserError if it is absolute or leaves root."""
     if not text:
         return None
     relative = PurePosixPath(text.replace("\\", "/"))
@@ -508,7 +611,8 @@ USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
 
 
 def find_root(corpus, data_root):
-    """Where a corpus is looked for under DATA_ROOT/raw: the first usual folder name that is there, else the first.
+    """Where a corpus is looked for under DATA_ROOT/raw: the first usual folder name that is there, else the
+    first.
 
     A corpus given as a folder is that folder. Raises UserError for a name that is neither.
     """
@@ -516,8 +620,10 @@ def find_root(corpus, data_root):
         places = [Path(data_root) / "raw" / name for name in USUAL_FOLDERS[corpus]]
         return next((place for place in places if place.is_dir()), places[0])
     if "/" not in corpus:
-        raise UserError(f"CORPUS={corpus}: choose one of {', '.join(READERS)}, or a folder with a manifest.csv, "
-                        f"written with a slash (./{corpus})")
+        raise UserError(
+            f"CORPUS={corpus}: choose one of {', '.join(READERS)}, or a folder with a manifest.csv, "
+            f"written with a slash (./{corpus})"
+        )
     return Path(corpus)
 
 

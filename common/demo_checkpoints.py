@@ -1,19 +1,24 @@
 """Checkpoints with random weights for every architecture that the scripts fine-tune, each with its processor.
 
-They stand in for the downloads from the Hugging Face hub: "tiny" ones in the demo, "small" ones to train from scratch
-on a real corpus with two CPU cores. `AutoModel.from_pretrained(folder)` and the matching Auto class of the tokeniser,
-feature extractor or image processor load them without a network. They know nothing yet: no weight was trained.
+They stand in for the downloads from the Hugging Face hub: "tiny" ones in the demo, "small" ones to train
+from scratch on a real corpus with two CPU cores. `AutoModel.from_pretrained(folder)` and the matching Auto
+class of the tokeniser, feature extractor or image processor load them without a network. They know nothing
+yet: no weight was trained.
 
-What differs from the published configurations besides size, so that a few hundred clips suffice to learn from:
-- no SpecAugment masking, no LayerDrop and no dropout;
-- a wider spread of the initial weights (1 / sqrt(hidden size) instead of 0.02);
-- wav2vec 2.0 and HuBERT start from a filter bank instead of noise: the first convolution splits the waveform into
-  bands, the second one holds band-pass (Gabor) filters at mel-spaced frequencies, the others smooth. All of it is
-  trained on like any other weight.
+What differs from the published configurations besides size, so that a few hundred clips suffice to learn
+from:
+- no SpecAugment masking and no LayerDrop;
+- a wider spread of the initial weights (INITIALIZER_RANGE), patches of AST and VideoMAE scaled to unit
+  size;
+- VideoMAE joins four frames to a token instead of two;
+- wav2vec 2.0 and HuBERT have three convolutions instead of seven, and start from a filter bank instead of
+  noise: the first one deals out the samples, the second one holds band-pass (Gabor) filters at mel-spaced
+  frequencies, the third one smooths (start_as_filter_bank). All of it is trained on like any other weight.
 """
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +52,7 @@ from common.files import atomic_path, make_folder
 SIZES = {
     "tiny": {
         "hidden": 64, "layers": 2, "heads": 4,
-        "vocabulary": 1000, "tokens": 128,                                     # largest vocabulary, longest text
+        "vocabulary": 1000, "tokens": 128,  # largest vocabulary, longest text
         "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
         "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,                   # 10 ms a frame
         "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
@@ -55,15 +60,18 @@ SIZES = {
     "small": {
         "hidden": 128, "layers": 4, "heads": 4,
         "vocabulary": 4000, "tokens": 256,
-        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3), "conv_positions": 32,
+        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3),
+        "conv_positions": 32,
         "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
         "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
     },
 }
+INITIALIZER_RANGE = 0.05           # published: 0.02, too faint a start for a hidden size of 64
+DROPOUT = 0.1
 AUDIO_RATE_HZ = 16000
 LOWEST_HIGHEST_HZ = (80, 7000)     # centres of the filter bank that wav2vec 2.0 and HuBERT start from
 FILTER_GAIN = 1.0
-SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0       # log-mel of speech at usual levels; AudioSet's are -4.27, 4.57
+SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0       # of the log-mel; AudioSet's are -4.27, 4.57
 
 
 def write_checkpoints(folder, texts, size, seed):
@@ -89,7 +97,7 @@ def write_checkpoints(folder, texts, size, seed):
     written = []
     for number, (name, make) in enumerate(makers.items()):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1000 * seed + number)                            # transformers draws from torch's own
+            torch.manual_seed(1000 * seed + number)  # transformers draws from torch's own
             model, processor = make(dims, texts)
         with atomic_path(folder / name) as temporary:
             model.save_pretrained(temporary)
@@ -105,20 +113,25 @@ def encoder_shape(dims):
         "num_hidden_layers": dims["layers"],
         "num_attention_heads": dims["heads"],
         "intermediate_size": 4 * dims["hidden"],
-        "initializer_range": dims["hidden"] ** -0.5,
+        "initializer_range": INITIALIZER_RANGE,
     }
 
 
 # ---- Text ---------------------------------------------------------------------------------------
 def train_wordpiece(texts, size):
-    """The vocabulary {piece: id} of a lower-casing WordPiece tokeniser with at most `size` pieces."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer.get_vocab()
+    """The vocabulary {piece: id} of a lower-casing WordPiece tokeniser with at most `size` pieces.
+
+    It holds every character, alone and as a continuation, then the most frequent words. (The trainer of the
+    tokenizers library breaks ties at random, so that its vocabulary differs from run to run.)
+    """
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    characters = sorted({character for word in words for character in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *("##" + one for one in characters)]
+    pieces += sorted(set(words) - set(pieces), key=lambda word: (-words[word], word))
+    return {piece: index for index, piece in enumerate(pieces[:size])}
 
 
 def train_byte_bpe(texts, size):
@@ -137,12 +150,13 @@ def train_byte_bpe(texts, size):
 
 
 def make_bert(dims, texts):
-    tokenizer = BertTokenizer(vocab=train_wordpiece(texts, dims["vocabulary"]), model_max_length=dims["tokens"])
+    vocabulary = train_wordpiece(texts, dims["vocabulary"])
+    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
     config = BertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=dims["tokens"],
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
         **encoder_shape(dims),
     )
     return BertModel(config), tokenizer
@@ -158,9 +172,9 @@ def make_distilbert(dims, texts):
         n_layers=max(1, dims["layers"] // 2),                                  # distilled to half the depth
         n_heads=dims["heads"],
         hidden_dim=4 * dims["hidden"],
-        dropout=0.0,
-        attention_dropout=0.0,
-        initializer_range=dims["hidden"] ** -0.5,
+        dropout=DROPOUT,
+        attention_dropout=DROPOUT,
+        initializer_range=INITIALIZER_RANGE,
     )
     return DistilBertModel(config), tokenizer
 
@@ -170,10 +184,10 @@ def make_roberta(dims, texts):
     tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=dims["tokens"])
     config = RobertaConfig(
         vocab_size=len(tokenizer),
-        max_position_embeddings=dims["tokens"] + 2,                            # positions start after pad_token_id = 1
+        max_position_embeddings=dims["tokens"] + 2,  # positions start after pad_token_id = 1
         type_vocab_size=1,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=DROPOUT,
+        attention_probs_dropout_prob=DROPOUT,
         **encoder_shape(dims),
     )
     return RobertaModel(config), tokenizer
@@ -201,10 +215,10 @@ def waveform_shape(dims):
         "conv_stride": dims["conv_stride"],
         "num_conv_pos_embeddings": dims["conv_positions"],
         "num_conv_pos_embedding_groups": 4,
-        "hidden_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "feat_proj_dropout": 0.0,
+        "hidden_dropout": DROPOUT,
+        "activation_dropout": DROPOUT,
+        "attention_dropout": DROPOUT,
+        "feat_proj_dropout": DROPOUT,
         "final_dropout": 0.0,
         "layerdrop": 0.0,
         "apply_spec_augment": False,
@@ -220,13 +234,14 @@ def waveform_processor():
 
 
 def start_as_filter_bank(encoder, dims):
-    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT feature encoder (see the module).
+    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT feature encoder.
 
-    The first convolution deals out the samples: 2 * stride channels hold each phase of the waveform with both signs.
-    Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second convolution restore
-    the waveform and filter it. The third one averages over time.
+    The first convolution deals out the samples: 2 * stride channels hold each phase of the waveform with
+    both signs. Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second
+    convolution restore the waveform and filter it. The third one averages over time.
     """
-    deal, filters, average = [layer.conv.weight.data for layer in encoder.conv_layers]     # each (C_out, C_in, kernel)
+    weights = [layer.conv.weight.data for layer in encoder.conv_layers]        # each (C_out, C_in, kernel)
+    deal, filters, average = weights
     stride = dims["conv_stride"][0]
     deal.zero_()
     for phase in range(stride):
@@ -275,7 +290,7 @@ def make_ast(dims, _texts):
 
 
 def scale_patches(model):
-    """Give the patch projection of AST or VideoMAE weights of variance 1 / inputs, so that tokens start near unit size."""
+    """Give the patch projection of AST or VideoMAE weights of variance 1 / inputs: tokens of unit size."""
     weight = model.embeddings.patch_embeddings.projection.weight.data
     weight /= weight.std() * math.sqrt(weight[0].numel())
 

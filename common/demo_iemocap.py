@@ -1,23 +1,27 @@
 """A synthetic corpus in the layout of IEMOCAP_full_release: 5 sessions, 10 speakers, speech, text and video.
 
-It stands in for the licensed corpus in the demo and in the tests. Nobody's voice or face is in it: the speech is
-eSpeak NG's, the faces are drawn, the sentences come from demo_sentences.py. Nothing but the annotated labels leaves
-this module; the latent emotions are not written anywhere.
+It stands in for the licensed corpus in the demo and in the tests. Nobody's voice or face is in it: the
+speech is eSpeak NG's, the faces are drawn, the sentences come from demo_sentences.py. Nothing but the
+annotated labels leaves this module; the latent emotions are not written anywhere.
 
 The generative model
-  1. Emotion. Each turn t of a dialogue has a latent emotion z_t in EMOTIONS. With probability KEEPS_OWN it is that of
-     the speaker's own last turn, with CATCHES_OTHER that of the other speaker's last turn, else it is drawn anew from
-     the dialogue's mood (MOOD_SHARE on one emotion, the rest spread evenly). So neighbouring turns tell something.
-  2. Expression. Each modality m shows an emotion x_m. With probability SHOWS[m][z] (more for an expressive speaker)
-     x_m = z, else x_m is drawn from the row CONFUSIONS[m][z]: speech confuses by arousal, text and faces look
-     neutral. Given z and the speaker the modalities are independent, so each adds something and none decides alone.
-  3. Text. A line from the bank of x_text, or with probability AMBIGUOUS_SHARE[x_text] one that fits any mood.
-  4. Speech. PROSODY[x_speech] moves the speaker's base pitch, pitch range, speaking rate, loudness and spectral tilt,
-     scaled by a strength ~ Beta(STRENGTH_BETA), plus jitter.
-  5. Video. FACES[x_video] moves brows, eyes and mouth, scaled by a strength of its own; the lips follow the loudness
-     of the speech; the listener's face mirrors MIRRORING of it; heads sway.
-  6. Annotation. With probability OTHER_SHARE the label lies outside the four classes (OTHER_LABELS[z]), with
-     LABEL_NOISE it is a neighbouring class (CONFUSIONS["label"][z]), else it is z; half of happy is called excited.
+  1. Emotion. Each turn t of a dialogue has a latent emotion z_t in EMOTIONS. With probability KEEPS_OWN it
+     is that of the speaker's own last turn, with CATCHES_OTHER that of the other speaker's last turn, else
+     it is drawn anew from the dialogue's mood (MOOD_SHARE on one emotion, the rest spread evenly). So
+     neighbouring turns tell something.
+  2. Expression. Each modality m shows an emotion x_m. With probability SHOWS[m][z] (more for an expressive
+     speaker) x_m = z, else x_m is drawn from the row CONFUSIONS[m][z]: speech confuses by arousal, text and
+     faces look neutral. Given z and the speaker the modalities are independent, so each adds something and
+     none decides alone.
+  3. Text. A line from the bank of x_text, or with probability AMBIGUOUS_SHARE[x_text] one that fits any
+     mood.
+  4. Speech. PROSODY[x_speech] moves the speaker's base pitch, pitch range, speaking rate, loudness and
+     spectral tilt, scaled by a strength ~ Beta(STRENGTH_BETA), plus jitter.
+  5. Video. FACES[x_video] moves brows, eyes and mouth, scaled by a strength of its own; the lips follow the
+     loudness of the speech; the listener's face mirrors MIRRORING of it; heads sway.
+  6. Annotation. With probability OTHER_SHARE the label lies outside the four classes (OTHER_LABELS[z]),
+     with LABEL_NOISE it is a neighbouring class (CONFUSIONS["label"][z]), else it is z; half of happy is
+     called excited.
 """
 
 import ctypes
@@ -45,7 +49,7 @@ MOOD_SHARE = 0.55
 SHOWS = {                          # chance that a modality shows the true emotion, in the order of EMOTIONS
     "text": (0.82, 0.88, 0.88, 0.88),
     "speech": (0.74, 0.80, 0.83, 0.83),
-    "video": (0.54, 0.66, 0.64, 0.64),
+    "video": (0.58, 0.70, 0.68, 0.68),
 }
 CONFUSIONS = {                     # what it shows otherwise: weights over EMOTIONS, a row per true emotion
     "text": ((0, 3, 4, 3), (8, 0, 1, 1), (7, 1, 0, 2), (6, 1, 3, 0)),
@@ -65,13 +69,13 @@ OTHER_LABELS = {                   # labels outside the four classes, with weigh
     "sad": {"fru": 6, "xxx": 4, "fea": 1},
     "ang": {"fru": 7, "xxx": 3, "dis": 1},
 }
-PROSODY = {                        # pitch and range in eSpeak's 0-99 scale, rate factor, loudness in dB, spectral tilt
+PROSODY = {  # pitch, range: eSpeak's 0-99 scale; rate: factor; gain: dB; tilt: filter tap
     "neu": {"pitch": 0, "range": 0, "rate": 1.00, "gain_db": 0.0, "tilt": 0.00},
     "hap": {"pitch": 36, "range": 42, "rate": 1.06, "gain_db": 2.5, "tilt": 0.10},
     "sad": {"pitch": -22, "range": -40, "rate": 0.70, "gain_db": -5.0, "tilt": -0.70},
     "ang": {"pitch": 2, "range": 20, "rate": 1.30, "gain_db": 6.0, "tilt": 0.90},
 }
-PROSODY_JITTER = {"pitch": 4.0, "range": 6.0, "rate": 0.04, "gain_db": 1.5, "tilt": 0.08}     # standard deviations
+PROSODY_JITTER = {"pitch": 4.0, "range": 6.0, "rate": 0.04, "gain_db": 1.5, "tilt": 0.08}  # standard deviations
 FACES = {                          # inner brows up, brows up, eyes open, mouth corners up, mouth width
     "neu": {"brow_tilt": 0.0, "brow_lift": 0.0, "eyes": 0.0, "smile": 0.0, "width": 0.0},
     "hap": {"brow_tilt": 0.1, "brow_lift": 0.7, "eyes": -0.3, "smile": 1.0, "width": 0.6},
@@ -84,7 +88,7 @@ FACE_JITTER = 0.15                 # standard deviation of each face feature fro
 VOICES = (("f1", "m2"), ("f3", "m5"), ("f4", "m1"), ("f2", "m4"), ("f5", "m3"))
 BASE_PITCH = ((52, 46), (50, 49), (48, 52), (46, 50), (51, 47))
 BASE_RATE_WPM = ((172, 164), (160, 176), (180, 168), (164, 172), (175, 158))
-EXPRESSIVENESS = ((0.03, -0.03), (0.00, 0.05), (-0.05, 0.02), (0.04, 0.00), (0.00, -0.04))     # added to SHOWS
+EXPRESSIVENESS = ((0.03, -0.03), (0.00, 0.05), (-0.05, 0.02), (0.04, 0.00), (0.00, -0.04))  # added to SHOWS
 SKINS = ((232, 196, 168), (204, 158, 126), (222, 178, 146), (182, 136, 106), (240, 208, 184))
 HAIRS = ((92, 60, 34), (40, 32, 28), (176, 132, 70), (64, 44, 36), (122, 70, 40))
 
@@ -103,14 +107,14 @@ SPEECH_RMS = 0.05                  # of neutral speech, full scale = 1
 CROSSTALK = 0.15                   # how much of a speaker the other one's microphone picks up
 NOISE_RMS = 0.001
 RATER_NAMES = {
-    "neu": "Neutral", "hap": "Happiness", "exc": "Excited", "sad": "Sadness", "ang": "Anger", "fru": "Frustration",
-    "sur": "Surprise", "fea": "Fear", "dis": "Disgust", "oth": "Other",
+    "neu": "Neutral", "hap": "Happiness", "exc": "Excited", "sad": "Sadness", "ang": "Anger",
+    "fru": "Frustration", "sur": "Surprise", "fea": "Fear", "dis": "Disgust", "oth": "Other",
 }
 VAD = {                            # typical valence, activation, dominance on the raters' scale 1-5
-    "neu": (3, 2, 3), "hap": (4, 3, 3), "exc": (4, 4, 3), "sad": (2, 2, 2), "ang": (2, 4, 4), "fru": (2, 3, 3),
-    "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3), "xxx": (3, 3, 3),
+    "neu": (3, 2, 3), "hap": (4, 3, 3), "exc": (4, 4, 3), "sad": (2, 2, 2), "ang": (2, 4, 4),
+    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3), "xxx": (3, 3, 3),
 }
-APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)      # what macOS leaves in "._*" files
+APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)  # what macOS leaves in "._*" files
 
 
 @dataclass
@@ -155,13 +159,13 @@ def write_demo_iemocap(root, seed, n_dialogues_per_session=8, turns_per_dialogue
         for session in SESSIONS for number in range(n_dialogues_per_session)
     ]
     spoken = [(remove_tokens(turn.text), turn.voice) for dialogue in dialogues for turn in dialogue.turns]
-    # eSpeak's noise and pitch flutter depend on all that it said before: one fresh process says everything, in order.
+    # eSpeak's noise and pitch flutter depend on all that it said before: one fresh process says everything.
     spawn = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         speech = iter(pool.submit(speak, spoken).result())
     with atomic_path(Path(root)) as temporary, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         temporary.mkdir()
-        (temporary / "README.txt").write_text("Synthetic imitation of the layout of IEMOCAP, made by a demo.\n")
+        (temporary / "README.txt").write_text("A synthetic imitation of the layout of IEMOCAP.\n")
         jobs = [
             pool.submit(render_dialogue, temporary, dialogue, [next(speech) for _ in dialogue.turns])
             for dialogue in dialogues
@@ -192,7 +196,7 @@ def plan_dialogue(session, number, n_turns, seed):
 
 
 def next_emotion(last, letter, mood, rng):
-    """One step of the dialogue's Markov chain; `last` maps a speaker's letter to that speaker's last emotion."""
+    """One step of the dialogue's Markov chain; `last` maps the letters of speakers to their last emotions."""
     other = "M" if letter == "F" else "F"
     chance = rng.random()
     if chance < KEEPS_OWN and letter in last:
@@ -293,10 +297,11 @@ def speak(lines):
         library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path()
     except (ImportError, OSError) as error:
-        raise UserError(f"espeakng-loader: cannot be loaded ({error}); pip install espeakng-loader") from error
+        message = f"espeakng-loader: cannot be loaded ({error}); pip install espeakng-loader"
+        raise UserError(message) from error
     synchronous, keep_running = 2, 0x8000
     if library.espeak_Initialize(synchronous, 0, str(data).encode(), keep_running) != ESPEAK_RATE_HZ:
-        raise UserError(f"{data}: eSpeak NG cannot read its data; reinstall espeakng-loader in a shorter path")
+        raise UserError(f"{data}: eSpeak NG cannot read it; install espeakng-loader in a shorter path")
     chunks = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
@@ -305,6 +310,7 @@ def speak(lines):
             chunks.append(ctypes.string_at(samples, 2 * n_samples))
         return 0
 
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     library.espeak_SetSynthCallback(keep)
     spoken = []
     for text, voice in lines:
@@ -317,7 +323,7 @@ def speak(lines):
 def say(library, text, voice):
     """Synthesise one line; the samples arrive in the library's callback before this returns."""
     if library.espeak_SetVoiceByName(voice["name"].encode()) != 0:
-        raise UserError(f"espeakng-loader: has no voice {voice['name']}; install the version in requirements.txt")
+        raise UserError(f"espeakng-loader: no voice {voice['name']}; install the version in requirements.txt")
     for parameter, value in ((1, voice["rate_wpm"]), (2, 60), (3, voice["pitch"]), (4, voice["range"])):
         library.espeak_SetParameter(parameter, value, 0)
     encoded = text.encode() + b"\0"
@@ -333,7 +339,7 @@ def finish_speech(samples, voice):
     loud = np.flatnonzero(np.abs(speech) > 0.02 * np.abs(speech).max())
     margin = AUDIO_RATE_HZ // 20
     speech = speech[max(0, loud[0] - margin): loud[-1] + margin]
-    # tilt > 0 brightens as in a pressed voice (first difference), tilt < 0 darkens as in a soft one (leaky sum).
+    # tilt > 0 brightens like a pressed voice (first difference), tilt < 0 darkens like a soft one (leaky sum).
     tilt = voice["tilt"]
     speech = lfilter([1, -tilt], 1, speech) if tilt > 0 else lfilter([1], [1, tilt], speech)
     speech *= SPEECH_RMS * 10 ** (voice["gain_db"] / 20) / np.sqrt(np.mean(speech**2))
@@ -459,7 +465,9 @@ def write_video(path, dialogue, tracks, rng):
     wearer = dialogue.name[5]
     halves = (wearer, "M" if wearer == "F" else "F")
     n_frames = math.ceil(len(tracks["F"]) / AUDIO_RATE_HZ * VIDEO_RATE_HZ)
-    features = {letter: face_track(dialogue.turns, letter, tracks[letter], n_frames, rng) for letter in halves}
+    features = {
+        letter: face_track(dialogue.turns, letter, tracks[letter], n_frames, rng) for letter in halves
+    }
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=VIDEO_RATE_HZ)
         stream.width, stream.height, stream.pix_fmt = 2 * HALF_PX, HALF_PX, "yuv420p"
@@ -475,10 +483,10 @@ def write_video(path, dialogue, tracks, rng):
 
 
 def face_track(turns, letter, track, n_frames, rng):
-    """The face of one speaker over time: a list of n_frames dicts of features, `open` and `sway` among them."""
+    """The face of one speaker over time: a list of n_frames dicts of features, `open` and sway among them."""
     frames = [dict.fromkeys(FACES["neu"], 0.0) | {"open": 0.0} for _ in range(n_frames)]
     hop = AUDIO_RATE_HZ / VIDEO_RATE_HZ
-    for turn in sorted(turns, key=lambda turn: turn.letter == letter):        # own turns last: they win overlaps
+    for turn in sorted(turns, key=lambda turn: turn.letter == letter):  # own turns last: they win overlaps
         share = 1.0 if turn.letter == letter else MIRRORING
         for index in range(math.floor(turn.start / hop), min(n_frames, math.ceil(turn.end / hop))):
             frames[index] |= {feature: share * value for feature, value in turn.face.items()}
@@ -495,7 +503,7 @@ def face_track(turns, letter, track, n_frames, rng):
 
 
 def draw_face(session, person, face):
-    """One half of the screen: an Image of HALF_PX x HALF_PX with the speaker's looks and these face features."""
+    """One half of the screen: an Image of HALF_PX x HALF_PX with the speaker's looks and this face."""
     image = Image.new("RGB", (HALF_PX, HALF_PX), (112, 128, 140))
     draw = ImageDraw.Draw(image)
     x, y = HALF_PX / 2 + face["sway_x"], HALF_PX / 2 + 4 + face["sway_y"]
@@ -514,7 +522,7 @@ def draw_face(session, person, face):
 
 
 def draw_eye_and_brow(draw, x, y, side, hair, face):
-    """One eye with its brow; side -1 is the left of the picture, so that the inner end is at x - side * 11."""
+    """One eye with its brow; side -1 is the left of the picture, so the inner end is at x - side * 11."""
     opening = 6 + 5 * face["eyes"]
     draw.ellipse((x - 9, y - opening, x + 9, y + opening), fill=(250, 250, 250), outline=(60, 50, 45))
     pupil = min(4, opening)

@@ -1,6 +1,6 @@
 """What the speakers of the synthetic demo corpus say: an authored bank of English sentences.
 
-SENTENCES[emotion] holds the lines that carry an emotion, AMBIGUOUS the lines that anybody may say in any mood.
+SENTENCES[emotion] holds the lines that carry an emotion, AMBIGUOUS those that anybody may say in any mood.
 Two kinds of blanks give each line several readings, so that emotional words recur in different company:
     (angry|furious)   one of the alternatives
     {when}            one of FILLERS["when"]; the fillers are the same for every emotion and tell nothing
@@ -11,10 +11,10 @@ import re
 
 FILLERS = {
     "name": ("Amy", "Jack", "Carla", "Brian", "Joan", "Peter", "Nina", "Sam"),
-    "place": ("the office", "the airport", "the station", "the shop", "the school", "the beach", "the museum"),
+    "place": ("the office", "the airport", "the station", "the shop", "the school", "the beach"),
     "when": ("today", "yesterday", "this morning", "last night", "on Monday", "last week", "after work"),
-    "thing": ("the form", "the ticket", "the letter", "the book", "the bag", "the key", "the phone", "the folder"),
-    "person": ("my brother", "my sister", "my father", "my neighbour", "your mother", "the manager", "a friend"),
+    "thing": ("the form", "the ticket", "the letter", "the book", "the bag", "the key", "the phone"),
+    "person": ("my brother", "my sister", "my father", "my neighbour", "your mother", "the manager"),
 }
 
 SENTENCES = {

@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from common.errors import UserError
 from common.files import read_json, write_json
 from common.training import best_weights
+
+disable_progress_bar()    # a bar per loaded checkpoint would drown the training lines
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
 SPECTROGRAM = "audio-spectrogram-transformer"      # the audio architecture that takes a spectrogram of fixed length

@@ -21,6 +21,7 @@ from common.files import atomic_path, writing
 
 AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}     # what libsndfile reads by itself
 LFS_POINTER = b"version https://git-lfs"
+MAX_HIDDEN_FRAMES = 2        # an edit list that is off by the encoder's delay hides no more than these
 END_TOLERANCE_S = 0.1        # a clip may end this much after its video before it is a problem
 
 
@@ -115,7 +116,8 @@ def probe(path):
 def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
     """Read the mean of all channels of an audio file, or of the audio in a container.
 
-    start_s, end_s  the part to read in seconds, None = from the start, to the end; an end past the file is clamped
+    start_s, end_s  the part to read in seconds, None = from the start, to the end; an end past the file is
+                    clamped
     rate_hz         sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
     Returns float32 (T,), full scale = 1.
     Raises MediaError if the file is unreadable, holds no audio in that span, or has NaN or infinite samples.
@@ -152,13 +154,15 @@ def _read_audio_stream(path, start_s, end_s):
         stream = container.streams.audio[0]
         source_hz = stream.rate
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=source_hz)
-        parts = [part.to_ndarray() for frame in _decoded(container, stream) for part in to_float.resample(frame)]
+        parts = [
+            part.to_ndarray() for frame in _decoded(container, stream) for part in to_float.resample(frame)
+        ]
     samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
     return samples[round(start_s * source_hz): None if end_s is None else round(end_s * source_hz)], source_hz
 
 
 def write_wav(path, samples, rate_hz=16000):
-    """Write float samples (T,) as 16-bit mono PCM, whole or not at all; values beyond full scale are clipped."""
+    """Write float samples (T,) as 16-bit mono PCM, whole or not at all; what exceeds full scale is clipped."""
     coded = io.BytesIO()      # libsndfile does not say why it cannot write, the operating system does
     soundfile.write(coded, np.clip(samples, -1.0, 1.0), rate_hz, subtype="PCM_16", format="WAV")
     with atomic_path(path) as temporary:
@@ -183,15 +187,16 @@ def _decoded(container, stream):
 def _edit_list_loses_frames(path):
     """True if an MP4's edit list hides frames that lie within the duration the file states.
 
-    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops the last one.
-    Frames that an editor has trimmed lie outside of the stated duration and stay hidden.
+    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops the last
+    one. Frames that an editor has trimmed are more, or lie outside of the stated duration, and stay hidden.
     """
     if Path(path).suffix.lower() not in (".mp4", ".mov", ".m4v"):
         return False
     with _container(path) as container:
         end = (container.duration or 0) / av.time_base
-        return any(packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
-                   for packet in container.demux(video=0))
+        hidden = sum(packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
+                     for packet in container.demux(video=0))
+    return 0 < hidden <= MAX_HIDDEN_FRAMES
 
 
 @contextmanager
@@ -210,7 +215,8 @@ def _timed_frames(container, stream):
     """(frame, pts) in display order, pts counted from the first frame in units of the stream's time base.
 
     The decoder's order is right where time stamps of neighbours are swapped (seen in RAVDESS) or absent
-    (AVI with B-frames), so stamps are sorted over a window of two frames and gaps are filled at the frame rate.
+    (AVI with B-frames), so stamps are sorted over a window of two frames and gaps are filled at the frame
+    rate.
     """
     step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
     waiting, stamps, first, last = deque(), [], None, None
@@ -238,8 +244,9 @@ def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_thre
     """Decode a video from its start, in order, and return frames with their times.
 
     start_s, end_s  the part to read in seconds, None = from the first frame, to the last
-    n_frames        return this many frames, spread evenly over the whole video (the middles of equal parts, a frame
-                    repeated where there are fewer); not together with start_s or end_s. None = every frame
+    n_frames        return this many frames, spread evenly over the whole video (the middles of equal parts, a
+                    frame repeated where there are fewer); not together with start_s or end_s. None = every
+                    frame
     size            (height, width) to scale to, None = as recorded
     Returns (frames (T, H, W, 3) uint8 RGB, times_s (T,) float64 from the first frame of the video).
     Raises MediaError for an unreadable file, or if no frame lies in that span.
@@ -260,7 +267,9 @@ def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_thre
             pictures.append(frame.to_ndarray(format="rgb24", width=width, height=height))
             times.append(time_s)
     if not pictures:
-        raise MediaError(path, "no video frame could be decoded" + (f" from {start_s:.2f} s on" if start_s else ""))
+        raise MediaError(
+            path, "no video frame could be decoded" + (f" from {start_s:.2f} s on" if start_s else "")
+        )
     if wanted is not None:      # frames asked for twice, or lost at a damaged end
         order = np.searchsorted(np.unique(wanted), wanted).clip(max=len(pictures) - 1)
         return np.stack([pictures[k] for k in order]), np.array([times[k] for k in order])
@@ -336,7 +345,8 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
     preset   speed preset of x264, "ultrafast" to "veryslow"
     n_threads  of the decoder and of every encoder, 0 = as many as FFmpeg likes
     Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
-    Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing does.
+    Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing
+    does.
     """
     writers = {}
     results = [CutResult() for _ in cuts]
@@ -391,7 +401,9 @@ def _note_ends(cuts, results, end_s):
         if not result.n_frames:
             result.problem = f"no frame from {cut.start_s or 0:.2f} s on: the video ends at {end_s:.2f} s"
         elif cut.end_s is not None and cut.end_s > end_s + END_TOLERANCE_S:
-            result.problem = f"clip to {cut.end_s:.2f} s is past the end of the video at {end_s:.2f} s; cut there"
+            result.problem = (
+                f"clip to {cut.end_s:.2f} s is past the end of the video at {end_s:.2f} s; cut there"
+            )
 
 
 def copy_muted(path, output):

@@ -1,7 +1,7 @@
 """The media of a release made ready: 16 kHz mono wav and muted MP4 per turn, in parallel, resumable.
 
-What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a rerun
-after a kill makes only what is missing or came from other files or settings.
+What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a
+rerun after a kill makes only what is missing or came from other files or settings.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ class MediaSettings:
 
 @dataclass
 class Outcome:
-    """What became of one turn's media: paths relative to the prepared folder ("" = none), length, problems."""
+    """What became of one turn's media: paths in the prepared folder ("" = none), length, problems."""
 
     utterance_id: str
     fingerprint: str
@@ -75,6 +75,8 @@ def prepare_media(sources, settings, workers):
     workers   processes, 0 = one per core
     Returns {utterance_id: Outcome}. Raises UserError where the disk or a process fails.
     """
+    for leftover in settings.folder.glob("*/.*.tmp.*"):
+        leftover.unlink()               # of a killed run
     log = settings.folder / "media.jsonl"
     done = _read_done(log, settings.folder)
     todo, outcomes = [], {}
@@ -90,7 +92,7 @@ def prepare_media(sources, settings, workers):
     if outcomes:
         print(f"  kept      {len(outcomes):,} turns that an earlier run prepared")
     if todo:
-        (settings.folder / "manifest.csv").unlink(missing_ok=True)      # it comes back when its media are whole
+        (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
     with tqdm(total=len(todo), desc="  media", unit="turn", disable=not todo) as bar:
         for batch in _run(_batches(todo), settings, workers):
             for outcome in batch:
@@ -122,7 +124,10 @@ def _batches(todo):
             by_video[source.video].append(item)
         else:
             alone.append(item)
-    return [*by_video.values(), *(alone[i:i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH))]
+    return [
+        *by_video.values(),
+        *(alone[i : i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH)),
+    ]
 
 
 def _run(batches, settings, workers):
@@ -138,8 +143,10 @@ def _run(batches, settings, workers):
         for job in as_completed(jobs):
             yield job.result()
     except BrokenProcessPool as error:
-        raise UserError("WORKERS: a worker process was killed, perhaps for lack of memory; choose fewer and run "
-                        "again, what is finished is kept") from error
+        raise UserError(
+            "WORKERS: a worker process was killed, perhaps for lack of memory; choose fewer and run "
+            "again, what is finished is kept"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -184,7 +191,9 @@ def _prepare_audio(source, outcome, settings):
         return _report(outcome, source.audio, error.reason, error.remedy)
     seconds = len(samples) / settings.rate_hz
     if seconds < settings.min_turn_s:
-        return _report(outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S")
+        return _report(
+            outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S"
+        )
     if source.times_known and abs(seconds - turn.duration_s) > LENGTH_TOLERANCE_S:
         _report(outcome, source.audio, f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s",
                 "compare the file with the release")
@@ -195,8 +204,10 @@ def _prepare_audio(source, outcome, settings):
 def _cut_videos(cut, settings, n_threads):
     """Cut the clips of several turns from the one video they share."""
     path = cut[0][0].video
-    cuts = [Cut(settings.folder / "video" / f"{source.turn.utterance_id}.mp4", *source.video_span, source.half)
-            for source, _ in cut]
+    cuts = [
+        Cut(settings.folder / "video" / f"{source.turn.utterance_id}.mp4", *source.video_span, source.half)
+        for source, _ in cut
+    ]
     try:
         results = cut_turns(path, cuts, settings.crf, settings.preset, n_threads)
     except MediaError as error:

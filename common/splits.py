@@ -175,7 +175,7 @@ def is_selected_on_test(fold):
 
 
 def divide(fold, turns):
-    """The Parts of a fold among `turns`; without validation speakers every fourth training speaker chooses."""
+    """The Parts of a fold in `turns`; without validation speakers every fourth training speaker chooses."""
     row = {turn.utterance_id: i for i, turn in enumerate(turns)}
     fit, choose = fold.train, fold.valid
     if is_selected_on_test(fold):

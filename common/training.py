@@ -8,7 +8,9 @@ the work.
 
 import dataclasses
 import json
+import os
 import random
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +69,10 @@ def make_accelerator(precision):
     if precision == "auto":
         on_gpu = torch.cuda.is_available()
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
-    return Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision)
+    if not accelerator.is_main_process:
+        sys.stdout = open(os.devnull, "w")       # one process speaks for all
+    return accelerator
 
 
 # ---- Order of samples ----------------------------------------------------------------------
@@ -353,10 +358,10 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     finished = run.folder / "history.json"
     if finished.exists() and best_weights(folder).exists() and read_json(finished)["identity"] == run.identity:
         run.load_best()
-        accelerator.print(f"{title}: already trained")
+        print(f"{title}: already trained")
         return read_json(finished)
     if run.resume():
-        accelerator.print(f"{title}: going on after epoch {run.state.epoch}, step {run.state.step}")
+        print(f"{title}: going on after epoch {run.state.epoch}, step {run.state.step}")
     with tqdm(total=run.steps * recipe.epochs, initial=run.state.epoch * run.steps + run.state.step, desc=title,
               disable=None if accelerator.is_main_process else True, leave=False) as bar:
         while run.state.epoch < recipe.epochs and not run.stopped_early():
@@ -365,7 +370,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
             figures = evaluate(model)
             better = run.end_epoch(train_loss, figures, time.monotonic() - started)
             bar.clear()
-            accelerator.print(_epoch_line(title, run.state.log[-1], better), flush=True)
+            print(_epoch_line(title, run.state.log[-1], better), flush=True)
     run.load_best()
     history = {"identity": run.identity, "best_epoch": run.state.best_epoch + 1, "best": run.state.best,
                "seconds": run.state.seconds, "steps_per_epoch": run.steps, "micro_batch": run.state.micro_batch,

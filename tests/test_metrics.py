@@ -119,3 +119,14 @@ def test_holm_by_hand():
 
 def test_chance_is_the_majority_and_one_in_c():
     assert metrics.chance([0, 0, 0, 1], 4) == (0.75, 0.25)
+
+
+def test_ten_speakers_cover_a_little_less_than_the_nominal_95_percent():
+    rng, hits = np.random.default_rng(0), 0
+    who, y = np.repeat(np.arange(10), 50), np.ones(500, int)
+    for trial in range(200):
+        accuracy = np.clip(rng.normal(0.7, 0.06, 10), 0, 1)
+        p = (rng.random(500) < accuracy[who]).astype(int)
+        low, high = metrics.cluster_bootstrap(metrics.accuracy, y, p, who, 400, trial)
+        hits += low <= 0.7 <= high
+    assert 0.82 <= hits / 200 <= 0.95

@@ -2,17 +2,19 @@
 
     python tests/benchmarks/bench_cut_video.py [runs]
 
-A synthetic dialogue of 3 minutes as IEMOCAP has them (720x480 split screen, 29.97 fps, MPEG-4 AVI, 45 turns of two
-speakers that overlap a little) is cut `runs` times (default 3) in each of these ways, taken in turn:
+A synthetic dialogue of 3 minutes as IEMOCAP has them (720x480 split screen, 29.97 fps, MPEG-4 AVI, 45 turns
+of two speakers that overlap a little) is cut `runs` times (default 3) in each of these ways, taken in turn:
 - one pass        common.media.cut_turns with the settings of 01_prepare_data.py
-- seek per turn   for each turn: open, seek to the key frame before it, decode to its end, crop the picture, encode;
+- seek per turn   for each turn: open, seek to the key frame before it, decode to its end, crop the picture,
+  encode;
                   with the same encoder settings, and with x264's own defaults as one gets without asking
 - from the start  for each turn: open, decode from the first frame (the way out where DivX seeks badly)
-Key frames come every 12 frames, or every 300 as DivX places them. Every way must write equally many frames per turn.
-Prints median wall-clock and processor seconds, and how many times those of the one pass they are. Most of the time
-of every way is encoding, since every frame of a turn must be coded once: the one pass saves the repeated decoding, the
-conversions to RGB and back, and (against x264's defaults) a slow preset that a clip read a few times never repays.
-"PSNR" is the luma fidelity of the clips to the AVI, so that speed is not bought with quality.
+Key frames come every 12 frames, or every 300 as DivX places them. Every way must write equally many frames
+per turn. Prints median wall-clock and processor seconds, and how many times those of the one pass they are.
+Most of the time of every way is encoding, since every frame of a turn must be coded once: the one pass saves
+the repeated decoding, the conversions to RGB and back, and (against x264's defaults) a slow preset that a
+clip read a few times never repays. "PSNR" is the luma fidelity of the clips to the AVI, so that speed is not
+bought with quality.
 """
 
 import statistics
@@ -37,7 +39,8 @@ WIDTH, HEIGHT = 720, 480
 
 def prepare_settings():
     """(crf, preset) as in 01_prepare_data.py."""
-    values = {c.name: c.value for c in read_constants((ROOT / "01_prepare_data.py").read_text(encoding="utf-8"))}
+    source = (ROOT / "01_prepare_data.py").read_text(encoding="utf-8")
+    values = {constant.name: constant.value for constant in read_constants(source)}
     return values["VIDEO_CRF"], values["VIDEO_PRESET"]
 
 
@@ -134,7 +137,8 @@ def measure(gop, runs, folder):
             frames[name] = [count_frames(cut.output) for cut in cuts]
             assert frames[name] == frames["one pass"], f"{name} wrote other frames"
     print(f"key frame every {gop}: {sum(frames['one pass']):,} frames in {N_TURNS} turns, "
-          f"{path.stat().st_size / 1e6:.0f} MB AVI\n  {'':28s}    wall             processor        clips    PSNR")
+          f"{path.stat().st_size / 1e6:.0f} MB AVI")
+    print(f"  {'':28s}    wall             processor        clips    PSNR")
     for name, (_, cuts) in methods.items():
         columns = [f"{statistics.median(times[name]):6.2f} s {statistics.median(times[name]) / base:5.1f} x"
                    for times in (wall, processor) for base in [statistics.median(times["one pass"])]]

@@ -1,0 +1,100 @@
+"""Extraction in batches of similar length against one utterance at a time, and how long training waits for its data.
+
+    python tests/benchmarks/bench_extract.py [folder of wav files]
+
+Prints, for a small wav2vec 2.0 on the device at hand, turns per second both ways and their ratio; then the share of an
+epoch that passes in fetching batches from the cache, first epoch and second.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common.demo_checkpoints import write_checkpoints
+from common.encoders import build_encoder, input_shape, load_processor
+from common.inputs import RATE_HZ, Clipping, TurnInputs, cache_inputs
+from common.manifest import Manifest, Turn, write_manifest
+from common.media import write_wav
+from common.training import make_accelerator, parameter_groups, predict, to_device
+
+N_CLIPS = 256
+RUNS = 3
+BATCH_SIZE = 32
+
+
+def corpus(folder, wavs):
+    """A prepared corpus of N_CLIPS turns: links to recordings, or noise of RAVDESS' durations."""
+    folder = Path(folder) / "prepared"
+    paths = sorted(Path(wavs).rglob("*.wav"))[:N_CLIPS] if wavs else []
+    rng = np.random.default_rng(0)
+    turns = []
+    for i in range(N_CLIPS):
+        name = str(paths[i].resolve()) if paths else f"audio/{i}.wav"
+        if not paths:
+            write_wav(folder / name, rng.normal(0, 0.1, int(rng.normal(3.7, 0.34) * RATE_HZ)).astype(np.float32))
+        turns.append(Turn(f"u{i:04}", "d", i, "s", "", 0.0, 3.7, label="x", audio=name))
+    manifest = Manifest("bench", folder, ("x", "y"), turns)
+    write_manifest(manifest)
+    return manifest
+
+
+def main():
+    accelerator = make_accelerator("auto")
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoints(Path(folder), ["a few words"], "small", 0)
+        source = str(Path(folder) / "wav2vec2-base")
+        manifest = corpus(folder, sys.argv[1] if len(sys.argv) > 1 else "")
+        shape, processor = input_shape(source, "audio"), load_processor(source, "audio")
+        started = time.monotonic()
+        store, _ = cache_inputs(manifest, manifest.turns, shape, processor, Clipping(10.0, 10.0, 30.0, 4),
+                                Path(folder) / "cache", 0)
+        print(f"decoded {N_CLIPS} turns once in {time.monotonic() - started:.2f} s; device {accelerator.device}, "
+              f"{torch.get_num_threads()} threads")
+        data = TurnInputs(manifest.turns, manifest.classes, shape, processor, store)
+        model = build_encoder(source, "audio", 2, 0.1, 0).to(accelerator.device)
+        throughput(accelerator, model, data)
+        waiting(accelerator, model, data)
+
+
+def throughput(accelerator, model, data):
+    def forward(m, batch):
+        return {"features": m(batch["inputs"])[0]}
+
+    rates = {}
+    for size in (1, BATCH_SIZE):
+        seconds = []
+        for _ in range(RUNS):
+            started = time.monotonic()
+            predict(accelerator, model, forward, data, size, 0)
+            seconds.append(time.monotonic() - started)
+        rates[size] = len(data) / statistics.median(seconds)
+        print(f"batches of {size:3d}: {rates[size]:8.1f} turns/s")
+    print(f"ratio {rates[BATCH_SIZE] / rates[1]:.2f} (aim on a GPU: 3)")
+
+
+def waiting(accelerator, model, data):
+    optimizer = torch.optim.AdamW(parameter_groups(model.train(), 0.01), lr=1e-4)
+    for epoch in range(2):
+        started, fetching = time.monotonic(), 0.0
+        for start in range(0, len(data), 16):
+            before = time.monotonic()
+            batch = data.collate([data[i, (0, epoch, i)] for i in range(start, min(start + 16, len(data)))])
+            fetching += time.monotonic() - before
+            batch = to_device(batch, accelerator.device)
+            loss = torch.nn.functional.cross_entropy(model(batch["inputs"])[1], batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        total = time.monotonic() - started
+        print(f"epoch {epoch + 1}: {total:.2f} s, of which {fetching:.2f} s ({fetching / total:.1%}) in fetching batches")
+
+
+if __name__ == "__main__":
+    main()

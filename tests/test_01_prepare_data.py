@@ -1,0 +1,306 @@
+"""01 end to end on miniatures of genuine releases: what it writes, what it refuses, what survives a kill."""
+
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, load_script, shared_data
+from miniature import luma, write_avi, write_iemocap, write_tone
+
+from common import files, settings
+from common.corpora import EMODB_LETTERS, EMODB_TEXTS
+from common.files import read_csv, read_json
+from common.manifest import read_manifest
+from common.media import count_frames, read_audio
+
+SCRIPT = "01_prepare_data.py"
+
+
+def prepare(tmp_path, corpus, root, *more):
+    """Run 01 in this process and return the manifest it wrote; SystemExit carries its error line."""
+    module = vars(load_script(SCRIPT))
+    settings.run(module["main"], module, arguments(tmp_path, corpus, root, *more))
+    return read_manifest(tmp_path / "data", corpus)
+
+
+def arguments(tmp_path, corpus, root, *more):
+    return [f"--CORPUS={corpus}", f"--CORPUS_ROOT={root}", f"--DATA_ROOT={tmp_path / 'data'}",
+            f"--RESULTS_ROOT={tmp_path / 'results'}", "--WORKERS=1", *more]
+
+
+def refusal(capsys, *args):
+    """The one line that ends a refused run."""
+    with pytest.raises(SystemExit) as stopped:
+        prepare(*args)
+    line = str(stopped.value.code)
+    assert line.startswith("error: ") and "\n" not in line and "Traceback" not in capsys.readouterr().err
+    return line
+
+
+def problems_of(tmp_path, corpus="iemocap"):
+    return read_csv(tmp_path / "data" / "prepared" / corpus / "problems.csv")
+
+
+def write_emodb(root, n_speakers=2, seconds=0.2):
+    names = [f"{speaker:02d}{text}{letter}a" for speaker in range(3, 3 + n_speakers)
+             for text in EMODB_TEXTS for letter in EMODB_LETTERS]
+    for name in names:
+        write_tone(root / "wav" / f"{name}.wav", seconds)
+    return root
+
+
+# ---- What it writes ---------------------------------------------------------------------------
+
+
+def test_iemocap_end_to_end(tmp_path, capsys):
+    manifest = prepare(tmp_path, "iemocap", write_iemocap(tmp_path / "raw"))
+    printed = capsys.readouterr().out
+    assert [t.utterance_id for t in manifest.turns] == [
+        "Ses01F_impro01_F000", "Ses01F_impro01_M000", "Ses01F_impro01_F001", "Ses03F_script01_1b_F000",
+        "Ses03M_impro05a_M000", "Ses03M_impro05a_F000", "Ses03M_impro05b_M000"]
+    assert len(manifest.labelled) == 5 and manifest.classes == ("angry", "happy", "neutral", "sad")
+    assert "Session2, Session4, Session5" in printed and "5,532" in printed and "problems  none" in printed
+    assert problems_of(tmp_path) == []
+    for turn in manifest.turns:
+        info = soundfile.info(str(manifest.path(turn.audio)))
+        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16")
+        assert info.duration == pytest.approx(turn.duration_s, abs=0.01)
+        assert abs(count_frames(manifest.path(turn.video)) - turn.duration_s * 30000 / 1001) <= 1
+    # the woman of a dialogue recorded for the man is on the right: luma 220 - i from frame 57 (1.9 s) on
+    values = luma(manifest.path("video/Ses03M_impro05a_F000.mp4"))
+    assert np.abs(values - (220 - np.arange(57, 57 + len(values)))).max() < 2
+    results = tmp_path / "results" / "01_prepare_data" / "iemocap"
+    names = {
+        "babaali_fig_1_labels.csv",
+        "babaali_fig_1_labels.pdf",
+        "babaali_fig_1_labels.png",
+        "metrics.json",
+    }
+    assert names <= {path.name for path in results.iterdir()}
+    drawn = {
+        (row["session"], row["label"]): int(row["turns"])
+        for row in read_csv(results / "babaali_fig_1_labels.csv")
+    }
+    assert len(drawn) == 8 and sum(drawn.values()) == 5 and drawn["Session3", "happy"] == 1
+    assert read_json(results / "metrics.json")["labelled"] == 5
+
+
+def test_several_processes_write_the_same(tmp_path):
+    root = write_iemocap(tmp_path / "raw")
+    one = prepare(tmp_path / "one", "iemocap", root)
+    two = prepare(tmp_path / "two", "iemocap", root, "--WORKERS=2")
+    for path in ("manifest.csv", *(t.audio for t in one.turns), *(t.video for t in one.turns)):
+        assert one.path(path).read_bytes() == two.path(path).read_bytes()
+
+
+def test_real_audio_video_clip_end_to_end(tmp_path):
+    manifest = prepare(tmp_path, "ravdess", shared_data("ravdess_av"))
+    [turn] = manifest.turns
+    assert count_frames(manifest.path(turn.video)) == 99
+    assert turn.duration_s == pytest.approx(99 * 1001 / 30000, abs=0.02)
+    assert len(read_audio(manifest.path(turn.audio))) == pytest.approx(16000 * turn.duration_s, abs=1)
+
+
+def test_meld_text_only(tmp_path, capsys):
+    manifest = prepare(tmp_path, "meld", shared_data("meld"))
+    assert len(manifest.turns) == len(manifest.labelled) == 13708 and not any(t.audio for t in manifest.turns)
+    assert len(problems_of(tmp_path, "meld")) == 1
+    assert capsys.readouterr().out.count("text only") == 1
+
+
+def test_own_folder(tmp_path, capsys):
+    root = tmp_path / "mine"
+    write_tone(root / "a.wav", 0.5, rate_hz=8000)
+    write_avi(root / "a.avi", n_frames=15)
+    (root / "manifest.csv").write_text(
+        "audio,video,text,label,speaker\na.wav,a.avi,Hi,sad,A\na.wav,,Ho,glad,A\n"
+    )
+    manifest = prepare(tmp_path, str(root), "")
+    assert manifest.corpus == "mine" and manifest.classes == ("glad", "sad")
+    assert [t.duration_s for t in manifest.turns] == [0.5, 0.5]
+    assert [bool(t.video) for t in manifest.turns] == [True, False]
+    assert count_frames(manifest.path(manifest.turns[0].video)) == 15
+    assert "only one speaker" in capsys.readouterr().out
+
+
+def test_demo_small(tmp_path):
+    """--demo from eSpeak to checkpoints, at its smallest, in a process of its own."""
+    pytest.importorskip("espeakng_loader")
+    command = [
+        sys.executable,
+        str(ROOT / SCRIPT),
+        "--demo",
+        "--DEMO_DIALOGUES_PER_SESSION=1",
+        "--DEMO_TURNS_PER_DIALOGUE=4",
+        "--WORKERS=1",
+        f"--DATA_ROOT={tmp_path}",
+        f"--RESULTS_ROOT={tmp_path / 'r'}",
+    ]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
+    manifest = read_manifest(tmp_path, "demo_iemocap")
+    assert len({t.session for t in manifest.turns}) == 5 and len({t.speaker for t in manifest.turns}) >= 5
+    assert all(t.audio and t.video and t.text for t in manifest.turns)
+    assert (tmp_path / "checkpoints" / "demo_iemocap" / "bert-base-uncased" / "config.json").exists()
+    assert not (tmp_path / "raw" / "demo_iemocap" / "IEMOCAP_full_release" / "demo.json").exists()
+
+
+# ---- Problems ---------------------------------------------------------------------------------
+
+
+def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
+    root = write_iemocap(tmp_path / "raw")
+    wavs = root / "Session1" / "sentences" / "wav" / "Ses01F_impro01"
+    (wavs / "Ses01F_impro01_F000.wav").write_bytes(b"RIFF corrupt")
+    (wavs / "Ses01F_impro01_F001.wav").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    write_tone(wavs / "Ses01F_impro01_M000.wav", 0.05)
+    write_tone(root / "Session3/sentences/wav/Ses03M_impro05b/Ses03M_impro05b_M000.wav", 2.0)
+    avi = root / "Session3/dialog/avi/DivX/Ses03M_impro05a.avi"
+    data = avi.read_bytes()
+    avi.write_bytes(data[:len(data) // 3])
+    (root / "Session3/dialog/avi/DivX/Ses03F_script01_1b.avi").unlink()
+    transcript = root / "Session3/dialog/transcriptions/Ses03F_script01_1b.txt"
+    transcript.write_text("Ses03F_script01_1b_F000 [000.2000-001.2000]: \n")
+    manifest = prepare(tmp_path, "iemocap", root, "--MAX_PROBLEM_SHARE=1")
+    found = {
+        (row["utterance_id"], re.split(r": |; | \(| at ", row["problem"])[0]) for row in problems_of(tmp_path)
+    }
+    assert found == {
+        ("Ses01F_impro01_F000", "not a readable recording"),
+        ("Ses01F_impro01_F001", "a git-lfs pointer, not the recording"),
+        ("Ses01F_impro01_M000", "too short"),
+        ("Ses03M_impro05b_M000", "lasts 2.00 s, its label times say 1.00 s"),
+        ("Ses03M_impro05a_F000", "no frame from 1.90 s on"),
+        ("Ses03M_impro05a_M000", "clip to 1.50 s is past the end of the video"),
+        ("Ses03F_script01_1b_F000", "No such file or directory"),
+        ("Ses03F_script01_1b_F000", "no transcript")}
+    assert len(manifest.turns) == 7
+    turns = {t.utterance_id: t for t in manifest.turns}
+    assert not turns["Ses01F_impro01_F000"].audio and turns["Ses01F_impro01_F000"].video
+    assert turns["Ses03M_impro05a_M000"].video and not turns["Ses03M_impro05a_F000"].video
+    assert "8 in 7 turns" in capsys.readouterr().out
+
+
+def test_too_many_problems_stop_the_run(tmp_path, capsys):
+    root = write_iemocap(tmp_path / "raw", video=False)
+    prepare(tmp_path, "iemocap", root)
+    (root / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav").write_bytes(b"")
+    line = refusal(capsys, tmp_path, "iemocap", root)
+    assert (
+        "problems.csv: 1 of 7 turns" in line and "the file is empty" in line and "MAX_PROBLEM_SHARE" in line
+    )
+    assert len(problems_of(tmp_path)) == 1
+    assert not (tmp_path / "data/prepared/iemocap/manifest.csv").exists()  # the old one would be wrong now
+
+
+# ---- Refusals ---------------------------------------------------------------------------------
+
+
+def test_missing_and_wrong_root(tmp_path, capsys):
+    line = refusal(capsys, tmp_path, "iemocap", tmp_path / "nowhere")
+    assert f"{tmp_path / 'nowhere'}: no such folder" in line and "CORPUS_ROOT" in line
+    line = refusal(capsys, tmp_path, "emodb", "")
+    assert "data/raw/EMO-DB: no such folder" in line
+    assert "no folders Session1 to Session5" in refusal(capsys, tmp_path, "iemocap", tmp_path)
+    assert "choose one of" in refusal(capsys, tmp_path, "imocap", "")
+    assert not (tmp_path / "data").exists() and not (tmp_path / "results").exists()
+
+
+def test_bad_settings(tmp_path, capsys):
+    for word in (
+        "--VIDEO_PRESET=quick",
+        "--VIDEO_CRF=99",
+        "--MAX_PROBLEM_SHARE=5",
+        "--WRITE_CHECKPOINTS=huge",
+        "--SEEDS=",
+    ):
+        assert word.split("=")[0] in refusal(capsys, tmp_path, "emodb", tmp_path, word)
+
+
+def test_manifest_with_absolute_or_escaping_path(tmp_path, capsys):
+    root = tmp_path / "mine"
+    root.mkdir()
+    for path, message in (("/tmp/a.wav", "is absolute"), ("../a.wav", "leaves the folder")):
+        (root / "manifest.csv").write_text(f"audio,text,label,speaker\n{path},Hi,sad,A\n")
+        line = refusal(capsys, tmp_path, str(root), "")
+        assert f"manifest.csv:2: audio {path} {message}" in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_unwritable_results_are_noticed_before_the_work(tmp_path, capsys):
+    (tmp_path / "results").write_text("a file where a folder is needed")
+    line = refusal(capsys, tmp_path, "emodb", write_emodb(tmp_path / "raw", 1))
+    assert f"{tmp_path / 'results'}" in line and "choose another" in line
+    assert not list((tmp_path / "data").rglob("*.wav"))
+
+
+def test_full_disk(tmp_path, capsys, monkeypatch):
+    root, replace, left = write_emodb(tmp_path / "raw", 1), os.replace, [20]
+
+    def full_after_20(source, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full_after_20)
+    assert "the disk is full" in refusal(capsys, tmp_path, "emodb", root)
+    monkeypatch.undo()
+    folder = tmp_path / "data" / "prepared" / "emodb"
+    assert not (folder / "manifest.csv").exists() and not list(folder.rglob(".*"))
+    assert len(list(folder.rglob("*.wav"))) == 20
+    assert len(prepare(tmp_path, "emodb", root).turns) == 70      # with room again, it goes on
+
+
+# ---- Resuming ---------------------------------------------------------------------------------
+
+
+def test_rerun_keeps_what_matches_and_remakes_what_changed(tmp_path, capsys):
+    root = write_emodb(tmp_path / "raw", 1)
+    manifest = prepare(tmp_path, "emodb", root)
+    before = {t.utterance_id: manifest.path(t.audio).stat().st_mtime_ns for t in manifest.turns}
+    write_tone(root / "wav" / "03a01Wa.wav", 0.4)
+    again = prepare(tmp_path, "emodb", root)
+    assert "kept      69 turns" in capsys.readouterr().out
+    changed = [t for t in again.turns if again.path(t.audio).stat().st_mtime_ns != before[t.utterance_id]]
+    assert [(t.utterance_id, t.duration_s) for t in changed] == [("03a01Wa", 0.4)]
+    again.path(again.turns[3].audio).unlink()
+    prepare(tmp_path, "emodb", root)
+    assert again.path(again.turns[3].audio).exists()
+    prepare(tmp_path, "emodb", root, "--MIN_TURN_S=0.05")          # another setting: all of them anew
+    assert "kept" not in capsys.readouterr().out.rsplit("python", 1)[1]
+
+
+def test_killed_run_goes_on(tmp_path):
+    """SIGKILL in the middle; the rerun keeps what was done and ends with the same manifest."""
+    root = write_emodb(tmp_path / "raw", n_speakers=8, seconds=8.0)      # 560 files
+    calm = prepare(tmp_path / "calm", "emodb", root)
+    folder = tmp_path / "killed" / "data" / "prepared" / "emodb"
+    run = subprocess.Popen(
+        [sys.executable, str(ROOT / SCRIPT), *arguments(tmp_path / "killed", "emodb", root)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = folder / "media.jsonl"
+    while run.poll() is None and not (log.exists() and log.stat().st_size > 10000):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert not (folder / "manifest.csv").exists()
+    with open(log, "a", encoding="utf-8") as file:
+        file.write('{"utterance_id": "03a0')  # as a kill in the middle of a line leaves it
+    (folder / "audio" / ".03a01Wa.123.tmp.wav").write_bytes(b"half")
+    noted = [json.loads(line)["audio"] for line in log.read_text().splitlines() if line.endswith("}")]
+    made = {name: (folder / name).stat().st_mtime_ns for name in noted}
+    resumed = prepare(tmp_path / "killed", "emodb", root)
+    assert not list(folder.rglob("*.tmp*"))
+    assert (folder / "manifest.csv").read_bytes() == calm.path("manifest.csv").read_bytes()
+    assert len(resumed.turns) == 560 and len(made) > 10
+    assert all((folder / name).stat().st_mtime_ns == when for name, when in made.items())

@@ -1,0 +1,366 @@
+"""Readers on hand-written miniatures of the genuine layouts, and on real files where they are at hand."""
+
+import csv
+import re
+
+import pytest
+from conftest import shared_data
+from miniature import write_iemocap
+
+from common import corpora
+from common.corpora import (
+    IEMOCAP_COUNTS,
+    read_corpus,
+    read_emodb,
+    read_folder,
+    read_iemocap,
+    read_meld,
+    read_ravdess,
+)
+from common.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def iemocap(tmp_path_factory):
+    return write_iemocap(tmp_path_factory.mktemp("raw") / "IEMOCAP_full_release")
+
+
+def by_id(release):
+    return {source.turn.utterance_id: source for source in release.turns}
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+# ---- IEMOCAP ----------------------------------------------------------------------------------
+
+
+def test_iemocap_turns_labels_and_speakers(iemocap):
+    release = read_iemocap(iemocap, merge_excited=True, keep_brackets=True)
+    turns = {name: source.turn for name, source in by_id(release).items()}
+    assert len(turns) == 7 and not release.problems       # nothing from Attribute/, Categorical/ or ._ files
+    assert {name: turn.label for name, turn in turns.items()} == {
+        "Ses01F_impro01_F000": "neutral", "Ses01F_impro01_F001": "happy", "Ses01F_impro01_M000": "",
+        "Ses03M_impro05a_F000": "sad", "Ses03M_impro05a_M000": "angry", "Ses03M_impro05b_M000": "",
+        "Ses03F_script01_1b_F000": "happy"}
+    assert (
+        turns["Ses03M_impro05a_F000"].speaker == "Ses03F"
+        and turns["Ses03M_impro05a_M000"].speaker == "Ses03M"
+    )
+    assert turns["Ses03F_script01_1b_F000"].extra["style"] == "scripted"
+    assert turns["Ses03M_impro05b_M000"].extra["style"] == "improvised"
+    assert turns["Ses01F_impro01_F001"].session == "Session1"
+
+
+def test_iemocap_order_is_by_time_across_speakers(iemocap):
+    release = read_iemocap(iemocap, True, True)
+    order = sorted(
+        (s.turn for s in release.turns if s.turn.dialogue_id == "Ses01F_impro01"), key=lambda t: t.turn
+    )
+    assert [t.utterance_id[-4:] for t in order] == ["F000", "M000", "F001"]
+    assert [t.turn for t in order] == [0, 1, 2]
+
+
+def test_iemocap_excited_left_out_when_not_merged(iemocap):
+    turn = by_id(read_iemocap(iemocap, False, True))["Ses01F_impro01_F001"].turn
+    assert (turn.label, turn.extra["raw_label"]) == ("", "exc")
+
+
+def test_iemocap_text_and_ratings(iemocap):
+    turns = by_id(read_iemocap(iemocap, True, True))
+    assert turns["Ses01F_impro01_F001"].turn.text == "Well: yes [LAUGHTER] of course."
+    assert turns["Ses03M_impro05a_F000"].turn.text == "A café."             # Latin-1
+    extra = turns["Ses01F_impro01_F001"].turn.extra
+    assert [extra[k] for k in ("valence", "activation", "dominance")] == [
+        "5.0000",
+        "1.0000",
+        "3.0000",
+    ]  # clipped
+    plain = by_id(read_iemocap(iemocap, True, False))
+    assert plain["Ses01F_impro01_F001"].turn.text == "Well: yes of course."
+
+
+def test_iemocap_media(iemocap):
+    turns = by_id(read_iemocap(iemocap, True, True))
+    source = turns["Ses03M_impro05a_F000"]
+    assert source.audio == iemocap / "Session3/sentences/wav/Ses03M_impro05a/Ses03M_impro05a_F000.wav"
+    assert source.video == iemocap / "Session3/dialog/avi/DivX/Ses03M_impro05a.avi"
+    assert source.video_span == (1.9, 3.0)
+    # the marker wearer, whose letter is in the dialogue's name, is on the left
+    assert source.half == "right" and turns["Ses03M_impro05a_M000"].half == "left"
+    assert turns["Ses03F_script01_1b_F000"].half == "left"
+
+
+def test_iemocap_missing_sessions_are_named(iemocap):
+    notes = " | ".join(read_iemocap(iemocap, True, True).notes)
+    assert "Session2, Session4, Session5" in notes and "1,811" in notes
+    assert "Session1 turns: 3 (the full release has 1,819)" in notes
+
+
+def test_iemocap_root_one_too_high_or_inside(iemocap, tmp_path):
+    assert len(read_iemocap(iemocap.parent, True, True).turns) == 7
+    for inside in (iemocap / "Session1", iemocap / "Session1" / "dialog" / "EmoEvaluation"):
+        with pytest.raises(UserError, match=re.escape(f"set CORPUS_ROOT to {iemocap}")):
+            read_iemocap(inside, True, True)
+    with pytest.raises(UserError, match="no folders Session1 to Session5"):
+        read_iemocap(tmp_path, True, True)
+    with pytest.raises(UserError, match="no such folder"):
+        read_iemocap(tmp_path / "absent", True, True)
+
+
+def test_iemocap_without_video(tmp_path):
+    release = read_iemocap(write_iemocap(tmp_path, video=False), True, True)
+    assert all(source.video is None for source in release.turns)
+    assert sum("no dialog/avi" in note for note in release.notes) == 2 and not release.problems
+
+
+def test_iemocap_damage_becomes_problems(tmp_path):
+    root = write_iemocap(tmp_path, video=False)
+    evaluation = root / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    text = evaluation.read_text()
+    evaluation.write_text(text + "\n[7.0 - 7.5]\tSes01F_impro01_F000\tneu\t[2.5, 2.5, 2.5]\n[8.1 - 9.")
+    (root / "Session3/dialog/transcriptions/Ses03M_impro05b.txt").unlink()
+    (root / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav").unlink()
+    touch(root, "Session1/dialog/wav/Ses01F_impro01.wav")
+    release = read_iemocap(root, True, True)
+    assert len(release.turns) == 7
+    assert [p.problem.split(";")[0] for p in release.problems] == [
+        "sentence wav missing", "turn listed twice", "not a line of EmoEvaluation", "transcript file missing"]
+    source = by_id(release)["Ses01F_impro01_M000"]
+    assert source.audio.name == "Ses01F_impro01.wav" and source.audio_span == (1.2, 2.4)
+    assert by_id(release)["Ses03M_impro05b_M000"].turn.text == ""
+
+
+def test_iemocap_expected_counts_add_up():
+    """The table of the release: 10,039 turns, 5,531 in four classes with excited merged."""
+    total = {
+        label: sum(row[label] for row in IEMOCAP_COUNTS.values()) for label in IEMOCAP_COUNTS["Session1"]
+    }
+    assert total["all"] == 10039
+    assert (total["neu"], total["hap"] + total["exc"], total["ang"], total["sad"]) == (1708, 1636, 1103, 1084)
+
+
+def test_full_release_is_recognised(tmp_path):
+    """A release of the right size, made of labels only, is said to be the release."""
+    for k, (session, row) in enumerate(IEMOCAP_COUNTS.items(), start=1):
+        labels = [raw for raw, count in row.items() if raw != "all" for _ in range(count)]
+        labels += ["xxx"] * (row["all"] - len(labels))
+        folder = tmp_path / session / "dialog" / "EmoEvaluation"
+        folder.mkdir(parents=True)
+        for block in range(0, len(labels), 900):
+            name = f"Ses0{k}F_script0{block // 900 + 1}_1"
+            (folder / f"{name}.txt").write_text("".join(
+                f"[{i}.0 - {i}.9]\t{name}_F{i:03d}\t{label}\t[2.5000, 2.5000, 2.5000]\n"
+                for i, label in enumerate(labels[block:block + 900])))
+    notes = read_iemocap(tmp_path, True, True).notes
+    assert notes[-1] == (
+        "all sessions turns: 10,039 (as in the release); labelled: 5,531 (as in the release), "
+        "angry 1,103, happy 1,636, neutral 1,708, sad 1,084"
+    )
+
+
+# ---- RAVDESS ----------------------------------------------------------------------------------
+
+
+def test_ravdess_names(tmp_path):
+    touch(tmp_path, "Actor_12/03-01-06-02-01-02-12.wav", "Actor_12/03-02-04-01-02-01-12.wav",
+          "copy/Actor_12/03-01-06-02-01-02-12.wav", "Actor_12/01-01-06-02-01-02-12.mp4",
+          "Actor_12/02-01-06-02-01-02-12.mp4", "Actor_12/._03-01-06-02-01-02-12.wav", "Actor_12/notes.wav")
+    release = read_ravdess(tmp_path, "speech")
+    [source] = release.turns
+    assert source.audio == tmp_path / "Actor_12/03-01-06-02-01-02-12.wav"
+    assert source.video == tmp_path / "Actor_12/01-01-06-02-01-02-12.mp4"
+    turn = source.turn
+    assert (turn.label, turn.speaker, turn.text, turn.utterance_id) == (
+        "fearful", "Actor_12", "Kids are talking by the door.", "01-06-02-01-02-12")
+    assert turn.extra == {"channel": "speech", "intensity": "strong", "statement": "01", "repetition": "02"}
+    assert [p.file.rsplit("/", 1)[1] for p in release.problems] == ["notes.wav"]
+    assert [s.turn.label for s in read_ravdess(tmp_path, "song").turns] == ["sad"]
+    assert len(read_ravdess(tmp_path, "both").turns) == 2
+
+
+def test_ravdess_audio_video_only_and_wrong_folder(tmp_path):
+    touch(tmp_path, "Actor_01/01-01-03-01-02-01-01.mp4")
+    [source] = read_ravdess(tmp_path, "speech").turns
+    assert source.audio == source.video and source.turn.label == "happy"
+    with pytest.raises(UserError, match="no RAVDESS files"):
+        read_ravdess(tmp_path, "song")
+    with pytest.raises(UserError, match="RAVDESS_CHANNEL=speach"):
+        read_ravdess(tmp_path, "speach")
+
+
+def test_ravdess_real_folder_is_half_of_the_release():
+    release = read_ravdess(shared_data("ravdess"), "speech")
+    assert len(release.turns) == 720 and not release.problems
+    labels = [source.turn.label for source in release.turns]
+    assert labels.count("neutral") == 48 and all(labels.count(c) == 96 for c in corpora.RAVDESS_CLASSES[1:])
+    assert "the full release has 1,440" in release.notes[0] and "13, 14" in release.notes[1]
+
+
+# ---- EMO-DB -----------------------------------------------------------------------------------
+
+
+def test_emodb_german_letters(tmp_path):
+    touch(tmp_path, "wav/03a01Fa.wav", "wav/16b10Ab.wav", "wav/03a01Fxx.wav", "wav/11a04Wc.wav")
+    release = read_emodb(tmp_path)
+    turns = {name: source.turn for name, source in by_id(release).items()}
+    assert {name: turn.label for name, turn in turns.items()} == {
+        "03a01Fa": "happiness", "16b10Ab": "fear", "11a04Wc": "anger"}
+    assert (
+        turns["11a04Wc"].text == "Heute abend könnte ich es ihm sagen." and turns["11a04Wc"].speaker == "11"
+    )
+    assert [p.file.rsplit("/", 1)[1] for p in release.problems] == ["03a01Fxx.wav"]
+    assert len(read_emodb(tmp_path / "wav").turns) == 3
+    with pytest.raises(UserError, match="no EMO-DB files"):
+        read_emodb(touch(tmp_path, "empty/readme.txt") / "empty")
+
+
+def test_emodb_real_counts():
+    release = read_emodb(shared_data("emodb"))
+    assert release.notes == ["recordings: 535 (as in the release)"] and not release.problems
+
+
+# ---- MELD -------------------------------------------------------------------------------------
+
+MELD_HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\n"
+)
+
+
+def test_meld_rows_and_clips(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / f"{split}_sent_emo.csv").write_text(
+            MELD_HEADER
+            + '1,"Oh, he’s lost it.",Phoebe,sadness,negative,7,1,4,7,"0:10:44,769","00:10:46,146"\n'
+            '2,Hm,Ross,joy,positive,7,2,4,7,"0:12:32,632","0:12:32,632"\n'
+            '3,Bad,Ross,joy,positive,7,3,4,7,soon,later\n',
+            encoding="utf-8",
+        )
+    touch(tmp_path, "MELD.Raw/train_splits/dia7_utt1.mp4", "MELD.Raw/train_splits/dia99_utt0.mp4")
+    release = read_meld(tmp_path)
+    turns = by_id(release)
+    assert list(turns) == [f"{split}_dia0007_utt0{k}" for split in ("train", "test") for k in (1, 2)]
+    first = turns["train_dia0007_utt01"]
+    assert (first.turn.text, first.turn.label, first.turn.turn) == ("Oh, he’s lost it.", "sadness", 1)
+    assert (first.turn.start_s, first.turn.end_s) == pytest.approx((644.769, 646.146))
+    assert (
+        first.turn.extra["split"] == "train"
+        and first.video == tmp_path / "MELD.Raw/train_splits/dia7_utt1.mp4"
+    )
+    assert turns["test_dia0007_utt01"].video is None
+    assert [p.problem[:10] for p in release.problems] == ["the csv gi", "row 3 cann"] * 2
+    assert any("dev_sent_emo.csv is missing" in note for note in release.notes)
+    assert sum("text only for test" in note for note in release.notes) == 1
+
+
+def test_meld_real_tables():
+    release = read_meld(shared_data("meld"))
+    splits = [source.turn.extra["split"] for source in release.turns]
+    assert {name: splits.count(name) for name in set(splits)} == {"train": 9989, "dev": 1109, "test": 2610}
+    assert len({source.turn.dialogue_id for source in release.turns}) == 1038 + 114 + 280
+    labels = [s.turn.label for s in release.turns if s.turn.extra["split"] == "test"]
+    assert [labels.count(c) for c in corpora.MELD_CLASSES] == [1256, 402, 281, 345, 208, 68, 50]
+    assert [p.utterance_id for p in release.problems] == ["test_dia0155_utt03"]
+    with pytest.raises(UserError, match="no train_sent_emo.csv"):
+        read_meld(shared_data("emodb"))
+
+
+# ---- Bring your own ---------------------------------------------------------------------------
+
+
+def write_rows(root, rows):
+    root.mkdir(exist_ok=True)
+    with open(root / "manifest.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def test_folder_with_manifest(tmp_path):
+    root = write_rows(
+        tmp_path / "mine",
+        [
+            {
+                "audio": "a/1.wav",
+                "text": "Hi",
+                "label": "sad",
+                "speaker": "A",
+                "dialogue_id": "d1",
+                "start_s": "4",
+                "end_s": "5.5",
+                "split": "train",
+                "mood": "low",
+            },
+            {
+                "audio": "a/2.wav",
+                "text": "Ho",
+                "label": "glad",
+                "speaker": "B",
+                "dialogue_id": "d1",
+                "start_s": "1",
+                "end_s": "2",
+                "split": "train",
+                "mood": "",
+            },
+            {
+                "audio": "",
+                "text": "Hm",
+                "label": "",
+                "speaker": "B",
+                "dialogue_id": "d2",
+                "start_s": "",
+                "end_s": "",
+                "split": "test",
+                "mood": "",
+            },
+        ],
+    )
+    release = read_corpus(str(root) + "/", root)
+    assert release.classes == ("glad", "sad")
+    first, second, third = release.turns
+    assert (first.turn.turn, second.turn.turn, third.turn.turn) == (1, 0, 0)
+    assert first.audio == root / "a/1.wav" and third.audio is None
+    assert first.turn.extra == {"split": "train", "mood": "low"}
+    assert first.turn.utterance_id == "utt000001" and first.turn.duration_s == 1.5
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"audio": "/etc/passwd"}, r"manifest.csv:2: audio /etc/passwd is absolute; write it relative"),
+    ({"audio": "C:\\x.wav"}, r"manifest.csv:2: audio C:\\x.wav is absolute"),
+    ({"video": "../other/x.mp4"}, r"manifest.csv:2: video ../other/x.mp4 leaves the folder"),
+    ({"video": "..\\other\\x.mp4"}, r"leaves the folder"),
+    ({"audio": "link/x.wav"}, r"leaves the folder"),
+    ({"speaker": ""}, r"manifest.csv:2: no speaker"),
+    ({"utterance_id": "b"}, r"manifest.csv:3: utterance_id b is already on line 2"),
+    ({"utterance_id": "a/b"}, r"becomes a file name"),
+    ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
+])
+def test_folder_manifest_refusals(tmp_path, change, message):
+    row = {"utterance_id": "a", "audio": "x.wav", "video": "", "label": "sad", "speaker": "A", "start_s": "0"}
+    root = write_rows(tmp_path / "mine", [{**row, **change}, {**row, "utterance_id": "b"}])
+    (root / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_folder(root)
+
+
+def test_folder_needs_columns_labels_and_manifest(tmp_path):
+    with pytest.raises(UserError, match="lacks the column speaker"):
+        read_folder(write_rows(tmp_path / "a", [{"audio": "x.wav", "label": "sad"}]))
+    with pytest.raises(UserError, match="no row has a label"):
+        read_folder(write_rows(tmp_path / "b", [{"speaker": "A", "label": ""}]))
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="manifest.csv: no such file"):
+        read_folder(tmp_path / "c")
+
+
+def test_find_root_by_name_folder_and_typo(tmp_path):
+    assert corpora.find_root("iemocap", tmp_path) == tmp_path / "raw" / "IEMOCAP_full_release"
+    (tmp_path / "raw" / "ravdess").mkdir(parents=True)
+    assert corpora.find_root("ravdess", tmp_path).name == "ravdess"
+    with pytest.raises(UserError, match="CORPUS=iemocp: choose one of iemocap"):
+        corpora.find_root("iemocp", tmp_path)

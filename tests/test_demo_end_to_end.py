@@ -1,0 +1,178 @@
+"""The four scripts of the first paper, run in order as a newcomer would, on a small synthetic corpus."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from common.store import open_store
+
+SIZE = ["--DEMO_DIALOGUES_PER_SESSION=2", "--DEMO_TURNS_PER_DIALOGUE=12"]
+SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1,1,1", "--VIDEO_EPOCHS=1", "--N_RESAMPLES=200"]
+
+
+def command(script, folder, *options):
+    return [sys.executable, str(ROOT / script), "--demo", f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results",
+            *options]
+
+
+def run(script, folder, *options, code=0):
+    done = subprocess.run(command(script, folder, *options), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout if code == 0 else done.stderr
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    run("01_prepare_data.py", folder, *SIZE)
+    printed = run("02_finetune_unimodal.py", folder, *SHORT)
+    assert "every labelled turn is tested exactly once; no speaker is in two parts" in printed
+    run("03_extract_features.py", folder)
+    run("04_fuse_classify.py", folder, "--N_RESAMPLES=200")
+    return folder
+
+
+def results(folder, script):
+    return folder / "results" / script / "demo_iemocap"
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("script, stems", [
+    ("01_prepare_data", ["babaali_fig_1_labels"]),
+    ("02_finetune_unimodal", ["babaali_fig_2_text_loss", "babaali_fig_3_speech_loss", "babaali_fig_4_video_loss",
+                              "babaali_fig_5_text_accuracy", "babaali_fig_6_speech_accuracy", "babaali_fig_7_video_accuracy"]),
+    ("04_fuse_classify", ["babaali_fig_8_text", "babaali_fig_9_speech", "babaali_fig_10_video",
+                          "babaali_fig_11_fused", "babaali_fig_12_confusion"])])
+def test_every_figure_is_there(demo, script, stems):
+    for stem in stems:
+        assert (results(demo, script) / f"{stem}.png").stat().st_size > 5000, stem
+        assert (results(demo, script) / f"{stem}.pdf").stat().st_size > 2000, stem
+
+
+@pytest.mark.parametrize("script, number", [("02_finetune_unimodal", n) for n in (1, 2, 3, 4)]
+                         + [("04_fuse_classify", n) for n in (5, 6, 7)])
+def test_every_table_has_ours_and_the_papers(demo, script, number):
+    table = rows(results(demo, script) / f"babaali_table_{number}.csv")
+    assert {"row", "column", "paper", "mean", "sd", "ci_low", "ci_high", "n", "corpus", "protocol"} <= set(table[0])
+    assert any(line["paper"] for line in table) and all(line["corpus"] == "demo_iemocap" for line in table)
+    scored = [line for line in table if line["ci_low"] and line["mean"]]
+    assert scored and all(float(s["ci_low"]) <= float(s["ci_high"]) for s in scored)
+    assert "Made by" in (results(demo, script) / f"babaali_table_{number}.md").read_text()
+
+
+def test_paper_numbers_stand_beside_the_right_rows(demo):
+    table = {(r["row"], r["column"]): r["paper"] for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_4.csv")}
+    assert table["bert-base-uncased", "Accuracy"] == "67.5" and table["videomae-base", "Runtime"] == "562.62"
+    table = {(r["row"], r["column"]): r["paper"] for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_2.csv")}
+    assert table["ast-finetuned-audioset-10-10-0.4593", "Loss"] == "3.07"
+
+
+def test_every_labelled_turn_is_predicted_once_per_system(demo):
+    manifest = rows(demo / "data" / "prepared" / "demo_iemocap" / "manifest.csv")
+    labelled = {r["utterance_id"]: r["label"] for r in manifest if r["label"]}
+    for script in ("02_finetune_unimodal", "04_fuse_classify"):
+        predictions = rows(results(demo, script) / "predictions.csv")
+        for system in {p["system"] for p in predictions}:
+            own = [p for p in predictions if p["system"] == system]
+            assert sorted(p["utterance_id"] for p in own) == sorted(labelled), system
+            assert all(p["y_true"] == labelled[p["utterance_id"]] for p in own)
+
+
+def test_stores_hold_all_turns_and_name_their_speakers(demo):
+    manifest = rows(demo / "data" / "prepared" / "demo_iemocap" / "manifest.csv")
+    for modality in ("text", "audio", "video"):
+        for k in range(1, 6):
+            store = open_store(demo / "data" / "features" / "demo_iemocap" / modality / "seed0" / f"fold{k}")
+            assert sorted(store.ids) == sorted(r["utterance_id"] for r in manifest)
+            assert np.isfinite(store["features"]).all() and store["logits"].shape[1] == 4
+            parts = [set(store.meta[f"{p}_speakers"]) for p in ("train", "valid", "test")]
+            assert parts[2] == {f"Ses0{k}F", f"Ses0{k}M"} and not parts[0] & parts[1] and not (parts[0] | parts[1]) & parts[2]
+
+
+def test_metrics_record_how_they_were_made(demo):
+    metrics = json.loads((results(demo, "02_finetune_unimodal") / "metrics.json").read_text())
+    assert metrics["settings"]["TEXT_EPOCHS"] == [2, 1, 1] and metrics["versions"] and metrics["device"]
+    assert str(demo) not in json.dumps(metrics).replace(json.dumps(metrics["settings"]), "").replace(metrics["command"], "")
+
+
+def test_a_second_run_does_nothing_again(demo):
+    before = (results(demo, "02_finetune_unimodal") / "predictions.csv").read_bytes()
+    printed = run("02_finetune_unimodal.py", demo, *SHORT)
+    assert printed.count("already trained and tested") == 7 + 15 and " epoch " not in printed
+    assert (results(demo, "02_finetune_unimodal") / "predictions.csv").read_bytes() == before
+    assert run("03_extract_features.py", demo).count("already there") == 15
+
+
+def test_killed_training_goes_on_to_the_same_predictions(demo, tmp_path):
+    for part in ("prepared", "checkpoints"):
+        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    options = [*SHORT, "--MODALITIES=text", "--STAGES=folds"]
+    process = subprocess.Popen(command("02_finetune_unimodal.py", tmp_path, *options), stdout=subprocess.PIPE, text=True,
+                               cwd=tmp_path)
+    for line in process.stdout:
+        if "fold3" in line and "epoch   1" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (results(tmp_path, "02_finetune_unimodal") / "predictions.csv").exists()
+    printed = run("02_finetune_unimodal.py", tmp_path, *options)
+    assert printed.count("already trained and tested") == 2
+
+    def text_predictions(folder):
+        return [r for r in rows(results(folder, "02_finetune_unimodal") / "predictions.csv") if "bert" in r["system"]]
+
+    assert text_predictions(tmp_path) == text_predictions(demo)
+
+
+def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
+    for part in ("prepared", "checkpoints"):
+        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    run("02_finetune_unimodal.py", tmp_path, *SHORT, "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test")
+    table = rows(results(tmp_path, "02_finetune_unimodal") / "babaali_table_4.csv")
+    assert all("TEST set" in line["protocol"] for line in table)
+
+
+def test_out_of_fold_and_hidden_states(demo, tmp_path):
+    for part in ("prepared", "checkpoints"):
+        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    run("02_finetune_unimodal.py", tmp_path, *SHORT, "--TEXT_EPOCHS=1,1,1", "--MODALITIES=text,audio", "--STAGES=folds",
+        "--OUT_OF_FOLD=true")
+    run("03_extract_features.py", tmp_path, "--HIDDEN_STATES=true")
+    store = open_store(tmp_path / "data" / "features" / "demo_iemocap" / "audio" / "seed0" / "fold1" / "hidden")
+    assert store["hidden"].ndim == 3 and store["hidden"].shape[1] == 3          # (tokens, layers + 1, D)
+    run("04_fuse_classify.py", tmp_path, "--OUT_OF_FOLD=true", "--MODALITIES=text,audio", "--N_RESAMPLES=200")
+    out = [r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")]
+    assert any("out-of-fold" in name.lower() or "out of fold" in name.lower() for name in out)
+
+
+@pytest.mark.parametrize("script, options, words", [
+    ("02_finetune_unimodal.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+    ("03_extract_features.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+    ("04_fuse_classify.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+    ("02_finetune_unimodal.py", ["--CHECKPOINTS=nowhere"], "no checkpoint there"),
+    ("02_finetune_unimodal.py", ["--TEXT_EPOCHS=1,2"], "one number for each"),
+    ("03_extract_features.py", ["--SEEDS=7"], "run 02_finetune_unimodal.py first"),
+    ("02_finetune_unimodal.py", ["--CHOSEN_MODELS=gpt"], "CHOSEN_MODELS"),
+])
+def test_bad_settings_end_in_one_line(demo, script, options, words):
+    printed = run(script, demo, *options, code=1)
+    last = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and words in last[0] and "Traceback" not in printed
+
+
+def test_results_that_cannot_be_written(demo, tmp_path):
+    (tmp_path / "results").write_text("a file, not a folder")
+    done = subprocess.run([sys.executable, str(ROOT / "02_finetune_unimodal.py"), "--demo", f"--DATA_ROOT={demo}/data",
+                           f"--RESULTS_ROOT={tmp_path}/results"], capture_output=True, text=True)
+    assert done.returncode == 1 and "RESULTS_ROOT" in done.stderr and "Traceback" not in done.stderr

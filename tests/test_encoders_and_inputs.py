@@ -1,0 +1,170 @@
+"""Encoders and their inputs: padding changes nothing, what was saved is what is loaded, clips are the right frames."""
+
+import numpy as np
+import pytest
+import torch
+from common.encoders import EmotionEncoder, build_encoder, describe_encoder, load_encoder, locate
+from common.errors import UserError
+from common.inputs import Clipping, TurnInputs, cache_inputs, choose_frames, collate_frames, collate_waveforms, decode_frames
+from common.inputs import decode_waveform
+from common.encoders import input_shape, load_processor
+from common.manifest import Manifest, Turn, write_manifest
+from common.media import write_wav
+from conftest import shared_data
+from safetensors.torch import save_file
+from transformers import (HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model)
+
+TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 3,
+            conv_kernel=[10, 8, 8], conv_stride=[5, 8, 8], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    from common.demo_checkpoints import write_checkpoints
+    folder = tmp_path_factory.mktemp("checkpoints")
+    write_checkpoints(folder, ["i am so happy today", "leave me alone", "what a sad day it is"] * 5, "tiny", 0)
+    return folder
+
+
+def audio_model(model_class, config_class):
+    torch.manual_seed(0)
+    return EmotionEncoder(model_class(config_class(**TINY)), "audio", 4, 0.1).eval()
+
+
+@pytest.mark.parametrize("classes", [(Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig)])
+def test_waveforms_do_not_depend_on_their_batch(classes):
+    model, extractor = audio_model(*classes), Wav2Vec2FeatureExtractor(return_attention_mask=False)
+    waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16123, 30001)]
+    together, _ = model(collate_waveforms(extractor, waveforms))
+    for row, waveform in zip(together, waveforms):
+        alone, _ = model(collate_waveforms(extractor, [waveform]))
+        assert torch.allclose(row, alone[0], atol=1e-5)
+        # and equals transformers' own model on the waveform without any padding
+        values = torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7))[None]
+        torch.manual_seed(0)
+        plain = classes[0](classes[1](**TINY)).eval()(values).last_hidden_state.mean(1)
+        assert torch.allclose(row, plain[0], atol=1e-5)
+
+
+def test_without_the_mask_padding_would_leak():
+    """The reason for ignore_padding_in_group_norm: transformers' own first layer changes with the batch."""
+    torch.manual_seed(0)
+    plain = Wav2Vec2Model(Wav2Vec2Config(**TINY)).eval()
+    batch = collate_waveforms(Wav2Vec2FeatureExtractor(), [np.random.default_rng(n).normal(size=n).astype(np.float32)
+                                                           for n in (9000, 30001)])
+    short = {"input_values": batch["input_values"][:1, :9000], "attention_mask": batch["attention_mask"][:1, :9000]}
+    n = plain._get_feat_extract_output_lengths(torch.tensor(9000))
+    assert not torch.allclose(plain(**batch).last_hidden_state[0, :n], plain(**short).last_hidden_state[0], atol=1e-2)
+
+
+def test_texts_do_not_depend_on_their_batch(checkpoints):
+    for name in ("bert-base-uncased", "roberta-base", "distilbert-base-uncased"):
+        source = str(checkpoints / name)
+        model = build_encoder(source, "text", 4, 0.1, 0).eval()
+        shape, tokenizer = input_shape(source, "text"), load_processor(source, "text")
+        turns = [Turn(str(i), "d", i, "s", "", 0, 1, text) for i, text in enumerate(["so sad", "i am so happy today, am i", "x"])]
+        data = TurnInputs(turns, ("a",), shape, tokenizer, None)
+        together, _ = model(data.collate([data[i, None] for i in range(3)])["inputs"])
+        for i in range(3):
+            alone, _ = model(data.collate([data[i, None]])["inputs"])
+            assert torch.allclose(together[i], alone[0], atol=1e-5)
+
+
+def test_a_described_encoder_loads_as_it_was(checkpoints, tmp_path):
+    source = str(checkpoints / "videomae-base")
+    model = build_encoder(source, "video", 3, 0.1, 0).eval()
+    processor = load_processor(source, "video")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "best.safetensors")
+    describe_encoder(tmp_path, model, processor, {"modality": "video", "classes": ["a", "b", "c"], "dropout": 0.1})
+    loaded, _, description = load_encoder(tmp_path)
+    shape = input_shape(source, "video")
+    clip = np.random.default_rng(0).integers(0, 255, (shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
+    batch = collate_frames(processor, [clip], [False])
+    assert torch.equal(model(batch)[1], loaded(batch)[1]) and description["classes"] == ["a", "b", "c"]
+    hidden = loaded(batch, hidden_states=True)[2]
+    assert hidden.shape[2] == loaded.backbone.config.num_hidden_layers + 1
+
+
+def test_checkpoint_that_is_not_there(checkpoints):
+    assert locate("facebook/wav2vec2-base", "") == "facebook/wav2vec2-base"
+    with pytest.raises(UserError, match="WRITE_CHECKPOINTS"):
+        locate("google/absent", checkpoints)
+    with pytest.raises(UserError, match="cannot be loaded"):
+        build_encoder(str(checkpoints / "absent"), "text", 2, 0.1, 0)
+    with pytest.raises(UserError, match="02_finetune"):
+        load_encoder(checkpoints)
+
+
+def test_overfits_eight_samples(checkpoints):
+    source = str(checkpoints / "bert-base-uncased")
+    model, tokenizer, shape = build_encoder(source, "text", 2, 0.0, 0), load_processor(source, "text"), input_shape(source, "text")
+    turns = [Turn(str(i), "d", i, "s", "", 0, 1, f"{word} day", label) for i, (word, label) in
+             enumerate([("happy", "p"), ("sad", "n"), ("so happy", "p"), ("so sad", "n")] * 2)]
+    data = TurnInputs(turns, ("p", "n"), shape, tokenizer, None)
+    batch = data.collate([data[i, 0] for i in range(8)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(model(batch["inputs"])[1], batch["labels"])
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_choose_frames():
+    assert list(choose_frames(5, 10)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert list(choose_frames(20, 10)) == list(range(5, 15))
+    starts = {int(choose_frames(20, 10, np.random.default_rng(i))[0]) for i in range(200)}
+    assert starts == set(range(11))
+
+
+def test_mirrored_clips():
+    class Processor:
+        image_mean, image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
+
+    clip = np.arange(2 * 2 * 4 * 3, dtype=np.uint8).reshape(2, 2, 4, 3)
+    pixels = collate_frames(Processor, [clip, clip], [False, True])["pixel_values"]              # (B, T, 3, H, W)
+    assert torch.equal(pixels[0].flip(-1), pixels[1]) and pixels[0, 1, 2, 0, 3] == clip[1, 0, 3, 2] / 255
+
+
+def test_training_clips_vary_by_seed_only(checkpoints, tmp_path):
+    source = str(checkpoints / "videomae-base")
+    shape, processor = input_shape(source, "video"), load_processor(source, "video")
+
+    class Store:
+        frames = np.random.default_rng(0).integers(0, 255, (40, shape.size, shape.size, 3), dtype=np.uint8)
+
+        def rows(self, utterance_id, name):
+            return self.frames
+
+    data = TurnInputs([Turn("a", "d", 0, "s", "", 0, 1, label="x")], ("x",), shape, processor, Store(), mirror=0.5)
+    assert np.array_equal(data[0, (1, 2, 3)][0], data[0, (1, 2, 3)][0])
+    assert len({data[0, (0, 0, i)][0].tobytes() for i in range(30)}) > 5
+    assert 5 < sum(data[0, (0, 0, i)][1] for i in range(40)) < 35 and data[0, None][1] is False
+
+
+def test_cache_decodes_once_counts_bad_files_and_is_extended(checkpoints, tmp_path, capsys):
+    folder = tmp_path / "prepared"
+    rng = np.random.default_rng(0)
+    turns = [Turn(f"u{i}", "d", i, "s", "", 0, 1.0, label="x", audio=f"audio/u{i}.wav") for i in range(4)]
+    waves = [rng.uniform(-0.5, 0.5, 16000 * (i + 1)).astype(np.float32) for i in range(4)]
+    for turn, wave in zip(turns, waves):
+        write_wav(folder / turn.audio, wave)
+    (folder / turns[2].audio).write_bytes(b"RIFF not a wave file")
+    manifest = Manifest("toy", folder, ("x",), turns)
+    write_manifest(manifest)
+    source = str(checkpoints / "wav2vec2-base")
+    shape, processor, clip = input_shape(source, "audio"), load_processor(source, "audio"), Clipping(3.0, 3.0, 30.0, 4)
+    first, bad = cache_inputs(manifest, turns[:2], shape, processor, clip, tmp_path / "cache", 1)
+    assert first.ids == ["u0", "u1"] and bad == []
+    store, bad = cache_inputs(manifest, turns, shape, processor, clip, tmp_path / "cache", 1)
+    assert store.ids == ["u0", "u1", "u3"] and [utterance_id for utterance_id, _ in bad] == ["u2"]
+    assert "skipped: u2" in capsys.readouterr().out
+    assert store.length("u3") == 48000 and np.allclose(store.rows("u3", "inputs") / 32768, waves[3][:48000], atol=1e-4)
+    assert np.array_equal(decode_waveform(folder / turns[0].audio, 0.5), store.rows("u0", "inputs")[:8000])
+
+
+def test_real_video_gives_a_frame_per_step():
+    video = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
+    frames = decode_frames(video, step_s=4 / 30, n_frames=16, size=64, max_s=10.0)
+    assert frames.shape == (24, 64, 64, 3) or frames.shape == (25, 64, 64, 3)      # 3.3 s at 7.5 frames per second
+    assert frames.std() > 20 and len({f.tobytes() for f in frames}) > 20
+    assert decode_frames(video, step_s=1.0, n_frames=16, size=64, max_s=10.0).shape[0] == 16
