@@ -5,15 +5,14 @@ Sec. 3.1 (data preparation) and Figure 1 (labels per session). IEMOCAP's dialogu
 annotation's times, the half of the split screen that shows the speaker is kept, sound is removed, and the
 clip is written as MP4.
 
-    python 01_prepare_data.py                                        # IEMOCAP in
-    data/raw/IEMOCAP_full_release python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
-    python 01_prepare_data.py --CORPUS=./my_corpus                   # a folder with a manifest.csv (see
-    README) python 01_prepare_data.py --demo                                 # a synthetic corpus in IEMOCAP's
-    layout
+    python 01_prepare_data.py                            # IEMOCAP in data/raw/IEMOCAP_full_release
+    python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
+    python 01_prepare_data.py --CORPUS=./my_corpus       # a folder with a manifest.csv (see README)
+    python 01_prepare_data.py --demo                     # a synthetic corpus in IEMOCAP's layout
 
-Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 70 s, most of it
-speaking and drawing. IEMOCAP's 12 hours of turns take about 20 minutes by the rate of
-tests/benchmarks/bench_cut_video.py. A killed or repeated run goes on from what is finished.
+Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it
+speaking and drawing. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours
+of turns take about 11 minutes. A killed or repeated run goes on from what is finished.
 
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
 outside the label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which
@@ -71,8 +70,8 @@ MIN_TURN_S = 0.1                    # audio shorter than this is left out and is
 MAX_PROBLEM_SHARE = 0.05            # stop where more than this share of the turns has a problem
 WORKERS = 0                         # processes, 0 = one per core
 WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for
-                                    # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and
-                                    # for training from scratch
+                                    # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo
+                                    # and for training from scratch
 DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
 DEMO = {"CORPUS": "demo_iemocap", "WRITE_CHECKPOINTS": "tiny"}     # all that --demo changes

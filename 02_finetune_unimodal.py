@@ -50,7 +50,7 @@ from common.manifest import read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall
 from common.plots import learning_curves, save
 from common.results import Cell, prediction_rows, score_cell, start_run
-from common.splits import check_folds, leave_two_out, make_folds, model_choice_split, protocol_text
+from common.splits import check_folds, choice_protocol_text, leave_two_out, make_folds, model_choice_split, protocol_text
 from common.training import Recipe, best_weights, fit, make_accelerator, predict
 
 # ---- Constants to tweak --------------------------------------------------------------------
@@ -110,9 +110,10 @@ N_RESAMPLES = 10000                 # of the speaker bootstrap behind every inte
 
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False,
         "TEXT_LEARNING_RATE": 1e-3, "TEXT_EPOCHS": (8, 8, 8), "TEXT_BATCH_SIZE": 16,
-        "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (12, 12, 12), "AUDIO_BATCH_SIZE": 16,
+        "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (8, 8, 12), "AUDIO_BATCH_SIZE": 16,
         "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (10,), "VIDEO_BATCH_SIZE": 16,
-        "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0}     # tiny models, synthetic corpus
+        "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0, "WARMUP_SHARE": 0.1,
+        "DROPOUT": 0.3}     # tiny models, synthetic corpus
 SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False,
            "TEXT_LEARNING_RATE": 5e-4, "TEXT_EPOCHS": (6, 6, 6),
            "AUDIO_LEARNING_RATE": 5e-4, "AUDIO_EPOCHS": (40, 40, 40), "AUDIO_BATCH_SIZE": 16,
@@ -383,8 +384,10 @@ def chance_row(manifest, runs, fraction):
             Cell(row, "Mean recall", [uniform * scale], n=len(pool.tested), unit=unit, digits=digits)]
 
 
-RUNTIME_NOTE = ("Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives no unit "
-                "or hardware; read as transformers' eval_runtime). Training: seconds for all epochs.")
+def column_note():
+    """What the columns of Tables 1-4 are."""
+    return ("Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives no unit or "
+            "hardware; read as transformers' eval_runtime). Training: seconds for all epochs.")
 
 
 def write_choice_tables(run, manifest, candidates, chosen):
@@ -397,9 +400,9 @@ def write_choice_tables(run, manifest, candidates, chosen):
             cells.append(Cell(short_name(model), "Validation accuracy", [o["history"]["best"] for _, _, o in runs],
                               [(s, f.name) for s, f, _ in runs], unit="", digits=3))
         cells += chance_row(manifest, next(iter(models.values())), fraction=True)
-        note = RUNTIME_NOTE + (" The interval resamples the speakers of one test group only (two in IEMOCAP), so it says "
+        note = column_note() + (" The interval resamples the speakers of one test group only (two in IEMOCAP), so it says "
                                f"little. Goes on to the folds: {short_name(chosen[modality])}.")
-        run.table(f"babaali_table_{number}", f"Table {number}. {title}, one split", cells, note)
+        run.table(f"babaali_table_{number}", f"Table {number}. {title}", cells, note, choice_protocol_text(manifest, N_GROUPS))
 
 
 def write_fold_results(run, manifest, results, chosen, protocol):
@@ -409,7 +412,7 @@ def write_fold_results(run, manifest, results, chosen, protocol):
         name = short_name(chosen[modality])
         cells += table_rows(manifest, name, runs, PAPER_FOLDS.get(name), fraction=False)
     cells += chance_row(manifest, next(iter(results.values())), fraction=False)
-    run.table("babaali_table_4", "Table 4. Uni-modal performance", cells, RUNTIME_NOTE)
+    run.table("babaali_table_4", "Table 4. Uni-modal performance", cells, column_note())
     for modality, runs in results.items():
         for path in learning_figures(run.folder, manifest, modality, runs, short_name(chosen[modality]), protocol):
             run.figure([path])

@@ -121,7 +121,8 @@ def read_iemocap(root, merge_excited, keep_brackets):
     merge_excited  True labels excited turns happy, as the papers do; False leaves them out of the label set
     keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
     Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5),
-    style. Raises UserError if no session with labels is found.
+    style.
+    Raises UserError if no session with labels is found.
     """
     root = _iemocap_root(_require_folder(root, "IEMOCAP"))
     labels = {**IEMOCAP_LABELS, **({"exc": "happy"} if merge_excited else {})}
@@ -294,8 +295,7 @@ RAVDESS_COUNTS = {"speech": 1440, "song": 1012, "both": 2452}
 
 
 def read_ravdess(root, channel):
-    """Read RAVDESS: the audio-only files (03-*), the audio-video files (01-*), or both of the same
-    recordings.
+    """Read RAVDESS: the audio-only files (03-*), the audio-video files (01-*), or both.
 
     root     any folder above the files; copies of a file in nested folders count once
     channel  "speech", "song" or "both"
@@ -510,14 +510,14 @@ OPTIONAL_COLUMNS = (
 
 
 def read_folder(root):
-    """Read a folder with a manifest.csv: speaker and label, and any of audio, video and text, one row per
-    turn.
+    """Read a folder with a manifest.csv: speaker and label, and any of audio, video, text, one row per turn.
 
     audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
     each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
     An empty label marks a turn that is context only. Other columns are kept. The classes are the labels in
-    alphabetical order. Raises UserError with the row's line number for an absolute path, one that leaves the
-    folder, a repeated id, a missing column or speaker, or a number that is none.
+    alphabetical order.
+    Raises UserError with the row's line number for an absolute path, one that leaves the folder, a repeated
+    id, a missing column or speaker, or a number that is none.
     """
     root = _require_folder(root, "corpus")
     path = root / "manifest.csv"
@@ -611,8 +611,7 @@ USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
 
 
 def find_root(corpus, data_root):
-    """Where a corpus is looked for under DATA_ROOT/raw: the first usual folder name that is there, else the
-    first.
+    """Where a corpus is looked for under DATA_ROOT/raw: the first usual folder name that is there.
 
     A corpus given as a folder is that folder. Raises UserError for a name that is neither.
     """

@@ -75,7 +75,7 @@ PROSODY = {  # pitch, range: eSpeak's 0-99 scale; rate: factor; gain: dB; tilt: 
     "sad": {"pitch": -22, "range": -40, "rate": 0.70, "gain_db": -5.0, "tilt": -0.70},
     "ang": {"pitch": 2, "range": 20, "rate": 1.30, "gain_db": 6.0, "tilt": 0.90},
 }
-PROSODY_JITTER = {"pitch": 4.0, "range": 6.0, "rate": 0.04, "gain_db": 1.5, "tilt": 0.08}  # standard deviations
+PROSODY_JITTER = {"pitch": 4.0, "range": 6.0, "rate": 0.04, "gain_db": 1.5, "tilt": 0.08}  # standard dev.
 FACES = {                          # inner brows up, brows up, eyes open, mouth corners up, mouth width
     "neu": {"brow_tilt": 0.0, "brow_lift": 0.0, "eyes": 0.0, "smile": 0.0, "width": 0.0},
     "hap": {"brow_tilt": 0.1, "brow_lift": 0.7, "eyes": -0.3, "smile": 1.0, "width": 0.6},
@@ -112,9 +112,10 @@ RATER_NAMES = {
 }
 VAD = {                            # typical valence, activation, dominance on the raters' scale 1-5
     "neu": (3, 2, 3), "hap": (4, 3, 3), "exc": (4, 4, 3), "sad": (2, 2, 2), "ang": (2, 4, 4),
-    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3), "xxx": (3, 3, 3),
+    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3),
+    "xxx": (3, 3, 3),
 }
-APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)  # what macOS leaves in "._*" files
+APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)  # macOS leaves "._*" files
 
 
 @dataclass
@@ -339,7 +340,7 @@ def finish_speech(samples, voice):
     loud = np.flatnonzero(np.abs(speech) > 0.02 * np.abs(speech).max())
     margin = AUDIO_RATE_HZ // 20
     speech = speech[max(0, loud[0] - margin): loud[-1] + margin]
-    # tilt > 0 brightens like a pressed voice (first difference), tilt < 0 darkens like a soft one (leaky sum).
+    # tilt > 0 brightens like a pressed voice, tilt < 0 darkens like a soft one.
     tilt = voice["tilt"]
     speech = lfilter([1, -tilt], 1, speech) if tilt > 0 else lfilter([1], [1, tilt], speech)
     speech *= SPEECH_RMS * 10 ** (voice["gain_db"] / 20) / np.sqrt(np.mean(speech**2))

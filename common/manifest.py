@@ -65,9 +65,12 @@ def prepared_folder(data_root, corpus):
 
 
 def write_manifest(manifest):
-    """Write manifest.csv, sorted by dialogue and time, and classes.json beside it."""
+    """Write manifest.csv, sorted by dialogue and turn, and classes.json beside it.
+
+    Turns are numbered by start time, save where the corpus numbers them itself (MELD, whose times are not all in order).
+    """
     extra = sorted({name for turn in manifest.turns for name in turn.extra})
-    turns = sorted(manifest.turns, key=lambda t: (t.dialogue_id, t.start_s, t.turn, t.utterance_id))
+    turns = sorted(manifest.turns, key=lambda t: (t.dialogue_id, t.turn, t.start_s, t.utterance_id))
     rows = ({**{name: getattr(turn, name) for name in COLUMNS}, **turn.extra} for turn in turns)
     write_json(manifest.folder / "classes.json", {"corpus": manifest.corpus, "classes": manifest.classes})
     write_csv(manifest.folder / "manifest.csv", rows, COLUMNS + tuple(extra))

@@ -162,7 +162,7 @@ def _read_audio_stream(path, start_s, end_s):
 
 
 def write_wav(path, samples, rate_hz=16000):
-    """Write float samples (T,) as 16-bit mono PCM, whole or not at all; what exceeds full scale is clipped."""
+    """Write float samples (T,) as 16-bit mono PCM, whole or not at all, clipped to full scale."""
     coded = io.BytesIO()      # libsndfile does not say why it cannot write, the operating system does
     soundfile.write(coded, np.clip(samples, -1.0, 1.0), rate_hz, subtype="PCM_16", format="WAV")
     with atomic_path(path) as temporary:
@@ -187,8 +187,9 @@ def _decoded(container, stream):
 def _edit_list_loses_frames(path):
     """True if an MP4's edit list hides frames that lie within the duration the file states.
 
-    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops the last
-    one. Frames that an editor has trimmed are more, or lie outside of the stated duration, and stay hidden.
+    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops one of them
+    at the end. Frames that an editor has trimmed are more, or lie outside of the stated duration: these stay
+    hidden.
     """
     if Path(path).suffix.lower() not in (".mp4", ".mov", ".m4v"):
         return False
@@ -340,9 +341,9 @@ def crop_half(frame, half):
 def cut_turns(path, cuts, crf, preset, n_threads=1):
     """Cut all clips of one video in a single sequential pass, however they overlap, each to a muted MP4.
 
-    cuts     list of Cut
-    crf      constant rate factor of H.264: 18 is visually lossless, lower is larger
-    preset   speed preset of x264, "ultrafast" to "veryslow"
+    cuts       list of Cut
+    crf        constant rate factor of H.264: 18 is visually lossless, lower is larger
+    preset     speed preset of x264, "ultrafast" to "veryslow"
     n_threads  of the decoder and of every encoder, 0 = as many as FFmpeg likes
     Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
     Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing

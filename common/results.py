@@ -100,10 +100,10 @@ class Run:
     written: list = field(default_factory=list)
     cells: dict = field(default_factory=dict)     # "<stem>/<row>/<column>" -> Cell
 
-    def table(self, stem, title, cells, note=""):
-        """Write <stem>.csv and <stem>.md and keep the cells for metrics.json."""
+    def table(self, stem, title, cells, note="", protocol=None):
+        """Write <stem>.csv and <stem>.md and keep the cells for metrics.json; protocol: where not the run's."""
         provenance = {"command": self.command, "seeds": self.settings.get("SEEDS", ()), "device": self.device}
-        self.written += write_table(self.folder, stem, title, cells, self.corpus, self.protocol, note,
+        self.written += write_table(self.folder, stem, title, cells, self.corpus, protocol or self.protocol, note,
                                     provenance)
         self.cells.update({f"{stem}/{cell.row}/{cell.column}": cell for cell in cells})
 
@@ -366,7 +366,7 @@ def git_state():
     """(commit, dirty): the hash and whether tracked files differ from it; (None, None) outside git."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no", "--", "*.py"))
     except (OSError, subprocess.CalledProcessError):
         return None, None
 

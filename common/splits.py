@@ -186,6 +186,15 @@ def divide(fold, turns):
                    for part in (fit, choose, fit + choose, fold.test)))
 
 
+def choice_protocol_text(manifest, n_groups):
+    """The protocol of model_choice_split in one phrase: "sessions 1 to 3 train, 4 validates, 5 tests"."""
+    if has_official_split(manifest):
+        return "official train/dev/test split, epoch chosen on the dev part"
+    n = len(speaker_groups(manifest.labelled, n_groups))
+    unit = "sessions" if by_session(manifest.labelled) else "speaker groups"
+    return f"one split: {unit} 1 to {n - 2} train, {n - 1} validates and chooses the epoch, {n} tests"
+
+
 def protocol_text(manifest, folds, validate_on, select_on):
     """The protocol in one phrase for tables: "5-fold by session, epoch chosen on a validation session"."""
     if has_official_split(manifest):

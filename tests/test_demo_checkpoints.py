@@ -1,4 +1,4 @@
-"""The random checkpoints: they load through the Auto classes (offline, see conftest.py), run, and repeat by seed."""
+"""The random checkpoints: they load through the Auto classes (offline: conftest.py) and repeat by seed."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,7 @@
 """The synthetic corpus: the genuine layout, determinism, and faces that move with the right voice."""
 
 import re
+import sys
 from pathlib import Path
 
 import av
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.demo_iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, write_demo_iemocap
+from common.demo_iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, speak, write_demo_iemocap
 from common.demo_sentences import AMBIGUOUS, SENTENCES, fill
+from common.errors import UserError
 
 N_DIALOGUES, N_TURNS = 2, 8         # per session, per dialogue: one dialogue of each marker wearer
 # Both expressions fit every line of the genuine release (FORMATS.md, section 1).
@@ -154,6 +156,12 @@ def test_emotion_lasts():
     last = {"F": "sad", "M": "sad"}
     drawn = [next_emotion(last, "F", np.full(4, 0.25), rng) for _ in range(2000)]
     assert np.mean([emotion == "sad" for emotion in drawn]) == pytest.approx(0.40 + 0.25 + 0.35 / 4, abs=0.03)
+
+
+def test_missing_espeak_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)                  # import then fails
+    with pytest.raises(UserError, match="espeakng-loader"):
+        speak([])
 
 
 def test_too_many_dialogues_are_refused(tmp_path):

@@ -5,9 +5,8 @@
 A synthetic dialogue of 3 minutes as IEMOCAP has them (720x480 split screen, 29.97 fps, MPEG-4 AVI, 45 turns
 of two speakers that overlap a little) is cut `runs` times (default 3) in each of these ways, taken in turn:
 - one pass        common.media.cut_turns with the settings of 01_prepare_data.py
-- seek per turn   for each turn: open, seek to the key frame before it, decode to its end, crop the picture,
-  encode;
-                  with the same encoder settings, and with x264's own defaults as one gets without asking
+- seek per turn   for each turn: open, seek to the key frame before it, decode to its end, crop, encode; with
+                  the same encoder settings, and with x264's own defaults as one gets without asking
 - from the start  for each turn: open, decode from the first frame (the way out where DivX seeks badly)
 Key frames come every 12 frames, or every 300 as DivX places them. Every way must write equally many frames
 per turn. Prints median wall-clock and processor seconds, and how many times those of the one pass they are.
