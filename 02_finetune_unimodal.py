@@ -472,8 +472,9 @@ def main():
     protocol = protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device) if accelerator.is_main_process else None
     modalities = modalities_of(manifest)
+    chosen = chosen_models(modalities, {}) if CHOSEN_MODELS else {}
     candidates = choose_models(accelerator, manifest, modalities) if "choice" in STAGES else {}
-    chosen = chosen_models(modalities, candidates)
+    chosen = chosen or chosen_models(modalities, candidates)
     print("\nGoing on with " + ", ".join(short_name(model) for model in chosen.values()))
     results = {}
     if "folds" in STAGES:

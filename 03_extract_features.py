@@ -148,6 +148,8 @@ def compare_with_02(store, folder):
 def main():
     manifest = read_manifest(DATA_ROOT, CORPUS)
     accelerator = make_accelerator(PRECISION)
+    if accelerator.num_processes > 1:
+        raise UserError("03_extract_features.py: a store has one writer; start it with python, not accelerate launch")
     run = start_run(__file__, SETTINGS, manifest, "features of the models of 02, every turn", accelerator.device)
     speeds = {}
     for modality in MODALITIES:
