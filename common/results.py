@@ -305,7 +305,7 @@ def write_overview(results_root, paper, corpus, stem="overview"):
     """Collect all numbers that the paper prints: "paper | ours | gap | command" in one table.
 
     Reads every <results_root>/<script>/<corpus>/<paper>_table_*.csv and writes
-    <results_root>/<paper>_<stem>_<corpus>.md; returns its path.
+    <results_root>/<paper>_<stem>_<corpus>.md; returns its path, or None where the paper prints no number.
     """
     lines = ["| table | row | column | paper | ours mean ± sd [95 % interval] | gap | command |",
              "|---" * 7 + "|"]
@@ -316,10 +316,13 @@ def write_overview(results_root, paper, corpus, stem="overview"):
                 cell = Cell(row["row"], row["column"], [float(row["mean"])], low=low, high=high)
                 ours = shown(cell).replace(" [", f" ± {float(row['sd']):.2f} [" if row["sd"] else " [", 1)
                 gap = float(row["mean"]) - float(row["paper"])
-                name = f"{path.stem.split('_table_')[1]} | {row['row']} | {row['column']} ({row['unit']})"
+                unit = f" ({row['unit']})" if row["unit"] else ""
+                name = f"{path.stem.split('_table_')[1]} | {row['row']} | {row['column']}{unit}"
                 lines.append(f"| {name} | {float(row['paper']):g} | {ours} | {gap:+.2f} "
                              f"| `{row['command']}` |")
     path = Path(results_root) / f"{paper}_{stem}_{corpus}.md"
+    if len(lines) == 2:
+        return None               # a corpus of which the paper says nothing
     write_text(path, "\n".join(lines) + "\n")
     return path
 
@@ -399,3 +402,16 @@ def hardware(device=None):
         models = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{device}: {models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def main(readme):
+    """Write the overview of every paper and corpus in results/, then bring the README's tables up to date."""
+    tables = [path for path in (ROOT / "results").glob("*/*/*_table_*.csv")]
+    for paper, corpus in sorted({(path.name.split("_table_")[0], path.parent.name) for path in tables}):
+        write_overview(ROOT / "results", paper, corpus)
+    fill_tables(readme)
+    print(f"filled the tables of {readme}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,31 @@
+"""What the README says is what is there."""
+
+import re
+
+from conftest import ROOT
+
+from common.results import stale_tables
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_equal_those_in_results():
+    assert README.count("<!-- table: ") >= 8 and stale_tables(ROOT / "README.md") == []
+
+
+def test_named_files_exist():
+    named = set(re.findall(r"\((results/[^)]+)\)", README)) | set(re.findall(r"`((?:common|tests)/[\w/]+\.py)`", README))
+    assert len(named) >= 8 and [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_commands_name_scripts_and_constants_that_exist():
+    from common.settings import overrides
+    found = re.findall(r"python (0\d_\w+\.py)([^\n`#&|<]*)", README)
+    assert len(found) >= 8
+    for script, options in found:
+        overrides((ROOT / script).read_text(encoding="utf-8"), options.split())
+
+
+def test_no_script_is_left_out_and_no_placeholder_left_in():
+    assert all(f"`{path.name}`" in README for path in ROOT.glob("0*.py"))
+    assert not re.search(r"[A-Z]+_(WORDS|MINUTES)\b", README)
