@@ -105,16 +105,16 @@ OUT_OF_FOLD = True                  # also train the ten leave-two-groups-out mo
 
 # Machine
 PRECISION = "auto"                  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
-WORKERS = 0                         # processes that prepare batches; 0 = none, enough once inputs are cached
+WORKERS = 4                         # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
 N_RESAMPLES = 10000                 # of the speaker bootstrap behind every interval
 
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False,
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0,
         "TEXT_LEARNING_RATE": 1e-3, "TEXT_EPOCHS": (8, 8, 8), "TEXT_BATCH_SIZE": 16,
         "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (8, 8, 12), "AUDIO_BATCH_SIZE": 16,
         "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (10,), "VIDEO_BATCH_SIZE": 16,
         "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0, "WARMUP_SHARE": 0.1,
         "DROPOUT": 0.3}     # tiny models, synthetic corpus
-SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False,
+SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0,
            "TEXT_LEARNING_RATE": 5e-4, "TEXT_EPOCHS": (6, 6, 6),
            "AUDIO_LEARNING_RATE": 5e-4, "AUDIO_EPOCHS": (15, 15, 25), "AUDIO_BATCH_SIZE": 16,
            "AUDIO_EVAL_BATCH_SIZE": 32, "DROPOUT": 0.3, "WARMUP_SHARE": 0.1}   # models that 01 wrote with random
@@ -265,7 +265,7 @@ def kept_outcome(folder, recipe, identity):
         return None
     outcome = read_json(path)
     found = outcome["history"]["identity"]
-    same = found["recipe"] == asdict(recipe) and all(found[name] == value for name, value in identity.items())
+    same = found["recipe"] == recipe.identity() and all(found[name] == value for name, value in identity.items())
     return outcome if same else None
 
 

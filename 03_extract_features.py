@@ -51,11 +51,11 @@ HIDDEN_STATES = False               # also store all hidden layers, float16: som
                                     # Not in the paper
 BATCH_SIZE = 32                     # turns per forward pass; changes the speed, not the result
 PRECISION = "no"                    # "no" (fp32), "bf16", "fp16", "auto"; features are stored as float32 all the same
-WORKERS = 0                         # processes that prepare batches; 0 = none, enough once inputs are cached
+WORKERS = 4                         # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
 TOLERANCE = 0.01                    # share of test turns whose decision may differ from 02's (bf16 there, fp32 here)
 
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,)}       # the models of 02 --demo
-SCRATCH = {"SEEDS": (0,)}                              # the models of 02 --scratch
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}       # the models of 02 --demo
+SCRATCH = {"SEEDS": (0,), "WORKERS": 0}                # the models of 02 --scratch
 
 
 # ---- Which models --------------------------------------------------------------------------

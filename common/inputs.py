@@ -20,6 +20,9 @@ from common.files import make_folder
 from common.media import MediaError, probe, read_audio, read_frames
 from common.store import StoreWriter, open_store
 
+# Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
 RATE_HZ = 16000           # of every checkpoint used here
 SHORTEST_S = 0.4          # waveforms are padded to this at least: SpecAugment's spans of 10 frames must fit in
 CHUNK = 64                # turns written to the cache at a time

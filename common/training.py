@@ -48,6 +48,10 @@ class Recipe:
     workers: int = 0                  # processes that prepare batches; 0 = this one
     save_every_s: float = 600.0       # a state is written at each epoch's end and this often within
 
+    def identity(self):
+        """What must be the same for a run to be gone on with: all but how the machine is used."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("workers", "save_every_s")}
+
 
 @dataclass
 class State:
@@ -182,7 +186,7 @@ class Training:
     def __init__(self, accelerator, model, loss, train_set, recipe, folder, identity):
         self.accelerator, self.model, self.loss, self.recipe = accelerator, model, loss, recipe
         self.folder = make_folder(folder)
-        self.identity = json.loads(json.dumps({"recipe": dataclasses.asdict(recipe), **identity}, default=str))
+        self.identity = json.loads(json.dumps({"recipe": recipe.identity(), **identity}, default=str))
         self.keys = StepKeys(train_set, recipe, accelerator)
         self.steps = len(self.keys)
         self.loader = DataLoader(train_set, batch_sampler=self.keys, collate_fn=train_set.collate,

@@ -122,6 +122,12 @@ def test_resume_equals_an_uninterrupted_run(tmp_path):
     assert curves(again) == curves(whole) and torch.equal(weights(net), weights(resumed))
 
 
+def test_worker_processes_change_nothing(tmp_path):
+    one, net = run(tmp_path / "one")
+    two, same = run(tmp_path / "two", replace(RECIPE, workers=2))
+    assert curves(one) == curves(two) and torch.equal(weights(net), weights(same))
+
+
 def test_resume_within_an_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECK_EVERY_STEPS", 1)
     recipe = replace(RECIPE, save_every_s=0.0)
