@@ -11,6 +11,8 @@ from common.errors import UserError
 from common.splits import has_official_split
 from common.store import open_store
 
+ROUNDING = 1e-4           # ten times the differences seen between batches of different composition
+
 
 def find_modalities(root, modalities):
     """Those of `modalities` with stored features in `root`, in order; prints which are left out."""
@@ -81,9 +83,13 @@ def read_rows(store, name, turns):
 
 
 def standardise(x, rows):
-    """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0."""
+    """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0.
+
+    A column that varies less than ROUNDING of the size of all values holds float noise and counts as constant.
+    """
     mean, sd = x[rows].mean(0), x[rows].std(0)
-    return (x - mean) / np.where(sd > 0, sd, 1)
+    varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows])))
+    return np.where(varies, (x - mean) / np.where(varies, sd, 1), 0)
 
 
 def fill_absent(array, train_rows):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from common import settings, splits
+from common import features, settings, splits
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
@@ -265,3 +265,10 @@ def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
         run_04(root, "--OUT_OF_FOLD=false", *words)
     assert "\n" not in str(caught.value)
     assert not list((root / "results").rglob("babaali_*"))
+
+
+def test_columns_of_float_noise_count_as_constant():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(size=50), 0.7 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
+    z = features.standardise(x, np.arange(40))
+    assert np.allclose(z[:, 0], (x[:, 0] - x[:40, 0].mean()) / x[:40, 0].std()) and not z[:, 1:].any()

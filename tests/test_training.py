@@ -203,6 +203,19 @@ def test_predictions_do_not_depend_on_batch_or_memory():
     assert np.allclose(found, net.eval()(data.x).detach().numpy(), atol=1e-6)
 
 
+def test_batches_of_predictions_do_not_follow_the_order_of_the_corpus():
+    """Float noise of a batch must not tell neighbours of the corpus, which often share a label, from others."""
+    data = Toy(64)
+    data.lengths = [1] * 64
+    def forward(m, b):
+        return {"y": m(b["inputs"]["x"])}
+
+    spans = [np.ptp(indices) for indices, _ in training.predict_batches(make_accelerator("no"), model(), forward, data, 8, 0)]
+    assert min(spans) > 16
+    found = predict(make_accelerator("no"), model(), forward, data, 8, 0)["y"]
+    assert np.allclose(found, model().eval()(data.x).detach().numpy(), atol=1e-6)
+
+
 def test_two_processes_train_the_same_model(tmp_path):
     """`accelerate launch` with two CPU processes against one process; the last batch has fewer samples than both need."""
     script = tmp_path / "two.py"
