@@ -76,6 +76,7 @@ DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
 DEMO = {"CORPUS": "demo_iemocap", "WRITE_CHECKPOINTS": "tiny"}     # all that --demo changes
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}     # all that --scratch changes: for 02 --scratch
+SETTINGS = {}                       # filled by settings.run: what this run used
 
 
 # ---- The release ------------------------------------------------------------------------------

@@ -129,6 +129,7 @@ PAPER_CHOICE = {
 PAPER_FOLDS = {"bert-base-uncased": (1.27, 67.50, 3.75), "wav2vec2-base": (1.41, 67.55, 81.46),
                "videomae-base": (1.35, 33.22, 562.62)}
 TABLES = {"text": (1, "Text models"), "audio": (2, "Speech models"), "video": (3, "Video model")}
+SETTINGS = {}                       # filled by settings.run: what this run used
 
 
 # ---- Models and their settings -------------------------------------------------------------
@@ -178,8 +179,8 @@ class Inputs:
             self.store, problems = cache_inputs(manifest, turns, self.shape, self.processor, clipping,
                                                 Path(DATA_ROOT) / "cache" / manifest.corpus, WORKERS)
         self.usable = {t.utterance_id for t in turns} - {utterance_id for utterance_id, _ in problems}
-        self.identity = {"source": self.source, "clipping": asdict(clipping), "mirror": MIRROR_PROBABILITY,
-                         "dropout": DROPOUT, "classes": list(manifest.classes)}
+        self.identity = {"manifest": manifest.fingerprint(), "source": self.source, "clipping": asdict(clipping),
+                         "mirror": MIRROR_PROBABILITY, "dropout": DROPOUT, "classes": list(manifest.classes)}
 
     def of(self, turns, mirror=0.0):
         """A dataset of those turns that have the modality."""
@@ -188,7 +189,7 @@ class Inputs:
 
 
 def modalities_of(manifest):
-    """MODALITIES that the corpus has; each must cover most labelled turns to be worth a model."""
+    """MODALITIES of which the corpus has at least one labelled turn; prints how many it has."""
     present = []
     for modality in MODALITIES:
         n = sum(has_modality(t, modality) for t in manifest.labelled)

@@ -56,6 +56,7 @@ TOLERANCE = 0.01                    # share of test turns whose decision may dif
 
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}       # the models of 02 --demo
 SCRATCH = {"SEEDS": (0,), "WORKERS": 0}                # the models of 02 --scratch
+SETTINGS = {}                       # filled by settings.run: what this run used
 
 
 # ---- Which models --------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import make_folder
 from common.media import MediaError, probe, read_audio, read_frames
-from common.store import StoreWriter, open_store
+from common.store import StoreWriter
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -60,8 +60,7 @@ def cache_inputs(manifest, turns, shape, processor, clipping, cache_root, worker
     if shape.kind == "tokens":
         return None, []
     decode, name, row_bytes, rows_per_s = _plan(shape, processor, clipping)
-    fingerprint = hashlib.sha256((manifest.folder / "manifest.csv").read_bytes()).hexdigest()[:16]
-    writer = StoreWriter(make_folder(cache_root) / name, {"manifest": fingerprint, "inputs": name})
+    writer = StoreWriter(make_folder(cache_root) / name, {"manifest": manifest.fingerprint(), "inputs": name})
     missing = [turn for turn in turns if turn.utterance_id not in writer.done]
     if missing or not writer.complete:
         _announce(writer.folder, missing, row_bytes, rows_per_s, clipping, shape)

@@ -4,6 +4,7 @@
 All turns are in it, since context needs them; a turn outside the label set has an empty label.
 """
 
+import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -49,6 +50,10 @@ class Manifest:
     def labelled(self):
         """The turns that are trained on and scored."""
         return [turn for turn in self.turns if turn.label]
+
+    def fingerprint(self):
+        """A hash of manifest.csv: what was made from other turns, texts or labels is not gone on with."""
+        return hashlib.sha256((self.folder / "manifest.csv").read_bytes()).hexdigest()[:16]
 
     def path(self, relative):
         """Where a media file named in a turn lies."""

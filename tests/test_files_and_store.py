@@ -45,6 +45,10 @@ def test_manifest_round_trip(tmp_path):
     write_manifest(Manifest("toy", folder, ("happy", "sad"), turns))
     found = read_manifest(tmp_path, "toy")
     assert found.turns == [turns[1], turns[0]] and found.classes == ("happy", "sad") and found.labelled == [turns[1]]
+    before = found.fingerprint()
+    found.turns[0].label = "happy"
+    write_manifest(found)
+    assert read_manifest(tmp_path, "toy").fingerprint() != before
     with pytest.raises(UserError, match="01_prepare_data.py"):
         read_manifest(tmp_path, "absent")
 
