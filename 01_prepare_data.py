@@ -233,7 +233,7 @@ def figure_1(run, manifest):
 
 def write_checkpoints(manifest):
     """Random-weight models whose tokenisers know the corpus's words (those of an official training part)."""
-    from common.demo_checkpoints import write_checkpoints as write     # imports transformers
+    from common.demo_checkpoints import makers, write_checkpoints as write     # imports transformers
 
     texts = [
         turn.text for turn in manifest.turns if turn.text and turn.extra.get("split", "train") == "train"
@@ -244,6 +244,7 @@ def write_checkpoints(manifest):
         "seed": SEEDS[0],
         "texts": len(texts),
         "letters": sum(map(len, texts)),
+        "models": list(makers()),        # a folder of an earlier version may lack some
     }
     note = folder / "made_with.json"
     if not (note.exists() and read_json(note) == made_with):

@@ -51,7 +51,7 @@ from common.metrics import accuracy, chance, confusion, unweighted_recall
 from common.plots import learning_curves, save
 from common.results import Cell, prediction_rows, score_cell, start_run
 from common.splits import check_folds, choice_protocol_text, leave_two_out, make_folds, model_choice_split, protocol_text
-from common.training import Recipe, best_weights, fit, make_accelerator, predict
+from common.training import Recipe, best_weights, fit, kept_outcome, make_accelerator, predict
 
 # ---- Constants to tweak --------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, models
@@ -257,17 +257,6 @@ def train_and_test(accelerator, manifest, inputs, model, fold, seed):
         keep_outcome(folder, outcome, encoder, inputs, fold, model)
     accelerator.wait_for_everyone()
     return outcome
-
-
-def kept_outcome(folder, recipe, identity):
-    """What test.json holds, if it was made with the same recipe and identity, else None."""
-    path = folder / "test.json"
-    if not path.exists():
-        return None
-    outcome = read_json(path)
-    found = outcome["history"]["identity"]
-    same = found["recipe"] == recipe.identity() and all(found[name] == value for name, value in identity.items())
-    return outcome if same else None
 
 
 def keep_outcome(folder, outcome, encoder, inputs, fold, model):

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.encoders import input_shape, load_encoder
+from common.encoders import count_tokens, input_shape, load_encoder
 from common.errors import UserError
 from common.files import read_json
 from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
@@ -85,7 +85,7 @@ def represent_all_layers(model, batch):
     """As `represent`, with all hidden layers (B, S, L, D) and the number of valid tokens (B,)."""
     features, logits, hidden = model(batch["inputs"], hidden_states=True)
     return {"features": features, "logits": logits, "hidden": hidden,
-            "tokens": model.count_tokens(hidden.shape[1], batch["inputs"], hidden.device)}
+            "tokens": count_tokens(model.backbone, model.modality, hidden.shape[1], batch["inputs"])}
 
 
 def extract(accelerator, manifest, folder):

@@ -1,68 +1,50 @@
-"""Fuse text, speech and video and classify emotions: the second half of the first paper.
+"""Fuse modalities and classify emotions, in the ways of two papers.
 
-Paper: B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
-Pretrained Transformers", Sections 3.3, 3.4, 4.2 and 4.3.
-The representations (early fusion) and logits (late fusion) that 03 stored for every fold are concatenated,
-summed or multiplied and classified by an SVM, a two-layer network and XGBoost: Tables 5-7, Figures 8-12.
+"babaali"  B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
+           Pretrained Transformers": features of text, speech and video that 03 stored, fused and given to an
+           SVM, a small network and XGBoost. Code and DEVIATIONS: common/babaali_fusion.py
+"li"       J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion
+           Recognition": all layers of WavLM and BERT, the text with its neighbours in the dialogue, fused by
+           cross-modal attention; needs 01 only. Code and DEVIATIONS: common/li_fusion.py, network: li_model.py
 
-    python 04_fuse_classify.py                 # IEMOCAP, after 01, 02 and 03
-    python 04_fuse_classify.py --demo          # 20 s on 2 CPU cores
-    python 04_fuse_classify.py --FEATURES_ROOT=my_features --OUT_OF_FOLD=false     # features from elsewhere
+    python 04_fuse_classify.py                      # both papers on IEMOCAP, after 01, 02 and 03
+    python 04_fuse_classify.py --PAPERS=li          # the second one, after 01
+    python 04_fuse_classify.py --demo --PAPERS=babaali     # 20 s on 2 CPU cores
+    python 04_fuse_classify.py --PAPERS=babaali --FEATURES_ROOT=my_features --OUT_OF_FOLD=false
+                                                    # features from elsewhere
 
-Reads <FEATURES_ROOT>/<modality>/[seed<k>/][<fold>/]{index.csv, features.npy[, logits.npy]}; folders in
-brackets may be absent: the same features then serve all seeds or all folds.
-Writes results/04_fuse_classify/<corpus>/: babaali_table_5, 6, 7 and sec4_3 (as in the paper), subsets and
-tests (beyond it), babaali_fig_8_text, 9_speech, 10_video, 11_fused, 12_confusion, predictions.csv,
-metrics.json, log.jsonl.
-
-DEVIATIONS
-1. The paper does not say how it set its classifiers. Here C, the network's epochs and XGBoost's rounds are
-   chosen on the fold's validation speakers, then the classifier is fitted again on training and validation
-   turns. Where SELECT_ON = "test" leaves no such speakers, every fourth training speaker is set aside.
-2. Vectors are fused as they are; the fused ones are standardised by the turns that fit the classifier.
-3. Kernel, C, network and XGBoost settings are not in the paper; they are the constants below.
-4. Late fusion takes logits ("the classification results from the last layer"). An encoder is more certain of
-   its own training turns than of new speakers; OUT_OF_FOLD adds, beside the paper's way, classifiers fitted
-   on logits of encoders that saw neither the turn's session nor the test session (ten per modality).
-5. A turn that a modality lacks gets that modality's training mean and is counted below the tables, so that
-   every labelled turn is scored. The paper does not mention any.
+Reads <DATA_ROOT>/prepared/<corpus>/ and, for "babaali", <FEATURES_ROOT>.
+Writes results/04_fuse_classify/<corpus>/: <paper>_table_*, <paper>_fig_*; predictions.csv and metrics.json of
+"babaali", li_predictions.csv and li_metrics.json of "li"; log.jsonl, shared.
 """
 
 from common import settings
 
 if __name__ == "__main__":
-    settings.parse(__file__)
+    settings.parse(__file__)          # --help and refusals, before the slow imports
 
-import time
-from dataclasses import dataclass
-from itertools import combinations
-from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
-import torch
-import xgboost
-from sklearn.decomposition import PCA
-from sklearn.svm import SVC
-
-from common import metrics, plots, splits
+from common import babaali_fusion, li_fusion
 from common.errors import UserError
-from common.features import check_store, fill_absent, find_modalities, find_store, read_rows, standardise
-from common.manifest import corpus_name, read_manifest
-from common.results import Cell, prediction_rows, score_cell, start_run
+from common.manifest import read_manifest
 
-# ---- Constants to tweak --------------------------------------------------------------------
+# ---- Constants to tweak: shared by both papers ---------------------------------------------
+PAPERS = ("babaali", "li")        # which to run, in this order
 DATA_ROOT = "data"                # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/04_fuse_classify/<corpus>/
-FEATURES_ROOT = ""                # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
 CORPUS = "iemocap"                # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
-SEEDS = (0, 1, 2)                 # one full run each; tables show mean ± sd over them. Not in the paper
+SEEDS = (0, 1, 2)                 # one full run each; tables show mean ± sd over them. Not in the papers
+N_GROUPS = 5                      # folds, where the corpus has neither sessions nor an official split
+N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
+
+# ---- Babaali & Shayaninasab ----------------------------------------------------------------
+FEATURES_ROOT = ""                # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
 MODALITIES = ("text", "audio", "video")     # those without a folder of features are left out, and said so
 FUSIONS = ("concatenation", "sum", "product")     # Sec. 3.3; sum and product need vectors of equal width
 OUT_OF_FOLD = True                # also fit late fusion on out-of-fold logits, which 02 and 03 must have made
-N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
 
 # Protocol, as in 02 and 03
-N_GROUPS = 5                      # folds, where the corpus has neither sessions nor an official split
 VALIDATE_ON = "group"             # "group" or "speaker": who validates. Not in the paper
 SELECT_ON = "validation"          # "test" is the paper's protocol (optimistic); tables name the one used
 
@@ -82,419 +64,84 @@ XGB_LEARNING_RATE = 0.3           # shrinkage of a tree
 XGB_COLUMNS = 0.1                 # share of the features that a tree may use, at least 16 of them
 XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
 
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30,
-        "XGB_ROUNDS": 60}         # synthetic corpus and tiny encoders
-SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False}      # for what 02 --scratch and 03 made
-
-# The paper's own numbers in %, as printed; the rows of multiplication have lost theirs.
-PAPER_TABLE_5 = {"concatenation": {"SVM": 75.451, "NN": 75.31, "XGBoost": 73.28, "average": 74.68},
-                 "sum": {"SVM": 75.42, "NN": 75.16, "XGBoost": 73.95, "average": 74.84}, "product": {}}
-PAPER_TABLE_6 = {"concatenation": {"SVM": 73.97, "NN": 74.36, "XGBoost": 74.45, "average": 74.26},
-                 "sum": {"SVM": 72.10, "NN": 72.56, "XGBoost": 72.75, "average": 72.47}, "product": {}}
-PAPER_TABLE_7 = {"angry": (79.52, 85.66, 82.33), "happy": (77.75, 75.72, 76.46),
-                 "neutral": (70.19, 69.41, 69.27), "sad": (78.41, 74.35, 75.69), "all": (76.10, 75.42, 75.35)}
-PAPER_SEC_4_3 = {"[2] Poria et al. 2018, without context": 71.59, "[2] Poria et al. 2018, with context": 76.1,
-                 "[6] Siriwardhana et al. 2020 (no figure given)": None, "final model": 75.42}
-FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), "fused": (11, "fused")}
-SETTINGS = {}                       # filled by settings.run: what this run used
-
-
-# ---- Data ----------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class System:
-    """One way from stored outputs to a label."""
-
-    level: str            # "early" features, "late" logits, or "out-of-fold" logits
-    fusion: str
-    classifier: str
-    modalities: tuple
-
-    def __str__(self):
-        return f"{self.level} {self.fusion} {self.classifier} {'+'.join(self.modalities)}"
-
-
-class Study:
-    """The labelled turns, folds and modalities of a run, and every system's predictions."""
-
-    def __init__(self, manifest, folds):
-        self.manifest, self.folds, self.turns = manifest, folds, manifest.labelled
-        self.y = np.array([manifest.classes.index(turn.label) for turn in self.turns])
-        self.speakers = np.array([turn.speaker for turn in self.turns])
-        self.parts = [splits.divide(fold, self.turns) for fold in folds]
-        self.scored = np.sort(np.concatenate([parts.test for parts in self.parts]))
-        self.runs = {(seed, fold.name): (slice(i, None, len(SEEDS)), parts.test)
-                     for i, seed in enumerate(SEEDS) for fold, parts in zip(folds, self.parts)}
-        self.root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
-        self.modalities = find_modalities(self.root, MODALITIES)
-        self.with_logits = tuple(m for m in self.modalities if any((self.root / m).rglob("logits.npy")))
-        self.out_of_fold = OUT_OF_FOLD and len(folds) > 1 and len(self.with_logits) > 1
-        self.predicted = {}       # System -> (seeds, N) class numbers, -1 where not scored
-        self.chosen = {}          # (System, seed number, fold number) -> accuracy on the turns that chose
-        self.missing = {}         # modality -> labelled turns that it lacks
-
-    def early_svm(self, *modalities):
-        """The paper's final model, on some of the modalities or all."""
-        return System("early", "concatenation", "SVM", modalities or self.modalities)
-
-
-def read_fold(study, seed, k):
-    """What fold k knows: {level: {modality: (N, D)}}, absent turns filled with the training mean."""
-    protocol = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
-    data = {"early": {}, "late": {}, "out-of-fold": {}}
-    for m in study.modalities:
-        store = find_store(study.root, m, seed, study.folds[k].name)
-        check_store(store, study.manifest, splits.speakers_of(study.folds[k].test), protocol)
-        data["early"][m] = read_rows(store, "features", study.turns)
-        study.missing[m] = int(np.isnan(data["early"][m][:, 0]).sum())
-        if m in study.with_logits:
-            data["late"][m] = read_rows(store, "logits", study.turns)
-            if study.out_of_fold:
-                data["out-of-fold"][m] = out_of_fold_logits(study, m, seed, k, data["late"][m])
-    return {level: {m: fill_absent(array, study.parts[k].fit) for m, array in arrays.items()}
-            for level, arrays in data.items()}
-
-
-def out_of_fold_logits(study, modality, seed, k, logits):
-    """Logits (N, C) of which no turn's encoder saw the turn's group or test group k.
-
-    Turns of group j get those of the encoder that left out groups j and k; test turns keep the fold's own.
-    """
-    mixed = logits.copy()
-    for j, other in enumerate(study.folds):
-        if j != k:
-            store = find_store(study.root, modality, seed, f"out_{min(j, k) + 1}_{max(j, k) + 1}")
-            check_store(store, study.manifest, splits.speakers_of(other.test + study.folds[k].test), {})
-            mixed[study.parts[j].test] = read_rows(store, "logits", study.turns)[study.parts[j].test]
-    return mixed
-
-
-# ---- Fusion (Section 3.3) ------------------------------------------------------------------
-
-def fuse(arrays, fusion):
-    """Join the modalities' vectors: {modality: (N, D_m)} -> (N, sum of D_m); sum and product: (N, D)."""
-    stack = list(arrays.values())
-    if fusion == "concatenation":
-        return np.concatenate(stack, axis=1)
-    widths = {m: a.shape[1] for m, a in arrays.items()}
-    if len(set(widths.values())) > 1:
-        raise UserError(f"FUSIONS={fusion}: needs vectors of equal width, but they are "
-                        + ", ".join(f"{m} {width}" for m, width in widths.items())
-                        + "; set FUSIONS=concatenation, or extract features of equal width")
-    return np.sum(stack, axis=0) if fusion == "sum" else np.prod(stack, axis=0)
-
-
-# ---- Classifiers (Section 3.4) -------------------------------------------------------------
-# Each takes x (N, D), y (N,) and returns (class of every test turn, accuracy on the turns that chose).
-
-def svm(x, y, parts, n_classes, seed):
-    """Support vector machine, its C chosen among SVM_C."""
-    z = standardise(x, parts.fit)
-    inner, outer = kernel(z[parts.fit], z[parts.fit]), kernel(z[parts.choose], z[parts.fit])
-    scores = []
-    for c in SVM_C:
-        machine = SVC(C=c, kernel="precomputed").fit(inner, y[parts.fit])
-        scores.append(np.mean(machine.predict(outer) == y[parts.choose]))
-    z = standardise(x, parts.refit)
-    machine = SVC(C=SVM_C[int(np.argmax(scores))], kernel="precomputed")
-    machine.fit(kernel(z[parts.refit], z[parts.refit]), y[parts.refit])
-    return machine.predict(kernel(z[parts.test], z[parts.refit])), max(scores)
-
-
-def kernel(a, b):
-    """Kernel values (A, B) of standardised vectors (A, D) and (B, D), as one matrix product."""
-    product = a @ b.T
-    if SVM_KERNEL == "linear":
-        return product / a.shape[1]
-    squared = (a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * product
-    return np.exp(-squared / a.shape[1])
-
-
-def network(x, y, parts, n_classes, seed):
-    """Two-layer network, its number of epochs chosen."""
-    z = torch.from_numpy(standardise(x, parts.fit)).float()
-    target = torch.from_numpy(y)
-    losses, accuracies = [], []
-    for model in train_network(z[parts.fit], target[parts.fit], n_classes, NN_EPOCHS, seed):
-        with torch.no_grad():
-            logits = model(z[parts.choose])
-        losses.append(torch.nn.functional.cross_entropy(logits, target[parts.choose]).item())
-        accuracies.append((logits.argmax(1) == target[parts.choose]).float().mean().item())
-        if len(losses) - np.argmin(losses) > NN_PATIENCE:
-            break
-    epochs = int(np.argmin(losses)) + 1
-    z = torch.from_numpy(standardise(x, parts.refit)).float()
-    *_, model = train_network(z[parts.refit], target[parts.refit], n_classes, epochs, seed)
-    with torch.no_grad():
-        return model(z[parts.test]).argmax(1).numpy(), accuracies[epochs - 1]
-
-
-def train_network(z, target, n_classes, epochs, seed):
-    """Train Linear, ReLU, dropout, Linear; give the model after every epoch, in evaluation mode. z (N, D)"""
-    with torch.random.fork_rng(devices=[]):       # dropout and the first weights know no other generator
-        torch.manual_seed(seed)
-        model = torch.nn.Sequential(torch.nn.Linear(z.shape[1], NN_HIDDEN), torch.nn.ReLU(),
-                                    torch.nn.Dropout(NN_DROPOUT), torch.nn.Linear(NN_HIDDEN, n_classes))
-        optimiser = torch.optim.AdamW(model.parameters(), lr=NN_LEARNING_RATE, weight_decay=0.01,
-                                      fused=True)
-        for _ in range(epochs):
-            model.train()
-            for batch in torch.randperm(len(z)).split(NN_BATCH):
-                loss = torch.nn.functional.cross_entropy(model(z[batch]), target[batch])
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-            yield model.eval()
-
-
-def boosted_trees(x, y, parts, n_classes, seed):
-    """XGBoost, its number of rounds chosen."""
-    fit, choose, refit, test = (xgboost.DMatrix(x[rows], y[rows], nthread=XGB_THREADS) for rows in
-                                (parts.fit, parts.choose, parts.refit, parts.test))
-    options = {"objective": "multi:softprob", "num_class": n_classes, "tree_method": "hist", "seed": seed,
-               "max_depth": XGB_DEPTH, "eta": XGB_LEARNING_RATE, "nthread": XGB_THREADS,
-               "colsample_bytree": max(XGB_COLUMNS, min(1, 16 / x.shape[1]))}
-    trial = xgboost.train(options, fit, XGB_ROUNDS, evals=[(choose, "choose")], verbose_eval=False,
-                          early_stopping_rounds=XGB_PATIENCE)
-    rounds = trial.best_iteration + 1
-    chosen = trial.predict(choose, iteration_range=(0, rounds)).argmax(1)
-    final = xgboost.train(options, refit, rounds, verbose_eval=False)
-    return final.predict(test).argmax(1), np.mean(chosen == y[parts.choose])
-
-
-CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
-
-
-# ---- Evaluation ----------------------------------------------------------------------------
-
-def list_systems(study):
-    """All systems of all tables, each once."""
-    systems = []
-    for level, modalities in (("early", study.modalities), ("late", study.with_logits),
-                              ("out-of-fold", study.with_logits if study.out_of_fold else ())):
-        if len(modalities) > 1:
-            systems += [System(level, fusion, name, modalities) for fusion in FUSIONS for name in CLASSIFY]
-        if level != "out-of-fold":
-            systems += [System(level, "concatenation", "SVM", subset) for subset in subsets(modalities)]
-    return list(dict.fromkeys(systems))
-
-
-def subsets(modalities):
-    """Every non-empty subset, small ones first: 7 for three modalities."""
-    return [subset for size in range(1, len(modalities) + 1) for subset in combinations(modalities, size)]
-
-
-def evaluate(study, run):
-    """Fit and test every system on every seed and fold; fills study.predicted and study.chosen."""
-    systems, n_classes = list_systems(study), len(study.manifest.classes)
-    study.predicted = {system: np.full((len(SEEDS), len(study.turns)), -1) for system in systems}
-    for i, seed in enumerate(SEEDS):
-        for k, parts in enumerate(study.parts):
-            started, data = time.monotonic(), read_fold(study, seed, k)
-            for system in systems:
-                x = fuse({m: data[system.level][m] for m in system.modalities}, system.fusion)
-                labels, accuracy = CLASSIFY[system.classifier](x, study.y, parts, n_classes, seed)
-                assert (study.predicted[system][i, parts.test] == -1).all(), "a turn is in two test sets"
-                study.predicted[system][i, parts.test] = labels
-                study.chosen[system, i, k] = accuracy
-            report_fold(study, run, i, k, time.monotonic() - started)
-    for system, labels in study.predicted.items():
-        assert (labels[:, study.scored] >= 0).all(), f"{system}: a labelled turn was not scored"
-    print(f"pooled n = {len(study.scored):,}: every labelled turn is scored exactly once by each of "
-          f"{len(systems)} systems and {len(SEEDS)} seed(s)")
-
-
-def report_fold(study, run, i, k, seconds):
-    """Print and log the accuracies of the single modalities and the final model on one fold."""
-    rows, found = study.parts[k].test, {}
-    for name, system in [*((f"{m} alone", study.early_svm(m)) for m in study.modalities),
-                         ("final model", study.early_svm())]:
-        found[name] = 100 * float(np.mean(study.predicted[system][i, rows] == study.y[rows]))
-    where = {"seed": SEEDS[i], "fold": study.folds[k].name}
-    shown = "  ".join(f"{name} {value:5.1f}" for name, value in found.items())
-    print(f"seed {SEEDS[i]} {where['fold']:<6} {shown}   {seconds:.1f} s", flush=True)
-    run.log({"event": "fold", **where, "accuracy": found, "seconds": seconds})
-
-
-def cell(study, row, column, metric, predictions, paper=None, needs=None):
-    """One table cell in %; `predictions` lists arrays (seeds, N) whose scores are averaged."""
-    return score_cell(row, column, metric, study.y, np.concatenate(predictions), study.speakers, study.runs,
-                      N_RESAMPLES, shown_paper(paper), needs)
-
-
-def shown_paper(number):
-    """The paper's figure where the corpus is IEMOCAP or the demo's stand-in: of others it has none."""
-    return number if corpus_name(CORPUS).endswith("iemocap") else None
-
-
-# ---- Tables --------------------------------------------------------------------------------
-
-def common_note(study):
-    """What every table says: modalities, gaps, chance."""
-    majority, uniform = metrics.chance(study.y[study.scored], len(study.manifest.classes))
-    gaps = [f" {count:,} turns lack {m} and got its training mean."
-            for m, count in study.missing.items() if count]
-    return (f"Modalities: {', '.join(study.modalities)}. Chance: {100 * majority:.1f} % (majority class), "
-            f"{100 * uniform:.1f} % (1 / C)." + "".join(gaps))
-
-
-def fusion_table(study, run, number, level, modalities, paper, note):
-    """Tables 5 and 6: fusion by classifier, accuracy; late fusion on out-of-fold logits beside it."""
-    cells = []
-    for fusion in FUSIONS:
-        for kind in [level] + ["out-of-fold"] * (level == "late" and study.out_of_fold):
-            found = {name: [study.predicted[System(kind, fusion, name, modalities)]] for name in CLASSIFY}
-            found["average"] = sum(found.values(), [])
-            for name, predictions in found.items():
-                column = name if kind == level else f"{name}, out of fold"
-                cells.append(cell(study, fusion, column, metrics.accuracy, predictions,
-                                  paper[fusion].get(column)))
-    run.table(f"babaali_table_{number}", f"Table {number}. Results for {level} fusion, accuracy", cells,
-              f"{note} {common_note(study)}")
-
-
-def per_class_table(study, run):
-    """Table 7: precision, recall and F1 of the final model."""
-    predictions, cells = [study.predicted[study.early_svm()]], []
-    measures = {"Precision": metrics.precision, "Recall": metrics.recall, "F1-score": metrics.f1}
-    for c, name in enumerate(study.manifest.classes):
-        for i, (column, measure) in enumerate(measures.items()):
-            cells.append(cell(study, name, column, lambda n, f=measure: f(n)[..., c], predictions,
-                              PAPER_TABLE_7[name][i] if name in PAPER_TABLE_7 else None, needs=c))
-    for (column, measure), printed in zip(measures.items(), PAPER_TABLE_7["all"]):
-        cells.append(cell(study, "all (weighted by class size)", column,
-                          lambda n, f=measure: metrics.weighted(f(n), n), predictions, printed))
-    run.table("babaali_table_7", f"Table 7. Precision, recall and F1 of {described(study)}", cells,
-              "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its precision "
-              f"and recall. Its last row has no name; its recall equals the accuracy. {common_note(study)}")
-
-
-def described(study):
-    return f"SVM on {'concatenated ' * (len(study.modalities) > 1)}{' + '.join(study.modalities)}"
-
-
-def comparison_table(study, run):
-    """Section 4.3: the final model beside the published systems it names."""
-    cells = [Cell(name, "accuracy", paper=shown_paper(number)) for name, number in PAPER_SEC_4_3.items()]
-    cells[-1] = cell(study, f"final model: {described(study)}", "accuracy", metrics.accuracy,
-                     [study.predicted[study.early_svm()]], PAPER_SEC_4_3["final model"])
-    run.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells,
-              f"Figures of others as the paper quotes them. {common_note(study)}")
-
-
-def subsets_table(study, run):
-    """Beyond the paper: every subset of modalities, and chance."""
-    scores = {"WA": metrics.accuracy, "UA": metrics.unweighted_recall, "weighted F1": metrics.weighted_f1}
-    majority = np.full((len(SEEDS), len(study.turns)), np.bincount(study.y[study.scored]).argmax())
-    rows = [("chance (majority class)", "early", majority)]
-    rows += [("+".join(s.modalities), s.level, predictions) for s, predictions in study.predicted.items()
-             if (s.fusion, s.classifier) == ("concatenation", "SVM") and s.level != "out-of-fold"]
-    order = ["chance (majority class)", *("+".join(subset) for subset in subsets(study.modalities))]
-    rows.sort(key=lambda row: (row[1], order.index(row[0])))
-    cells = [cell(study, name, f"{level} {column}", score, [predictions])
-             for name, level, predictions in rows for column, score in scores.items()]
-    run.table("babaali_table_subsets", "Every subset of modalities: SVM on features (early) or logits",
-              cells, f"Not in the paper. WA = accuracy, UA = mean of class recalls. {common_note(study)}")
-
-
-def best_single(study):
-    """Predictions (seeds, N) of the single modality that was best on each fold's own validation turns."""
-    singles = [study.early_svm(m) for m in study.modalities]
-    predictions = np.full_like(study.predicted[study.early_svm()], -1)
-    wins = dict.fromkeys(study.modalities, 0)
-    for i in range(len(SEEDS)):
-        for k, parts in enumerate(study.parts):
-            best = max(singles, key=lambda s: study.chosen[s, i, k])
-            predictions[i, parts.test] = study.predicted[best][i, parts.test]
-            wins[best.modalities[0]] += 1
-    return predictions, ", ".join(f"{m} {count}" for m, count in wins.items() if count)
-
-
-def tests_table(study, run):
-    """Beyond the paper: is the final model better than single modalities, by how much, and is it chance?"""
-    predictions, wins = best_single(study)
-    rivals = {f"best single modality, chosen on validation ({wins})": predictions}
-    rivals |= {f"{m} alone": study.predicted[study.early_svm(m)] for m in study.modalities}
-    if len(study.with_logits) > 1 and "concatenation" in FUSIONS:
-        rivals["late fusion, concatenation, SVM"] = \
-            study.predicted[System("late", "concatenation", "SVM", study.with_logits)]
-    rows, n = study.scored, len(study.scored)
-    ours = study.predicted[study.early_svm()][:, rows]
-    found = np.array([metrics.compare(study.y[rows], ours, rival[:, rows], study.speakers[rows], N_RESAMPLES)
-                      for rival in rivals.values()])
-    tests = {"McNemar p": found[:, 3], "McNemar, Holm": metrics.holm(found[:, 3]),
-             "by speaker p": found[:, 4], "by speaker, Holm": metrics.holm(found[:, 4])}
-    cells = []
-    for j, name in enumerate(rivals):
-        gain, low, high = 100 * found[j, :3]
-        cells.append(Cell(name, "gain of the final model", [gain], low=low, high=high, n=n, unit="points"))
-        cells += [Cell(name, column, [float(p[j])], n=n, unit="", digits=4) for column, p in tests.items()]
-    n_speakers = len(set(study.speakers[rows]))
-    run.table("babaali_table_tests", "The final model against single modalities and late fusion", cells,
-              "Not in the paper. McNemar: exact, as if turns were independent, the largest p of the seeds. "
-              f"By speaker: the two systems are swapped for whole speakers; with {n_speakers} of them p is "
-              f"at least {2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction over the rows of this table.")
-
-
-# ---- Figures -------------------------------------------------------------------------------
-
-def pca_figures(study, run):
-    """Figures 8-11: test turns of one fold in the plane of the training turns' first two components."""
-    parts, fold = study.parts[0], study.folds[0]
-    arrays = read_fold(study, SEEDS[0], 0)["early"]
-    views = {m: arrays[m] for m in study.modalities}
-    if len(views) > 1:
-        views["fused"] = fuse(arrays, "concatenation")
-    for name, x in views.items():
-        z = standardise(x, parts.refit)
-        plane = PCA(2, random_state=0).fit(z[parts.refit])
-        share = 100 * plane.explained_variance_ratio_
-        fig = plots.scatter(plane.transform(z[parts.test]), [study.turns[i].label for i in parts.test],
-                            study.manifest.classes, f"component 1 ({share[0]:.0f} % of the variance)",
-                            f"component 2 ({share[1]:.0f} %)")
-        number, word = FIGURES.get(name, (8, name))
-        caption = (f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
-                   f"({study.manifest.corpus}), n = {len(parts.test):,}, seed {SEEDS[0]}; PCA fitted on the "
-                   f"standardised vectors ({x.shape[1]} wide) of the other turns.")
-        run.figure(plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption))
-
-
-def confusion_figure(study, run):
-    """Figure 12: confusion matrix of the final model, all folds pooled, first seed."""
-    rows, labels = study.scored, study.predicted[study.early_svm()][0]
-    counts = metrics.confusion(study.y[rows], labels[rows], len(study.manifest.classes))
-    caption = (f"Figure 12. Confusion matrix of {described(study)}; {study.manifest.corpus}; {run.protocol}. "
-               f"Test turns of all folds pooled, n = {len(rows):,}, seed {SEEDS[0]}.")
-    run.figure(plots.save(plots.confusion_map(counts, study.manifest.classes), run.folder,
-                          "babaali_fig_12_confusion", caption))
+# ---- Li et al. -----------------------------------------------------------------------------
+SYSTEMS = ("WavLM+FC", "WavLM+TE", "BERT+FC", "BERT+TE", "CMT(A→T)", "CMT(T→A)", "EF", "LF", "MMT")    # Table 1;
+                                  # those whose modality the corpus lacks are left out, and said so
+CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a folder
+                                  # with one sub-folder per model
+AUDIO_MODEL = "microsoft/wavlm-large"       # Sec. 2.1
+TEXT_MODEL = "bert-base-uncased"  # Sec. 2.1, 12 layers; cased or not is not in the paper
+AUDIO_MAX_S = 5.0                 # seconds from the start of a turn (Sec. 3.2)
+TEXT_MAX_TOKENS = 512             # of each utterance (Sec. 3.2)
+CONTEXT_BEFORE = 4                # utterances of the dialogue before the target that its text sees (Sec. 3.2)
+CONTEXT_AFTER = 4                 # ... and after it; 0 is what a live system could have (Sec. 3.2)
+
+# Network (Sec. 2)
+WIDTH = 16                        # per step and modality after the projector (Sec. 2.1)
+SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
+LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
+PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
+CONTEXT_OVER = "tokens"           # the context convolution slides over "tokens" or "utterances". Not in the paper
+HEADS = 1                         # of attention; Eq. 1 has one
+BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
+FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
+NORM_FIRST = True                 # LayerNorm before attention, as in its reference [29], or after, as in [31]
+CMT_RESIDUAL = True               # whether a cross-modal block adds its target to what it attends to. Not in the paper
+CLASSIFIER_HIDDEN = 64            # units of the classifier's first layer. Not in the paper
+DROPOUT = 0.5                     # between every two modules (Sec. 3.2)
+BLOCK_DROPOUT = 0.1               # inside a Transformer block. Not in the paper
+
+# Training (Sec. 2.4 and 3.2)
+FROZEN_LEARNING_RATE = 1e-3       # AdamW, while the pretrained models are frozen
+FINETUNE_LEARNING_RATE = 1e-5     # then
+WEIGHT_DECAY = 1e-3               # of weight matrices
+BATCH_SIZE = 32                   # turns per step
+FINETUNED_PARTS = "bottom"        # "bottom": WavLM's CNN encoder and BERT's input embeddings (Sec. 2.4); "all" weights;
+                                  # "none": only the frozen phase
+FINETUNE_PATIENCE = 5             # epochs without a lower loss on the development speaker that start fine-tuning
+STOP_PATIENCE = 10                # ... and that end it
+MAX_EPOCHS = (100, 100)           # of the two phases at most. Not in the paper
+KEEP_EPOCH = "last"               # the weights tested: of the "last" epoch (Sec. 3.2), or the "best" on development
+DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or the next "group" as in the first paper
+
+# Beyond the paper: what context is worth
+STUDY_SYSTEMS = ("BERT+FC", "BERT+TE")      # trained with each of STUDY_SIZES
+STUDY_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")     # utterances before + after
+STUDY_PHASES = ("frozen",)        # "frozen", "fine-tuned"
+
+# Machine
+HIDDEN_STATES = "auto"            # frozen hidden states: kept in "memory", on "disk" (<DATA_ROOT>/cache), "recompute" at
+                                  # every step, or "auto": memory up to MEMORY_GB, disk up to DISK_GB, else recompute.
+                                  # WavLM-Large's are about 50 GB for IEMOCAP
+MEMORY_GB = 8.0                   # GB of memory that "auto" may take
+DISK_GB = 30.0                    # GB of disk that "auto" may take
+KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
+EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
+PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+WORKERS = 4                       # processes that prepare batches, 0 = none
+
+# ---- Presets -------------------------------------------------------------------------------
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
+        "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
+        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 12, "STOP_PATIENCE": 16, "MAX_EPOCHS": (20, 2),
+        "STUDY_SYSTEMS": ("BERT+FC",), "STUDY_SIZES": ("0+0", "4+0", "2+2", "4+4")}   # synthetic corpus, tiny encoders
+                                  # with random weights; an epoch of it has 14 steps, hence the longer patience
+SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "FINETUNED_PARTS": "all",
+           "FINETUNE_LEARNING_RATE": 3e-4, "DROPOUT": 0.3, "MAX_EPOCHS": (15, 15)}     # for what 01, 02 and 03 made with
+                                  # --scratch: encoders with random weights, which fine-tuning trains whole
+SETTINGS = {}                     # filled by settings.run: what this run used
 
 
 def main():
+    run_paper = {"babaali": babaali_fusion.run, "li": li_fusion.run}
+    unknown = [paper for paper in PAPERS if paper not in run_paper]
+    if unknown or not PAPERS:
+        raise UserError(f"PAPERS={','.join(unknown)}: choose from {', '.join(run_paper)}")
     manifest = read_manifest(DATA_ROOT, CORPUS)
-    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
-    protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
-    run = start_run(__file__, SETTINGS, manifest, protocol)
-    print(*splits.check_folds(folds, manifest), sep="\n")
-    study = Study(manifest, folds)
-    evaluate(study, run)
-    if len(study.modalities) > 1:
-        fusion_table(study, run, 5, "early", study.modalities, PAPER_TABLE_5,
-                     "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum.")
-        tests_table(study, run)
-    else:
-        print(f"only features of {study.modalities[0]}: no Table 5 and no tests of fusion")
-    if len(study.with_logits) > 1:
-        fusion_table(study, run, 6, "late", study.with_logits, PAPER_TABLE_6,
-                     f"Logits of {', '.join(study.with_logits)}.")
-    else:
-        print(f"logits of {', '.join(study.with_logits) or 'no modality'}: late fusion needs two, no Table 6")
-    per_class_table(study, run)
-    comparison_table(study, run)
-    subsets_table(study, run)
-    pca_figures(study, run)
-    confusion_figure(study, run)
-    run.predictions(prediction_rows(study.turns, manifest.classes, study.runs, study.predicted))
-    run.finish()
+    c = SimpleNamespace(**SETTINGS)
+    for paper in PAPERS:
+        print(f"---- {paper} (common/{paper}_fusion.py) ----")
+        run_paper[paper](c, manifest)
 
 
 if __name__ == "__main__":

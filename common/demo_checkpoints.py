@@ -13,7 +13,10 @@ from:
 - VideoMAE joins four frames to a token instead of two;
 - wav2vec 2.0 and HuBERT have three convolutions instead of seven, and start from a filter bank instead of
   noise: the first one deals out the samples, the second one holds band-pass (Gabor) filters at mel-spaced
-  frequencies, the third one smooths (start_as_filter_bank). All of it is trained on like any other weight.
+  frequencies, the third one smooths (start_as_filter_bank). All of it is trained on like any other weight;
+- WavLM-Large has two convolutions instead of seven; the first one holds the filters, the second one sums them
+  to the envelope of each band (start_as_envelopes). Its layers are as published: pre-norm ("stable"), layer
+  normalisation after each convolution, a gated relative position bias.
 """
 
 import json
@@ -45,6 +48,8 @@ from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
 )
 
 from common.files import atomic_path, make_folder
@@ -54,6 +59,7 @@ SIZES = {
         "hidden": 64, "layers": 2, "heads": 4,
         "vocabulary": 1000, "tokens": 128,  # largest vocabulary, longest text
         "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
+        "wavlm_dim": (128, 64), "wavlm_kernel": (320, 8), "wavlm_stride": (160, 4),      # 40 ms a step
         "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,                   # 10 ms a frame
         "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
     },
@@ -62,6 +68,7 @@ SIZES = {
         "vocabulary": 4000, "tokens": 256,
         "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3),
         "conv_positions": 32,
+        "wavlm_dim": (256, 128), "wavlm_kernel": (320, 4), "wavlm_stride": (160, 2),     # 20 ms, as published
         "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
         "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
     },
@@ -69,8 +76,9 @@ SIZES = {
 INITIALIZER_RANGE = 0.05           # published: 0.02, too faint a start for a hidden size of 64
 DROPOUT = 0.1
 AUDIO_RATE_HZ = 16000
-LOWEST_HIGHEST_HZ = (80, 7000)     # centres of the filter bank that wav2vec 2.0 and HuBERT start from
+LOWEST_HIGHEST_HZ = (80, 7000)     # centres of the filter banks that the waveform models start from
 FILTER_GAIN = 1.0
+ENVELOPE_GAIN = 0.01               # see start_as_envelopes; at 0.001 a learning rate of 1e-4 harms it
 SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0       # of the log-mel; AudioSet's are -4.27, 4.57
 
 
@@ -84,18 +92,9 @@ def write_checkpoints(folder, texts, size, seed):
     Returns the list of checkpoint folders.
     """
     dims = SIZES[size]
-    makers = {
-        "bert-base-uncased": make_bert,
-        "roberta-base": make_roberta,
-        "distilbert-base-uncased": make_distilbert,
-        "wav2vec2-base": make_wav2vec2,
-        "hubert-base-ls960": make_hubert,
-        "ast-finetuned-audioset-10-10-0.4593": make_ast,
-        "videomae-base": make_videomae,
-    }
     folder = make_folder(Path(folder))
     written = []
-    for number, (name, make) in enumerate(makers.items()):
+    for number, (name, make) in enumerate(makers().items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * seed + number)  # transformers draws from torch's own
             model, processor = make(dims, texts)
@@ -104,6 +103,23 @@ def write_checkpoints(folder, texts, size, seed):
             processor.save_pretrained(temporary)
         written.append(folder / name)
     return written
+
+
+def makers():
+    """The function that makes each architecture, by the last part of its hub name.
+
+    A new one goes last: the position seeds the weights.
+    """
+    return {
+        "bert-base-uncased": make_bert,
+        "roberta-base": make_roberta,
+        "distilbert-base-uncased": make_distilbert,
+        "wav2vec2-base": make_wav2vec2,
+        "hubert-base-ls960": make_hubert,
+        "ast-finetuned-audioset-10-10-0.4593": make_ast,
+        "videomae-base": make_videomae,
+        "wavlm-large": make_wavlm,
+    }
 
 
 def encoder_shape(dims):
@@ -197,17 +213,30 @@ def make_roberta(dims, texts):
 def make_wav2vec2(dims, _texts):
     model = Wav2Vec2Model(Wav2Vec2Config(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
-    return model, waveform_processor()
+    return model, waveform_processor(return_attention_mask=False)
 
 
 def make_hubert(dims, _texts):
     model = HubertModel(HubertConfig(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
-    return model, waveform_processor()
+    return model, waveform_processor(return_attention_mask=False)
+
+
+def make_wavlm(dims, _texts):
+    """WavLM-Large in small; WavLM-Base has neither "layer" nor "stable" normalisation."""
+    model = WavLMModel(WavLMConfig(**waveform_shape(dims) | {
+        "do_stable_layer_norm": True,
+        "feat_extract_norm": "layer",
+        "conv_dim": dims["wavlm_dim"],
+        "conv_kernel": dims["wavlm_kernel"],
+        "conv_stride": dims["wavlm_stride"],
+    }))
+    start_as_envelopes(model.feature_extractor)
+    return model, waveform_processor(return_attention_mask=True)
 
 
 def waveform_shape(dims):
-    """The arguments that the configurations of wav2vec 2.0 and HuBERT share."""
+    """The arguments that the configurations of wav2vec 2.0, HuBERT and WavLM share."""
     return encoder_shape(dims) | {
         "feat_extract_norm": "group",
         "conv_dim": dims["conv_dim"],
@@ -226,15 +255,18 @@ def waveform_shape(dims):
     }
 
 
-def waveform_processor():
-    """Zero mean and unit variance per clip and no attention mask, as for the published base models."""
+def waveform_processor(return_attention_mask):
+    """Zero mean and unit variance per clip; the published large model takes a mask, the base ones do not."""
     return Wav2Vec2FeatureExtractor(
-        feature_size=1, sampling_rate=AUDIO_RATE_HZ, do_normalize=True, return_attention_mask=False
+        feature_size=1,
+        sampling_rate=AUDIO_RATE_HZ,
+        do_normalize=True,
+        return_attention_mask=return_attention_mask,
     )
 
 
 def start_as_filter_bank(encoder, dims):
-    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT feature encoder.
+    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT base feature encoder.
 
     The first convolution deals out the samples: 2 * stride channels hold each phase of the waveform with
     both signs. Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second
@@ -256,15 +288,36 @@ def start_as_filter_bank(encoder, dims):
         average[channel, channel] += window / window.sum()
 
 
-def mel_filters(n_filters, n_samples):
+def start_as_envelopes(encoder):
+    """Set the initial weights of the two convolutions of a WavLM-Large feature encoder.
+
+    start_as_filter_bank would need feat_extract_norm "group", as WavLM-Base has it: layer normalisation would
+    bring every five dealt-out samples to one size. So the filters come first: each as cosine and sine with
+    both signs, whose sum after GELU follows the band's envelope at any phase; the second convolution takes
+    that sum and averages over time. The normalisation in between divides each step by its level; where the
+    speech is soft, filters as faint as ENVELOPE_GAIN leave it the epsilon to divide by, which keeps some of
+    the loudness.
+    """
+    filters, envelopes = [layer.conv.weight.data for layer in encoder.conv_layers]     # (C_out, C_in, kernel)
+    n_bands, n_samples = filters.shape[0] // 4, filters.shape[2]
+    cosines, sines = mel_filters(n_bands, n_samples), mel_filters(n_bands, n_samples, math.pi / 2)
+    filters[:, 0] = ENVELOPE_GAIN / FILTER_GAIN * torch.cat([cosines, -cosines, sines, -sines])
+    envelopes *= 0.1
+    window = torch.hann_window(envelopes.shape[2] + 2)[1:-1]
+    for band in range(n_bands):
+        envelopes[band, band::n_bands] += window / window.sum()
+
+
+def mel_filters(n_filters, n_samples, phase=0.0):
     """Windowed cosines (Gabor filters) at mel-spaced frequencies, louder upwards as speech gets softer there.
 
+    phase  lag at the middle of the window in radians: 0 for cosines, pi / 2 for sines
     Returns a float32 tensor (n_filters, n_samples).
     """
     low, high = (2595 * math.log10(1 + frequency_hz / 700) for frequency_hz in LOWEST_HIGHEST_HZ)
     centres_hz = 700 * (10 ** (np.linspace(low, high, n_filters) / 2595) - 1)
     time_s = (np.arange(n_samples) - (n_samples - 1) / 2) / AUDIO_RATE_HZ
-    waves = np.cos(2 * np.pi * np.outer(centres_hz, time_s)) * np.hanning(n_samples + 2)[1:-1]
+    waves = np.cos(2 * np.pi * np.outer(centres_hz, time_s) - phase) * np.hanning(n_samples + 2)[1:-1]
     waves *= (FILTER_GAIN * (1 + centres_hz / 500) / np.linalg.norm(waves, axis=1))[:, None]
     return torch.tensor(waves, dtype=torch.float32)
 

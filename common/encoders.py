@@ -1,12 +1,13 @@
-"""Pretrained transformers as utterance encoders: one vector of D numbers per turn, and a linear layer on it.
+"""Pretrained transformers, and utterance encoders made of them: one vector of D numbers per turn, a linear layer on it.
 
 "These models are fine-tuned by adding a fully connected layer and a softmax layer on top of each of them"
-(Babaali & Shayaninasab, Sec. 3.2). What is said once here: how
-token outputs become one vector, and that padding never changes a result. common/inputs.py makes the inputs.
+(Babaali & Shayaninasab, Sec. 3.2). What is said once here, for whoever loads a pretrained model: how token outputs
+become one vector, and that padding never changes a result. common/inputs.py makes the inputs.
 
 B batch, T time steps, S tokens, D feature, C classes.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from common.files import read_json, write_json
 from common.training import best_weights
 
 disable_progress_bar()    # a bar per loaded checkpoint would drown the training lines
+# transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
+warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
 SPECTROGRAM = "audio-spectrogram-transformer"      # the audio architecture that takes a spectrogram of fixed length
@@ -86,7 +89,7 @@ def input_shape(source, modality):
 class EmotionEncoder(nn.Module):
     """A pretrained transformer, pooled to one vector per turn, with a linear classification layer on it.
 
-    backbone   a transformers model as AutoModel gives it
+    backbone   a transformers model, of load_backbone
     modality   "text", "audio" or "video"
     n_classes  C
     dropout    probability in front of the linear layer
@@ -100,8 +103,6 @@ class EmotionEncoder(nn.Module):
         self.classifier = nn.Linear(backbone.config.hidden_size, n_classes)
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.zeros_(self.classifier.bias)
-        if getattr(backbone.config, "feat_extract_norm", "") == "group":
-            ignore_padding_in_group_norm(backbone)
 
     def forward(self, inputs, hidden_states=False):
         """inputs: what a collator of this module made.
@@ -122,29 +123,69 @@ class EmotionEncoder(nn.Module):
             return tokens[:, 0]
         if self.backbone.config.model_type == SPECTROGRAM:
             return output.pooler_output          # mean of AST's CLS and distillation tokens
-        counts = self.count_tokens(tokens.shape[1], inputs, tokens.device)[:, None]  # (B, 1)
+        counts = count_tokens(self.backbone, self.modality, tokens.shape[1], inputs)[:, None]        # (B, 1)
         visible = torch.arange(tokens.shape[1], device=tokens.device) < counts       # (B, S)
         return (tokens * visible[..., None]).sum(1) / counts.to(tokens.dtype)
 
-    def count_tokens(self, n_tokens, inputs, device):
-        """How many of the n_tokens of each turn are not padding, (B,); padding is at the end."""
-        mask = inputs.get("attention_mask")
-        if mask is None:
-            return torch.full((len(next(iter(inputs.values()))),), n_tokens, device=device)
-        if self.modality == "text":
-            return mask.sum(1)
-        return self.backbone._get_feat_extract_output_lengths(mask.sum(1))
+
+# ---- Padding -------------------------------------------------------------------------------
+
+def count_tokens(backbone, modality, n_tokens, inputs):
+    """How many of a model's output tokens are not padding; padding is at the end.
+
+    backbone  a transformers model; modality: "text", "audio" or "video"
+    n_tokens  S, tokens of each turn that the model gives
+    inputs    its keyword arguments, of a collator of common/inputs.py
+    Returns (B,) int64 on the inputs' device, each >= 1.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        values = next(iter(inputs.values()))
+        return torch.full((len(values),), n_tokens, device=values.device)
+    if modality == "text":
+        return mask.sum(1)
+    return backbone._get_feat_extract_output_lengths(mask.sum(1)).clamp(min=1)
+
+
+def ignore_padding(backbone):
+    """Make a transformers model give each turn the same outputs in every batch; returns the model.
+
+    Text models do so by their attention mask alone, spectrograms and videos have one length. For waveforms
+    (wav2vec 2.0, HuBERT, WavLM) the attention mask hides padded steps from the position convolution and from
+    attention, but not padded samples from normalisation over time, nor a turn of no whole step from anything.
+    """
+    if hasattr(backbone.config, "conv_kernel"):
+        show_first_step(backbone)
+    if getattr(backbone.config, "feat_extract_norm", "") == "group":
+        ignore_padding_in_group_norm(backbone)
+    return backbone
+
+
+def show_first_step(backbone):
+    """Let a turn that is shorter than one step of a waveform model last for one step, with silence.
+
+    transformers would take the last step of the batch for its end, and show it all the padding.
+    """
+    samples, hop = 1, 1
+    for kernel, stride in zip(backbone.config.conv_kernel, backbone.config.conv_stride):
+        samples, hop = samples + (kernel - 1) * hop, hop * stride
+
+    def lengthen(module, args, kwargs):
+        mask = kwargs["attention_mask"].clone()
+        mask[:, :samples] = 1
+        return args, {**kwargs, "attention_mask": mask}
+
+    backbone.register_forward_pre_hook(lengthen, with_kwargs=True)
 
 
 def ignore_padding_in_group_norm(backbone):
-    """Make the first convolution of wav2vec 2.0 and HuBERT base blind to padding.
+    """Make the first convolution of the base models (wav2vec 2.0, HuBERT, WavLM) blind to padding.
 
     Its GroupNorm has one group per channel, that is, it takes mean and variance over time, padding included, so
     a turn's features would depend on the longest turn of its batch. Here only frames that see no padding count.
     """
     layer = backbone.feature_extractor.conv_layers[0]
     kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-    norm = layer.layer_norm
     n_samples = {}        # set at each forward pass of the backbone, read by its first layer
 
     def remember(module, args, kwargs):
@@ -157,18 +198,24 @@ def ignore_padding_in_group_norm(backbone):
         valid = (torch.arange(x.shape[-1], device=x.device) < n_frames)[:, None].float()
         mean = (x * valid).sum(-1, keepdim=True) / n_frames[:, None]
         variance = ((x - mean).square() * valid).sum(-1, keepdim=True) / n_frames[:, None]
-        normed = (x - mean) * torch.rsqrt(variance + norm.eps)
-        return (normed * norm.weight[:, None] + norm.bias[:, None]).to(args[0].dtype)
+        normed = (x - mean) * torch.rsqrt(variance + module.eps)
+        return (normed * module.weight[:, None] + module.bias[:, None]).to(args[0].dtype)
 
     backbone.register_forward_pre_hook(remember, with_kwargs=True)
-    norm.register_forward_hook(masked)
+    layer.layer_norm.register_forward_hook(masked)
+
+
+# ---- Load and describe ---------------------------------------------------------------------
+
+def load_backbone(source):
+    """The pretrained model at `source`, a hub name or a folder, with outputs that padding does not change."""
+    return ignore_padding(_pretrained(AutoModel, source))
 
 
 def build_encoder(source, modality, n_classes, dropout, seed):
     """A fresh EmotionEncoder on the checkpoint at `source`; the new layer's weights depend on `seed` alone."""
     torch.manual_seed(seed)       # before loading too: a checkpoint may lack weights, such as BERT's pooler
-    backbone = _pretrained(AutoModel, source)
-    return EmotionEncoder(backbone, modality, n_classes, dropout)
+    return EmotionEncoder(load_backbone(source), modality, n_classes, dropout)
 
 
 def describe_encoder(folder, encoder, processor, description):
@@ -187,7 +234,7 @@ def load_encoder(folder):
     if not (folder / "encoder.json").exists():
         raise UserError(f"{folder}: no fine-tuned model there; run 02_finetune_unimodal.py first")
     description = read_json(folder / "encoder.json")
-    backbone = AutoModel.from_config(_pretrained(AutoConfig, str(folder)))
+    backbone = ignore_padding(AutoModel.from_config(_pretrained(AutoConfig, str(folder))))
     encoder = EmotionEncoder(backbone, description["modality"], len(description["classes"]), description["dropout"])
     encoder.load_state_dict(load_file(best_weights(folder)))
     return encoder.eval(), load_processor(str(folder), description["modality"]), description

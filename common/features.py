@@ -21,7 +21,7 @@ def find_modalities(root, modalities):
         print(f"{absent}: no features in {root / absent}; left out")
     if not found:
         raise UserError(f"{root}: no features of {', '.join(modalities)}; run 03_extract_features.py on this "
-                        "corpus, or name another folder with FEATURES_ROOT")
+                        "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none")
     return found
 
 

@@ -76,21 +76,33 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
 
 def confusion_map(counts, classes):
     """Heat map of counts (C, C), true class by row: the colour and the second line of a cell are row %."""
-    counts = np.asarray(counts)
+    return confusion_grid({"": counts}, classes, 1)
+
+
+def confusion_grid(panels, classes, n_columns):
+    """Heat maps {title: counts (C, C)} in rows of n_columns, as `confusion_map` draws one."""
+    n_rows, size = -(-len(panels) // n_columns), 2.4 + 0.75 * len(classes)
+    fig, grid = plt.subplots(n_rows, n_columns, figsize=(size * n_columns + 0.6, size * n_rows), squeeze=False)
+    for axes, (title, counts) in zip(grid.flat, panels.items()):
+        image = _draw_confusion(axes, np.asarray(counts), classes)
+        axes.set_title(title)
+    for axes in grid.flat[len(panels):]:
+        axes.remove()
+    fig.colorbar(image, ax=grid, label="share of the true class (%)", shrink=0.8 / n_rows)
+    return fig
+
+
+def _draw_confusion(axes, counts, classes):
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    size = 2.4 + 0.75 * len(classes)
-    fig, axes = plt.subplots(figsize=(size + 0.6, size))
     image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
     for i, j in np.ndindex(counts.shape):
         axes.text(j, i, f"{counts[i, j]:,}\n{share[i, j]:.0f} %", ha="center", va="center", fontsize=8,
                   color="white" if share[i, j] < 55 else "black")
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(False)
-    fig.colorbar(image, ax=axes, label="share of the true class (%)", shrink=0.8)
-    return fig
+    return image
 
 
 def scatter(points, labels, classes, xlabel, ylabel):

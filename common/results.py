@@ -90,6 +90,7 @@ class Run:
     """One execution of a script on one corpus; `folder` is where its results go."""
 
     script: str               # stem of the script's file
+    paper: str                # prefix of predictions.csv and metrics.json, "" for none
     corpus: str
     protocol: str
     folder: Path
@@ -112,16 +113,21 @@ class Run:
         self.written += [Path(path) for path in paths]
 
     def predictions(self, rows):
-        """Write predictions.csv; rows are dicts with PREDICTION_COLUMNS."""
-        self.written.append(write_predictions(self.folder, rows))
+        """Write [<paper>_]predictions.csv, a row per utterance, seed and system, with PREDICTION_COLUMNS."""
+        self.written.append(self.own("predictions.csv"))
+        write_csv(self.written[-1], rows, PREDICTION_COLUMNS)
 
     def log(self, record):
-        """Append one record to log.jsonl."""
-        append_log(self.folder / "log.jsonl", record)
+        """Append one record to log.jsonl, which all papers of a script share."""
+        append_log(self.folder / "log.jsonl", {"paper": self.paper, **record} if self.paper else record)
+
+    def own(self, name):
+        """The path of a file that another paper's run of the same script must not overwrite."""
+        return self.folder / (f"{self.paper}_{name}" if self.paper else name)
 
     def finish(self, **more):
-        """Write metrics.json (every cell, `more`, and how it was made) and print the files of this run."""
-        path = self.folder / "metrics.json"
+        """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and print this run's files."""
+        path = self.own("metrics.json")
         commit, dirty = git_state()
         write_json(path, {
             "script": self.script, "corpus": self.corpus, "protocol": self.protocol, "command": self.command,
@@ -134,18 +140,20 @@ class Run:
               f"{time.monotonic() - self.started:.0f} s: {', '.join(names)}")
 
 
-def start_run(script, settings, manifest, protocol, device=None):
+def start_run(script, settings, manifest, protocol, device=None, paper=""):
     """Print what is run on what, make the results folder and start the log.
 
     script    path of the script; settings: its constants with RESULTS_ROOT; manifest: the prepared corpus
     protocol  splits.protocol_text, repeated in every table
     device    "cpu", "cuda:0", ... where the script computes; None reads as "cpu"
+    paper     prefix of predictions.csv and metrics.json where the script serves several papers: "li"
+              gives li_metrics.json; the first paper's have none
     Raises UserError where --demo is combined with a corpus whose real results it would overwrite.
     """
     stem = Path(script).stem
     refuse_demo_on_real(manifest.corpus, sys.argv[1:])
     folder = make_folder(results_folder(settings["RESULTS_ROOT"], stem, manifest.corpus))
-    run = Run(stem, manifest.corpus, protocol, folder, dict(settings), hardware(device),
+    run = Run(stem, paper, manifest.corpus, protocol, folder, dict(settings), hardware(device),
               command_line(sys.argv))
     labelled = manifest.labelled
     per_class = ", ".join(f"{name} {sum(t.label == name for t in labelled):,}" for name in manifest.classes)
@@ -192,13 +200,6 @@ def prediction_rows(turns, classes, runs, predicted):
                 yield {"utterance_id": turns[i].utterance_id, "speaker": turns[i].speaker, "fold": fold,
                        "seed": seed, "system": str(system), "y_true": turns[i].label,
                        "y_pred": classes[np.atleast_2d(labels[rows])[0, i]]}
-
-
-def write_predictions(folder, rows):
-    """Write predictions.csv (one row per utterance, seed and system) and return its path."""
-    path = Path(folder) / "predictions.csv"
-    write_csv(path, rows, PREDICTION_COLUMNS)
-    return path
 
 
 def _last_byte(file):

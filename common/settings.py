@@ -33,6 +33,7 @@ class Constant:
     name: str
     value: object         # as written in the source
     comment: str
+    heading: str = ""     # the comment lines right above it
 
 
 def read_constants(source):
@@ -49,8 +50,18 @@ def read_constants(source):
             value = ast.literal_eval(node.value)
         except ValueError:
             continue      # derived from others: not a setting
-        found.append(Constant(name, value, _comment(lines, node.end_lineno, node.end_col_offset)))
+        found.append(Constant(name, value, _comment(lines, node.end_lineno, node.end_col_offset),
+                              _heading(lines, node.lineno)))
     return found
+
+
+def _heading(lines, line):
+    """The unindented comment lines right above a constant: the heading of the block that it begins."""
+    parts = []
+    while line > 1 and lines[line - 2].startswith("# "):
+        line -= 1
+        parts.insert(0, lines[line - 1].strip("#- "))
+    return " ".join(parts)
 
 
 def _comment(lines, end_line, end_column):
@@ -137,6 +148,7 @@ def help_text(script, source):
         changes = ", ".join(f"{key}={value!r}" for key, value in preset.value.items())
         lines += [f"  --{name.lower()}", *_indented(f"{preset.comment}. Sets {changes}".lstrip(". "))]
     for constant in plain.values():
+        lines += ["", constant.heading] if constant.heading else []
         lines += [f"  --{constant.name}={_shown(constant.value)}", *_indented(constant.comment)]
     return "\n".join(lines)
 

@@ -195,17 +195,27 @@ def choice_protocol_text(manifest, n_groups):
     return f"one split: {unit} 1 to {n - 2} train, {n - 1} validates and chooses the epoch, {n} tests"
 
 
+def folds_text(manifest, folds):
+    """"5-fold by session", "5-fold by speaker group" or "official train/dev/test split"."""
+    if has_official_split(manifest):
+        return "official train/dev/test split"
+    return f"{len(folds)}-fold by {'session' if by_session(manifest.labelled) else 'speaker group'}"
+
+
+def validators_text(manifest, validate_on):
+    """Who validates: "a validation session", "one validation speaker", "the dev part"."""
+    if has_official_split(manifest):
+        return "the dev part"
+    unit = "session" if by_session(manifest.labelled) else "speaker group"
+    return f"a validation {unit}" if validate_on == "group" else "one validation speaker"
+
+
 def protocol_text(manifest, folds, validate_on, select_on):
     """The protocol in one phrase for tables: "5-fold by session, epoch chosen on a validation session"."""
-    if has_official_split(manifest):
-        kind, chosen = "official train/dev/test split", "the dev part"
-    else:
-        unit = "session" if by_session(manifest.labelled) else "speaker group"
-        kind = f"{len(folds)}-fold by {unit}"
-        chosen = f"a validation {unit}" if validate_on == "group" else "one validation speaker"
+    kind = folds_text(manifest, folds)
     if select_on == "test":
         return f"{kind}, epoch chosen on the TEST set (the paper's way, optimistic)"
-    return f"{kind}, epoch chosen on {chosen}"
+    return f"{kind}, epoch chosen on {validators_text(manifest, validate_on)}"
 
 
 def _fold(manifest, name, test_speakers, valid_speakers):

@@ -44,9 +44,16 @@ class Recipe:
     select_by: str = "accuracy"       # the figure of `evaluate` that chooses the epoch
     higher_is_better: bool = True
     patience: int = 0                 # epochs without a better figure before stopping; 0 = off
+    keep: str = "best"                # the weights that are left: "best" by select_by, or "last"
+    best_before: float | None = None  # where this goes on with an earlier run, with keep="last": its best figure ...
+    epochs_since_best: int = 0        # ... and for how many epochs it had not improved
     seed: int = 0
     workers: int = 0                  # processes that prepare batches; 0 = this one
     save_every_s: float = 600.0       # a state is written at each epoch's end and this often within
+
+    def __post_init__(self):
+        if self.keep == "best" and self.best_before is not None:
+            raise ValueError("best_before goes with keep='last': there may be no better epoch to keep")
 
     def identity(self):
         """What must be the same for a run to be gone on with: all but how the machine is used."""
@@ -138,7 +145,7 @@ def seed_step(*numbers):
 
 
 def cut(batch, start, stop):
-    """Samples start..stop of a batch: tensors, lists and nested dicts of them are cut along the first axis."""
+    """Samples start..stop of a batch: what it holds, in nested dicts too, is sliced along its first axis."""
     if isinstance(batch, dict):
         return {key: cut(value, start, stop) for key, value in batch.items()}
     return batch[start:stop]
@@ -154,7 +161,7 @@ def size_of(batch):
 def to_device(batch, device):
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
-    return batch.to(device, non_blocking=True) if isinstance(batch, torch.Tensor) else batch
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
 
 
 def rate_factor(recipe, step, total):
@@ -195,7 +202,8 @@ class Training:
         groups = parameter_groups(model, recipe.weight_decay)
         self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate))
         self.parameters = [p for group in groups for p in group["params"]]
-        self.state = State(micro_batch=-(-recipe.batch_size // accelerator.num_processes))
+        self.state = State(micro_batch=-(-recipe.batch_size // accelerator.num_processes), best=recipe.best_before,
+                           best_epoch=-1 - recipe.epochs_since_best)
         self.saved_at = time.monotonic()
 
     def train_epoch(self, bar):
@@ -292,14 +300,18 @@ class Training:
         state.seconds += seconds
         if better:
             state.best, state.best_epoch = float(value), state.epoch
-            self.write(best_weights(self.folder), lambda path: save_file(_contiguous(self.model), path))
+            if self.recipe.keep == "best":
+                self.keep_weights()
         state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0.0
         self.save()
         return better
 
+    def keep_weights(self):
+        self.write(best_weights(self.folder), lambda path: save_file(trained_state(self.model), path))
+
     def save(self):
         scaler = self.accelerator.scaler
-        content = {"identity": self.identity, "state": dataclasses.asdict(self.state), "model": self.model.state_dict(),
+        content = {"identity": self.identity, "state": dataclasses.asdict(self.state), "model": trained_state(self.model),
                    "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
         self.write(self.folder / "last.pt", lambda path: torch.save(content, path))
         self.saved_at = time.monotonic()
@@ -317,32 +329,43 @@ class Training:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if content["identity"] != self.identity:
             return False
-        self.model.load_state_dict(content["model"])
+        load_trained(self.model, content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if content["scaler"] and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(content["scaler"])
         self.state = State(**content["state"])
         return True
 
-    def load_best(self):
+    def load_kept(self):
         self.accelerator.wait_for_everyone()
-        self.model.load_state_dict(load_file(best_weights(self.folder)))
+        load_trained(self.model, load_file(best_weights(self.folder)))
 
     def stopped_early(self):
         return bool(self.recipe.patience) and self.state.epoch - 1 - self.state.best_epoch >= self.recipe.patience
 
 
-def _contiguous(model):
-    return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+def trained_state(model):
+    """A copy of a model's state_dict without its frozen parameters, which a run cannot change."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
+            if name not in frozen}
+
+
+def load_trained(model, state):
+    """Put a `trained_state` back; every parameter that is not frozen must be in it."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    needed = set(missing) & set(trained_state(model))
+    if needed or unexpected:
+        raise ValueError(f"weights do not fit the model: missing {sorted(needed)[:3]}, unexpected {unexpected[:3]}")
 
 
 def best_weights(folder):
-    """Where `fit` keeps the weights of the chosen epoch."""
+    """Where `fit` leaves the weights of the chosen epoch (the last one with keep="last")."""
     return Path(folder) / "best.safetensors"
 
 
-def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity, title):
-    """Train a model, choose its epoch by `evaluate`, and leave the best weights in it.
+def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity, title, epoch_lines=True):
+    """Train a model, choose its epoch by `evaluate`, and leave the weights of that epoch in it.
 
     model      nn.Module; moved to the accelerator's device
     loss       loss(model, batch) -> (sum, count)
@@ -351,6 +374,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     folder     state, best.safetensors and history.json go there; a run that was killed goes on from it
     identity   JSON-ready dict: what else, besides the recipe, must be the same to go on
     title      one word or two for the progress bar and the lines printed
+    epoch_lines  False prints no line per epoch
     Returns the history: best_epoch (from 1), seconds, steps_per_epoch, log (one dict per epoch).
     Raises UserError on a loss that is not finite.
     """
@@ -361,7 +385,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     run = Training(accelerator, model, loss, train_set, recipe, folder, identity)
     finished = run.folder / "history.json"
     if finished.exists() and best_weights(folder).exists() and read_json(finished)["identity"] == run.identity:
-        run.load_best()
+        run.load_kept()
         print(f"{title}: already trained")
         return read_json(finished)
     if run.resume():
@@ -374,9 +398,13 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
             figures = evaluate(model)
             better = run.end_epoch(train_loss, figures, time.monotonic() - started)
             bar.clear()
-            print(_epoch_line(title, run.state.log[-1], better), flush=True)
-    run.load_best()
+            if epoch_lines:
+                print(_epoch_line(title, run.state.log[-1], better), flush=True)
+    if recipe.keep == "last":
+        run.keep_weights()
+    run.load_kept()
     history = {"identity": run.identity, "best_epoch": run.state.best_epoch + 1, "best": run.state.best,
+               "epochs_since_best": run.state.epoch - 1 - run.state.best_epoch,
                "seconds": run.state.seconds, "steps_per_epoch": run.steps, "micro_batch": run.state.micro_batch,
                "log": run.state.log}
     if accelerator.is_main_process:
@@ -384,6 +412,17 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
         (run.folder / "last.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return history
+
+
+def kept_outcome(folder, recipe, identity):
+    """What a script left in <folder>/test.json, if it was made with the same recipe and identity, else None."""
+    path = Path(folder) / "test.json"
+    if not path.exists():
+        return None
+    outcome = read_json(path)
+    found = outcome["history"]["identity"]
+    same = found["recipe"] == recipe.identity() and all(found[name] == value for name, value in identity.items())
+    return outcome if same else None
 
 
 def _epoch_line(title, entry, better):

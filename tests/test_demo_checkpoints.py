@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from common.demo_checkpoints import SIZES, mel_filters, write_checkpoints
+from common.demo_checkpoints import SIZES, makers, mel_filters, write_checkpoints
 from common.demo_sentences import SENTENCES, fill
+from common.files import read_json, write_json
+from common.manifest import Manifest, Turn
+
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
 
 SEED = 3
 TEXT = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")
-WAVEFORM = ("wav2vec2-base", "hubert-base-ls960")
+WAVEFORM = ("wav2vec2-base", "hubert-base-ls960", "wavlm-large")
 SPECTROGRAM = "ast-finetuned-audioset-10-10-0.4593"
 VIDEO = "videomae-base"
 
@@ -54,6 +59,34 @@ def test_waveform_checkpoints(folder, name):
     model.train()
     again = model(**extractor(0.1 * clip, sampling_rate=16000, return_tensors="pt")).last_hidden_state
     assert torch.isfinite(again).all()
+
+
+def test_wavlm_is_the_large_one_in_small(folder):
+    """The published configuration, besides size, dropout and the convolutions' number and spacing."""
+    extractor = AutoFeatureExtractor.from_pretrained(folder / "wavlm-large")
+    model = AutoModel.from_pretrained(folder / "wavlm-large")
+    config = model.config
+    assert type(model).__name__ == "WavLMModel" and extractor.return_attention_mask and extractor.do_normalize
+    assert config.do_stable_layer_norm and config.feat_extract_norm == "layer" and not config.conv_bias
+    assert (config.num_buckets, config.max_bucket_distance, config.add_adapter) == (320, 800, False)
+    assert config.inputs_to_logits_ratio == 640 and not AutoFeatureExtractor.from_pretrained(
+        folder / "hubert-base-ls960").return_attention_mask
+
+
+@pytest.mark.parametrize("tone_hz", [200, 1000, 4000])
+def test_wavlm_front_end_starts_as_band_envelopes(folder, tone_hz):
+    """A tone shows in the band of its pitch at any phase; rectified cosines alone would miss some."""
+    encoder = AutoModel.from_pretrained(folder / "wavlm-large").feature_extractor
+    n_bands = SIZES["tiny"]["wavlm_dim"][0] // 4
+    phases = torch.linspace(0, torch.pi, 9)[:, None]       # one phase per tone: it repeats in every step
+    tones = torch.sin(2 * torch.pi * tone_hz * torch.arange(16000) / 16000 + phases)
+    encoder.conv_layers[1].layer_norm = encoder.conv_layers[1].activation = torch.nn.Identity()
+    with torch.no_grad():
+        envelopes = encoder(tones)[:, :n_bands]                                # (9, bands, T)
+    nearest = torch.fft.rfft(mel_filters(n_bands, 320), 16000).abs()[:, tone_hz].argmax()
+    top = envelopes[:, nearest]
+    assert (envelopes.mean(dim=(0, 2)).argmax() - nearest).abs() <= 1
+    assert top.max() < 1.5 * top.min() and (top > 3 * envelopes.mean(dim=1)).all()
 
 
 def test_spectrogram_checkpoint(folder):
@@ -110,3 +143,21 @@ def test_small_size_runs(tmp_path):
     batch = processor(frames, return_tensors="pt")
     hidden = AutoModel.from_pretrained(paths[VIDEO])(**batch).last_hidden_state
     assert hidden.shape[1] == SIZES["small"]["frames"] // SIZES["small"]["tubelet"] * (112 // 16) ** 2
+
+
+def test_01_completes_a_folder_of_fewer_models(tmp_path):
+    """A folder that an earlier version wrote lacks an architecture; one that is complete is left alone."""
+    script = vars(load_script("01_prepare_data.py"))
+    script.update(DATA_ROOT=str(tmp_path), WRITE_CHECKPOINTS="tiny")
+    turns = [Turn(str(n), "d", n, "s", "", 0, 1, text) for n, text in enumerate(sample_texts())]
+    manifest = Manifest("toy", tmp_path, ("x",), turns)
+    script["write_checkpoints"](manifest)
+    folder = tmp_path / "checkpoints" / "toy"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(makers())
+    note = read_json(folder / "made_with.json")
+    (folder / "wavlm-large" / "config.json").unlink()
+    script["write_checkpoints"](manifest)
+    assert not (folder / "wavlm-large" / "config.json").exists()     # the note says that it is there
+    write_json(folder / "made_with.json", {key: value for key, value in note.items() if key != "models"})
+    script["write_checkpoints"](manifest)
+    assert (folder / "wavlm-large" / "config.json").exists() and read_json(folder / "made_with.json") == note

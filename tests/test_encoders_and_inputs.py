@@ -1,9 +1,12 @@
 """Encoders and their inputs: padding changes nothing, what was saved is what is loaded, clips are the right frames."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
-from common.encoders import EmotionEncoder, build_encoder, describe_encoder, load_encoder, locate
+from common.encoders import EmotionEncoder, build_encoder, count_tokens, describe_encoder, ignore_padding
+from common.encoders import load_backbone, load_encoder, locate
 from common.errors import UserError
 from common.inputs import Clipping, TurnInputs, cache_inputs, choose_frames, collate_frames, collate_waveforms, decode_frames
 from common.inputs import decode_waveform
@@ -12,7 +15,10 @@ from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
 from conftest import shared_data
 from safetensors.torch import save_file
-from transformers import (HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model)
+from transformers import (HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model,
+                          WavLMConfig, WavLMModel)
+
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
 
 TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 3,
             conv_kernel=[10, 8, 8], conv_stride=[5, 8, 8], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
@@ -28,10 +34,11 @@ def checkpoints(tmp_path_factory):
 
 def audio_model(model_class, config_class):
     torch.manual_seed(0)
-    return EmotionEncoder(model_class(config_class(**TINY)), "audio", 4, 0.1).eval()
+    return EmotionEncoder(ignore_padding(model_class(config_class(**TINY))), "audio", 4, 0.1).eval()
 
 
-@pytest.mark.parametrize("classes", [(Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig)])
+@pytest.mark.parametrize("classes", [(Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig),
+                                     (WavLMModel, WavLMConfig)])
 def test_waveforms_do_not_depend_on_their_batch(classes):
     model, extractor = audio_model(*classes), Wav2Vec2FeatureExtractor(return_attention_mask=False)
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16123, 30001)]
@@ -44,6 +51,80 @@ def test_waveforms_do_not_depend_on_their_batch(classes):
         torch.manual_seed(0)
         plain = classes[0](classes[1](**TINY)).eval()(values).last_hidden_state.mean(1)
         assert torch.allclose(row, plain[0], atol=1e-5)
+
+
+def wavlm(norm, stable):
+    """A random WavLM whose norms and relative positions are as uneven as trained ones."""
+    torch.manual_seed(0)
+    model = WavLMModel(WavLMConfig(**TINY, feat_extract_norm=norm, do_stable_layer_norm=stable))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter += 0.2 * torch.randn_like(parameter)
+        model.encoder.layers[0].attention.rel_attn_embed.weight.normal_()
+    return ignore_padding(model).eval()
+
+
+def hidden_layers(model, inputs):
+    """All hidden layers (B, S, L, D) and how many tokens of each turn are not padding."""
+    states = torch.stack(model(**inputs, output_hidden_states=True).hidden_states, dim=2)
+    return states, count_tokens(model, "audio", states.shape[1], inputs)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("stable", [False, True])
+def test_no_hidden_state_of_wavlm_depends_on_the_batch(norm, stable):
+    model = wavlm(norm, stable)
+    assert len(model.feature_extractor.conv_layers) == 3 and model.config.num_hidden_layers == 2
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    samples = (9000, 6401, 30001, 100)       # the last one is shorter than a step: 10 + 5 * 7 + 40 * 7 = 325 samples
+    waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in samples]
+    with torch.no_grad():
+        together, counts = hidden_layers(model, collate_waveforms(extractor, waveforms))
+        assert counts.tolist() == [(n - 325) // 320 + 1 if n > 325 else 1 for n in samples]
+        for row, waveform, n in zip(together, waveforms, counts):
+            alone, n_alone = hidden_layers(model, collate_waveforms(extractor, [waveform]))
+            assert n_alone.item() == n and alone.shape[2] == 3
+            torch.testing.assert_close(row[:n], alone[0, :n], atol=1e-4, rtol=0)
+
+
+def test_hooks_are_there_once_and_a_copy_has_its_own_weights(checkpoints):
+    """EmotionEncoder adds none to those of load_backbone; the hook on the norm reads the norm that it is called on."""
+    backbone = load_backbone(str(checkpoints / "wav2vec2-base"))
+    norm = backbone.feature_extractor.conv_layers[0].layer_norm
+    for model in (backbone, EmotionEncoder(backbone, "audio", 4, 0.1).backbone):
+        assert len(model._forward_pre_hooks) == 2 and len(norm._forward_hooks) == 1
+    inputs = collate_waveforms(Wav2Vec2FeatureExtractor(), [np.random.default_rng(0).normal(size=9000).astype(np.float32)])
+    twin = copy.deepcopy(backbone).eval()
+    before = backbone.eval()(**inputs).last_hidden_state
+    with torch.no_grad():
+        twin.feature_extractor.conv_layers[0].layer_norm.weight.mul_(torch.linspace(0.1, 3, norm.num_channels))
+    assert torch.equal(backbone(**inputs).last_hidden_state, before)
+    assert not torch.allclose(twin(**inputs).last_hidden_state, before, atol=1e-2)
+
+
+def test_count_tokens_without_a_mask_counts_all():
+    counts = count_tokens(None, "video", 7, {"pixel_values": torch.zeros(3, 2)})
+    assert counts.tolist() == [7, 7, 7] and counts.dtype == torch.int64
+
+
+@pytest.mark.parametrize("name, part", [("wavlm-large", "feature_extractor"), ("wav2vec2-base", "feature_extractor"),
+                                        ("bert-base-uncased", "embeddings")])
+def test_gradients_reach_the_part_that_is_fine_tuned(checkpoints, name, part):
+    """Li et al., Sec. 2.4: only the CNN encoder or the input embeddings learn, behind frozen layers."""
+    backbone = load_backbone(str(checkpoints / name)).eval().requires_grad_(False)
+    getattr(backbone, part).requires_grad_(True)
+    if part == "embeddings":
+        inputs = dict(load_processor(str(checkpoints / name), "text")(["so sad", "i am so happy today"], padding=True,
+                                                                      return_tensors="pt"))
+    else:
+        waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16000)]
+        inputs = collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms)
+    backbone(**inputs).last_hidden_state.square()[..., :5].mean().backward()
+    learning = {n: p.grad for n, p in backbone.named_parameters() if p.grad is not None}
+    expected = {n for n, _ in backbone.named_parameters() if n.startswith(part)}
+    assert set(learning) == expected
+    assert all(torch.isfinite(grad).all() and grad.abs().max() > 0 for grad in learning.values())
 
 
 def test_without_the_mask_padding_would_leak():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from common import metrics, plots, results
 from common.errors import UserError
 from common.manifest import Manifest, Turn
@@ -52,6 +53,34 @@ def test_metrics_json_and_log_tell_how_it_was_made(run, tmp_path):
     assert [record["event"] for record in log] == ["started", "finished"]
     for name in ("metrics.json", "log.jsonl"):
         assert str(tmp_path) not in (run.folder / name).read_text()
+
+
+def test_two_papers_of_a_script_do_not_write_over_each_other(run):
+    """Each has its own predictions, metrics and overview; the log is one, its records name the paper."""
+    first = {"utterance_id": "u1", "speaker": "s", "fold": "fold1", "seed": 0, "system": "a", "y_true": "sad",
+             "y_pred": "sad"}
+    run.table("babaali_table_5", "Table 5", CELLS)
+    run.predictions([first])
+    run.finish()
+    kept = {path: path.read_bytes() for path in run.folder.iterdir() if path.name != "log.jsonl"}
+    second = results.start_run("04_x.py", run.settings, MANIFEST, "5-fold", paper="li")
+    second.table("li_table_1", "Table 1", [Cell("A + T", "WA", [81.0], paper=80.36)])
+    second.predictions([first | {"system": "b"}])
+    second.finish()
+    assert second.folder == run.folder and all(path.read_bytes() == old for path, old in kept.items())
+    assert {path.name for path in run.folder.iterdir()} == {
+        "babaali_table_5.csv", "babaali_table_5.md", "predictions.csv", "metrics.json", "li_table_1.csv",
+        "li_table_1.md", "li_predictions.csv", "li_metrics.json", "log.jsonl"}
+    found = json.loads((run.folder / "li_metrics.json").read_text())
+    assert list(found["metrics"]) == ["li_table_1/A + T/WA"]
+    assert ",b,sad,sad" in (run.folder / "li_predictions.csv").read_text()
+    log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert [(record.get("paper"), record["event"]) for record in log] == [
+        (None, "started"), (None, "finished"), ("li", "started"), ("li", "finished")]
+    ours, theirs = (results.write_overview("results", paper, "demo_toy").read_text()
+                    for paper in ("babaali", "li"))
+    assert "75.42" in ours and "80.36" not in ours
+    assert "| 1 | A + T | WA (%) | 80.36 | 81.00 | +0.64 |" in theirs and "75.42" not in theirs
 
 
 def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
@@ -142,3 +171,20 @@ def test_curves_bars_and_scatter_draw_what_they_are_given():
     assert [bar.get_height() for bar in bars.axes[0].patches] == [3, 4, 5, 6]
     cloud = plots.scatter(np.zeros((3, 2)), ["sad", "sad", "happy"], ("sad", "happy"), "x", "y")
     assert [len(points.get_offsets()) for points in cloud.axes[0].collections] == [2, 1]
+
+
+def test_a_grid_of_confusion_matrices():
+    """A panel per matrix in rows of n_columns: title, counts and row shares as text, one colour bar for all."""
+    panels = {f"{n} system": np.array([[n, 1], [3, n]]) for n in range(1, 7)}
+    fig = plots.confusion_grid(panels, ("sad", "angry"), 3)
+    *maps, bar = fig.axes
+    assert [axes.get_title() for axes in maps] == list(panels)
+    assert {axes.get_subplotspec().rowspan.start for axes in maps} == {0, 1}
+    assert maps[5].get_subplotspec().colspan.start == 2
+    for n, axes in enumerate(maps, 1):
+        shares = [[100 * n / (n + 1), 100 / (n + 1)], [300 / (3 + n), 100 * n / (3 + n)]]
+        assert np.allclose(axes.images[0].get_array(), shares) and axes.images[0].get_clim() == (0, 100)
+        assert axes.texts[1].get_text() == f"1\n{shares[0][1]:.0f} %" and axes.texts[1].get_position() == (1, 0)
+        assert axes.get_ylabel() == "true class"
+    assert bar.get_ylabel() == "share of the true class (%)"
+    plots.plt.close(fig)

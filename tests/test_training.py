@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -235,3 +236,117 @@ def test_two_processes_train_the_same_model(tmp_path):
         assert torch.allclose(torch.load(tmp_path / f"weights{rank}.pt", weights_only=True), weights(net), atol=1e-5)
     two = json.loads((tmp_path / "two" / "history.json").read_text())
     assert np.allclose([e["train_loss"] for e in two["log"]], [e["train_loss"] for e in history["log"]], atol=1e-5)
+
+
+# ---- Which epoch is kept, going on with an earlier run, frozen parts -------------------------
+
+LOSS_RECIPE = replace(RECIPE, select_by="loss", higher_is_better=False)
+
+
+def scripted(folder, recipe, values, net=None, stop_after=None):
+    """Train with `values` as the loss of each epoch; returns (history, net, the weights after every epoch)."""
+    net, seen = net or model(), []
+
+    def evaluate(m):
+        if stop_after is not None and len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append(weights(m).clone())
+        return {"loss": values[len(seen) - 1]}
+
+    history = fit(make_accelerator("no"), net, loss, Toy(), evaluate, recipe, folder, {"task": "toy"}, "toy")
+    return history, net, seen
+
+
+@pytest.mark.parametrize("keep, epoch", [("best", 2), ("last", 4)])
+def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(tmp_path, keep, epoch):
+    recipe = replace(LOSS_RECIPE, keep=keep)
+    history, net, after = scripted(tmp_path, recipe, [1.0, 0.5, 0.7, 0.6])
+    assert history["best_epoch"] == 2 and history["best"] == 0.5 and history["epochs_since_best"] == 2
+    assert torch.equal(weights(net), after[epoch - 1]) and not torch.equal(after[1], after[3])
+    _, loaded, none = scripted(tmp_path, recipe, [])
+    assert torch.equal(weights(loaded), after[epoch - 1]) and not none                # from the file, without training
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_resumed_run_keeps_the_same_epoch(tmp_path, keep):
+    recipe, values = replace(LOSS_RECIPE, keep=keep, epochs=5), [1.0, 0.5, 0.7, 0.8, 0.6]
+    _, whole, _ = scripted(tmp_path / "whole", recipe, values)
+    with pytest.raises(KeyboardInterrupt):
+        scripted(tmp_path / "cut", recipe, values, stop_after=3)
+    history, resumed, _ = scripted(tmp_path / "cut", recipe, values[3:])
+    assert torch.equal(weights(whole), weights(resumed)) and history["best_epoch"] == 2
+
+
+@pytest.mark.parametrize("values, n_epochs, best", [
+    ([2.0] * 30, 5, 1.0),                         # 5 + 5 without improvement
+    ([2.0, 2, 0.9] + [2.0] * 30, 13, 0.9),        # an improvement in epoch 3 gives 10 more
+    ([1.0] * 30, 5, 1.0),                         # equal is not better
+    ([2.0] * 4 + [0.5] + [2.0] * 30, 15, 0.5),    # in the last epoch before the end
+])
+def test_patience_counts_on_from_an_earlier_run(tmp_path, values, n_epochs, best):
+    recipe = replace(LOSS_RECIPE, epochs=30, patience=10, keep="last", best_before=1.0, epochs_since_best=5)
+    history, _, _ = scripted(tmp_path, recipe, values)
+    assert len(history["log"]) == n_epochs and history["best"] == best
+    assert history["epochs_since_best"] == 10
+    with pytest.raises(KeyboardInterrupt):
+        scripted(tmp_path / "cut", recipe, values, stop_after=2)
+    resumed, _, _ = scripted(tmp_path / "cut", recipe, values[2:])
+    assert len(resumed["log"]) == n_epochs and resumed["best"] == best
+
+
+def half_frozen():
+    net = nn.Sequential(nn.Linear(5, 16), nn.BatchNorm1d(16), nn.Dropout(0.2), nn.Linear(16, 3))
+    torch.manual_seed(1)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)
+    net[0].requires_grad_(False)
+    return net
+
+
+def test_what_is_frozen_is_not_saved_and_not_changed(tmp_path):
+    net = half_frozen()
+    state = training.trained_state(net)
+    assert set(state) == {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
+                          "3.weight", "3.bias"}
+    with torch.no_grad():
+        net[3].bias += 1
+    assert not torch.equal(state["3.bias"], net[3].bias)          # a copy, not a view
+    _, trained, _ = scripted(tmp_path, LOSS_RECIPE, [1.0, 0.9, 0.8, 0.7], half_frozen())
+    assert torch.equal(trained[0].weight, half_frozen()[0].weight)
+    assert not torch.equal(trained[3].weight, half_frozen()[3].weight)
+    assert set(load_file(tmp_path / "best.safetensors")) == set(state)
+
+
+def test_resume_with_frozen_parts_equals_an_uninterrupted_run(tmp_path):
+    whole, net = run(tmp_path / "whole", net=half_frozen())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", net=half_frozen(), stop_after=2)
+    assert "0.weight" not in torch.load(tmp_path / "cut" / "last.pt", weights_only=True)["model"]
+    again, resumed = run(tmp_path / "cut", net=half_frozen())
+    assert curves(again) == curves(whole)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_weights_that_do_not_fit_are_refused():
+    net = half_frozen()
+    state = training.trained_state(net)
+    training.load_trained(half_frozen(), state)
+    with pytest.raises(ValueError, match=r"missing \['3.bias'\]"):
+        training.load_trained(net, {k: v for k, v in state.items() if k != "3.bias"})
+    with pytest.raises(ValueError, match=r"unexpected \['4.bias'\]"):
+        training.load_trained(net, {**state, "4.bias": torch.zeros(3)})
+    with pytest.raises(RuntimeError, match="size mismatch for 3.bias"):
+        training.load_trained(net, {**state, "3.bias": torch.zeros(4)})
+    net[0].requires_grad_(True)
+    with pytest.raises(ValueError, match=r"missing \['0.bias', '0.weight'\]"):
+        training.load_trained(net, state)                         # trained here, but not in what was saved
+
+
+def test_an_outcome_is_used_again_only_if_it_was_made_the_same_way(tmp_path):
+    history, _ = run(tmp_path)
+    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"}) is None           # there is no test.json yet
+    (tmp_path / "test.json").write_text(json.dumps({"history": history, "logits": [1]}))
+    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"})["logits"] == [1]
+    assert training.kept_outcome(tmp_path, replace(RECIPE, workers=3), {"task": "toy"})["logits"] == [1]
+    assert training.kept_outcome(tmp_path, replace(RECIPE, keep="last"), {"task": "toy"}) is None
+    assert training.kept_outcome(tmp_path, RECIPE, {"task": "other"}) is None

@@ -1,0 +1,277 @@
+"""04 with PAPERS=babaali end to end on synthetic stores, its protocol (nothing learns from test turns) and
+what it refuses."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import load_script
+from sklearn.svm import SVC
+
+from common import babaali_fusion, features, settings, splits
+from common.errors import UserError
+from common.manifest import Manifest, Turn, write_manifest
+from common.store import StoreWriter
+
+CLASSES = ("neutral", "happy", "angry", "sad")
+QUICK = ("--SEEDS=0", "--NN_EPOCHS=3", "--NN_HIDDEN=16", "--XGB_ROUNDS=3",
+         "--N_RESAMPLES=200")
+TABLES = ("5", "6", "7", "sec4_3", "subsets", "tests")
+FIGURES = ("8_text", "9_speech", "10_video", "11_fused", "12_confusion")
+
+
+def make_corpus(root, corpus="demo_iemocap", per_speaker=8, split=None):
+    """Ten speakers in five sessions (one group of actors and an official split where `split` is given)."""
+    turns = []
+    for s in range(10):
+        for i in range(per_speaker):
+            session = "" if split else f"Ses0{s // 2 + 1}"
+            extra = {"split": split(i)} if split else {}
+            turns.append(Turn(f"s{s}_{i}", f"d{s}", i, f"s{s}", session, i, i + 1, "hello", CLASSES[i % 4],
+                              extra=extra))
+    manifest = Manifest(corpus, Path(root) / "prepared" / corpus, CLASSES, turns)
+    write_manifest(manifest)
+    return manifest
+
+
+def vectors(manifest, width, strength, seed):
+    """Gaussian class means; the labelled turns of the manifest in order. (N, width), (N, C) logits"""
+    rng = np.random.default_rng(seed)
+    means = strength * rng.normal(size=(len(CLASSES), width))
+    y = np.array([CLASSES.index(turn.label) for turn in manifest.labelled])
+    x = (means[y] + rng.normal(size=(len(y), width))).astype(np.float32)
+    return x, (x @ means.T).astype(np.float32)
+
+
+def make_store(folder, manifest, arrays, fold=None):
+    meta = {"classes": list(CLASSES)}
+    if fold:
+        parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
+        meta |= {"fold": fold.name, "select_on": "validation", "validate_on": "group",
+                 **{f"{part}_speakers": splits.speakers_of(turns) for part, turns in parts.items()}}
+    writer = StoreWriter(folder, meta)
+    writer.add([turn.utterance_id for turn in manifest.labelled], arrays)
+    writer.finish()
+
+
+def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
+    strengths = {"text": 0.9, "audio": 0.8, "video": 0.3}
+    for (modality, strength), width in zip(strengths.items(), widths):
+        for k, fold in enumerate(folds):
+            features, logits = vectors(manifest, width, strength, [len(modality), ord(modality[0]), k])
+            make_store(root / "features" / corpus / modality / "seed0" / fold.name, manifest,
+                       {"features": features, "logits": logits}, fold)
+
+
+def run_04(root, *words):
+    """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
+    script = load_script("04_fuse_classify.py")
+    settings.apply(vars(script), [f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results",
+                                  "--CORPUS=demo_iemocap", "--PAPERS=babaali", *QUICK, *words])
+    script.main()
+    return root / "results" / "04_fuse_classify" / "demo_iemocap"
+
+
+def constants(*words):
+    """The constants of 04 as a command line leaves them."""
+    return SimpleNamespace(**settings.apply(vars(load_script("04_fuse_classify.py")), words))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    manifest = make_corpus(root)
+    folds = splits.make_folds(manifest, 5, "group", "validation", 0)
+    make_stores(root, manifest, folds + splits.leave_two_out(manifest, 5, 0))
+    return root, manifest, run_04(root)
+
+
+def read_table(folder, name):
+    with open(folder / f"babaali_table_{name}.csv", encoding="utf-8") as file:
+        return {(row["row"], row["column"]): row for row in csv.DictReader(file)}
+
+
+def test_it_leaves_every_table_and_figure(finished):
+    folder = finished[2]
+    expected = {f"babaali_table_{name}.{kind}" for name in TABLES for kind in ("csv", "md")}
+    expected |= {f"babaali_fig_{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
+    expected |= {"metrics.json", "log.jsonl", "predictions.csv"}
+    assert {path.name for path in folder.iterdir()} == expected
+
+
+def test_tables_hold_the_papers_numbers_and_ours(finished):
+    five, six = (read_table(finished[2], name) for name in "56")
+    assert five["concatenation", "SVM"]["paper"] == "75.451" and six["sum", "average"]["paper"] == "72.47"
+    assert five["product", "SVM"]["paper"] == "" and five["product", "SVM"]["mean"]
+    assert six["concatenation", "SVM, out of fold"]["mean"]
+    mean = np.mean([float(five["sum", name]["mean"]) for name in ("SVM", "NN", "XGBoost")])
+    assert float(five["sum", "average"]["mean"]) == pytest.approx(mean, abs=1e-4)
+    assert all(row["n"] == "80" and row["n_runs"] == "5" for row in five.values())
+    assert len({row for row, _ in read_table(finished[2], "subsets")}) == 8
+    assert read_table(finished[2], "7")["angry", "Recall"]["paper"] == "85.66"
+    others = read_table(finished[2], "sec4_3")
+    assert others["[2] Poria et al. 2018, with context", "accuracy"]["paper"] == "76.1"
+
+
+def test_every_turn_is_predicted_once_and_the_accuracy_can_be_recounted(finished):
+    _, manifest, folder = finished
+    with open(folder / "predictions.csv", encoding="utf-8") as file:
+        final = "early concatenation SVM text+audio+video"
+        rows = [row for row in csv.DictReader(file) if row["system"] == final]
+    assert sorted(row["utterance_id"] for row in rows) == sorted(t.utterance_id for t in manifest.labelled)
+    right = {}
+    for row in rows:
+        right.setdefault(row["fold"], []).append(row["y_true"] == row["y_pred"])
+    recounted = 100 * np.mean([np.mean(fold) for fold in right.values()])
+    reported = float(read_table(folder, "5")["concatenation", "SVM"]["mean"])
+    assert reported == pytest.approx(recounted, abs=1e-4)
+    found = json.loads((folder / "metrics.json").read_text())["metrics"]["babaali_table_5/concatenation/SVM"]
+    assert found["mean"] == pytest.approx(recounted) and len(found["per_run"]) == 5
+
+
+def test_fusion_beats_its_weakest_modality_by_a_tested_margin(finished):
+    tests = read_table(finished[2], "tests")
+    gain = tests["video alone", "gain of the final model"]
+    assert float(gain["ci_low"]) > 0
+    assert float(tests["video alone", "by speaker, Holm"]["mean"]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["SVM", "NN", "XGBoost"])
+def test_nothing_learns_from_test_turns(name):
+    classify, c = babaali_fusion.CLASSIFY[name], constants(*QUICK, "--NN_EPOCHS=30", "--NN_BATCH=8")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 120)
+    x = (2 * rng.normal(size=(3, 5))[y] + rng.normal(size=(120, 5))).astype(np.float32)
+    parts = splits.Parts(np.arange(60), np.arange(60, 80), np.arange(80), np.arange(80, 120))
+    before, chosen = classify(x, y, parts, 3, 0, c)
+    altered_x, altered_y = x.copy(), y.copy()
+    altered_y[80:] = 0                            # the labels of all test turns
+    altered_x[100:] += 1000                       # the features of half of them
+    after, chosen_again = classify(altered_x, altered_y, parts, 3, 0, c)
+    assert (before[:20] == after[:20]).all() and chosen == chosen_again
+    assert np.mean(before == y[80:]) > 0.5
+    altered_y[:80] = (y[:80] + 1) % 3             # the check can fail: other training labels, other answers
+    assert (classify(x, altered_y, parts, 3, 0, c)[0] != before).any()
+
+
+def test_the_svm_equals_scikit_learns_own_kernel():
+    rng = np.random.default_rng(0)
+    y, x = rng.integers(0, 3, 90), rng.normal(size=(90, 4))
+    parts = splits.Parts(np.arange(40), np.arange(40, 60), np.arange(60), np.arange(60, 90))
+    z = (x - x[:60].mean(0)) / x[:60].std(0)
+    expected = SVC(C=2.0, gamma=1 / 4).fit(z[:60], y[:60]).predict(z[60:])
+    assert (babaali_fusion.svm(x, y, parts, 3, 0, constants("--SVM_C=2.0"))[0] == expected).all()
+
+
+def test_fusion_by_hand():
+    arrays = {"text": np.array([[1.0, 2]]), "audio": np.array([[3.0, 4]]), "video": np.array([[5.0, 6]])}
+    assert babaali_fusion.fuse(arrays, "concatenation").tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert babaali_fusion.fuse(arrays, "sum").tolist() == [[9, 12]]
+    assert babaali_fusion.fuse(arrays, "product").tolist() == [[15, 48]]
+    with pytest.raises(UserError, match="text 2, audio 3.*FUSIONS=concatenation"):
+        babaali_fusion.fuse({"text": np.ones((1, 2)), "audio": np.ones((1, 3))}, "sum")
+
+
+def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
+    manifest = make_corpus(tmp_path)
+    folds = splits.make_folds(manifest, 5, "group", "validation", 0)
+    marks = {}
+    for number, fold in enumerate(folds + splits.leave_two_out(manifest, 5, 0)):
+        marks[fold.name] = number
+        for modality in ("text", "audio"):
+            array = np.full((len(manifest.labelled), 4), number, np.float32)
+            make_store(tmp_path / "features" / "demo_iemocap" / modality / fold.name, manifest,
+                       {"features": array, "logits": array}, fold)
+    c = constants(f"--DATA_ROOT={tmp_path}", "--CORPUS=demo_iemocap")
+    study = babaali_fusion.Study(c, manifest, folds)
+    mixed = babaali_fusion.read_fold(study, 0, 1)["out-of-fold"]["text"][:, 0]
+    for j, name in ((0, "out_1_2"), (1, "fold2"), (2, "out_2_3"), (4, "out_2_5")):
+        assert set(mixed[study.parts[j].test]) == {marks[name]}
+
+
+def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):
+    manifest = make_corpus(tmp_path)
+    own = tmp_path / "own"
+    for modality, width in (("text", 5), ("audio", 7)):
+        folder = own / modality
+        folder.mkdir(parents=True)
+        kept = manifest.labelled[:-3] if modality == "audio" else manifest.labelled
+        x, _ = vectors(manifest, width, 0.9, width)
+        np.save(folder / "features.npy", x[:len(kept)])
+        (folder / "index.csv").write_text("\n".join(["utterance_id", *(turn.utterance_id for turn in kept)]))
+    folder = run_04(tmp_path, f"--FEATURES_ROOT={own}", "--FUSIONS=concatenation")
+    shown = capsys.readouterr().out
+    assert "video: no features" in shown and "no Table 6" in shown and "pooled n = 80" in shown
+    assert "3 turns lack audio" in (folder / "babaali_table_5.md").read_text()
+    assert not (folder / "babaali_table_6.md").exists()
+
+
+def test_an_official_split_with_one_modality(tmp_path, capsys):
+    manifest = make_corpus(tmp_path, per_speaker=12, split=lambda i: ("train", "dev", "test")[i // 4])
+    fold, = splits.make_folds(manifest, 5, "group", "validation", 0)
+    x, logits = vectors(manifest, 6, 0.9, 1)
+    make_store(tmp_path / "features" / "demo_iemocap" / "text" / "seed0" / "fold1", manifest,
+               {"features": x, "logits": logits}, fold)
+    folder = run_04(tmp_path)
+    assert "pooled n = 40" in capsys.readouterr().out
+    names = {path.name for path in folder.iterdir()}
+    assert {"babaali_table_7.md", "babaali_fig_8_text.png", "babaali_fig_12_confusion.pdf"} <= names
+    assert not {"babaali_table_5.md", "babaali_table_6.md", "babaali_table_tests.md"} & names
+
+
+@pytest.fixture
+def small(tmp_path):
+    manifest = make_corpus(tmp_path)
+    folds = splits.make_folds(manifest, 5, "group", "validation", 0)
+    make_stores(tmp_path, manifest, folds)
+    return tmp_path, manifest, tmp_path / "features" / "demo_iemocap"
+
+
+def spoil(array_path, change):
+    array = np.load(array_path)
+    np.save(array_path, change(array))
+
+
+def nan_in_row_3(array):
+    array[3, 0] = np.nan
+    return array
+
+
+def rename_ids(index):
+    index.write_text(index.read_text().replace("s", "other_"))
+
+
+def claim_to_have_seen(meta, speaker):
+    meta.write_text(meta.read_text().replace('"train_speakers": [', f'"train_speakers": ["{speaker}", '))
+
+
+@pytest.mark.parametrize("break_it, words, remedy", [
+    (lambda f: shutil.rmtree(f), (), "run 03_extract_features.py.*PAPERS=li"),
+    (lambda f: shutil.rmtree(f / "audio" / "seed0" / "fold3"), (), "fold3: absent; run 03"),
+    (lambda f: None, ("--OUT_OF_FOLD=true",), "out_1_2: absent; run 02 and 03 with OUT_OF_FOLD=true"),
+    (lambda f: None, ("--SELECT_ON=test",), "made with SELECT_ON=validation"),
+    (lambda f: None, ("--SEEDS=5",), "seed5/fold1: absent"),
+    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", nan_in_row_3), (), "NaN or infinity"),
+    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:9]), (), "fewer rows"),
+    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:, :2]), (), "equal width"),
+    (lambda f: rename_ids(f / "text" / "seed0" / "fold1" / "index.csv"), (), "utterance_id must be those"),
+    (lambda f: claim_to_have_seen(f / "text" / "seed0" / "fold1" / "meta.json", "s0"), (), "test speakers"),
+])
+def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
+    root, _, features = small
+    break_it(features)
+    with pytest.raises(UserError, match=remedy) as caught:
+        run_04(root, "--OUT_OF_FOLD=false", *words)
+    assert "\n" not in str(caught.value)
+    assert not list((root / "results").rglob("babaali_*"))
+
+
+def test_columns_of_float_noise_count_as_constant():
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.normal(size=50), 0.7 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
+    z = features.standardise(x, np.arange(40))
+    assert np.allclose(z[:, 0], (x[:, 0] - x[:40, 0].mean()) / x[:40, 0].std()) and not z[:, 1:].any()
