@@ -44,7 +44,7 @@ from torch.nn import functional as F
 
 from common.encoders import build_encoder, describe_encoder, input_shape, load_processor, locate, short_name
 from common.errors import UserError
-from common.files import read_json, write_json
+from common.files import write_json
 from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
 from common.manifest import read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall

@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 	$(RUN) 02_finetune_unimodal.py --demo
 	$(RUN) 03_extract_features.py --demo
 	$(RUN) 04_fuse_classify.py --demo
-	@echo; echo "Tables and figures written:"; ls results/0[1-4]_*/demo_iemocap/babaali_*.md results/0[1-4]_*/demo_iemocap/babaali_*.png
+	@echo; echo "Tables and figures written:"; ls results/0*/demo_iemocap/*_table_*.md results/0*/demo_iemocap/*_fig_*.png
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -q --durations=8 tests

@@ -51,8 +51,11 @@ from transformers import (
     WavLMConfig,
     WavLMModel,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from common.files import atomic_path, make_folder
+
+disable_progress_bar()    # a bar per written shard would drown what 01 prints
 
 SIZES = {
     "tiny": {

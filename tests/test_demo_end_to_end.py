@@ -1,4 +1,4 @@
-"""The four scripts of the first paper, run in order as a newcomer would, on a small synthetic corpus."""
+"""The numbered scripts run in order as a newcomer would, on a small synthetic corpus."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from conftest import ROOT
 from common.store import open_store
 
 SIZE = ["--DEMO_DIALOGUES_PER_SESSION=2", "--DEMO_TURNS_PER_DIALOGUE=12"]
+LI_SHORT = ["--SYSTEMS=WavLM+TE,BERT+FC,MMT", "--MAX_EPOCHS=2,1", "--STUDY_SIZES=0+0,2+0"]
 SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1,1,1", "--VIDEO_EPOCHS=1", "--N_RESAMPLES=200"]
 
 
@@ -35,7 +36,7 @@ def demo(tmp_path_factory):
     printed = run("02_finetune_unimodal.py", folder, *SHORT)
     assert "every labelled turn is tested exactly once; no speaker is in two parts" in printed
     run("03_extract_features.py", folder)
-    run("04_fuse_classify.py", folder, "--N_RESAMPLES=200")
+    run("04_fuse_classify.py", folder, "--N_RESAMPLES=200", *LI_SHORT)
     return folder
 
 
@@ -53,22 +54,23 @@ def rows(path):
     ("02_finetune_unimodal", ["babaali_fig_2_text_loss", "babaali_fig_3_speech_loss", "babaali_fig_4_video_loss",
                               "babaali_fig_5_text_accuracy", "babaali_fig_6_speech_accuracy", "babaali_fig_7_video_accuracy"]),
     ("04_fuse_classify", ["babaali_fig_8_text", "babaali_fig_9_speech", "babaali_fig_10_video",
-                          "babaali_fig_11_fused", "babaali_fig_12_confusion"])])
+                          "babaali_fig_11_fused", "babaali_fig_12_confusion", "li_fig_4_confusion"])])
 def test_every_figure_is_there(demo, script, stems):
     for stem in stems:
         assert (results(demo, script) / f"{stem}.png").stat().st_size > 5000, stem
         assert (results(demo, script) / f"{stem}.pdf").stat().st_size > 2000, stem
 
 
-@pytest.mark.parametrize("script, number", [("02_finetune_unimodal", n) for n in (1, 2, 3, 4)]
-                         + [("04_fuse_classify", n) for n in (5, 6, 7)])
-def test_every_table_has_ours_and_the_papers(demo, script, number):
-    table = rows(results(demo, script) / f"babaali_table_{number}.csv")
+@pytest.mark.parametrize("script, stem", [("02_finetune_unimodal", f"babaali_table_{n}") for n in (1, 2, 3, 4)]
+                         + [("04_fuse_classify", f"babaali_table_{n}") for n in (5, 6, 7)]
+                         + [("04_fuse_classify", f"li_table_{n}") for n in (1, 2)])
+def test_every_table_has_ours_and_the_papers(demo, script, stem):
+    table = rows(results(demo, script) / f"{stem}.csv")
     assert {"row", "column", "paper", "mean", "sd", "ci_low", "ci_high", "n", "corpus", "protocol"} <= set(table[0])
     assert any(line["paper"] for line in table) and all(line["corpus"] == "demo_iemocap" for line in table)
     scored = [line for line in table if line["ci_low"] and line["mean"]]
     assert scored and all(float(s["ci_low"]) <= float(s["ci_high"]) for s in scored)
-    assert "Made by" in (results(demo, script) / f"babaali_table_{number}.md").read_text()
+    assert "Made by" in (results(demo, script) / f"{stem}.md").read_text()
 
 
 def test_paper_numbers_stand_beside_the_right_rows(demo):
@@ -81,8 +83,9 @@ def test_paper_numbers_stand_beside_the_right_rows(demo):
 def test_every_labelled_turn_is_predicted_once_per_system(demo):
     manifest = rows(demo / "data" / "prepared" / "demo_iemocap" / "manifest.csv")
     labelled = {r["utterance_id"]: r["label"] for r in manifest if r["label"]}
-    for script in ("02_finetune_unimodal", "04_fuse_classify"):
-        predictions = rows(results(demo, script) / "predictions.csv")
+    for script, name in (("02_finetune_unimodal", "predictions"), ("04_fuse_classify", "predictions"),
+                         ("04_fuse_classify", "li_predictions")):
+        predictions = rows(results(demo, script) / f"{name}.csv")
         for system in {p["system"] for p in predictions}:
             own = [p for p in predictions if p["system"] == system]
             assert sorted(p["utterance_id"] for p in own) == sorted(labelled), system
@@ -151,7 +154,8 @@ def test_out_of_fold_and_hidden_states(demo, tmp_path):
     run("03_extract_features.py", tmp_path, "--HIDDEN_STATES=true")
     store = open_store(tmp_path / "data" / "features" / "demo_iemocap" / "audio" / "seed0" / "fold1" / "hidden")
     assert store["hidden"].ndim == 3 and store["hidden"].shape[1] == 3          # (tokens, layers + 1, D)
-    run("04_fuse_classify.py", tmp_path, "--OUT_OF_FOLD=true", "--MODALITIES=text,audio", "--N_RESAMPLES=200")
+    run("04_fuse_classify.py", tmp_path, "--PAPERS=babaali", "--OUT_OF_FOLD=true", "--MODALITIES=text,audio",
+        "--N_RESAMPLES=200")
     out = [r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")]
     assert any("out-of-fold" in name.lower() or "out of fold" in name.lower() for name in out)
 
