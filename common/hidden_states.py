@@ -203,7 +203,8 @@ class Utterances:
         n_steps = sum(per_step.values())
         need_gb = n_steps * self.shape[0] * self.shape[1] * 2 / 1e9
         self.folder = self.cache_root / self.name
-        self.meta = {"manifest": self.manifest_fingerprint, "weights": self.weights, "precision": accelerator.mixed_precision}
+        self.meta = {"manifest": self.manifest_fingerprint, "weights": self.weights,
+                     "precision": accelerator.mixed_precision}
         self.place = choose_place(wanted, need_gb, memory_gb, disk_gb, self.folder, self.stored_gb())
         print(f"hidden states of {short_name(self.source)}: {len(self.ids):,} turns, {n_steps:,} steps x {self.shape[0]} "
               f"layers x {self.shape[1]} x 2 bytes = {need_gb:.2f} GB; "
@@ -231,7 +232,8 @@ class Utterances:
             return {"states": states, "steps": visible.sum(1)}
 
         with tqdm(total=len(self.ids) - len(done), desc="hidden states", disable=None, leave=False) as bar:
-            for indices, found in predict_batches(accelerator, backbone, forward, _Raw(self), batch_size, workers, done):
+            batches = predict_batches(accelerator, backbone, forward, _Raw(self), batch_size, workers, done)
+            for indices, found in batches:
                 with np.errstate(over="ignore"):          # refused below, in one line
                     rows = [found["states"][k, : int(n)].astype(np.float16) for k, n in enumerate(found["steps"])]
                 if not all(np.isfinite(r).all() for r in rows):
@@ -270,7 +272,8 @@ def choose_place(wanted, need_gb, memory_gb, disk_gb, folder, stored_gb):
         raise UserError(f"HIDDEN_STATES={wanted}: choose one of auto, {', '.join(PLACES)}")
     free_gb = {"memory": free_memory_gb(), "disk": _free_disk_gb(folder) + stored_gb, "recompute": np.inf}
     if wanted == "auto":
-        fits = {"memory": need_gb <= min(memory_gb, free_gb["memory"]), "disk": need_gb <= min(disk_gb, free_gb["disk"])}
+        fits = {"memory": need_gb <= min(memory_gb, free_gb["memory"]),
+                "disk": need_gb <= min(disk_gb, free_gb["disk"])}
         return next((place for place in ("memory", "disk") if fits[place]), "recompute")
     if need_gb > free_gb[wanted]:
         raise UserError(f"HIDDEN_STATES={wanted}: {need_gb:.1f} GB needed, {free_gb[wanted]:.1f} GB free; set "

@@ -1,32 +1,36 @@
 """Context-aware audio-text fusion with WavLM and BERT: experiments of the second paper that 04 replicates.
 
 Paper: J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion Recognition",
-Interspeech 2022, Sections 2.4, 3 and 4. The network (Sections 2.1-2.3) is common/li_model.py; hidden states and
-context windows are common/hidden_states.py. `run` replicates Table 1 (18 systems), Table 2 and Figure 4.
+Interspeech 2022, Sections 2.4, 3 and 4. The network (Sections 2.1-2.3) is common/li_model.py, hidden states and
+context windows are common/hidden_states.py, tables and Figure 4 are common/li_tables.py.
 
-Writes results/04_fuse_classify/<corpus>/: li_table_1, li_table_2, li_fig_4_confusion (as in the paper); li_table_tests,
-li_table_context, li_table_styles (beyond it); li_predictions.csv, li_metrics.json, log.jsonl. Each trained system leaves
-<DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/<fold>/<phase>/, so that a killed run goes on.
+Writes results/04_fuse_classify/<corpus>/: li_table_1, li_table_2, li_fig_4_confusion (as in the paper);
+li_table_tests, li_table_context, li_table_styles (beyond it); li_predictions.csv, li_metrics.json, log.jsonl. Each
+trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/<fold>/<phase>/, so that a killed run
+goes on. `c` holds the constants of 04.
 
 DEVIATIONS and what the paper leaves open; constants of 04 in capitals
-1. What the context convolution of kernel 3 slides over is not said. Here (CONTEXT_OVER = "tokens") over token positions, with
-   the nine utterances as input channels: the output keeps the target's tokens, which the CMT needs, and the target stays
-   distinct from its neighbours. "utterances" slides over the nine, each the mean of its tokens. The output is added to the
-   target's own sequence ("enhance") and starts at zero; otherwise training from few dialogues did not get off the ground.
+1. What the context convolution of kernel 3 slides over is not said. Here (CONTEXT_OVER = "tokens") over token
+   positions, with the nine utterances as input channels: the output keeps the target's tokens, which the CMT needs,
+   and the target stays distinct from its neighbours. "utterances" slides over the nine, each the mean of its tokens.
+   The output is added to the target's own sequence ("enhance") and starts at zero; otherwise training from few
+   dialogues did not get off the ground.
 2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
-3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width, dropout
-   inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm. LayerNorm comes
-   before attention, as in the cross-modal Transformer that it cites (Tsai et al.); after it, as in the vanilla one, some folds
-   of few dialogues stayed at chance (NORM_FIRST).
-4. A vanilla block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text as target, is as
-   weak as audio alone (67.76 against 66.15), which suggests that theirs adds nothing: CMT_RESIDUAL = False tries that.
-5. "25 layers" are the input of the first Transformer layer (the projected CNN output with WavLM's position convolution) and
-   24 outputs; 13 for BERT. Inside, the pretrained models stay in evaluation mode in both phases.
-6. The weights after the last epoch are tested, as in the paper (KEEP_EPOCH). Fine-tuning starts from those of the frozen
-   phase and counts on: 5 epochs without a lower loss on the development speaker start it, 10 end it. MAX_EPOCHS bounds both.
+3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
+   dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
+   LayerNorm comes before attention, as in the cross-modal Transformer that it cites (Tsai et al.); after it, as in the
+   vanilla one, some folds of few dialogues stayed at chance (NORM_FIRST).
+4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text as
+   target, is as weak as audio alone (67.76 against 66.15), which suggests that theirs adds nothing: CMT_RESIDUAL =
+   False tries that.
+5. "25 layers" are the input of the first Transformer layer (the projected CNN output with WavLM's position
+   convolution) and 24 outputs; 13 for BERT. The pretrained models stay in evaluation mode in both phases.
+6. The weights after the last epoch are tested, as in the paper (KEEP_EPOCH). Fine-tuning starts from those of the
+   frozen phase and counts on: 5 epochs without a lower loss on the development speaker start it, 10 end it.
+   MAX_EPOCHS bounds both.
 7. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked instead of seen as silence.
-8. The development speaker's interlocutor is a training speaker, so that each hears the other's words as context. The test
-   session shares nothing with either; context never crosses that border (checked).
+8. The development speaker's interlocutor is a training speaker, so that each sees the other's words as context. The
+   test session shares nothing with either; context never crosses that border.
 """
 
 import hashlib
@@ -39,40 +43,20 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from common import metrics, plots, splits
-from common.encoders import load_backbone, locate, short_name
+from common import li_tables, splits
+from common.encoders import load_backbone, locate
 from common.errors import UserError
 from common.files import write_json
 from common.hidden_states import Utterances, Windows, context_windows
-from common.li_model import BRANCHES, Design, build_system, modalities_of
-from common.manifest import corpus_name
-from common.results import Cell, prediction_rows, score_cell, start_run
+from common.inputs import has_modality
+from common.li_model import BRANCHES, PHASES, Design, build_system, modalities_of
+from common.results import prediction_rows, score_cell, start_run
 from common.training import Recipe, best_weights, fit, kept_outcome, make_accelerator, predict
-
-# The paper's own numbers in %, as printed: (WA, UA). In Table 1 frozen comes first in each pair.
-PAPER_TABLE_1 = {
-    "WavLM+FC": {"frozen": (66.15, 65.35), "fine-tuned": (66.70, 66.71)},
-    "WavLM+TE": {"frozen": (63.51, 64.67), "fine-tuned": (67.99, 68.24)},
-    "BERT+FC": {"frozen": (74.33, 76.57), "fine-tuned": (77.67, 78.76)},
-    "BERT+TE": {"frozen": (74.55, 76.41), "fine-tuned": (76.09, 76.57)},
-    "CMT(A→T)": {"frozen": (67.76, 69.37), "fine-tuned": (68.07, 67.93)},
-    "CMT(T→A)": {"frozen": (74.98, 76.85), "fine-tuned": (77.75, 78.60)},
-    "EF": {"frozen": (77.61, 77.85), "fine-tuned": (79.80, 80.65)},
-    "LF": {"frozen": (79.91, 81.88), "fine-tuned": (79.91, 81.15)},
-    "MMT": {"frozen": (78.58, 80.72), "fine-tuned": (80.36, 81.70)}}
-PAPER_TABLE_2 = {      # test setting: published systems, then the paper's own by phase
-    "Session 5": {"[23] Wu et al. 2021": (83.08, 83.22), "frozen": (78.32, 80.56), "fine-tuned": (84.45, 84.39)},
-    "5-fold CV": {"[19] Siriwardhana et al. 2020": (None, 75.46), "[20] Makiuchi et al. 2021": (73.5, 73.0),
-                  "[23] Wu et al. 2021": (77.57, 78.41), "frozen": (79.91, 81.88), "fine-tuned": (80.36, 81.70)}}
-TABLE_2_SYSTEM = {"frozen": "LF", "fine-tuned": "MMT"}     # whose five-fold figures stand in Table 2
-PHASES = ("frozen", "fine-tuned")
-SINGLES = ("WavLM+FC", "WavLM+TE", "BERT+FC", "BERT+TE")
-
 
 # ---- What a run works on -------------------------------------------------------------------
 
 class Study:
-    """The labelled turns, folds, hidden states and outcomes of a run. `c` holds the constants of 04."""
+    """The labelled turns, folds, hidden states and outcomes of a run."""
 
     def __init__(self, c, manifest, accelerator):
         self.c, self.manifest, self.accelerator, self.turns = c, manifest, accelerator, manifest.labelled
@@ -82,9 +66,8 @@ class Study:
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.tested = [np.array([self.row[turn.utterance_id] for turn in fold.test]) for fold in self.folds]
         self.scored = np.sort(np.concatenate(self.tested))
+        self.window = c.CONTEXT_BEFORE, c.CONTEXT_AFTER
         self.phases = PHASES if c.FINETUNED_PARTS != "none" else PHASES[:1]
-        self.sources = {m: locate(name, checkpoints_folder(c, manifest.corpus))
-                        for m, name in (("audio", c.AUDIO_MODEL), ("text", c.TEXT_MODEL))}
         self.systems = possible_systems(c.SYSTEMS, manifest)
         self.utterances = {m: self.read(m) for m in sorted({m for s in self.systems for m in modalities_of(s)})}
         self.frozen_backbones = {}
@@ -94,10 +77,11 @@ class Study:
 
     def read(self, modality):
         """The Utterances of a modality: of audio the labelled turns, of text all, since any can be context."""
-        c = self.c
+        c, corpus = self.c, self.manifest.corpus
+        source = locate({"audio": c.AUDIO_MODEL, "text": c.TEXT_MODEL}[modality], checkpoints_folder(c, corpus))
         turns = self.manifest.turns if modality == "text" else self.turns
-        return Utterances(self.manifest, modality, self.sources[modality], turns, c.AUDIO_MAX_S, c.TEXT_MAX_TOKENS,
-                          Path(c.DATA_ROOT) / "cache" / self.manifest.corpus, c.WORKERS)
+        return Utterances(self.manifest, modality, source, turns, c.AUDIO_MAX_S, c.TEXT_MAX_TOKENS,
+                          Path(c.DATA_ROOT) / "cache" / corpus, c.WORKERS)
 
     def keep_states(self):
         """Choose where the frozen hidden states come from; text first, since it is small."""
@@ -116,15 +100,14 @@ class Study:
         return {(seed, fold.name): (slice(i, i + 1), part) for i, seed in enumerate(self.c.SEEDS)
                 for fold, part in zip(self.folds, chosen) if len(part)}
 
-    def pooled(self, rows=None):
+    def pooled(self):
         """As `runs`, all folds taken together."""
-        scored = self.scored if rows is None else np.intersect1d(self.scored, rows)
-        return {(seed, "pooled"): (slice(i, i + 1), scored) for i, seed in enumerate(self.c.SEEDS)}
+        return {(seed, "pooled"): (slice(i, i + 1), self.scored) for i, seed in enumerate(self.c.SEEDS)}
 
     def cell(self, row, column, metric, predictions, paper=None, runs=None):
         """One table cell in %, from predictions (seeds, N)."""
         return score_cell(row, column, metric, self.y, predictions, self.speakers, runs or self.runs(),
-                          self.c.N_RESAMPLES, shown_paper(self.c, paper))
+                          self.c.N_RESAMPLES, paper)
 
 
 def possible_systems(names, manifest):
@@ -132,10 +115,10 @@ def possible_systems(names, manifest):
     unknown = [name for name in names if name not in BRANCHES]
     if unknown:
         raise UserError(f"SYSTEMS={unknown[0]}: choose among {', '.join(BRANCHES)}")
-    counts = {"audio": sum(bool(t.audio) for t in manifest.labelled), "text": sum(bool(t.text) for t in manifest.labelled)}
+    counts = {m: sum(has_modality(t, m) for t in manifest.labelled) for m in ("audio", "text")}
     present = {m for m, count in counts.items() if 2 * count > len(manifest.labelled)}
     found = [name for name in names if set(modalities_of(name)) <= present]
-    print("  " + ", ".join(f"{m} {count:,}" for m, count in counts.items()) + f" of {len(manifest.labelled):,} labelled turns")
+    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(manifest.labelled):,} labelled turns")
     for name in (n for n in names if n not in found):
         print(f"  {name}: needs {' and '.join(modalities_of(name))}; left out")
     if not found:
@@ -150,11 +133,6 @@ def checkpoints_folder(c, corpus):
     return Path(c.DATA_ROOT) / "checkpoints" / corpus if c.CHECKPOINTS == "local" else Path(c.CHECKPOINTS)
 
 
-def shown_paper(c, number):
-    """The paper's figure where the corpus is IEMOCAP or the demo's stand-in: of others it has none."""
-    return number if corpus_name(c.CORPUS).endswith("iemocap") else None
-
-
 # ---- Training (Sections 2.4 and 3.2) -------------------------------------------------------
 
 def design_of(c):
@@ -166,11 +144,13 @@ def design_of(c):
 def recipe_of(c, phase, seed, before=None):
     """Sec. 3.2: AdamW at 1e-3 while frozen, then at 1e-5; before: history of the frozen phase."""
     shared = {"batch_size": c.BATCH_SIZE, "weight_decay": c.WEIGHT_DECAY, "schedule": "constant", "clip_norm": 0.0,
-              "select_by": "loss", "higher_is_better": False, "keep": c.KEEP_EPOCH, "seed": seed, "workers": c.WORKERS}
+              "select_by": "loss", "higher_is_better": False, "keep": c.KEEP_EPOCH, "seed": seed,
+              "workers": c.WORKERS}
     if phase == "frozen":
         return Recipe(c.FROZEN_LEARNING_RATE, c.MAX_EPOCHS[0], patience=c.FINETUNE_PATIENCE, **shared)
     if c.KEEP_EPOCH == "best":       # starts afresh from the best epoch, with the epochs that are left
-        return Recipe(c.FINETUNE_LEARNING_RATE, c.MAX_EPOCHS[1], patience=c.STOP_PATIENCE - c.FINETUNE_PATIENCE, **shared)
+        return Recipe(c.FINETUNE_LEARNING_RATE, c.MAX_EPOCHS[1], patience=c.STOP_PATIENCE - c.FINETUNE_PATIENCE,
+                      **shared)
     return Recipe(c.FINETUNE_LEARNING_RATE, c.MAX_EPOCHS[1], patience=c.STOP_PATIENCE, best_before=before["best"],
                   epochs_since_best=before["epochs_since_best"], **shared)
 
@@ -240,9 +220,10 @@ def identity_of(study, name, window, parts, phase):
 
 
 def system_folder(study, name, window, fold, seed):
+    """<DATA_ROOT>/models/<corpus>/li/cmt_a_to_t/4+4/seed0/fold1"""
     slug = name.replace("+", "_").replace("(", "_").replace(")", "").replace("→", "_to_").lower()
-    return (Path(study.c.DATA_ROOT) / "models" / study.manifest.corpus / "li" / slug / f"{window[0]}+{window[1]}"
-            / f"seed{seed}" / fold.name)
+    root = Path(study.c.DATA_ROOT) / "models" / study.manifest.corpus / "li"
+    return root / slug / f"{window[0]}+{window[1]}" / f"seed{seed}" / fold.name
 
 
 def pick(study, name):
@@ -265,7 +246,7 @@ def set_phase(study, model, phase):
         backbones = {m: b for m, b in study.frozen_backbones.items() if m in model.extractors}
         model.attach(backbones, "none")
     else:
-        backbones = {m: load_backbone(study.sources[m]) for m in model.extractors}
+        backbones = {m: load_backbone(study.utterances[m].source) for m in model.extractors}
         model.attach(backbones, study.c.FINETUNED_PARTS)
     return set(backbones)
 
@@ -306,201 +287,28 @@ def train_and_collect(study, run, name, window, phases):
                 assert (predicted[phase][i, rows] == -1).all(), "a turn is in two test sets"
                 predicted[phase][i, rows] = np.argmax(outcome["logits"], axis=1)
                 study.valid_loss[name, phase, window, i, k] = outcome["valid_loss"]
-                run.log({"event": "trained", "system": name, "context": window, "fold": fold.name, "seed": seed, "phase": phase,
-                         "epochs": outcome["history"]["log"], "seconds": outcome["history"]["seconds"]})
+                run.log({"event": "trained", "system": name, "context": window, "fold": fold.name, "seed": seed,
+                         "phase": phase, "epochs": outcome["history"]["log"],
+                         "seconds": outcome["history"]["seconds"]})
     for phase, labels in predicted.items():
         assert (labels[:, study.scored] >= 0).all(), f"{name} {phase}: a labelled turn was not scored"
         study.predicted[name, phase, window] = labels
 
 
-# ---- Tables --------------------------------------------------------------------------------
-
-def number_of(name, phase):
-    """The system's number in Table 1."""
-    return 2 * list(BRANCHES).index(name) + PHASES.index(phase) + 1
-
-
-def letters(name):
-    return " + ".join({"audio": "A", "text": "T"}[m] for m in modalities_of(name))
-
-
-def context_text(window):
-    return f"{window[0]} before, {window[1]} after"
-
-
-def common_note(study):
-    """What every table says: models, context, chance."""
-    majority, uniform = metrics.chance(study.y[study.scored], len(study.manifest.classes))
-    models = " and ".join(short_name(study.sources[m]) for m in study.utterances)
-    silent = len(study.utterances["audio"].absent) if "audio" in study.utterances else 0
-    cut = sum(study.n_cut[fold.name, "test", main_window(study.c)] for fold in study.folds)
-    return (f"{models}; context {context_text(main_window(study.c))}. WA = accuracy, UA = mean of class recalls; chance "
-            f"{100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
-            + f" {silent:,} turns lack audio and are heard as silence." * bool(silent)
-            + f" {cut:,} neighbours lie across the border of a test part and are not used." * bool(cut))
-
-
-def main_window(c):
-    return c.CONTEXT_BEFORE, c.CONTEXT_AFTER
-
-
-def table_1(study, run):
-    """Table 1: every system, frozen and fine-tuned."""
-    cells, window = [], main_window(study.c)
-    for name in study.systems:
-        for phase in study.phases:
-            row = f"{number_of(name, phase)} {name} {phase}, {letters(name)}"
-            predictions, paper = study.predicted[name, phase, window], PAPER_TABLE_1[name][phase]
-            cells += [study.cell(row, "WA", metrics.accuracy, predictions, paper[0]),
-                      study.cell(row, "UA", metrics.unweighted_recall, predictions, paper[1])]
-            if len(study.folds) > 1:
-                cells += [study.cell(row, "WA pooled", metrics.accuracy, predictions, runs=study.pooled()),
-                          study.cell(row, "UA pooled", metrics.unweighted_recall, predictions, runs=study.pooled())]
-            cells.append(study.cell(row, "weighted F1", metrics.weighted_f1, predictions, runs=study.pooled()))
-    run.table("li_table_1", "Table 1. Unimodal and multimodal systems", cells,
-              "WA and UA: means over folds, as in the paper; pooled: of all test turns together. A audio, T text. "
-              + common_note(study))
-
-
-def table_2(study, run):
-    """Table 2: the last session and all folds beside published systems."""
-    cells, window = [], main_window(study.c)
-    last = {(seed, fold): part for (seed, fold), part in study.runs().items() if fold == study.folds[-1].name}
-    for setting, published in PAPER_TABLE_2.items():
-        here = last if setting == "Session 5" else study.runs()
-        for system, paper in published.items():
-            row = f"{system}, {setting}"
-            if system not in PHASES:
-                cells += [Cell(row, column, paper=shown_paper(study.c, p)) for column, p in zip(("WA", "UA"), paper)]
-                continue
-            name = TABLE_2_SYSTEM[system]
-            predictions = study.predicted.get((name, system, window))
-            if predictions is not None:
-                row = f"ours, {number_of(name, system)} {name} {system}, {setting}"
-                only = restrict(study, predictions, here)
-                cells += [study.cell(row, "WA", metrics.accuracy, only, paper[0], here),
-                          study.cell(row, "UA", metrics.unweighted_recall, only, paper[1], here)]
-    run.table("li_table_2", "Table 2. Comparison with published systems, audio and text", cells,
-              "Figures of others as the paper quotes them. It does not name the system of its frozen rows; in five folds the "
-              "figures are those of system 15 (LF), which stands in both here. Session 5: the last session or speaker group; "
-              f"its interval resamples very few speakers. {common_note(study)}")
-
-
-def restrict(study, predictions, runs):
-    """Predictions (seeds, N) with -1 outside the turns of `runs`."""
-    only = np.full_like(predictions, -1)
-    for rows, turns in runs.values():
-        only[rows, turns] = predictions[rows, turns]
-    return only
-
-
-def best_single(study, phase, window):
-    """Predictions (seeds, N) of the single modality with the lowest development loss on each fold, and how often which."""
-    singles = [name for name in SINGLES if name in study.systems]
-    predictions, wins = np.full((len(study.c.SEEDS), len(study.turns)), -1), dict.fromkeys(singles, 0)
-    for i in range(len(study.c.SEEDS)):
-        for k, tested in enumerate(study.tested):
-            best = min(singles, key=lambda name: study.valid_loss[name, phase, window, i, k])
-            predictions[i, tested] = study.predicted[best, phase, window][i, tested]
-            wins[best] += 1
-    return predictions, ", ".join(f"{name} {count}" for name, count in wins.items() if count)
-
-
-def tests_table(study, run):
-    """Beyond the paper: MMT against early fusion, late fusion and the best single modality, in each phase."""
-    window, pairs = main_window(study.c), {}
-    for phase in study.phases:
-        ours = study.predicted["MMT", phase, window]
-        for rival in (name for name in ("EF", "LF") if name in study.systems):
-            pairs[f"MMT against {rival}, {phase}"] = ours, study.predicted[rival, phase, window]
-        single, wins = best_single(study, phase, window)
-        pairs[f"MMT against the best single modality, {phase} (chosen on development: {wins})"] = ours, single
-    run.table("li_table_tests", "The multimodal Transformer against its rivals", compared(study, pairs),
-              f"Not in the paper. {tests_note(study)} {common_note(study)}")
-
-
-def compared(study, pairs):
-    """Cells of a table of paired tests; pairs: {row: (ours, theirs)}, each (seeds, N)."""
-    rows, n = study.scored, len(study.scored)
-    found = np.array([metrics.compare(study.y[rows], ours[:, rows], theirs[:, rows], study.speakers[rows],
-                                      study.c.N_RESAMPLES) for ours, theirs in pairs.values()])
-    tests = {"McNemar p": found[:, 3], "McNemar, Holm": metrics.holm(found[:, 3]),
-             "by speaker p": found[:, 4], "by speaker, Holm": metrics.holm(found[:, 4])}
-    cells = []
-    for j, name in enumerate(pairs):
-        gain, low, high = 100 * found[j, :3]
-        cells.append(Cell(name, "gain in WA", [gain], low=low, high=high, n=n, unit="points"))
-        cells += [Cell(name, column, [float(p[j])], n=n, unit="", digits=4) for column, p in tests.items()]
-    return cells
-
-
-def tests_note(study):
-    n_speakers = len(set(study.speakers[study.scored]))
-    return ("McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems are swapped "
-            f"for whole speakers; with {n_speakers} of them p is at least {2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction "
-            "over the rows of this table.")
-
-
-def styles_table(study, run):
-    """Beyond the paper: improvised and scripted dialogues apart."""
-    styles = np.array([turn.extra.get("style", "") for turn in study.turns])
-    kinds, cells, window = sorted(set(styles[study.scored]) - {""}), [], main_window(study.c)
-    if len(kinds) < 2:
-        print("the corpus does not tell improvised from scripted dialogues: no table of styles")
-        return
-    for name in study.systems:
-        for phase in study.phases:
-            for kind in kinds:
-                rows = np.flatnonzero(styles == kind)
-                runs, row = study.runs(rows), f"{number_of(name, phase)} {name} {phase}"
-                only = restrict(study, study.predicted[name, phase, window], runs)
-                cells += [study.cell(row, f"{kind} WA", metrics.accuracy, only, runs=runs),
-                          study.cell(row, f"{kind} UA", metrics.unweighted_recall, only, runs=runs)]
-    counts = ", ".join(f"{kind} {int((styles[study.scored] == kind).sum()):,}" for kind in kinds)
-    run.table("li_table_styles", "Improvised and scripted dialogues apart", cells,
-              f"Not in the paper. Turns: {counts}. The same scripts are played in every session, so a text system has met the words "
-              f"of scripted test turns, or nearly, in training; their figures say less about new speech. {common_note(study)}")
-
-
-def context_table(study, run):
-    """Beyond the paper: how much context on which side is worth, past-only included."""
-    sizes = [parse_size(text) for text in study.c.STUDY_SIZES]
-    names = [name for name in study.c.STUDY_SYSTEMS if name in study.systems]
-    phases = [phase for phase in study.phases if phase in study.c.STUDY_PHASES]
-    if not (names and sizes and phases) or len({t.dialogue_id for t in study.manifest.turns}) == len(study.manifest.turns):
-        print("no table of context sizes: no dialogues, or nothing to study in STUDY_SYSTEMS, STUDY_SIZES, STUDY_PHASES")
-        return
+def study_contexts(study, run):
+    """Train STUDY_SYSTEMS with each of STUDY_SIZES; returns (systems, sizes, phases) of the table, empty where none."""
+    c, turns = study.c, study.manifest.turns
+    names = [name for name in c.STUDY_SYSTEMS if name in study.systems]
+    phases = [phase for phase in study.phases if phase in c.STUDY_PHASES]
+    if len({t.dialogue_id for t in turns}) == len(turns) or not (names and c.STUDY_SIZES and phases):
+        print("no table of context sizes: no dialogues, or nothing in STUDY_SYSTEMS, STUDY_SIZES, STUDY_PHASES")
+        return [], [], []
+    sizes = [parse_size(text) for text in c.STUDY_SIZES]
     for name in names:
         for window in sizes:
             if any((name, phase, window) not in study.predicted for phase in phases):
                 train_and_collect(study, run, name, window, PHASES[: 1 + PHASES.index(phases[-1])])
-    cells = [cell for phase in phases for name in names for cell in context_rows(study, name, phase, sizes)]
-    run.table("li_table_context", "Context sizes", cells,
-              "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live system could "
-              "have. Gain: over the same system without context; by speaker: the two are swapped for whole speakers, Holm's "
-              f"correction over the rows of a system. {common_note(study).replace(context_text(main_window(study.c)), 'as in each row')}")
-
-
-def context_rows(study, name, phase, sizes):
-    """WA, UA and weighted F1 of one system by context size, with the gain over no context and its test."""
-    found = {window: study.predicted[name, phase, window] for window in sizes}
-    base, rows, cells = found.get((0, 0)), study.scored, []
-    others = [window for window in sizes if sum(window)]
-    tests = {}
-    if base is not None and others:
-        compare = np.array([metrics.compare(study.y[rows], found[w][:, rows], base[:, rows], study.speakers[rows],
-                                            study.c.N_RESAMPLES) for w in others])
-        tests = dict(zip(others, np.column_stack([100 * compare[:, :3], metrics.holm(compare[:, 4])])))
-    for window, predictions in found.items():
-        row = f"{name} {phase}: {context_text(window)}{' (past only)' if window[0] and not window[1] else ''}"
-        cells += [study.cell(row, "WA", metrics.accuracy, predictions),
-                  study.cell(row, "UA", metrics.unweighted_recall, predictions),
-                  study.cell(row, "weighted F1", metrics.weighted_f1, predictions)]
-        if window in tests:
-            gain, low, high, p = tests[window]
-            cells += [Cell(row, "gain in WA", [gain], low=low, high=high, n=len(rows), unit="points"),
-                      Cell(row, "by speaker, Holm", [p], n=len(rows), unit="", digits=4)]
-    return cells
+    return names, sizes, phases
 
 
 def parse_size(text):
@@ -509,26 +317,6 @@ def parse_size(text):
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise UserError(f"STUDY_SIZES={text}: write utterances before and after, such as 4+4 or 4+0")
     return int(parts[0]), int(parts[1])
-
-
-# ---- Figure 4 ------------------------------------------------------------------------------
-
-def confusion_figure(study, run):
-    """Figure 4: confusion matrices on the last session of the audio, text and multimodal system, in both phases."""
-    window, fold, panels = main_window(study.c), study.folds[-1], {}
-    rows = study.tested[-1]
-    for phase in study.phases:
-        for name in (n for n in ("WavLM+TE", "BERT+TE", "MMT") if n in study.systems):
-            labels = study.predicted[name, phase, window][0, rows]
-            panels[f"{number_of(name, phase)} {name}, {phase}"] = metrics.confusion(
-                study.y[rows], labels, len(study.manifest.classes))
-    if not panels:
-        return
-    caption = (f"Figure 4. Confusion matrices on the test turns of {fold.name} ({study.manifest.corpus}), n = {len(rows):,}, "
-               f"seed {study.c.SEEDS[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, of Session 5; colour and second "
-               "line: share of the true class.")
-    figure = plots.confusion_grid(panels, study.manifest.classes, len(panels) // len(study.phases))
-    run.figure(plots.save(figure, run.folder, "li_fig_4_confusion", caption))
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -546,8 +334,9 @@ def check_constants(c):
     unknown = [name for name in c.STUDY_SYSTEMS if name not in BRANCHES]
     if unknown:
         raise UserError(f"STUDY_SYSTEMS={unknown[0]}: choose among {', '.join(BRANCHES)}")
-    for name, choices in (("DEVELOP_ON", ("speaker", "group")), ("KEEP_EPOCH", ("last", "best")), ("FINETUNED_PARTS", ("bottom", "all", "none")),
-                          ("LAYER_MERGE", ("mean", "concatenate")), ("CONTEXT_OVER", ("tokens", "utterances"))):
+    for name, choices in (("DEVELOP_ON", ("speaker", "group")), ("KEEP_EPOCH", ("last", "best")),
+                          ("FINETUNED_PARTS", ("bottom", "all", "none")), ("LAYER_MERGE", ("mean", "concatenate")),
+                          ("CONTEXT_OVER", ("tokens", "utterances"))):
         if getattr(c, name) not in choices:
             raise UserError(f"{name}={getattr(c, name)}: choose one of {', '.join(choices)}")
     if c.WIDTH % c.HEADS:
@@ -555,7 +344,8 @@ def check_constants(c):
     if min(c.CONTEXT_BEFORE, c.CONTEXT_AFTER) < 0:
         raise UserError("CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances")
     if not 0 < c.FINETUNE_PATIENCE < c.STOP_PATIENCE:
-        raise UserError(f"FINETUNE_PATIENCE={c.FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={c.STOP_PATIENCE}")
+        raise UserError(f"FINETUNE_PATIENCE={c.FINETUNE_PATIENCE}: must lie between 0 and "
+                        f"STOP_PATIENCE={c.STOP_PATIENCE}")
     if len(c.MAX_EPOCHS) != 2 or min(c.MAX_EPOCHS) < 1:
         raise UserError(f"MAX_EPOCHS={c.MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning")
     unknown = [phase for phase in c.STUDY_PHASES if phase not in PHASES]
@@ -578,17 +368,11 @@ def run(c, manifest):
     study.keep_states()
     started = time.monotonic()
     for name in study.systems:
-        train_and_collect(study, results, name, main_window(c), study.phases)
-    print(f"{len(study.systems)} systems x {len(study.folds)} folds x {len(c.SEEDS)} seeds in {time.monotonic() - started:.0f} s; "
-          f"pooled n = {len(study.scored):,}: every labelled turn is scored exactly once by each")
-    table_1(study, results)
-    if {"LF", "MMT"} & set(study.systems):
-        table_2(study, results)
-    if "MMT" in study.systems and set(SINGLES) & set(study.systems):
-        tests_table(study, results)
-    styles_table(study, results)
-    confusion_figure(study, results)
-    context_table(study, results)
+        train_and_collect(study, results, name, study.window, study.phases)
+    print(f"{len(study.systems)} systems x {len(study.folds)} folds x {len(c.SEEDS)} seeds in "
+          f"{time.monotonic() - started:.0f} s; pooled n = {len(study.scored):,}: every labelled turn is scored exactly "
+          "once by each")
+    li_tables.write(study, results, *study_contexts(study, results))
     named = {f"{name} {phase}, context {window[0]}+{window[1]}": labels
              for (name, phase, window), labels in study.predicted.items()}
     results.predictions(prediction_rows(study.turns, manifest.classes, study.runs(), named))

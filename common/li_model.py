@@ -30,6 +30,7 @@ BRANCHES = {
     "LF": [("audio", "audio"), ("text", "text")],
     "MMT": [("text", "audio"), ("audio", "text")],
 }
+PHASES = ("frozen", "fine-tuned")       # Sec. 2.4: of the pretrained models
 BOTTOM = {"audio": "feature_extractor", "text": "embeddings"}     # Sec. 2.4: the part that is fine-tuned
 
 
@@ -60,7 +61,8 @@ def average(x, visible):
 
 def unpack(x, visible):
     """Spread the rows of x (P, ...) over the True places of visible (U, T), row by row: (U, T, ...), else zero."""
-    return x.new_zeros(*visible.shape, *x.shape[1:]).masked_scatter(visible.view(*visible.shape, *[1] * (x.dim() - 1)), x)
+    places = visible.view(*visible.shape, *[1] * (x.dim() - 1))
+    return x.new_zeros(*visible.shape, *x.shape[1:]).masked_scatter(places, x)
 
 
 # ---- High-level feature extractor (Section 2.1, Figure 2) ----------------------------------
@@ -117,7 +119,7 @@ class ContextConvolution(nn.Module):
         super().__init__()
         self.over = over
         self.convolution = nn.Conv1d(n_window * width if over == "tokens" else width, width, 3, padding=1)
-        nn.init.zeros_(self.convolution.weight)       # training starts from the target alone, and learns what context adds
+        nn.init.zeros_(self.convolution.weight)       # training starts from the target alone
         nn.init.zeros_(self.convolution.bias)
 
     def forward(self, x, present, target):
@@ -147,7 +149,9 @@ class FeatureExtractor(nn.Module):
         self.modality, self.target = modality, window[0]
         self.backbone = None          # the pretrained model, where its states do not come with the batch
         self.projector = Projector(*shape, design)
-        self.context = ContextConvolution(sum(window) + 1, design.width, design.context_over) if modality == "text" else None
+        self.context = None
+        if modality == "text":
+            self.context = ContextConvolution(sum(window) + 1, design.width, design.context_over)
 
     def train(self, mode=True):
         """The pretrained model stays in evaluation mode: no LayerDrop, SpecAugment or dropout inside it."""
@@ -198,7 +202,8 @@ class Block(nn.Module):
         super().__init__()
         d, self.heads, self.residual, self.norm_first = design.width, design.heads, residual, design.norm_first
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
-        self.feed_forward = nn.Sequential(nn.Linear(d, design.feed_forward), nn.ReLU(), nn.Linear(design.feed_forward, d))
+        self.feed_forward = nn.Sequential(nn.Linear(d, design.feed_forward), nn.ReLU(),
+                                          nn.Linear(design.feed_forward, d))
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(design.block_dropout)
 
@@ -253,7 +258,8 @@ class System(nn.Module):
     def __init__(self, name, shapes, window, design, n_classes):
         super().__init__()
         self.branches = BRANCHES[name]
-        self.extractors = nn.ModuleDict({m: FeatureExtractor(m, shapes[m], window, design) for m in modalities_of(name)})
+        self.extractors = nn.ModuleDict({m: FeatureExtractor(m, shapes[m], window, design)
+                                         for m in modalities_of(name)})
         self.transformers = nn.ModuleList(
             nn.Identity() if source is None else Transformer(design, source != target)
             for target, source in self.branches)

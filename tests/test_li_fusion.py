@@ -10,7 +10,7 @@ import pytest
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 
-from common import li_fusion, settings
+from common import li_fusion, li_tables, settings
 from common.errors import UserError
 from common.li_model import BRANCHES
 from common.manifest import Manifest, read_manifest, write_manifest
@@ -109,14 +109,14 @@ def test_table_1_has_the_papers_numbers_beside_the_right_systems(finished):
 
 def test_the_systems_are_numbered_as_in_the_paper():
     """Table 1 of the paper, in its order: a number, a model, WA and UA."""
-    assert list(li_fusion.PAPER_TABLE_1) == list(BRANCHES) and all(len(p) == 2 for p in li_fusion.PAPER_TABLE_1.values())
-    numbers = [li_fusion.number_of(name, phase) for name in BRANCHES for phase in li_fusion.PHASES]
+    assert list(li_tables.PAPER_TABLE_1) == list(BRANCHES) and all(len(p) == 2 for p in li_tables.PAPER_TABLE_1.values())
+    numbers = [li_tables.number_of(name, phase) for name in BRANCHES for phase in li_fusion.PHASES]
     assert numbers == list(range(1, 19)) and li_fusion.PHASES == ("frozen", "fine-tuned")
-    assert li_fusion.number_of("CMT(A→T)", "frozen") == 9 and li_fusion.number_of("EF", "fine-tuned") == 14
-    was = [li_fusion.PAPER_TABLE_1[name][phase][0] for name in BRANCHES for phase in li_fusion.PHASES]
+    assert li_tables.number_of("CMT(A→T)", "frozen") == 9 and li_tables.number_of("EF", "fine-tuned") == 14
+    was = [li_tables.PAPER_TABLE_1[name][phase][0] for name in BRANCHES for phase in li_fusion.PHASES]
     assert was == [66.15, 66.70, 63.51, 67.99, 74.33, 77.67, 74.55, 76.09, 67.76, 68.07, 74.98, 77.75, 77.61, 79.80, 79.91,
                    79.91, 78.58, 80.36]
-    uas = [li_fusion.PAPER_TABLE_1[name][phase][1] for name in BRANCHES for phase in li_fusion.PHASES]
+    uas = [li_tables.PAPER_TABLE_1[name][phase][1] for name in BRANCHES for phase in li_fusion.PHASES]
     assert uas == [65.35, 66.71, 64.67, 68.24, 76.57, 78.76, 76.41, 76.57, 69.37, 67.93, 76.85, 78.60, 77.85, 80.65, 81.88,
                    81.15, 80.72, 81.70]
 
@@ -307,7 +307,7 @@ def test_the_best_single_modality_is_chosen_by_development_loss_alone():
         for k, loss in enumerate(losses[name]):
             study.valid_loss[name, "frozen", (4, 4), 0, k] = loss
     for study.y in (y, 1 - y):
-        found, wins = li_fusion.best_single(study, "frozen", (4, 4))
+        found, wins = li_tables.best_single(study, "frozen", (4, 4))
         assert found.tolist() == [[1, 0, 0, 1]] and wins == "WavLM+TE 1, BERT+TE 1"
 
 
@@ -326,7 +326,7 @@ def test_context_stays_within_a_part(tmp_path):
             assert {speaker[u] in test_speakers for window in windows for u in window if u} == {part == "test"}
             n_cut += sum(u is None for window in windows for u in window)
     cut = sum(study.n_cut[fold.name, "test", (4, 4)] for fold in study.folds)
-    assert n_cut > cut > 0 and f"{cut:,} neighbours lie across the border" in li_fusion.common_note(study)
+    assert n_cut > cut > 0 and f"{cut:,} neighbours lie across the border" in li_tables.common_note(study)
 
 
 def test_an_official_split_and_a_corpus_without_audio(tmp_path, capsys):
