@@ -178,7 +178,7 @@ def train_system(study, name, window, phases, k, seed):
     model, outcomes, history = None, {}, None
     for phase in phases:
         recipe = recipe_of(c, phase, seed, history)
-        identity = identity_of(study, name, window, parts, phase)
+        identity = identity_of(study, name, window, parts, phase, seed)
         outcomes[phase] = kept_outcome(folder / phase, recipe, identity)
         if outcomes[phase] is None:
             model = model or starting_model(study, name, window, seed, folder / PHASES[0] if history else None)
@@ -197,7 +197,7 @@ def fold_parts(study, window, fold):
     test_speakers = set(splits.speakers_of(fold.test))
 
     def tested(turn):
-        return turn.extra["split"] == "test" if official else turn.speaker in test_speakers
+        return turn.extra.get("split") == "test" if official else turn.speaker in test_speakers
 
     parts = {}
     for part in ("train", "valid", "test"):
@@ -207,7 +207,7 @@ def fold_parts(study, window, fold):
     return parts
 
 
-def identity_of(study, name, window, parts, phase):
+def identity_of(study, name, window, parts, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
     c, ids = study.c, {part: [t.utterance_id for t in turns] for part, (turns, _) in parts.items()}
     identity = {"system": name, "window": list(window), "design": asdict(design_of(c)),
@@ -216,7 +216,9 @@ def identity_of(study, name, window, parts, phase):
                 "kept": {"audio": c.AUDIO_MAX_S, "text": c.TEXT_MAX_TOKENS},
                 "turns": hashlib.sha256(repr(ids).encode()).hexdigest()[:16]}
     identity["kept"] = {m: identity["kept"][m] for m in modalities_of(name)}
-    return identity if phase == PHASES[0] else {**identity, "parts": c.FINETUNED_PARTS}
+    if phase == PHASES[0]:
+        return identity
+    return {**identity, "parts": c.FINETUNED_PARTS, "frozen": recipe_of(c, PHASES[0], seed).identity()}
 
 
 def system_folder(study, name, window, fold, seed):

@@ -278,6 +278,16 @@ def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
     assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & {p.name for p in folder.iterdir()}
 
 
+def test_another_frozen_phase_asks_for_fine_tuning_again(tmp_path):
+    """With KEEP_EPOCH=best nothing else in the recipe of fine-tuning tells that it started from other weights."""
+    prepare(tmp_path)
+    tuned = []
+    for rate in ("1e-3", "5e-3", "1e-3"):
+        study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--KEEP_EPOCH=best", f"--FROZEN_LEARNING_RATE={rate}")
+        tuned.append(li_fusion.train_system(study, "BERT+FC", (1, 1), li_fusion.PHASES, 0, 0)["fine-tuned"]["logits"])
+    assert tuned[0] == tuned[2] and not np.allclose(tuned[0], tuned[1], atol=1e-3)
+
+
 # ---- Protocol ------------------------------------------------------------------------------
 
 def test_nothing_learns_from_the_labels_of_the_test_session(tmp_path):
