@@ -127,7 +127,7 @@ DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCH
         "STUDY_SYSTEMS": ("BERT+FC",), "STUDY_SIZES": ("0+0", "4+0", "2+2", "4+4")}   # synthetic corpus, tiny encoders
                                   # with random weights; an epoch of it has 14 steps, hence the longer patience
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "FINETUNED_PARTS": "all",
-           "FINETUNE_LEARNING_RATE": 3e-4, "DROPOUT": 0.3, "MAX_EPOCHS": (15, 15)}     # for what 01, 02 and 03 made with
+           "FINETUNE_LEARNING_RATE": 3e-4, "DROPOUT": 0.3, "MAX_EPOCHS": (20, 5)}      # for what 01, 02 and 03 made with
                                   # --scratch: encoders with random weights, which fine-tuning trains whole
 SETTINGS = {}                     # filled by settings.run: what this run used
 

@@ -8,11 +8,13 @@ B samples, U utterances of a batch, T steps, L layers, D width, N utterances of 
 
 import hashlib
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from tqdm import tqdm
 
 from common.encoders import input_shape, load_backbone, load_processor, short_name
@@ -21,7 +23,7 @@ from common.files import read_json
 from common.inputs import RATE_HZ, SHORTEST_S, Clipping, cache_inputs, collate_waveforms
 from common.li_model import hidden_states
 from common.store import StoreWriter
-from common.training import predict_batches
+from common.training import forward_batch, predict_batches, to_device
 
 PLACES = ("memory", "disk", "recompute")
 
@@ -93,8 +95,8 @@ class Windows:
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         alone = [[turn.utterance_id] for turn in turns]
         self.windows = {m: alone if m == "audio" else windows for m in utterances}
-        first = next(iter(utterances.values()))       # audio, where it is read: its padding costs most
-        self.lengths = [first.steps[turn.utterance_id] for turn in turns]
+        modality, first = next(iter(utterances.items()))       # audio, where it is read: its padding costs most
+        self.lengths = [max(first.steps[u] for u in window if u is not None) for window in self.windows[modality]]
 
     def __len__(self):
         return len(self.turns)
@@ -206,13 +208,30 @@ class Utterances:
         self.meta = {"manifest": self.manifest_fingerprint, "weights": self.weights,
                      "precision": accelerator.mixed_precision}
         self.place = choose_place(wanted, need_gb, memory_gb, disk_gb, self.folder, self.stored_gb())
+        pass_s = self.time_pass(accelerator, backbone, batch_size)
         print(f"hidden states of {short_name(self.source)}: {len(self.ids):,} turns, {n_steps:,} steps x {self.shape[0]} "
               f"layers x {self.shape[1]} x 2 bytes = {need_gb:.2f} GB; "
               + {"memory": "kept in memory", "disk": f"kept in {self.folder}",
-                 "recompute": "not kept: computed anew at every step"}[self.place], flush=True)
+                 "recompute": "not kept: computed anew at every step"}[self.place]
+              + f"; computing them takes about {pass_s:,.0f} s here"
+              + " in every frozen epoch, several times that in one of fine-tuning" * (self.place == "recompute"), flush=True)
         if self.place != "recompute":
             self.compute(accelerator, backbone, batch_size, workers)
         return need_gb * (self.place == "memory"), need_gb * (self.place == "disk")
+
+    def time_pass(self, accelerator, backbone, batch_size):
+        """Seconds that the model takes for all utterances, estimated from one batch of middling length."""
+        ids = sorted(self.ids, key=self.steps.get)
+        start = max(0, (len(ids) - batch_size) // 2)
+        batch = {"inputs": self.collate_inputs(ids[start : start + batch_size])}
+
+        def forward(model, batch):
+            return {"level": hidden_states(model, self.modality, batch["inputs"])[0].mean((1, 2, 3))}
+
+        for _ in range(2):                              # the first one warms up
+            started = time.monotonic()
+            forward_batch(accelerator, backbone, forward, to_device(batch, accelerator.device))
+        return (time.monotonic() - started) * len(ids) / min(batch_size, len(ids))
 
     def stored_gb(self):
         """GB that an earlier run of the same states has put on the disk."""
@@ -297,9 +316,10 @@ def _free_disk_gb(folder):
 
 
 def weights_fingerprint(source):
-    """A hash of a local checkpoint's weights, the name itself for one of the hub."""
-    path = Path(source) / "model.safetensors"
-    if not path.exists():
-        return str(source)
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """What hidden states depend on: a hash of a local checkpoint's weights, or the hub's name, and transformers."""
+    digest = hashlib.sha256()
+    for path in sorted(p for pattern in ("*.safetensors", "*.bin") for p in Path(source).glob(pattern)):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    local = Path(source).is_dir()
+    return f"{digest.hexdigest()[:16] if local else source}, transformers {transformers.__version__}"

@@ -10,32 +10,37 @@ trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/
 goes on. `c` holds the constants of 04.
 
 DEVIATIONS and what the paper leaves open; constants of 04 in capitals
-1. What the context convolution of kernel 3 slides over is not said. Here (CONTEXT_OVER = "tokens") over token
-   positions, with the nine utterances as input channels: the output keeps the target's tokens, which the CMT needs,
-   and the target stays distinct from its neighbours. "utterances" slides over the nine, each the mean of its tokens.
-   The output is added to the target's own sequence ("enhance") and starts at zero; otherwise training from few
-   dialogues did not get off the ground.
+1. What the context convolution of kernel 3 slides over is not said. Here (CONTEXT_OVER = "tokens") over the target's
+   tokens, each of which sees the eight neighbours as one embedding each (the mean of its tokens), in channels of their
+   own: the output keeps the target's tokens, which the CMT needs, and the target stays distinct from its neighbours.
+   "utterances" slides over the nine embeddings. The output is added to the target's own sequence ("enhance") and
+   starts at zero, so that training starts from the target alone.
 2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
 3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
    dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
-   LayerNorm comes before attention, as in the cross-modal Transformer that it cites (Tsai et al.); after it, as in the
-   vanilla one, some folds of few dialogues stayed at chance (NORM_FIRST).
+   LayerNorm comes before attention, as in the cross-modal Transformer that it cites (Tsai et al.), or after it, as in
+   the vanilla one (NORM_FIRST).
 4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text as
-   target, is as weak as audio alone (67.76 against 66.15), which suggests that theirs adds nothing: CMT_RESIDUAL =
-   False tries that.
+   target, is nearly as weak as audio alone (67.76 against 66.15): perhaps theirs adds nothing. CMT_RESIDUAL = False
+   tries that.
 5. "25 layers" are the input of the first Transformer layer (the projected CNN output with WavLM's position
-   convolution) and 24 outputs; 13 for BERT. The pretrained models stay in evaluation mode in both phases.
-6. The weights after the last epoch are tested, as in the paper (KEEP_EPOCH). Fine-tuning starts from those of the
-   frozen phase and counts on: 5 epochs without a lower loss on the development speaker start it, 10 end it.
-   MAX_EPOCHS bounds both.
-7. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked instead of seen as silence.
-8. The development speaker's interlocutor is a training speaker, so that each sees the other's words as context. The
-   test session shares nothing with either; context never crosses that border.
+   convolution) and 24 outputs, all without WavLM's final LayerNorm; 13 for BERT. The pretrained models stay in
+   evaluation mode in both phases.
+6. Squeezing takes the mean over time and width, as squeeze-and-excitation does. Behind a LayerNorm that mean hardly
+   varies, so that for BERT the gate comes close to one fixed weight per layer. Its single unit starts alive (bias 1).
+7. The weights after the last epoch are tested, as in the paper (KEEP_EPOCH). Fine-tuning starts from those of the
+   frozen phase and counts on: 5 epochs without a lower loss on the development speaker start it, 10 end it. The frozen
+   systems are the weights at that start. MAX_EPOCHS bounds both phases; in the presets it ends most of them.
+8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
+9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked instead of seen as silence.
+10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each sees the
+    other's words as context. The test session shares nothing with either; context never crosses that border.
+11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in Table 2.
 """
 
 import hashlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +65,9 @@ class Study:
 
     def __init__(self, c, manifest, accelerator):
         self.c, self.manifest, self.accelerator, self.turns = c, manifest, accelerator, manifest.labelled
-        self.folds = splits.make_folds(manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", 0)
+        # A seed draws its own development speakers; the test parts are those of every seed.
+        self.folds_of = {seed: splits.make_folds(manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", seed) for seed in c.SEEDS}
+        self.folds = self.folds_of[c.SEEDS[0]]
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.y = np.array([manifest.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
@@ -71,6 +78,7 @@ class Study:
         self.systems = possible_systems(c.SYSTEMS, manifest)
         self.utterances = {m: self.read(m) for m in sorted({m for s in self.systems for m in modalities_of(s)})}
         self.frozen_backbones = {}
+        self.micro_batch = {}     # (system, phase) -> samples per forward pass that fitted into memory
         self.predicted = {}       # (system, phase, context) -> (seeds, N) class numbers, -1 where not scored
         self.n_cut = {}           # (fold, part, context) -> neighbours that lie across the border of the test part
         self.valid_loss = {}      # (system, phase, context, seed number, fold number) -> on the development speaker
@@ -144,8 +152,7 @@ def design_of(c):
 def recipe_of(c, phase, seed, before=None):
     """Sec. 3.2: AdamW at 1e-3 while frozen, then at 1e-5; before: history of the frozen phase."""
     shared = {"batch_size": c.BATCH_SIZE, "weight_decay": c.WEIGHT_DECAY, "schedule": "constant", "clip_norm": 0.0,
-              "select_by": "loss", "higher_is_better": False, "keep": c.KEEP_EPOCH, "seed": seed,
-              "workers": c.WORKERS}
+              "select_by": "loss", "higher_is_better": False, "keep": c.KEEP_EPOCH, "seed": seed}
     if phase == "frozen":
         return Recipe(c.FROZEN_LEARNING_RATE, c.MAX_EPOCHS[0], patience=c.FINETUNE_PATIENCE, **shared)
     if c.KEEP_EPOCH == "best":       # starts afresh from the best epoch, with the epochs that are left
@@ -172,7 +179,7 @@ def train_system(study, name, window, phases, k, seed):
     Returns {phase: {"history", "ids", "logits", "valid_loss"}}; kept in test.json, so that a second run does not
     train again.
     """
-    c, fold = study.c, study.folds[k]
+    c, fold = study.c, study.folds_of[seed][k]
     parts = fold_parts(study, window, fold)
     folder = system_folder(study, name, window, fold, seed)
     model, outcomes, history = None, {}, None
@@ -185,8 +192,12 @@ def train_system(study, name, window, phases, k, seed):
             live = set_phase(study, model, phase)
             data = {part: Windows(turns, study.manifest.classes, pick(study, name), windows, live)
                     for part, (turns, windows) in parts.items()}
+            # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
+            recipe = replace(recipe, workers=c.WORKERS if len(live) == len(model.extractors) else 0,
+                             micro_batch=study.micro_batch.get((name, phase), 0))
             outcomes[phase] = fit_and_test(study, model, data, recipe, folder / phase, identity,
                                            f"{name} {fold.name} {phase}")
+            study.micro_batch[name, phase] = outcomes[phase]["history"]["micro_batch"]
         history = outcomes[phase]["history"]
     return outcomes
 
@@ -244,6 +255,8 @@ def starting_model(study, name, window, seed, frozen):
 
 def set_phase(study, model, phase):
     """Attach the pretrained models that a phase runs; returns the modalities whose batches hold their inputs."""
+    for backbone in study.frozen_backbones.values():       # out of the way of those that are fine-tuned
+        backbone.to(study.accelerator.device if phase == "frozen" else "cpu")
     if phase == "frozen":
         backbones = {m: b for m, b in study.frozen_backbones.items() if m in model.extractors}
         model.attach(backbones, "none")
@@ -258,7 +271,7 @@ def fit_and_test(study, model, data, recipe, folder, identity, title):
     c, accelerator = study.c, study.accelerator
 
     def logits_of(part):
-        return predict(accelerator, model, outputs, data[part], c.EVAL_BATCH_SIZE, c.WORKERS)["logits"]
+        return predict(accelerator, model, outputs, data[part], c.EVAL_BATCH_SIZE, recipe.workers)["logits"]
 
     def evaluate(_):
         logits, labels = logits_of("valid"), data["valid"].labels

@@ -77,6 +77,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         hidden = max(1, n_layers // (reduction or n_layers))
         self.squeeze, self.excite = nn.Linear(n_layers, hidden), nn.Linear(hidden, n_layers)
+        nn.init.ones_(self.squeeze.bias)        # a single unit that starts below zero would stay dead
 
     def forward(self, level):
         """level (U, L): mean of each layer over steps and width -> a factor between 0 and 1 for every layer (U, L)."""
@@ -110,8 +111,8 @@ class Projector(nn.Module):
 class ContextConvolution(nn.Module):
     """Adds to a text what the utterances around it say, by a convolution of kernel 3 and stride 1 (Sec. 2.1).
 
-    over "tokens"      slides over token positions; the N utterances of the window are its input channels, each with
-                       its own weights, as colours are for an image. It is added to the target's sequence of tokens.
+    over "tokens"      slides over the target's tokens. Each neighbour joins at every token as its embedding, the mean of
+                       its own tokens, in channels of its own. It is added to the target's sequence of tokens.
     over "utterances"  slides over the N utterances, each the mean of its tokens, and is added to these N steps.
     """
 
@@ -127,11 +128,14 @@ class ContextConvolution(nn.Module):
 
         Returns (B, S, d) and its visible steps (B, S), or N steps instead of S.
         """
+        utterances = x.sum(2) / present.sum(2, keepdim=True).clamp(min=1)            # (B, N, d)
         if self.over == "tokens":
             own, visible = x[:, target], present[:, target]                          # (B, S, d), (B, S)
-            channels = x.transpose(2, 3).flatten(1, 2)                               # (B, N * d, S)
+            channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)            # (B, N, S, d)
+            channels[:, target] = own
+            channels = (channels * visible[:, None, :, None]).transpose(2, 3).flatten(1, 2)      # (B, N * d, S)
         else:
-            own, visible = x.sum(2) / present.sum(2, keepdim=True).clamp(min=1), present.any(2)      # (B, N, d), (B, N)
+            own, visible = utterances, present.any(2)                                # (B, N, d), (B, N)
             channels = own.transpose(1, 2)                                           # (B, d, N)
         return (own + self.convolution(channels).transpose(1, 2)) * visible[..., None], visible
 
@@ -164,11 +168,11 @@ class FeatureExtractor(nn.Module):
         """steps: hidden_states.Steps of B samples. Returns x (B, T, d) and visible (B, T)."""
         states, visible = self.states(steps.inputs)
         x = self.projector(states, visible)                                          # (U, T, d)
+        if self.context is None:
+            return x[steps.window[:, 0]], visible[steps.window[:, 0]]
         # A place in a window that holds no utterance (-1) picks the row of zeros at the end.
         x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])[steps.window]               # (B, N, T, d)
         present = torch.cat([visible, visible.new_zeros(1, visible.shape[1])])[steps.window]
-        if self.context is None:
-            return x[:, 0], present[:, 0]
         return self.context(x, present, self.target)
 
     def states(self, inputs):

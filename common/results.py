@@ -268,7 +268,9 @@ def _caption(title, cells, corpus, protocol, note, provenance):
     n = f", n = {' to '.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}" if sizes else ""
     meaning = []
     if any(c.sd is not None for c in cells):
-        meaning.append(f"mean ± sd over {max(len(c.values) for c in cells)} runs (folds × seeds)")
+        counts = sorted({len(c.values) for c in cells if c.sd is not None})
+        meaning.append(f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds"
+                       + ", where pooled: seeds)" * (len(counts) > 1) + ")" * (len(counts) == 1))
     if any(c.low is not None and np.isfinite(c.low) for c in cells):
         meaning.append("[95 % interval of the pooled predictions, speakers resampled]")
     if any(c.paper is not None for c in cells):

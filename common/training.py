@@ -47,6 +47,7 @@ class Recipe:
     keep: str = "best"                # the weights that are left: "best" by select_by, or "last"
     best_before: float | None = None  # where this goes on with an earlier run, with keep="last": its best figure ...
     epochs_since_best: int = 0        # ... and for how many epochs it had not improved
+    micro_batch: int = 0              # samples per forward pass to start with; 0 = as many as a step has
     seed: int = 0
     workers: int = 0                  # processes that prepare batches; 0 = this one
     save_every_s: float = 600.0       # a state is written at each epoch's end and this often within
@@ -57,7 +58,8 @@ class Recipe:
 
     def identity(self):
         """What must be the same for a run to be gone on with: all but how the machine is used."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("workers", "save_every_s")}
+        machine = ("workers", "save_every_s", "micro_batch")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
 
 
 @dataclass
@@ -199,11 +201,13 @@ class Training:
         self.loader = DataLoader(train_set, batch_sampler=self.keys, collate_fn=train_set.collate,
                                  num_workers=recipe.workers, persistent_workers=False,
                                  pin_memory=accelerator.device.type == "cuda")
+        if accelerator.scaler:      # fp16: a scale that an earlier run had come to would make this one depend on it
+            accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         groups = parameter_groups(model, recipe.weight_decay)
         self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate))
         self.parameters = [p for group in groups for p in group["params"]]
-        self.state = State(micro_batch=-(-recipe.batch_size // accelerator.num_processes), best=recipe.best_before,
-                           best_epoch=-1 - recipe.epochs_since_best)
+        self.state = State(micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
+                           best=recipe.best_before, best_epoch=-1 - recipe.epochs_since_best)
         self.saved_at = time.monotonic()
 
     def train_epoch(self, bar):
@@ -387,7 +391,11 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     if finished.exists() and best_weights(folder).exists() and read_json(finished)["identity"] == run.identity:
         run.load_kept()
         print(f"{title}: already trained")
+        accelerator.free_memory()
         return read_json(finished)
+    if accelerator.is_main_process:          # what is there was made otherwise, and its weights go with the first epoch
+        for outdated in (finished, run.folder / "test.json"):
+            outdated.unlink(missing_ok=True)
     if run.resume():
         print(f"{title}: going on after epoch {run.state.epoch}, step {run.state.step}")
     with tqdm(total=run.steps * recipe.epochs, initial=run.state.epoch * run.steps + run.state.step, desc=title,
@@ -411,6 +419,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
         write_json(finished, history)
         (run.folder / "last.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
+    accelerator.free_memory()       # else it would hold on to this model's weights and optimiser state
     return history
 
 
@@ -453,10 +462,11 @@ def predict_batches(accelerator, model, forward, dataset, batch_size, workers, s
                         collate_fn=dataset.collate, num_workers=workers,
                         pin_memory=accelerator.device.type == "cuda")
     for indices, batch in zip(batches, loader):
-        yield indices, _forward(accelerator, model, forward, to_device(batch, accelerator.device))
+        yield indices, forward_batch(accelerator, model, forward, to_device(batch, accelerator.device))
 
 
-def _forward(accelerator, model, forward, batch):
+def forward_batch(accelerator, model, forward, batch):
+    """Outputs of one batch on the accelerator's device as numpy arrays; halved where it does not fit into memory."""
     try:
         with torch.inference_mode(), accelerator.autocast():
             return {name: value.float().cpu().numpy() for name, value in forward(model, batch).items()}
@@ -465,7 +475,7 @@ def _forward(accelerator, model, forward, batch):
         if n == 1:
             raise UserError("out of memory with one sample; choose a smaller model or shorter inputs") from None
         torch.cuda.empty_cache()
-        halves = [_forward(accelerator, model, forward, cut(batch, *part)) for part in ((0, n // 2), (n // 2, n))]
+        halves = [forward_batch(accelerator, model, forward, cut(batch, *part)) for part in ((0, n // 2), (n // 2, n))]
         return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
 

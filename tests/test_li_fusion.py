@@ -306,6 +306,16 @@ def test_nothing_learns_from_the_labels_of_the_test_session(tmp_path):
     assert np.array_equal(logits[0], logits[1]) and not np.allclose(logits[0], logits[2], atol=1e-3)
 
 
+def test_every_seed_draws_its_own_development_speakers_and_tests_the_same_turns(tmp_path):
+    prepare(tmp_path)
+    study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--SEEDS=0,1,2,3")
+    tests = {tuple(t.utterance_id for f in folds for t in f.test) for folds in study.folds_of.values()}
+    drawn = {tuple(f.valid[0].speaker for f in folds) for folds in study.folds_of.values()}
+    assert len(tests) == 1 and len(drawn) > 1
+    for folds in study.folds_of.values():
+        assert all(len({t.speaker for t in f.valid}) == 1 for f in folds)
+
+
 def test_the_best_single_modality_is_chosen_by_development_loss_alone():
     """One seed, two folds; WavLM is right wherever BERT is wrong, which must not matter."""
     y = np.array([0, 1, 0, 1])

@@ -194,14 +194,63 @@ def window_of_texts():
     return noise(2, 4, 5, 8) * present[..., None], present
 
 
-def test_context_over_tokens_is_a_convolution_with_an_input_channel_per_utterance():
+def test_context_over_tokens_is_a_convolution_with_channels_for_each_utterance():
+    """At every token of the target: its own numbers, and the mean over the tokens of each neighbour."""
     layer, (x, present) = uneven(ContextConvolution(4, 8, "tokens")), window_of_texts()
     found, visible = layer(x, present, target=1)
-    stacked = torch.stack([torch.cat([x[b, n].T for n in range(4)]) for b in range(2)])        # (B, N * d, S)
-    expected = x[:, 1] + F.conv1d(stacked, layer.convolution.weight, layer.convolution.bias, stride=1, padding=1).transpose(1, 2)
     assert layer.convolution.weight.shape == (8, 32, 3) and torch.equal(visible, present[:, 1])
-    torch.testing.assert_close(found[visible], expected[visible])
+    for b, n_tokens in ((0, 5), (1, 2)):
+        channels = torch.zeros(1, 4, 8, n_tokens)
+        for n in range(4):
+            own = x[b, n, present[b, n]]
+            if n == 1:
+                channels[0, n] = own.T
+            elif len(own):
+                channels[0, n] = own.mean(0)[:, None]
+        added = F.conv1d(channels.flatten(1, 2), layer.convolution.weight, layer.convolution.bias, padding=1)[0].T
+        torch.testing.assert_close(found[b, :n_tokens], x[b, 1, :n_tokens] + added, atol=1e-5, rtol=1e-5)
     assert not found[~visible].any()
+
+
+def test_every_word_of_a_neighbour_counts_however_short_the_target():
+    layer, (x, present) = uneven(ContextConvolution(4, 8, "tokens")), window_of_texts()
+    changed = x.clone()
+    changed[1, 2, 3] += 1.0                        # the fourth token of a neighbour; the target has two
+    assert present[1, 2, 3] and present[1, 1].sum() == 2
+    before, after = (layer(each, present, target=1)[0] for each in (x, changed))
+    assert (before[1] - after[1]).abs().max() > 1e-2 and torch.equal(before[0], after[0])
+
+
+def test_what_only_a_neighbour_tells_is_learned_with_context_alone():
+    """The target's states are noise, those of the utterance before it tell the class: chance without, right with it."""
+    torch.manual_seed(0)
+    labels, accuracy = torch.arange(96) % 4, {}
+    told = F.one_hot(labels, 4).float().repeat(1, 4)[:, None, None] + 0.3 * torch.randn(96, 3, 2, 16)
+    states = torch.stack([told, torch.randn(96, 3, 2, 16)], 1).flatten(0, 1)          # neighbour, target, neighbour ...
+    inputs = {"states": states, "visible": torch.ones(192, 3, dtype=torch.bool)}
+    for window in ((0, 0), (1, 0)):
+        numbers = torch.arange(192).view(96, 2)[:, 1 - window[0]:]
+        model = build_system("BERT+FC", {"text": (2, 16)}, window, replace(DESIGN, dropout=0.0), 4, 0)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        train, test = ({"text": Steps(inputs, numbers)[part]} for part in (slice(0, 48), slice(48, 96)))
+        for _ in range(60):
+            loss = F.cross_entropy(model(train), labels[:48])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        accuracy[window] = (model.eval()(test).argmax(1) == labels[48:]).float().mean().item()
+    assert accuracy[1, 0] > 0.9 and accuracy[0, 0] < 0.5
+
+
+def test_the_layers_of_wavlm_are_those_before_its_final_norm():
+    """transformers 5 leaves the final LayerNorm out of hidden_states; another version would change every result."""
+    config = WavLMConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
+                         conv_kernel=(10, 4), conv_stride=(5, 4), num_conv_pos_embeddings=8,
+                         num_conv_pos_embedding_groups=2, do_stable_layer_norm=True, feat_extract_norm="layer")
+    model = WavLMModel(config).eval()
+    output = model(torch.randn(2, 800), attention_mask=torch.ones(2, 800, dtype=torch.long), output_hidden_states=True)
+    assert len(output.hidden_states) == 3
+    torch.testing.assert_close(model.encoder.layer_norm(output.hidden_states[-1]), output.last_hidden_state)
 
 
 def test_context_over_utterances_is_a_convolution_over_their_means():

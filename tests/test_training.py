@@ -1,9 +1,12 @@
 """The training loop: order of samples, resume, out-of-memory, processes, stopping."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -350,3 +353,32 @@ def test_an_outcome_is_used_again_only_if_it_was_made_the_same_way(tmp_path):
     assert training.kept_outcome(tmp_path, replace(RECIPE, workers=3), {"task": "toy"})["logits"] == [1]
     assert training.kept_outcome(tmp_path, replace(RECIPE, keep="last"), {"task": "toy"}) is None
     assert training.kept_outcome(tmp_path, RECIPE, {"task": "other"}) is None
+
+
+def test_a_finished_run_leaves_no_model_behind():
+    """A study trains hundreds of models with one accelerator; the optimisers that it prepared must not pile up."""
+    accelerator, data, alive = make_accelerator("no"), Toy(), []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(3):
+            net = model()
+            alive.append(weakref.ref(net[0].weight))
+            fit(accelerator, net, loss, data, lambda m: {"accuracy": 0.0}, replace(RECIPE, epochs=1), f"{folder}/{i}",
+                {"task": "toy"}, "toy")
+    del net
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
+
+
+def test_what_another_recipe_left_is_gone_once_training_starts(tmp_path):
+    """Else its test.json would stand beside weights that a killed run has written over."""
+    run(tmp_path, replace(RECIPE, epochs=1))
+    (tmp_path / "test.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, replace(RECIPE, learning_rate=1e-3), stop_after=1)
+    assert not (tmp_path / "test.json").exists() and not (tmp_path / "history.json").exists()
+
+
+def test_a_smaller_first_micro_batch_changes_no_identity(tmp_path):
+    assert replace(RECIPE, micro_batch=2).identity() == RECIPE.identity()
+    history, _ = run(tmp_path, replace(RECIPE, micro_batch=2, epochs=1))
+    assert history["micro_batch"] == 2
