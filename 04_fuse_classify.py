@@ -81,7 +81,7 @@ WIDTH = 16                        # per step and modality after the projector (S
 SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
 LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
 PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
-CONTEXT_OVER = "tokens"           # the context convolution slides over "tokens" or "utterances". Not in the paper
+CONTEXT_OVER = "utterances"       # the context convolution slides over "utterances" or "tokens". Not in the paper
 HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
 FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
@@ -123,7 +123,7 @@ WORKERS = 4                       # processes that prepare batches, 0 = none
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
         "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
-        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 12, "STOP_PATIENCE": 16, "MAX_EPOCHS": (20, 2),
+        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 12, "STOP_PATIENCE": 16, "MAX_EPOCHS": (16, 1),
         "STUDY_SYSTEMS": ("BERT+FC",), "STUDY_SIZES": ("0+0", "4+0", "2+2", "4+4")}   # synthetic corpus, tiny encoders
                                   # with random weights; an epoch of it has 14 steps, hence the longer patience
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "FINETUNED_PARTS": "all",

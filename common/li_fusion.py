@@ -10,11 +10,11 @@ trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/
 goes on. `c` holds the constants of 04.
 
 DEVIATIONS and what the paper leaves open; constants of 04 in capitals
-1. What the context convolution of kernel 3 slides over is not said. Here (CONTEXT_OVER = "tokens") over the target's
-   tokens, each of which sees the eight neighbours as one embedding each (the mean of its tokens), in channels of their
-   own: the output keeps the target's tokens, which the CMT needs, and the target stays distinct from its neighbours.
-   "utterances" slides over the nine embeddings. The output is added to the target's own sequence ("enhance") and
-   starts at zero, so that training starts from the target alone.
+1. What the context convolution of kernel 3 slides over, and how its output is one embedding, is not said. Here
+   (CONTEXT_OVER = "utterances") over the nine utterances, each the mean of its tokens; the average of its output is
+   added to every token of the target ("enhance"), since the CMT needs the target's tokens. "tokens" slides over the
+   target's tokens with channels for each neighbour: nine times the weights, and hardly a gain from few dialogues. Both
+   start at zero, so that training starts from the target alone.
 2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
 3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
    dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
@@ -28,7 +28,7 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
    evaluation mode in both phases.
 6. Squeezing takes the mean over time and width, as squeeze-and-excitation does. Behind a LayerNorm that mean hardly
    varies, so that for BERT the gate comes close to one fixed weight per layer. Its single unit starts alive (bias 1).
-7. The weights after the last epoch are tested, as in the paper (KEEP_EPOCH). Fine-tuning starts from those of the
+7. The weights after the last epoch are tested, as in the paper, or the best of each phase (KEEP_EPOCH). Fine-tuning starts from those of the
    frozen phase and counts on: 5 epochs without a lower loss on the development speaker start it, 10 end it. The frozen
    systems are the weights at that start. MAX_EPOCHS bounds both phases; in the presets it ends most of them.
 8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.

@@ -42,7 +42,7 @@ class Design:
     reduction: int            # of squeeze-and-excitation; 0 = the number of layers
     layer_merge: str          # "mean" of the calibrated layers, or "concatenate"
     projector_hidden: int     # units of the projector's first layer; 0 = a single layer
-    context_over: str         # what the context convolution slides over: "tokens" or "utterances"
+    context_over: str         # what the context convolution slides over: "utterances" or "tokens"
     heads: int
     blocks: int               # Transformer blocks in a row
     feed_forward: int         # units of a block's feed-forward part
@@ -111,9 +111,10 @@ class Projector(nn.Module):
 class ContextConvolution(nn.Module):
     """Adds to a text what the utterances around it say, by a convolution of kernel 3 and stride 1 (Sec. 2.1).
 
-    over "tokens"      slides over the target's tokens. Each neighbour joins at every token as its embedding, the mean of
-                       its own tokens, in channels of its own. It is added to the target's sequence of tokens.
-    over "utterances"  slides over the N utterances, each the mean of its tokens, and is added to these N steps.
+    Each of the N utterances of the window is first one embedding, the mean of its tokens.
+    over "utterances"  slides over these embeddings in the order of the dialogue; their average, one context-aware
+                       embedding, is added to every token of the target
+    over "tokens"      slides over the target's tokens, where each neighbour has channels of its own with its embedding
     """
 
     def __init__(self, n_window, width, over):
@@ -126,18 +127,19 @@ class ContextConvolution(nn.Module):
     def forward(self, x, present, target):
         """x (B, N, S, d), zero where there is nothing; present (B, N, S); target: place of the target among the N.
 
-        Returns (B, S, d) and its visible steps (B, S), or N steps instead of S.
+        Returns the target's tokens (B, S, d) with their context, and which of them are visible (B, S).
         """
+        own, visible = x[:, target], present[:, target]                              # (B, S, d), (B, S)
         utterances = x.sum(2) / present.sum(2, keepdim=True).clamp(min=1)            # (B, N, d)
-        if self.over == "tokens":
-            own, visible = x[:, target], present[:, target]                          # (B, S, d), (B, S)
+        if self.over == "utterances":
+            sequence = self.convolution(utterances.transpose(1, 2)).transpose(1, 2)  # (B, N, d)
+            context = average(sequence, present.any(2))[:, None]                     # (B, 1, d)
+        else:
             channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)            # (B, N, S, d)
             channels[:, target] = own
             channels = (channels * visible[:, None, :, None]).transpose(2, 3).flatten(1, 2)      # (B, N * d, S)
-        else:
-            own, visible = utterances, present.any(2)                                # (B, N, d), (B, N)
-            channels = own.transpose(1, 2)                                           # (B, d, N)
-        return (own + self.convolution(channels).transpose(1, 2)) * visible[..., None], visible
+            context = self.convolution(channels).transpose(1, 2)                     # (B, S, d)
+        return (own + context) * visible[..., None], visible
 
 
 class FeatureExtractor(nn.Module):
