@@ -95,8 +95,11 @@ class Windows:
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         alone = [[turn.utterance_id] for turn in turns]
         self.windows = {m: alone if m == "audio" else windows for m in utterances}
-        modality, first = next(iter(utterances.items()))       # audio, where it is read: its padding costs most
-        self.lengths = [max(first.steps[u] for u in window if u is not None) for window in self.windows[modality]]
+        # Padding costs only where a pretrained model runs. Batches by length would else be the same ones in every epoch
+        # of a small corpus, and each of them all short or all long texts.
+        modality, first = next(iter(utterances.items()))       # audio, where it is read
+        self.lengths = [max(first.steps[u] for u in window if u is not None) if live else 1
+                        for window in self.windows[modality]]
 
     def __len__(self):
         return len(self.turns)
