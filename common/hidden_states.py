@@ -88,17 +88,17 @@ class Windows:
     utterances  {modality: Utterances} that the system reads
     windows     of context_windows, for text; audio has no context
     live        modalities of which the batches hold the pretrained model's inputs instead of hidden states
+    by_length   batches of turns of similar length, for fine-tuning, where padding costs most; else at random: in a small
+                corpus batches by length are the same ones in every epoch, each of them all short or all long texts
     """
 
-    def __init__(self, turns, classes, utterances, windows, live):
+    def __init__(self, turns, classes, utterances, windows, live, by_length):
         self.turns, self.utterances, self.live = turns, utterances, live
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         alone = [[turn.utterance_id] for turn in turns]
         self.windows = {m: alone if m == "audio" else windows for m in utterances}
-        # Padding costs only where a pretrained model runs. Batches by length would else be the same ones in every epoch
-        # of a small corpus, and each of them all short or all long texts.
         modality, first = next(iter(utterances.items()))       # audio, where it is read
-        self.lengths = [max(first.steps[u] for u in window if u is not None) if live else 1
+        self.lengths = [max(first.steps[u] for u in window if u is not None) if by_length else 1
                         for window in self.windows[modality]]
 
     def __len__(self):

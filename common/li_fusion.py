@@ -190,7 +190,8 @@ def train_system(study, name, window, phases, k, seed):
         if outcomes[phase] is None:
             model = model or starting_model(study, name, window, seed, folder / PHASES[0] if history else None)
             live = set_phase(study, model, phase)
-            data = {part: Windows(turns, study.manifest.classes, pick(study, name), windows, live)
+            data = {part: Windows(turns, study.manifest.classes, pick(study, name), windows, live,
+                                  by_length=phase != PHASES[0])
                     for part, (turns, windows) in parts.items()}
             # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
             recipe = replace(recipe, workers=c.WORKERS if len(live) == len(model.extractors) else 0,

@@ -297,7 +297,7 @@ def run_epochs(accelerator, place, folder, peak):
     preparing = time.monotonic() - started
     windows, _ = context_windows(manifest, manifest.turns, *WINDOW, lambda turn: False)
     live = set(utterances) if place == "recompute" else set()
-    data = Windows(manifest.turns, manifest.classes, utterances, windows, live)
+    data = Windows(manifest.turns, manifest.classes, utterances, windows, live, by_length=False)
     model = build_system("MMT", {m: u.shape for m, u in utterances.items()}, WINDOW, DESIGN, 4, 0)
     model.attach({m: load_backbone(str(folder / m)) for m in live}, "none")
 
