@@ -13,8 +13,8 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
 1. What the context convolution of kernel 3 slides over, and how its output is one embedding, is not said. Here
    (CONTEXT_OVER = "utterances") over the nine utterances, each the mean of its tokens; the average of its output is
    added to every token of the target ("enhance"), since the CMT needs the target's tokens. "tokens" slides over the
-   target's tokens with channels for each neighbour: nine times the weights, and hardly a gain from few dialogues. Both
-   start at zero, so that training starts from the target alone.
+   target's tokens with channels for each neighbour: nine times the weights. Both start at zero, so that training
+   starts from the target alone.
 2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
 3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
    dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
