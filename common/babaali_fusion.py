@@ -40,7 +40,7 @@ from sklearn.svm import SVC
 from common import metrics, plots, splits
 from common.errors import UserError
 from common.features import check_store, fill_absent, find_modalities, find_store, read_rows, standardise
-from common.results import Cell, prediction_rows, score_cell, start_run
+from common.results import Cell, paired_test_cells, prediction_rows, score_cell, start_run
 
 # ---- The paper's own numbers in %, as printed; the rows of multiplication have lost theirs ----
 PAPER_TABLE_5 = {"concatenation": {"SVM": 75.451, "NN": 75.31, "XGBoost": 73.28, "average": 74.68},
@@ -377,23 +377,12 @@ def tests_table(study, results):
     if len(study.with_logits) > 1 and "concatenation" in study.c.FUSIONS:
         rivals["late fusion, concatenation, SVM"] = \
             study.predicted[System("late", "concatenation", "SVM", study.with_logits)]
-    rows, n = study.scored, len(study.scored)
-    ours = study.predicted[study.early_svm()][:, rows]
-    found = np.array([metrics.compare(study.y[rows], ours, rival[:, rows], study.speakers[rows],
-                                      study.c.N_RESAMPLES) for rival in rivals.values()])
-    tests = {"McNemar p": found[:, 3], "McNemar, Holm": metrics.holm(found[:, 3]),
-             "by speaker p": found[:, 4], "by speaker, Holm": metrics.holm(found[:, 4])}
-    cells = []
-    for j, name in enumerate(rivals):
-        gain, low, high = 100 * found[j, :3]
-        cells.append(Cell(name, "gain of the final model", [gain], low=low, high=high, n=n, unit="points"))
-        cells += [Cell(name, column, [float(p[j])], n=n, unit="", digits=4) for column, p in tests.items()]
-    n_speakers = len(set(study.speakers[rows]))
+    rows, ours = study.scored, study.predicted[study.early_svm()]
+    cells, note = paired_test_cells("gain of the final model", {name: (ours[:, rows], rival[:, rows])
+                                                                for name, rival in rivals.items()},
+                                    study.y[rows], study.speakers[rows], study.c.N_RESAMPLES)
     results.table("babaali_table_tests", "The final model against single modalities and late fusion", cells,
-                  "Not in the paper. McNemar: exact, as if turns were independent, the largest p of the "
-                  "seeds. By speaker: the two systems are swapped for whole speakers; with "
-                  f"{n_speakers} of them p is at least {2 / 2 ** min(n_speakers, 30):.2g}. "
-                  "Holm's correction over the rows of this table.")
+                  f"Not in the paper. {note}")
 
 
 # ---- Figures -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from common import metrics, plots
 from common.encoders import short_name
 from common.li_model import BRANCHES, PHASES, modalities_of
 from common.manifest import corpus_name
-from common.results import Cell
+from common.results import Cell, paired_test_cells
 
 # The paper's own numbers in %, as printed: (WA, UA). In Table 1 frozen comes first in each pair.
 PAPER_TABLE_1 = {
@@ -155,30 +155,12 @@ def tests_table(study, run):
             pairs[f"MMT against {rival}, {phase}"] = ours, study.predicted[rival, phase, window]
         single, wins = best_single(study, phase, window)
         pairs[f"MMT against the best single modality, {phase} (chosen on development: {wins})"] = ours, single
-    run.table("li_table_tests", "The multimodal Transformer against its rivals", compared(study, pairs),
-              f"Not in the paper. {tests_note(study)} {common_note(study)}")
-
-
-def compared(study, pairs):
-    """Cells of a table of paired tests; pairs: {row: (ours, theirs)}, each (seeds, N)."""
-    rows, n = study.scored, len(study.scored)
-    found = np.array([metrics.compare(study.y[rows], ours[:, rows], theirs[:, rows], study.speakers[rows],
-                                      study.c.N_RESAMPLES) for ours, theirs in pairs.values()])
-    tests = {"McNemar p": found[:, 3], "McNemar, Holm": metrics.holm(found[:, 3]),
-             "by speaker p": found[:, 4], "by speaker, Holm": metrics.holm(found[:, 4])}
-    cells = []
-    for j, name in enumerate(pairs):
-        gain, low, high = 100 * found[j, :3]
-        cells.append(Cell(name, "gain in WA", [gain], low=low, high=high, n=n, unit="points"))
-        cells += [Cell(name, column, [float(p[j])], n=n, unit="", digits=4) for column, p in tests.items()]
-    return cells
-
-
-def tests_note(study):
-    n_speakers = len(set(study.speakers[study.scored]))
-    return ("McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems are "
-            f"swapped for whole speakers; with {n_speakers} of them p is at least {2 / 2 ** min(n_speakers, 30):.2g}. "
-            "Holm's correction over the rows of this table.")
+    rows = study.scored
+    cells, note = paired_test_cells("gain in WA", {row: (ours[:, rows], theirs[:, rows])
+                                                   for row, (ours, theirs) in pairs.items()},
+                                    study.y[rows], study.speakers[rows], study.c.N_RESAMPLES)
+    run.table("li_table_tests", "The multimodal Transformer against its rivals", cells,
+              f"Not in the paper. {note} {common_note(study)}")
 
 
 def styles_table(study, run):

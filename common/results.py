@@ -26,7 +26,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import make_folder, read_csv, write_csv, write_json, write_text, writing
 from common.manifest import corpus_name
-from common.metrics import cluster_bootstrap, confusion
+from common.metrics import cluster_bootstrap, compare, confusion, holm
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "torch", "transformers", "accelerate", "scikit-learn", "xgboost")
@@ -81,6 +81,25 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
     low, high = cluster_bootstrap(metric, y_true[scored], y_pred[:, scored], speakers[scored], n_resamples, 0,
                                   n_classes=n_classes)
     return Cell(row, column, values, names, paper, 100 * low, 100 * high, int(scored.sum()))
+
+
+def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
+    """A table of paired tests: (its cells, what to say beneath).
+
+    column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
+    y_true    (N,) integers; speakers (N,): of the scored turns alone
+    """
+    found = np.array([compare(y_true, ours, theirs, speakers, n_resamples) for ours, theirs in pairs.values()])
+    tests = {"McNemar p": found[:, 3], "McNemar, Holm": holm(found[:, 3]),
+             "by speaker p": found[:, 4], "by speaker, Holm": holm(found[:, 4])}
+    cells, n, n_speakers = [], len(y_true), len(set(speakers))
+    for j, row in enumerate(pairs):
+        gain, low, high = 100 * found[j, :3]
+        cells.append(Cell(row, column, [gain], low=low, high=high, n=n, unit="points"))
+        cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
+    return cells, ("McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems "
+                   f"are swapped for whole speakers; with {n_speakers} of them p is at least "
+                   f"{2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction over the rows of this table.")
 
 
 # ---- Run: header, log, tables, metrics ------------------------------------------------------
