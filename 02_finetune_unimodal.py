@@ -42,7 +42,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.encoders import build_encoder, describe_encoder, input_shape, load_processor, locate, short_name
+from common.encoders import (
+    build_encoder,
+    checkpoints_folder,
+    describe_encoder,
+    input_shape,
+    load_processor,
+    locate,
+    short_name,
+)
 from common.errors import UserError
 from common.files import write_json
 from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
@@ -156,20 +164,13 @@ def eval_batch_size(modality):
     return {"text": TEXT_EVAL_BATCH_SIZE, "audio": AUDIO_EVAL_BATCH_SIZE, "video": VIDEO_EVAL_BATCH_SIZE}[modality]
 
 
-def checkpoints_folder(corpus):
-    """"" for the hub, else the folder that holds one checkpoint per model."""
-    if CHECKPOINTS == "hub":
-        return ""
-    return Path(DATA_ROOT) / "checkpoints" / corpus if CHECKPOINTS == "local" else Path(CHECKPOINTS)
-
-
 # ---- Data ----------------------------------------------------------------------------------
 
 class Inputs:
     """The labelled turns of a corpus as inputs of one checkpoint; decoded once, then cut into folds."""
 
     def __init__(self, accelerator, manifest, modality, model):
-        self.source = locate(model, checkpoints_folder(manifest.corpus))
+        self.source = locate(model, checkpoints_folder(CHECKPOINTS, DATA_ROOT, manifest.corpus))
         self.classes, self.modality = manifest.classes, modality
         self.shape = input_shape(self.source, modality)
         self.processor = load_processor(self.source, modality)

@@ -29,6 +29,13 @@ PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": Aut
 SPECTROGRAM = "audio-spectrogram-transformer"      # the audio architecture that takes a spectrogram of fixed length
 
 
+def checkpoints_folder(checkpoints, data_root, corpus):
+    """What the constant CHECKPOINTS means to `locate`: "" for "hub", else the folder of one checkpoint per model."""
+    if checkpoints == "hub":
+        return ""
+    return Path(data_root) / "checkpoints" / corpus if checkpoints == "local" else Path(checkpoints)
+
+
 def locate(name, checkpoints):
     """Where a checkpoint is loaded from.
 

@@ -49,7 +49,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common import li_tables, splits
-from common.encoders import load_backbone, locate
+from common.encoders import checkpoints_folder, load_backbone, locate
 from common.errors import UserError
 from common.files import write_json
 from common.hidden_states import Utterances, Windows, context_windows
@@ -86,7 +86,8 @@ class Study:
     def read(self, modality):
         """The Utterances of a modality: of audio the labelled turns, of text all, since any can be context."""
         c, corpus = self.c, self.manifest.corpus
-        source = locate({"audio": c.AUDIO_MODEL, "text": c.TEXT_MODEL}[modality], checkpoints_folder(c, corpus))
+        name = {"audio": c.AUDIO_MODEL, "text": c.TEXT_MODEL}[modality]
+        source = locate(name, checkpoints_folder(c.CHECKPOINTS, c.DATA_ROOT, corpus))
         turns = self.manifest.turns if modality == "text" else self.turns
         return Utterances(self.manifest, modality, source, turns, c.AUDIO_MAX_S, c.TEXT_MAX_TOKENS,
                           Path(c.DATA_ROOT) / "cache" / corpus, c.WORKERS)
@@ -132,13 +133,6 @@ def possible_systems(names, manifest):
     if not found:
         raise UserError(f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(names)} has its modalities there")
     return found
-
-
-def checkpoints_folder(c, corpus):
-    """"" for the hub, else the folder that holds one checkpoint per model."""
-    if c.CHECKPOINTS == "hub":
-        return ""
-    return Path(c.DATA_ROOT) / "checkpoints" / corpus if c.CHECKPOINTS == "local" else Path(c.CHECKPOINTS)
 
 
 # ---- Training (Sections 2.4 and 3.2) -------------------------------------------------------

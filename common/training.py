@@ -348,9 +348,13 @@ class Training:
         return bool(self.recipe.patience) and self.state.epoch - 1 - self.state.best_epoch >= self.recipe.patience
 
 
+def frozen_names(model):
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
 def trained_state(model):
     """A copy of a model's state_dict without its frozen parameters, which a run cannot change."""
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    frozen = frozen_names(model)
     return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
             if name not in frozen}
 
@@ -358,7 +362,7 @@ def trained_state(model):
 def load_trained(model, state):
     """Put a `trained_state` back; every parameter that is not frozen must be in it."""
     missing, unexpected = model.load_state_dict(state, strict=False)
-    needed = set(missing) & set(trained_state(model))
+    needed = set(missing) - frozen_names(model)
     if needed or unexpected:
         raise ValueError(f"weights do not fit the model: missing {sorted(needed)[:3]}, unexpected {unexpected[:3]}")
 
