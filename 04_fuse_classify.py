@@ -108,6 +108,8 @@ DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or
 STUDY_SYSTEMS = ("BERT+FC", "BERT+TE")      # trained with each of STUDY_SIZES
 STUDY_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")     # utterances before + after
 STUDY_PHASES = ("frozen",)        # "frozen", "fine-tuned"
+STUDY_SEEDS = ()                  # () = SEEDS; more of them where single trainings differ by more than the gain
+STUDY_EPOCHS = 0                  # of the frozen phase at most, 0 = as in MAX_EPOCHS
 
 # Machine
 HIDDEN_STATES = "auto"            # frozen hidden states: kept in "memory", on "disk" (<DATA_ROOT>/cache), "recompute" at
@@ -123,9 +125,10 @@ WORKERS = 4                       # processes that prepare batches, 0 = none
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
         "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
-        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 12, "STOP_PATIENCE": 16, "MAX_EPOCHS": (16, 1),
-        "STUDY_SYSTEMS": ("BERT+FC",), "STUDY_SIZES": ("0+0", "4+0", "2+2", "4+4")}   # synthetic corpus, tiny encoders
-                                  # with random weights; an epoch of it has 14 steps, hence the longer patience
+        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "MAX_EPOCHS": (10, 1),
+        "STUDY_SYSTEMS": ("BERT+FC",), "STUDY_SIZES": ("0+0", "4+0", "4+4"), "STUDY_SEEDS": (0, 1), "STUDY_EPOCHS": 24}
+                                  # synthetic corpus, tiny encoders with random weights; an epoch has 14 steps, hence
+                                  # the longer patience; the gain by context shows after some 300 steps
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "FINETUNED_PARTS": "all",
            "FINETUNE_LEARNING_RATE": 3e-4, "DROPOUT": 0.3, "MAX_EPOCHS": (20, 5)}      # for what 01, 02 and 03 made with
                                   # --scratch: encoders with random weights, which fine-tuning trains whole

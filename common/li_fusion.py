@@ -40,8 +40,11 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
 
 import hashlib
 import time
+from copy import copy
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -65,8 +68,8 @@ class Study:
 
     def __init__(self, c, manifest, accelerator):
         self.c, self.manifest, self.accelerator, self.turns = c, manifest, accelerator, manifest.labelled
-        # A seed draws its own development speakers; the test parts are those of every seed.
-        self.folds_of = {seed: splits.make_folds(manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", seed) for seed in c.SEEDS}
+        self.name = "li"          # of the folder for trained systems
+        self.folds_of = self.draw_folds()
         self.folds = self.folds_of[c.SEEDS[0]]
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.y = np.array([manifest.classes.index(turn.label) for turn in self.turns])
@@ -82,6 +85,26 @@ class Study:
         self.predicted = {}       # (system, phase, context) -> (seeds, N) class numbers, -1 where not scored
         self.n_cut = {}           # (fold, part, context) -> neighbours that lie across the border of the test part
         self.valid_loss = {}      # (system, phase, context, seed number, fold number) -> on the development speaker
+
+    def draw_folds(self):
+        """{seed: folds}: a seed draws its own development speakers; the test parts are those of every seed."""
+        c = self.c
+        return {seed: splits.make_folds(self.manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", seed) for seed in c.SEEDS}
+
+    def for_contexts(self):
+        """The study of context sizes: the same turns and hidden states under STUDY_SEEDS and STUDY_EPOCHS.
+
+        This very study where these are the run's own, so that nothing is trained twice.
+        """
+        c = self.c
+        own = {"SEEDS": c.STUDY_SEEDS or c.SEEDS, "MAX_EPOCHS": (c.STUDY_EPOCHS or c.MAX_EPOCHS[0], c.MAX_EPOCHS[1])}
+        if all(tuple(getattr(c, name)) == tuple(value) for name, value in own.items()):
+            return self
+        other = copy(self)
+        other.c, other.name = SimpleNamespace(**{**vars(c), **own}), "li_contexts"
+        other.folds_of = other.draw_folds()
+        other.predicted, other.n_cut, other.valid_loss = {}, {}, {}
+        return other
 
     def read(self, modality):
         """The Utterances of a modality: of audio the labelled turns, of text all, since any can be context."""
@@ -230,7 +253,7 @@ def identity_of(study, name, window, parts, phase, seed):
 def system_folder(study, name, window, fold, seed):
     """<DATA_ROOT>/models/<corpus>/li/cmt_a_to_t/4+4/seed0/fold1"""
     slug = name.replace("+", "_").replace("(", "_").replace(")", "").replace("→", "_to_").lower()
-    root = Path(study.c.DATA_ROOT) / "models" / study.manifest.corpus / "li"
+    root = Path(study.c.DATA_ROOT) / "models" / study.manifest.corpus / study.name
     return root / slug / f"{window[0]}+{window[1]}" / f"seed{seed}" / fold.name
 
 
@@ -306,19 +329,23 @@ def train_and_collect(study, run, name, window, phases):
 
 
 def study_contexts(study, run):
-    """Train STUDY_SYSTEMS with each of STUDY_SIZES; returns (systems, sizes, phases) of the table, empty where none."""
+    """Train STUDY_SYSTEMS with each of STUDY_SIZES.
+
+    Returns the Study that holds the outcomes, and (systems, sizes, phases) of the table, empty where there is none.
+    """
     c, turns = study.c, study.manifest.turns
     names = [name for name in c.STUDY_SYSTEMS if name in study.systems]
     phases = [phase for phase in study.phases if phase in c.STUDY_PHASES]
     if len({t.dialogue_id for t in turns}) == len(turns) or not (names and c.STUDY_SIZES and phases):
         print("no table of context sizes: no dialogues, or nothing in STUDY_SYSTEMS, STUDY_SIZES, STUDY_PHASES")
-        return [], [], []
+        return study, ([], [], [])
+    study = study.for_contexts()
     sizes = [parse_size(text) for text in c.STUDY_SIZES]
     for name in names:
         for window in sizes:
             if any((name, phase, window) not in study.predicted for phase in phases):
                 train_and_collect(study, run, name, window, PHASES[: 1 + PHASES.index(phases[-1])])
-    return names, sizes, phases
+    return study, (names, sizes, phases)
 
 
 def parse_size(text):
@@ -327,6 +354,13 @@ def parse_size(text):
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise UserError(f"STUDY_SIZES={text}: write utterances before and after, such as 4+4 or 4+0")
     return int(parts[0]), int(parts[1])
+
+
+def named_predictions(study):
+    """{"MMT frozen, context 4+4": (seeds, N)} for li_predictions.csv."""
+    where = " (study of contexts)" if study.name == "li_contexts" else ""
+    return {f"{name} {phase}, context {window[0]}+{window[1]}{where}": labels
+            for (name, phase, window), labels in study.predicted.items()}
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -358,6 +392,8 @@ def check_constants(c):
                         f"STOP_PATIENCE={c.STOP_PATIENCE}")
     if len(c.MAX_EPOCHS) != 2 or min(c.MAX_EPOCHS) < 1:
         raise UserError(f"MAX_EPOCHS={c.MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning")
+    if c.STUDY_EPOCHS < 0:
+        raise UserError(f"STUDY_EPOCHS={c.STUDY_EPOCHS}: give 0 or more epochs")
     unknown = [phase for phase in c.STUDY_PHASES if phase not in PHASES]
     if unknown:
         raise UserError(f"STUDY_PHASES={unknown[0]}: choose among {', '.join(PHASES)}")
@@ -382,8 +418,11 @@ def run(c, manifest):
     print(f"{len(study.systems)} systems x {len(study.folds)} folds x {len(c.SEEDS)} seeds in "
           f"{time.monotonic() - started:.0f} s; pooled n = {len(study.scored):,}: every labelled turn is scored exactly "
           "once by each")
-    li_tables.write(study, results, *study_contexts(study, results))
-    named = {f"{name} {phase}, context {window[0]}+{window[1]}": labels
-             for (name, phase, window), labels in study.predicted.items()}
-    results.predictions(prediction_rows(study.turns, manifest.classes, study.runs(), named))
+    contexts, rows = study_contexts(study, results)
+    li_tables.write(study, results)
+    if rows[0]:
+        li_tables.context_table(contexts, results, *rows)
+    results.predictions(chain.from_iterable(
+        prediction_rows(part.turns, manifest.classes, part.runs(), named_predictions(part))
+        for part in ([study] if contexts is study else [study, contexts])))
     results.finish()

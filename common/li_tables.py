@@ -32,8 +32,8 @@ MIN_SPEAKERS = 5          # fewer give no interval of a single session
 SINGLES = ("WavLM+FC", "WavLM+TE", "BERT+FC", "BERT+TE")
 
 
-def write(study, run, names, sizes, phases):
-    """All tables and the figure of a run; names, sizes and phases: those of the table of context sizes."""
+def write(study, run):
+    """The tables and the figure of a run, all but the table of context sizes."""
     table_1(study, run)
     if {"LF", "MMT"} & set(study.systems) and shown_paper(study, True):
         table_2(study, run)
@@ -41,8 +41,6 @@ def write(study, run, names, sizes, phases):
         tests_table(study, run)
     styles_table(study, run)
     confusion_figure(study, run)
-    if names:
-        context_table(study, run, names, sizes, phases)
 
 
 def number_of(name, phase):
@@ -58,16 +56,17 @@ def context_text(window):
     return f"{window[0]} before, {window[1]} after"
 
 
-def common_note(study):
-    """What every table says: models, context, chance."""
+def common_note(study, sizes=None):
+    """What every table says: models, context, chance; sizes: contexts of its rows, where they differ."""
     majority, uniform = metrics.chance(study.y[study.scored], len(study.manifest.classes))
     models = " and ".join(short_name(u.source) for u in study.utterances.values())
     silent = len(study.utterances["audio"].absent) if "audio" in study.utterances else 0
-    cut = sum(study.n_cut[fold.name, "test", study.window] for fold in study.folds)
-    return (f"{models}; context {context_text(study.window)}. WA = accuracy, UA = mean of class recalls; chance "
+    cut = max(sum(study.n_cut[fold.name, "test", window] for fold in study.folds) for window in sizes or [study.window])
+    context = "as in each row" if sizes else context_text(study.window)
+    return (f"{models}; context {context}. WA = accuracy, UA = mean of class recalls; chance "
             f"{100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
             + f" {silent:,} turns lack audio and are heard as silence." * bool(silent)
-            + f" {cut:,} neighbours lie across the border of a test part and are not used." * bool(cut))
+            + f" {'Up to ' * bool(sizes)}{cut:,} neighbours lie across the border of a test part and are not used." * bool(cut))
 
 
 def shown_paper(study, number):
@@ -188,11 +187,13 @@ def styles_table(study, run):
 def context_table(study, run, names, sizes, phases):
     """Beyond the paper: how much context on which side is worth, past-only included."""
     cells = [cell for phase in phases for name in names for cell in context_rows(study, name, phase, sizes)]
-    note = common_note(study).replace(context_text(study.window), "as in each row")
+    c = study.c
+    trained = (f"Trained apart from Table 1: {c.MAX_EPOCHS[0]} epochs at most, seeds {', '.join(map(str, c.SEEDS))}. "
+               if study.name == "li_contexts" else "")
     run.table("li_table_context", "Context sizes", cells,
               "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live system "
               "could have. Gain: over the same system without context; by speaker: the two are swapped for whole speakers, "
-              f"Holm's correction over the rows of a system. {note}")
+              f"Holm's correction over the rows of a system. {trained}{common_note(study, sizes)}")
 
 
 def context_rows(study, name, phase, sizes):

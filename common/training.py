@@ -7,6 +7,7 @@ the work.
 """
 
 import dataclasses
+import gc
 import json
 import os
 import random
@@ -82,6 +83,7 @@ def make_accelerator(precision):
     if precision == "auto":
         on_gpu = torch.cuda.is_available()
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+    gc.freeze()       # free_memory collects after every training: 0.2 s less where it passes over what imports left
     accelerator = Accelerator(mixed_precision=precision)
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")       # one process speaks for all
