@@ -8,10 +8,16 @@ clip is written as MP4.
     python 01_prepare_data.py                            # IEMOCAP in data/raw/IEMOCAP_full_release
     python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
     python 01_prepare_data.py --CORPUS=./my_corpus       # a folder with a manifest.csv (see README)
+    python 01_prepare_data.py --CORPUS=voxceleb2         # a table of clips that are read where they lie
     python 01_prepare_data.py --demo                     # a synthetic corpus in IEMOCAP's layout
+    python 01_prepare_data.py --demo --CORPUS=demo_ravdess       # or demo_voxceleb2, demo_emodb: for 05
+
+VoxCeleb2, the corpus that Sadok et al. pretrain on, is not copied: a thousand hours as wav would take 115 GB, and
+05 decodes each clip once. Its manifest names the recordings where they lie, and their lengths are not known yet.
 
 Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it
-speaking and drawing. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours
+speaking and drawing, demo_ravdess 18 s, demo_emodb 11 s, demo_voxceleb2 14 s; the names of VoxCeleb2's 1.1 million
+clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours
 of turns take about 11 minutes. A killed or repeated run goes on from what is finished.
 
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
@@ -54,13 +60,17 @@ from common.results import start_run
 # ---- Constants to tweak -----------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
-SEEDS = (0,)                        # the first one makes the demo corpus and the random checkpoints; nothing
-                                    # else here is random
+CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", a folder with a
+                                    # manifest.csv, or synthetic: "demo_iemocap", "demo_ravdess",
+                                    # "demo_emodb", "demo_voxceleb2"
+SEEDS = (0,)                        # the first one makes the demo corpora and the random checkpoints, and draws
+                                    # VoxCeleb2's speakers; nothing else here is random
 CORPUS_ROOT = ""                    # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
 MERGE_EXCITED_INTO_HAPPY = True     # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
 KEEP_BRACKETS = True                # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
 RAVDESS_CHANNEL = "speech"          # RAVDESS: "speech", "song" or "both"
+VOXCELEB2_SPEAKERS = 0              # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
+                                    # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
 RATE_HZ = 16000                     # sampling rate of the prepared audio; the later scripts expect 16000
 VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
                                     # "maximum possible quality"
@@ -71,36 +81,60 @@ MAX_PROBLEM_SHARE = 0.05            # stop where more than this share of the tur
 WORKERS = 0                         # processes, 0 = one per core
 WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for
                                     # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo
-                                    # and for training from scratch
+                                    # and for training from scratch; demo_ravdess, demo_emodb and
+                                    # demo_voxceleb2 need none and get none
 DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
-DEMO = {"CORPUS": "demo_iemocap", "WRITE_CHECKPOINTS": "tiny"}     # all that --demo changes
+DEMO_ACTORS = 12                    # of demo_ravdess, at most 24
+DEMO_CLIPS_PER_EMOTION = 3          # of an actor in demo_ravdess, in speech and in song: 1 to 8
+DEMO_EMODB_CLIPS = 18               # of each of the ten speakers of demo_emodb, at most 70
+DEMO_VOXCELEB2_SPEAKERS = 40        # of demo_voxceleb2
+DEMO_VOXCELEB2_CLIPS = 6            # of each of them, 4 to 8 s long
+DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}    # all that --demo changes
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}     # all that --scratch changes: for 02 --scratch
 SETTINGS = {}                       # filled by settings.run: what this run used
 
 
 # ---- The release ------------------------------------------------------------------------------
 
+# The corpora that are written here, and whose layout they have.
+SYNTHETIC = {"demo_iemocap": "IEMOCAP", "demo_ravdess": "RAVDESS", "demo_emodb": "EMO-DB",
+             "demo_voxceleb2": "VoxCeleb2"}
+
 
 def release_root():
     """The folder of the release; the demo's is written first where absent or made with other settings."""
     root = Path(CORPUS_ROOT) if CORPUS_ROOT else find_root(CORPUS, DATA_ROOT)
-    if CORPUS == "demo_iemocap":
+    if CORPUS in SYNTHETIC:
         write_demo(root)
     return root
 
 
+def demo_writer():
+    """(function that writes the synthetic corpus CORPUS, its arguments)."""
+    from common import demo_iemocap, demo_speech       # here, since no genuine corpus needs them
+
+    write, sizes = {
+        "demo_iemocap": (demo_iemocap.write_demo_iemocap,
+                         {"n_dialogues_per_session": DEMO_DIALOGUES_PER_SESSION,
+                          "turns_per_dialogue": DEMO_TURNS_PER_DIALOGUE}),
+        "demo_ravdess": (demo_speech.write_demo_ravdess,
+                         {"n_actors": DEMO_ACTORS, "clips_per_emotion": DEMO_CLIPS_PER_EMOTION}),
+        "demo_emodb": (demo_speech.write_demo_emodb, {"clips_per_speaker": DEMO_EMODB_CLIPS}),
+        "demo_voxceleb2": (demo_speech.write_demo_voxceleb2,
+                           {"n_speakers": DEMO_VOXCELEB2_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_CLIPS}),
+    }[CORPUS]
+    return write, {"seed": SEEDS[0], **sizes}
+
+
 def write_demo(root):
     """Write the synthetic corpus, once per seed and size."""
-    from common.demo_iemocap import write_demo_iemocap      # loads eSpeak NG, which no other corpus needs
-
-    made_with = {"seed": SEEDS[0], "n_dialogues_per_session": DEMO_DIALOGUES_PER_SESSION,
-                 "turns_per_dialogue": DEMO_TURNS_PER_DIALOGUE}
+    write, made_with = demo_writer()
     note = prepared_folder(DATA_ROOT, CORPUS) / "demo.json"
     if root.is_dir() and note.exists() and read_json(note) == made_with:
         return
     print(f"writing the synthetic corpus to {root} ...", flush=True)
-    write_demo_iemocap(root, **made_with, workers=WORKERS or os.cpu_count() or 1)
+    write(root, **made_with, workers=WORKERS or os.cpu_count() or 1)
     write_json(note, made_with)
 
 
@@ -126,6 +160,17 @@ def check_settings():
         raise UserError(f"--VIDEO_PRESET={VIDEO_PRESET}: choose one of x264's, ultrafast to veryslow")
     if not 0 <= MAX_PROBLEM_SHARE <= 1:
         raise UserError(f"--MAX_PROBLEM_SHARE={MAX_PROBLEM_SHARE}: a share lies between 0 and 1")
+    if VOXCELEB2_SPEAKERS < 0:
+        raise UserError(f"--VOXCELEB2_SPEAKERS={VOXCELEB2_SPEAKERS}: give a number of speakers, 0 for all")
+    for name, value, highest in (
+        ("DEMO_ACTORS", DEMO_ACTORS, 24),
+        ("DEMO_CLIPS_PER_EMOTION", DEMO_CLIPS_PER_EMOTION, 8),
+        ("DEMO_EMODB_CLIPS", DEMO_EMODB_CLIPS, 70),
+        ("DEMO_VOXCELEB2_SPEAKERS", DEMO_VOXCELEB2_SPEAKERS, 10000),
+        ("DEMO_VOXCELEB2_CLIPS", DEMO_VOXCELEB2_CLIPS, 10000),
+    ):
+        if not 1 <= value <= highest:
+            raise UserError(f"--{name}={value}: choose 1 to {highest}")
 
 
 def start(release, folder):
@@ -134,11 +179,11 @@ def start(release, folder):
         corpus_name(CORPUS), folder, release.classes, [source.turn for source in release.turns]
     )
     run = start_run(__file__, SETTINGS, manifest, "turns as annotated, no split; needs no GPU")
-    for note in release.notes if CORPUS != "demo_iemocap" else ("synthetic, in IEMOCAP's layout",):
+    for note in (f"synthetic, in {SYNTHETIC[CORPUS]}'s layout",) if CORPUS in SYNTHETIC else release.notes:
         print(f"  release   {note}")
     if CORPUS == "iemocap" and MERGE_EXCITED_INTO_HAPPY:
         print("  paper     counts 5,532 labelled turns; see DEVIATIONS")
-    if len({source.turn.speaker for source in release.turns if source.turn.label}) < 2:
+    if release.classes and len({source.turn.speaker for source in release.turns if source.turn.label}) < 2:
         print(
             "  warning   only one speaker has labelled turns: no test on unseen speakers is possible"
         )
@@ -147,6 +192,15 @@ def start(release, folder):
 
 
 # ---- Turns with their media -------------------------------------------------------------------
+
+
+def make_media(release, folder):
+    """{utterance_id: Outcome} of the prepared recordings; nothing where they are read where they lie."""
+    if release.media_in_place:
+        print("  media     not copied: the manifest names the recordings where they lie")
+        return {}
+    settings_of_media = MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
+    return prepare_media(release.turns, settings_of_media, WORKERS)
 
 
 def finish_turns(release, outcomes):
@@ -189,9 +243,10 @@ def report_media(manifest):
     """Print how many turns have what, and the hours of audio."""
     turns = manifest.turns
     hours = sum(turn.duration_s for turn in turns if turn.audio) / 3600
+    known = f" ({hours:.2f} h)" if hours else ""       # where recordings stay in place, nobody has read them yet
     print(f"  prepared  {len(turns):,} turns in {len({t.dialogue_id for t in turns}):,} dialogues: "
-          f"{sum(bool(t.text) for t in turns):,} with text, {sum(bool(t.audio) for t in turns):,} with audio "
-          f"({hours:.2f} h), {sum(bool(t.video) for t in turns):,} with video")
+          f"{sum(bool(t.text) for t in turns):,} with text, {sum(bool(t.audio) for t in turns):,} with audio"
+          f"{known}, {sum(bool(t.video) for t in turns):,} with video")
 
 
 # ---- Figure 1 ---------------------------------------------------------------------------------
@@ -210,6 +265,8 @@ def group_of(turns):
 
 def figure_1(run, manifest):
     """Labels per session, as a figure and as the numbers drawn."""
+    if not manifest.classes:
+        return print("  labels    this corpus has none: no Figure 1")
     name, key = group_of(manifest.labelled)
     counts = Counter((key(turn), turn.label) for turn in manifest.labelled)
     groups = list(dict.fromkeys(key(turn) for turn in manifest.labelled)) if name == "split" else \
@@ -257,18 +314,16 @@ def main():
     check_settings()
     root = release_root()
     release = read_corpus(CORPUS, root, merge_excited=MERGE_EXCITED_INTO_HAPPY, keep_brackets=KEEP_BRACKETS,
-                          channel=RAVDESS_CHANNEL)
+                          channel=RAVDESS_CHANNEL, n_speakers=VOXCELEB2_SPEAKERS, seed=SEEDS[0])
     folder = make_folder(prepared_folder(DATA_ROOT, CORPUS))
     run, manifest = start(release, folder)
-    outcomes = prepare_media(
-        release.turns, MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S), WORKERS
-    )
+    outcomes = make_media(release, folder)
     problems = finish_turns(release, outcomes)
     report_problems(problems, release, folder, root)
     write_manifest(manifest)
     report_media(manifest)
     figure_1(run, manifest)
-    if WRITE_CHECKPOINTS:
+    if WRITE_CHECKPOINTS and (CORPUS not in SYNTHETIC or CORPUS == "demo_iemocap"):
         write_checkpoints(manifest)
     run.finish(turns=len(manifest.turns), labelled=len(manifest.labelled), problems=len(problems))
 

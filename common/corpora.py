@@ -6,10 +6,14 @@ said, never assumed: anything odd becomes a Problem with the file's name. To add
 `read_<name>(root)` and name it in READERS.
 """
 
+import os
+import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import read_csv
@@ -47,12 +51,17 @@ class SourceTurn:
 
 @dataclass
 class Release:
-    """What a reader found: class names in reporting order, turns, problems, and lines to print about it."""
+    """What a reader found: class names in reporting order, turns, problems, and lines to print about it.
+
+    media_in_place  True where the recordings are read where they lie: each turn's `audio` is their absolute
+                    path already, nothing is copied, and no turn knows its length
+    """
 
     classes: tuple
     turns: list
     problems: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    media_in_place: bool = False
 
 
 # ---- Shared by the readers --------------------------------------------------------------------
@@ -493,6 +502,123 @@ def _meld_seconds(text):
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")
 
 
+# ---- VoxCeleb2 (FORMATS 3): Chung et al. 2018 -------------------------------------------------
+
+VOXCELEB2_COUNTS = {"dev": (5994, 1092009), "test": (118, 36237)}     # speakers, clips
+VOXCELEB2_SPEAKER = re.compile(r"id\d{5}")
+VOXCELEB2_VIDEO = re.compile(r"[\w-]{11}", re.ASCII)                  # YouTube's id; may start with - or _
+VOXCELEB2_CLIP = re.compile(r"(\d{5})\.(m4a|wav|mp4)")
+VOXCELEB2_ENDINGS = ("m4a", "wav", "mp4")      # the first that is there is the source of a clip's audio
+VOXCELEB2_SETS = {"dev": "dev", "train": "dev", "test": "test"}       # folder names, where vox2_meta.csv is absent
+
+
+def read_voxceleb2(root, n_speakers, seed):
+    """Read VoxCeleb2 in place: a turn per clip, a dialogue per video, no labels and no classes.
+
+    root        any folder above idXXXXX/<video>/NNNNN.m4a, such as dev/ or aac/ of the archives; in copies with
+                wav or mp4 files, these are the source of the audio
+    n_speakers  take this many speakers, drawn from all that are there; 0 = all
+    seed        of the drawing
+    A clip that is there more than once (same speaker, video and number) counts once. No file is opened and no
+    size asked for, since the release has 1.1 million of them. Extra columns: gender and set (dev, test), "" where
+    vox2_meta.csv is absent and no folder says.
+    Raises UserError if no clip is found.
+    """
+    root = _require_folder(root, "VoxCeleb2").resolve()
+    folders = _voxceleb2_speakers(root)
+    chosen = sorted(folders)
+    if 0 < n_speakers < len(chosen):
+        chosen = sorted(random.Random(seed).sample(chosen, n_speakers))
+    facts = _voxceleb2_facts(root, folders)
+    release = Release((), [], media_in_place=True)
+    for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2):
+        release.turns += _voxceleb2_turns(speaker, folders[speaker], facts[speaker], release.problems)
+    if not release.turns:
+        raise UserError(
+            f"{root}: no VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a in it or below; set CORPUS_ROOT "
+            "to the folder that holds dev or aac"
+        )
+    if len(chosen) < len(folders):
+        release.notes.append(
+            f"{len(chosen):,} of {len(folders):,} speakers, drawn with seed {seed}: {len(release.turns):,} clips"
+        )
+    else:
+        release.notes += _voxceleb2_counts(release.turns)
+    return release
+
+
+def _visible_entries(folder):
+    """The entries of a folder that are not hidden, sorted by name."""
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def _voxceleb2_speakers(root):
+    """{speaker: its folders} in or below root; copies and parts of the archives may hold several."""
+    folders, waiting, seen = defaultdict(list), [str(root)], set()
+    while waiting:
+        folder = waiting.pop()
+        if VOXCELEB2_SPEAKER.fullmatch(os.path.basename(folder)):
+            folders[os.path.basename(folder)].append(folder)
+        elif (real := os.path.realpath(folder)) not in seen:          # links may lead back
+            seen.add(real)
+            waiting += [entry.path for entry in _visible_entries(folder) if entry.is_dir()]
+    return folders
+
+
+def _voxceleb2_facts(root, folders):
+    """{speaker: {"gender", "set"}} from vox2_meta.csv in root or beside it, else from the folders' names."""
+    tables = [path for folder in (root, root.parent) for path in visible_files(folder, "vox2_meta.csv")]
+    rows = [re.split(r"[,\t]", line) for line in read_lines(tables[0])] if tables else [[""]]
+    rows = [[cell.strip() for cell in row] for row in rows]           # names and values carry trailing blanks
+    named = {row[0]: dict(zip(rows[0], row)) for row in rows}
+    facts = {}
+    for speaker, places in folders.items():
+        parts = (root.name, *Path(places[0]).relative_to(root).parts)
+        by_folder = next((VOXCELEB2_SETS[part] for part in parts if part in VOXCELEB2_SETS), "")
+        row = named.get(speaker, {})
+        facts[speaker] = {"gender": row.get("Gender", ""), "set": row.get("Set") or by_folder}
+    return facts
+
+
+def _voxceleb2_turns(speaker, folders, extra, problems):
+    """The turns of one speaker, by video and number; they share the dict `extra`."""
+    videos = defaultdict(dict)                 # {video: {number: (preference, path)}}
+    for folder in folders:
+        for video in _visible_entries(folder):
+            if not (VOXCELEB2_VIDEO.fullmatch(video.name) and video.is_dir()):
+                problems.append(Problem("", video.path, "not a YouTube id of 11 characters; left out",
+                                        "paths end in idXXXXX/<video>/NNNNN.m4a"))
+                continue
+            for clip in _visible_entries(video.path):
+                match = VOXCELEB2_CLIP.fullmatch(clip.name)
+                if match:
+                    found = (VOXCELEB2_ENDINGS.index(match[2]), clip.path)
+                    videos[video.name][match[1]] = min(found, videos[video.name].get(match[1], found))
+                elif clip.name.endswith(VOXCELEB2_ENDINGS):
+                    problems.append(Problem("", clip.path, "not a VoxCeleb2 name; left out",
+                                            "clips are numbered with five digits"))
+    turns = []
+    for video, clips in sorted(videos.items()):
+        dialogue_id = f"{speaker}_{video}"
+        turns += [SourceTurn(Turn(f"{dialogue_id}_{number}", dialogue_id, position, speaker, "", 0.0, 0.0,
+                                  audio=clips[number][1], extra=extra))
+                  for position, number in enumerate(sorted(clips))]
+    return turns
+
+
+def _voxceleb2_counts(turns):
+    """Lines that hold speakers and clips of each set against the release's."""
+    clips = Counter(source.turn.extra["set"] for source in turns)
+    speakers = Counter(name for name, _ in {(s.turn.extra["set"], s.turn.speaker) for s in turns})
+    return [
+        f"{compare_counts(f'{name} speakers', speakers[name], VOXCELEB2_COUNTS[name][0])}; "
+        f"{compare_counts('clips', clips[name], VOXCELEB2_COUNTS[name][1])}"
+        if name in VOXCELEB2_COUNTS else f"{speakers[name]:,} speakers, {clips[name]:,} clips of no known set"
+        for name in sorted(clips)
+    ]
+
+
 # ---- Bring your own: a folder with manifest.csv -----------------------------------------------
 
 REQUIRED_COLUMNS = ("speaker", "label")
@@ -602,12 +728,20 @@ READERS = {"iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
            "demo_iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
            "ravdess": (read_ravdess, ("channel",)),
            "emodb": (read_emodb, ()),
-           "meld": (read_meld, ())}
+           "meld": (read_meld, ()),
+           "voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
+           "demo_ravdess": (read_ravdess, ("channel",)),
+           "demo_emodb": (read_emodb, ()),
+           "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed"))}
 USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
                  "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
                  "ravdess": ("RAVDESS", "ravdess"),
                  "emodb": ("EMO-DB", "EMODB", "emodb", "emoDB"),
-                 "meld": ("MELD", "MELD.Raw", "meld")}
+                 "meld": ("MELD", "MELD.Raw", "meld"),
+                 "voxceleb2": ("VoxCeleb2", "voxceleb2", "VoxCeleb2_dev"),
+                 "demo_ravdess": ("demo_ravdess",),
+                 "demo_emodb": ("demo_emodb",),
+                 "demo_voxceleb2": ("demo_voxceleb2",)}
 
 
 def find_root(corpus, data_root):

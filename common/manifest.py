@@ -14,7 +14,11 @@ from common.files import read_csv, read_json, write_csv, write_json
 
 @dataclass
 class Turn:
-    """One utterance of one speaker; `audio` and `video` are relative to the prepared folder, "" = none."""
+    """One utterance of one speaker; `audio` and `video` are relative to the prepared folder, "" = none.
+
+    Where a corpus is too large to copy (VoxCeleb2), they are absolute paths of its own files, and start_s = end_s =
+    0: lengths are known once they are decoded.
+    """
 
     utterance_id: str
     dialogue_id: str
@@ -56,7 +60,7 @@ class Manifest:
         return hashlib.sha256((self.folder / "manifest.csv").read_bytes()).hexdigest()[:16]
 
     def path(self, relative):
-        """Where a media file named in a turn lies."""
+        """Where a media file named in a turn lies; an absolute name stays as it is."""
         return self.folder / relative
 
 

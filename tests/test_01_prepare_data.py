@@ -152,6 +152,63 @@ def test_demo_small(tmp_path):
     assert not (tmp_path / "raw" / "demo_iemocap" / "IEMOCAP_full_release" / "demo.json").exists()
 
 
+def write_voxceleb2(root, n_speakers=3):
+    """Empty clips: 01 does not open them."""
+    for speaker in range(n_speakers):
+        for number in (1, 4):
+            path = root / f"dev/aac/id{speaker:05d}/-1Uxsk56VDQ/{number:05d}.m4a"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return root
+
+
+def test_voxceleb2_stays_where_it_is(tmp_path, capsys, monkeypatch):
+    root = write_voxceleb2(tmp_path / "raw")
+    monkeypatch.chdir(tmp_path)
+    manifest = prepare(tmp_path, "voxceleb2", "raw")             # a relative folder
+    printed = capsys.readouterr().out
+    assert "media     not copied" in printed and "no Figure 1" in printed and "problems  none" in printed
+    assert "6 with audio, 0 with video" in printed and "dev speakers: 3 (the full release has 5,994)" in printed
+    assert "only one speaker" not in printed                     # of those with labels: there are none to split by
+    assert len(manifest.turns) == 6 and manifest.labelled == [] and manifest.classes == ()
+    assert {manifest.path(turn.audio) for turn in manifest.turns} == set(root.rglob("*.m4a"))
+    folder = tmp_path / "data" / "prepared" / "voxceleb2"
+    assert {path.name for path in folder.iterdir()} == {"manifest.csv", "classes.json", "problems.csv"}
+    results = tmp_path / "results" / "01_prepare_data" / "voxceleb2"
+    assert {path.name for path in results.iterdir()} == {"metrics.json", "log.jsonl"}
+    some = prepare(tmp_path, "voxceleb2", root, "--VOXCELEB2_SPEAKERS=2")
+    assert len({turn.speaker for turn in some.turns}) == 2
+    assert "2 of 3 speakers, drawn with seed 0: 4 clips" in capsys.readouterr().out
+
+
+def test_voxceleb2_odd_names_count_as_problems(tmp_path, capsys):
+    root = write_voxceleb2(tmp_path / "raw")
+    (root / "dev/aac/id00000/-1Uxsk56VDQ/copy of 00001.m4a").touch()
+    line = refusal(capsys, tmp_path, "voxceleb2", root)
+    assert "problems.csv: 1 of 6 turns" in line and "not a VoxCeleb2 name" in line
+    assert len(prepare(tmp_path, "voxceleb2", root, "--MAX_PROBLEM_SHARE=0.5").turns) == 6
+
+
+def test_demo_of_the_other_synthetic_corpora(tmp_path, capsys):
+    """--demo --CORPUS=...: written once per size, both channels of RAVDESS, no checkpoints."""
+    pytest.importorskip("espeakng_loader")
+    sizes = ("--demo", "--DEMO_ACTORS=2", "--DEMO_CLIPS_PER_EMOTION=1", "--DEMO_VOXCELEB2_SPEAKERS=1",
+             "--DEMO_VOXCELEB2_CLIPS=2")
+    ravdess = prepare(tmp_path, "demo_ravdess", "", *sizes)
+    assert len(ravdess.turns) == 2 * (8 + 6) and {t.extra["channel"] for t in ravdess.turns} == {"speech", "song"}
+    assert all(soundfile.info(str(ravdess.path(t.audio))).samplerate == 16000 for t in ravdess.turns)
+    voxceleb2 = prepare(tmp_path, "demo_voxceleb2", "", *sizes)
+    assert len(voxceleb2.turns) == 2 and len(read_audio(voxceleb2.path(voxceleb2.turns[0].audio))) >= 4 * 16000
+    printed = capsys.readouterr().out
+    assert printed.count("writing the synthetic corpus") == 2 and "synthetic, in VoxCeleb2's layout" in printed
+    assert not (tmp_path / "data" / "checkpoints").exists()
+    song = prepare(tmp_path, "demo_ravdess", "", *sizes, "--RAVDESS_CHANNEL=song")
+    assert {t.extra["channel"] for t in song.turns} == {"song"}
+    assert "writing the synthetic corpus" not in capsys.readouterr().out
+    prepare(tmp_path, "demo_voxceleb2", "", *sizes, "--DEMO_VOXCELEB2_CLIPS=1")
+    assert "writing the synthetic corpus" in capsys.readouterr().out
+
+
 # ---- Problems ---------------------------------------------------------------------------------
 
 
@@ -220,6 +277,9 @@ def test_bad_settings(tmp_path, capsys):
         "--MAX_PROBLEM_SHARE=5",
         "--WRITE_CHECKPOINTS=huge",
         "--SEEDS=",
+        "--VOXCELEB2_SPEAKERS=-1",
+        "--DEMO_ACTORS=25",
+        "--DEMO_CLIPS_PER_EMOTION=0",
     ):
         assert word.split("=")[0] in refusal(capsys, tmp_path, "emodb", tmp_path, word)
 
