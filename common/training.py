@@ -9,6 +9,7 @@ the work.
 import dataclasses
 import gc
 import json
+import math
 import os
 import random
 import sys
@@ -41,6 +42,8 @@ class Recipe:
     weight_decay: float = 0.0         # not on biases and normalisation weights
     schedule: str = "linear"          # to zero: "linear", "cosine"; or "constant"
     warmup_share: float = 0.0         # share of all steps with a rising rate
+    rate_per: str = "step"            # the rate changes from "step" to step or from "epoch" to epoch
+    betas: tuple = (0.9, 0.999)       # of AdamW
     clip_norm: float = 1.0            # 0 = off
     select_by: str = "accuracy"       # the figure of `evaluate` that chooses the epoch
     higher_is_better: bool = True
@@ -60,7 +63,8 @@ class Recipe:
     def identity(self):
         """What must be the same for a run to be gone on with: all but how the machine is used."""
         machine = ("workers", "save_every_s", "micro_batch")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in machine}
+        return {name: list(value) if isinstance(value, tuple) else value       # as it comes back from JSON
+                for name, value in dataclasses.asdict(self).items() if name not in machine}
 
 
 @dataclass
@@ -169,12 +173,12 @@ def to_device(batch, device):
 
 
 def rate_factor(recipe, step, total):
-    """Learning rate at a step as a share of the peak."""
-    warmup = int(recipe.warmup_share * total)
+    """Learning rate at a step, or epoch, of `total` as a share of the peak."""
+    warmup = int(recipe.warmup_share * total + 1e-9)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + np.cos(np.pi * progress))}[recipe.schedule]
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[recipe.schedule]
 
 
 def parameter_groups(model, weight_decay):
@@ -206,7 +210,7 @@ class Training:
         if accelerator.scaler:      # fp16: a scale that an earlier run had come to would make this one depend on it
             accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate))
+        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas))
         self.parameters = [p for group in groups for p in group["params"]]
         self.state = State(micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
                            best=recipe.best_before, best_epoch=-1 - recipe.epochs_since_best)
@@ -240,7 +244,6 @@ class Training:
 
     def step(self, batch):
         """One optimiser step; after an out-of-memory error it is repeated in smaller micro-batches."""
-        number = self.state.epoch * self.steps + self.state.step
         while True:
             try:
                 totals = self.accumulate(batch)
@@ -255,8 +258,10 @@ class Training:
                 print(f"out of memory: going on with {self.state.micro_batch} samples per forward pass, "
                       f"still {self.recipe.batch_size} per step")
         totals = self.share_gradients(totals)
+        recipe, steps = self.recipe, self.steps if self.recipe.rate_per == "step" else 1
+        number = self.state.epoch * steps + (self.state.step if recipe.rate_per == "step" else 0)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.learning_rate * rate_factor(self.recipe, number, self.steps * self.recipe.epochs)
+            group["lr"] = recipe.learning_rate * rate_factor(recipe, number, steps * recipe.epochs)
         if self.recipe.clip_norm:
             self.accelerator.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
         self.optimizer.step()
@@ -302,7 +307,8 @@ class Training:
         state, value = self.state, figures[self.recipe.select_by]
         better = state.best is None or (value > state.best if self.recipe.higher_is_better else value < state.best)
         state.log.append({"epoch": state.epoch + 1, "step": (state.epoch + 1) * self.steps, "train_loss": train_loss,
-                          **{f"valid_{name}": float(x) for name, x in figures.items()}, "seconds": seconds})
+                          **{name if name.startswith("test_") else f"valid_{name}": float(x)
+                             for name, x in figures.items()}, "seconds": seconds})
         state.seconds += seconds
         if better:
             state.best, state.best_epoch = float(value), state.epoch
@@ -380,7 +386,8 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     model      nn.Module; moved to the accelerator's device
     loss       loss(model, batch) -> (sum, count)
     train_set  has `lengths`, `__getitem__((index, seed))` and `collate(items) -> batch`
-    evaluate   evaluate(model) -> dict of figures, with recipe.select_by among them
+    evaluate   evaluate(model) -> dict of figures, with recipe.select_by among them; logged as "valid_<name>", or as
+               they are where their names begin with "test_"
     folder     state, best.safetensors and history.json go there; a run that was killed goes on from it
     identity   JSON-ready dict: what else, besides the recipe, must be the same to go on
     title      one word or two for the progress bar and the lines printed
