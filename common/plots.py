@@ -133,3 +133,47 @@ def grouped_bars(groups, series, ylabel):
     axes.set(ylabel=ylabel)
     axes.legend(ncols=2)
     return fig
+
+
+def curves(series, xlabel, ylabel, chance):
+    """Lines with intervals: series {name: (x, y, low, high)} of equally long lists; chance: a dotted level."""
+    fig, axes = plt.subplots()
+    for i, (name, (x, y, low, high)) in enumerate(series.items()):
+        error = np.abs(np.array([low, high], float) - np.array(y, float))
+        axes.errorbar(x, y, error, color=OKABE_ITO[i], marker=MARKERS[i], capsize=3, label=name)
+    axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="best")
+    return fig
+
+
+def value_map(values, row_label, column_label, value_label):
+    """A map of values {(row, column): value}; combinations that were not tried stay white."""
+    rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
+    grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
+    fig, axes = plt.subplots()
+    image = axes.imshow(grid, cmap="cividis", aspect="auto")
+    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)])
+    for i, j in zip(*np.nonzero(np.isfinite(grid))):
+        axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center",
+                  color="white" if grid[i, j] < middle else "black")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=column_label, ylabel=row_label)
+    axes.grid(False)
+    fig.colorbar(image, label=value_label)
+    return fig
+
+
+def spectrograms(panels, step_s, top_khz):
+    """Spectrograms {title: (bins, frames) in dB} below each other on one scale; NaN stays white."""
+    fig, grid = plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True, squeeze=False)
+    top = max(np.nanmax(panel) for panel in panels.values())
+    for axes, (title, panel) in zip(grid.flat, panels.items()):
+        image = axes.imshow(panel, origin="lower", aspect="auto", cmap="magma", vmin=top - 80, vmax=top,
+                            extent=(0, panel.shape[1] * step_s, 0, top_khz))
+        axes.set(title=title, ylabel="frequency (kHz)")
+        axes.grid(False)
+    grid.flat[-1].set_xlabel("time (s)")
+    fig.colorbar(image, ax=grid, label="power (dB)", shrink=0.6)
+    return fig
