@@ -14,6 +14,7 @@ import numpy as np
 from common.errors import UserError
 
 MIN_GROUPS = 3            # one each to train, to validate and to test
+MIN_TURNS = 2             # of a class: one to train on, one to test
 OFFICIAL = ("train", "dev", "test")
 
 
@@ -262,10 +263,9 @@ def _check_labels(manifest):
     if nameless:
         raise UserError(f"{path}: {nameless} labelled turns have no speaker; fill in the column `speaker`")
     for label in manifest.classes:
-        if counts[label] < MIN_GROUPS:
-            raise UserError(f"{path}: class {label!r} has {counts[label]} labelled turn(s), training, "
-                            f"validation and test need {MIN_GROUPS}; add turns, or leave the label empty "
-                            "to exclude the class")
+        if counts[label] < MIN_TURNS:
+            raise UserError(f"{path}: class {label!r} has {counts[label]} labelled turn(s), training and test need "
+                            f"{MIN_TURNS}; add turns, or leave the label empty to exclude the class")
 
 
 def _check_classes(manifest, folds):

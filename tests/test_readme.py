@@ -1,5 +1,6 @@
 """What the README says is what is there."""
 
+import csv
 import re
 import subprocess
 
@@ -27,6 +28,14 @@ def test_tables_equal_those_in_results(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(committed(name))
     assert len(names) >= 8 and stale_tables(tmp_path / "README.md") == []
+
+
+def test_context_is_worth_something_in_the_demo():
+    """The demo's dialogues have emotional inertia: with four utterances on both sides the interval of the gain is above 0."""
+    table = committed("results/04_fuse_classify/demo_iemocap/li_table_context.csv").decode().splitlines()
+    gains = {line["row"]: line for line in csv.DictReader(table) if line["column"] == "gain in WA"}
+    both = gains["BERT+FC frozen: 4 before, 4 after"]
+    assert float(both["ci_low"]) > 0 and float(both["mean"]) >= 3
 
 
 def test_named_files_exist():
