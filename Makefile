@@ -11,7 +11,11 @@ demo: $(VENV)/ready
 	$(RUN) 02_finetune_unimodal.py --demo
 	$(RUN) 03_extract_features.py --demo
 	$(RUN) 04_fuse_classify.py --demo
-	@echo; echo "Tables and figures written:"; ls results/0*/demo_iemocap/*_table_*.md results/0*/demo_iemocap/*_fig_*.png
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_voxceleb2
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_emodb --WORKERS=1
+	$(RUN) 05_pretrain_vqmae.py --demo
+	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -q --durations=8 tests
@@ -26,4 +30,4 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/prepared data/features data/models data/cache data/checkpoints data/raw/demo_*
+	rm -rf $(VENV) data/prepared data/features data/models data/cache data/checkpoints data/codes data/listen data/raw/demo_*
