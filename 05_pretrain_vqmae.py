@@ -61,7 +61,7 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.manifest import prepared_folder
 from common.results import prediction_rows, start_run
-from common.sadok_data import Corpus, Powers, Repeated, read_part, rows_of
+from common.sadok_data import Corpus, Powers, Repeated, Samples, read_part, rows_of
 from common.sadok_vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
                                 count_parameters, mask_tokens)
 from common.sadok_vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
@@ -97,7 +97,6 @@ VQVAE_CLIPS = 16                  # clips per step ...
 VQVAE_FRAMES = 64                 # ... and frames of each: 1,024 frames, as in the authors' code
 VQVAE_EPOCHS = 50                 # of VQVAE_STEPS each. Not in the paper
 VQVAE_STEPS = 2000                # steps per epoch. Not in the paper
-VQVAE_MEMORY_GB = 2.0             # GB of audio kept decoded; the rest is read whenever it is drawn
 
 # ---- VQ-MAE-S (Sec. 2.2 and 2.3) -----------------------------------------------------------
 N_FRAMES = 200                    # T, 4 s (authors' code)
@@ -136,6 +135,7 @@ QUERY_HEADS = 8                   # Query2Emo: heads of attention (authors' code
 KEEP_MODELS = False               # also keep fine-tuned weights
 
 # ---- Machine -------------------------------------------------------------------------------
+MEMORY_GB = 2.0                   # GB of audio that VQ-VAE and SpecMAE keep decoded; the rest is read whenever drawn
 MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of clips cannot be tokenised
 EVAL_BATCH_SIZE = 64              # clips per forward pass outside training
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32, as the authors), "bf16", "fp16"
@@ -189,7 +189,7 @@ class Study:
         self.accelerator, self.corpora, self.outcomes = accelerator, corpora, {}
         self.c = SimpleNamespace(**SETTINGS)
         self.sources = {name: read_part(DATA_ROOT, name) for name in PRETRAIN_CORPORA}
-        self.vqvaes, self.stores, self.pretrained, self.samples, self.figures = {}, {}, {}, {}, {}
+        self.vqvaes, self.stores, self.pretrained, self.samples = {}, {}, {}, Samples(MEMORY_GB)
 
     def left_out(self, part):
         """{(corpus, speaker)} kept from the pretraining `part`: "all", or the number of a fold."""
@@ -240,8 +240,8 @@ def vqvae_of(study, part):
         recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_CLIPS, schedule="cosine", select_by="itakura_saito",
                         higher_is_better=False, seed=SEEDS[0], workers=WORKERS)
         folder = study.pretraining_folder(part) / "vqvae"
-        model = train_vqvae(study.accelerator, Frames(train, VQVAE_FRAMES, VQVAE_CLIPS * VQVAE_STEPS, VQVAE_MEMORY_GB),
-                            Frames(aside, VQVAE_FRAMES, 0, VQVAE_MEMORY_GB), CODE_SIZE, recipe, folder, {})
+        model = train_vqvae(study.accelerator, Frames(train, VQVAE_FRAMES, VQVAE_CLIPS * VQVAE_STEPS, MEMORY_GB),
+                            Frames(aside, VQVAE_FRAMES, 0, MEMORY_GB), CODE_SIZE, recipe, folder, {})
         study.vqvaes[part] = model.to(study.accelerator.device).eval(), read_json(folder / "vqvae.json")["weights"]
     return study.vqvaes[part]
 
@@ -259,7 +259,7 @@ def codes_of(study, base, part):
         name = "+".join(PRETRAIN_CORPORA) + ("" if part == "all" else f"_without_fold{part + 1}")
         with study.accelerator.main_process_first():
             study.stores[base, part] = tokenise(clips, model.encode, Path(DATA_ROOT) / "codes" / base / name,
-                                                {"weights": weights}, settings_)
+                                                {"weights": weights, "manifest": manifest.fingerprint()}, settings_)
     return study.stores[base, part]
 
 
@@ -438,7 +438,7 @@ def train_and_test(study, row, corpus, data, test_turns, recipe, folder, identit
 
 
 def run_row(study, run, row, corpus):
-    """All folds and seeds of a row; fills study.outcomes."""
+    """All folds and seeds of a row; fills study.outcomes. run: None in all processes but the first."""
     if (row, corpus.name) in study.outcomes:
         return
     outcome = Outcome(np.full((len(SEEDS), len(corpus.turns)), -1), [], [])
@@ -450,8 +450,9 @@ def run_row(study, run, row, corpus):
             outcome.predicted[i, rows] = np.argmax(kept["logits"], axis=1)
             outcome.best_test.append(100 * max(epoch["test_accuracy"] for epoch in kept["history"]["log"]))
             outcome.runs.append((seed, fold.name))
-            run.log({"event": "fine-tuned", "corpus": corpus.name, "network": row.network.slug(), "row": row.slug(),
-                     "fold": fold.name, "seed": seed, "epochs": kept["history"]["log"]})
+            if run:
+                run.log({"event": "fine-tuned", "corpus": corpus.name, "network": row.network.slug(), "row": row.slug(),
+                         "fold": fold.name, "seed": seed, "epochs": kept["history"]["log"]})
     n_missing = int((outcome.predicted[0] < 0).sum())
     if n_missing:
         print(f"  {corpus.name}: {n_missing:,} of {len(corpus.turns):,} labelled turns have no codes, hence no score")
@@ -486,11 +487,14 @@ def main():
     check_constants()
     accelerator = make_accelerator(PRECISION)
     corpus = Corpus(SimpleNamespace(**SETTINGS), CORPUS)
-    run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device)
+    is_main = accelerator.is_main_process
+    run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device) if is_main else None
     print(*splits.check_folds(corpus.folds, corpus.manifest), sep="\n")
     study = Study(accelerator, table_5_corpora(corpus))
     for entry in sadok_tables.plan(study.c, tuple(study.corpora)):
         run_row(study, run, entry.row, study.corpora[entry.corpus])
+    if not is_main:
+        return
     networks = {network: count_parameters(build_network(network, None))
                 for network in {row.network for row, _ in study.outcomes}}
     sadok_tables.write(study, run, networks, vqvae_figures(study))

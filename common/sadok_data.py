@@ -67,27 +67,42 @@ def rows_of(codes, turns):
     return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)
 
 
+class Samples:
+    """Decoded clips with their peak at 1, kept up to a number of GB; all data sets of a run share them."""
+
+    def __init__(self, memory_gb):
+        self.left_bytes, self.kept = memory_gb * 1e9, {}
+
+    def read(self, path):
+        """Samples (n,) of a clip. Raises MediaError."""
+        if path in self.kept:
+            return self.kept[path]
+        samples = torch.from_numpy(normalise_peak(read_audio(path)))
+        if samples.nbytes <= self.left_bytes:
+            self.kept[path] = samples
+            self.left_bytes -= samples.nbytes
+        return samples
+
+
 class Powers:
     """Power spectra of clips, what SpecMAE reads; a data set as codes.Crops.
 
     paths     audio files; n_frames, random, labels as for Crops
-    samples   {path: samples} that all data sets of a run share, so that a clip is decoded once
+    samples   Samples
     """
 
     def __init__(self, paths, n_frames, random, labels, samples):
-        self.paths, self.n_frames, self.random, self.labels, self.kept = paths, n_frames, random, labels, samples
+        self.paths, self.n_frames, self.random, self.labels, self.samples = paths, n_frames, random, labels, samples
         self.lengths = np.ones(len(paths), np.uint8)
 
     def __getitem__(self, key):
         index, seed = key
-        path = self.paths[index]
-        if path not in self.kept:
-            self.kept[path] = torch.from_numpy(normalise_peak(read_audio(path)))
-        n_frames = 1 + len(self.kept[path]) // HOP
+        samples = self.samples.read(self.paths[index])
+        n_frames = 1 + len(samples) // HOP
         spare = max(0, n_frames - self.n_frames)
         start = int(np.random.default_rng(seed).integers(spare + 1)) if self.random else 0
         frames = (start + torch.arange(self.n_frames)) % n_frames
-        return power_spectrogram(self.kept[path], frames), 0 if self.labels is None else int(self.labels[index])
+        return power_spectrogram(samples, frames), 0 if self.labels is None else int(self.labels[index])
 
     def collate(self, items):
         return {"power": torch.stack([power for power, _ in items]),                 # (B, T, 513)
