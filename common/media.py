@@ -93,7 +93,8 @@ def _container(path, **options):
         with av.open(str(path), options=options) as container:
             yield container
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
-        raise MediaError(path, f"not a readable recording ({error.strerror})", "download it again") from error
+        reason = getattr(error, "strerror", None) or "a name in it is not text"
+        raise MediaError(path, f"not a readable recording ({reason})", "download it again") from error
 
 
 def probe(path):

@@ -86,8 +86,8 @@ def test_every_labelled_turn_is_predicted_once_per_system(demo):
     for script, name in (("02_finetune_unimodal", "predictions"), ("04_fuse_classify", "predictions"),
                          ("04_fuse_classify", "li_predictions")):
         predictions = rows(results(demo, script) / f"{name}.csv")
-        for system in {p["system"] for p in predictions}:
-            own = [p for p in predictions if p["system"] == system]
+        for system, seed in {(p["system"], p["seed"]) for p in predictions}:
+            own = [p for p in predictions if (p["system"], p["seed"]) == (system, seed)]
             assert sorted(p["utterance_id"] for p in own) == sorted(labelled), system
             assert all(p["y_true"] == labelled[p["utterance_id"]] for p in own)
 

@@ -318,7 +318,7 @@ def test_it_learns_eight_samples():
     def loss():
         return model(codes, mask_tokens(SMALL, "patch-tf", 0.5, 8, generator))["loss"]
 
-    train(model.parameters(), loss, 400, 1e-2)
+    train(model.parameters(), loss, 800, 5e-3)
     hidden = mask_tokens(SMALL, "patch-tf", 0.5, 8, seeded(99))
     assert model(codes, hidden)["accuracy"] > 0.98
     assert (model.reconstruct(codes, hidden) == codes).float().mean() > 0.98
