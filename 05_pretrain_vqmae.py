@@ -159,7 +159,7 @@ SETTINGS = {}                     # filled by settings.run: what this run used
 
 # ---- What a run works on -------------------------------------------------------------------
 
-def table_5_corpora(first):
+def table_5_corpora(c, first):
     """{name: Corpus} of TABLE_5_CORPORA, those that are prepared and can be divided; CORPUS comes first."""
     found = {CORPUS: first}
     for name in TABLE_5_CORPORA if "5" in TABLES else ():
@@ -167,7 +167,7 @@ def table_5_corpora(first):
             print(f"  {name}: not prepared by 01, left out of Table 5")
             continue
         try:
-            found.setdefault(name, Corpus(SimpleNamespace(**SETTINGS), name))
+            found.setdefault(name, Corpus(c, name))
         except UserError as error:
             print(f"  {name}: left out of Table 5: {error}")
     return found
@@ -185,9 +185,8 @@ class Outcome:
 class Study:
     """Corpora, codes and networks of a run."""
 
-    def __init__(self, accelerator, corpora):
-        self.accelerator, self.corpora, self.outcomes = accelerator, corpora, {}
-        self.c = SimpleNamespace(**SETTINGS)
+    def __init__(self, c, accelerator, corpora):
+        self.c, self.accelerator, self.corpora, self.outcomes = c, accelerator, corpora, {}
         self.sources = {name: read_part(DATA_ROOT, name) for name in PRETRAIN_CORPORA}
         self.vqvaes, self.stores, self.pretrained, self.samples = {}, {}, {}, Samples(MEMORY_GB)
 
@@ -254,18 +253,13 @@ def codes_of(study, base, part):
         model, weights = vqvae_of(study, part)
         manifest = study.sources[base] if base in study.sources else read_part(DATA_ROOT, base)
         clips = [(turn.utterance_id, manifest.path(turn.audio)) for turn in manifest.turns]
-        settings_ = Tokenising(RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 1, 1e-4, spectrum_at_peak, MAX_PROBLEM_SHARE, 8192,
-                               WORKERS, str(study.accelerator.device))
+        settings_ = Tokenising(RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 1, 1e-4, power_spectrogram, MAX_PROBLEM_SHARE,
+                               8192, WORKERS, str(study.accelerator.device))
         name = "+".join(PRETRAIN_CORPORA) + ("" if part == "all" else f"_without_fold{part + 1}")
         with study.accelerator.main_process_first():
             study.stores[base, part] = tokenise(clips, model.encode, Path(DATA_ROOT) / "codes" / base / name,
                                                 {"weights": weights, "manifest": manifest.fingerprint()}, settings_)
     return study.stores[base, part]
-
-
-def spectrum_at_peak(samples):
-    """The power spectrogram that codes are made from; `tokenise` has divided the samples by their peak."""
-    return power_spectrogram(torch.as_tensor(samples))
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -485,13 +479,13 @@ def vqvae_figures(study):
 
 def main():
     check_constants()
-    accelerator = make_accelerator(PRECISION)
-    corpus = Corpus(SimpleNamespace(**SETTINGS), CORPUS)
+    c, accelerator = SimpleNamespace(**SETTINGS), make_accelerator(PRECISION)
+    corpus = Corpus(c, CORPUS)
     is_main = accelerator.is_main_process
     run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device) if is_main else None
     print(*splits.check_folds(corpus.folds, corpus.manifest), sep="\n")
-    study = Study(accelerator, table_5_corpora(corpus))
-    for entry in sadok_tables.plan(study.c, tuple(study.corpora)):
+    study = Study(c, accelerator, table_5_corpora(c, corpus))
+    for entry in sadok_tables.plan(c, tuple(study.corpora)):
         run_row(study, run, entry.row, study.corpora[entry.corpus])
     if not is_main:
         return

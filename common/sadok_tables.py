@@ -114,6 +114,8 @@ def plan(c, corpora):
               "equal": plan_equal}
     entries = [Entry(part, corpora[0], *row) for part in PARTS if part in c.TABLES and part != "5"
                for row in makers[part](c)]
+    if paper_column(corpora[0]) != 0:        # the paper's Tables 1-4 are of RAVDESS-Speech alone
+        entries = [replace(entry, paper=()) for entry in entries]
     return entries + [entry for corpus in corpora if "5" in c.TABLES for entry in plan_5(c, corpus)]
 
 
@@ -217,7 +219,7 @@ def scores(study, entry):
     """Accuracy by fold, then of all test turns together: accuracy, UAR, weighted and macro F1; the authors' figure."""
     corpus = study.corpora[entry.corpus]
     outcome = study.outcomes[entry.row, corpus.name]
-    paper = (*shown(corpus, entry.paper), None, None)
+    paper = (*entry.paper, None, None)
     by_fold = {run: (slice(i // len(corpus.folds), i // len(corpus.folds) + 1), scored(outcome, corpus, i))
                for i, run in enumerate(outcome.runs)}
     pooled = {(seed, "all folds"): (slice(i, i + 1), np.flatnonzero(outcome.predicted[i] >= 0))
@@ -237,11 +239,6 @@ def scored(outcome, corpus, i):
     """The turns that run i tested."""
     tested = corpus.tested[i % len(corpus.folds)]
     return tested[outcome.predicted[i // len(corpus.folds), tested] >= 0]
-
-
-def shown(corpus, numbers):
-    """The paper's numbers where the corpus is one of the paper's, or the demo's stand-in."""
-    return numbers if paper_column(corpus.base) is not None else ()
 
 
 def note_of(study, corpus):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,19 @@ def load_script(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def command(script, folder, *options):
+    """The command that runs a numbered script's demo with data/ and results/ in a folder."""
+    return [sys.executable, str(ROOT / script), "--demo", f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results",
+            *options]
+
+
+def run(script, folder, *options, code=0):
+    """Run it; returns what it printed, of a run that must fail (code) its errors."""
+    done = subprocess.run(command(script, folder, *options), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout if code == 0 else done.stderr
 
 
 def shared_data(name):

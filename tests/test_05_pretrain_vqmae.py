@@ -4,12 +4,11 @@ import csv
 import json
 import signal
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, load_script
+from conftest import command, load_script, run
 
 from common import sadok_tables
 from common.codes import open_codes
@@ -19,17 +18,6 @@ SIZES = {"demo_ravdess": ["--DEMO_ACTORS=6", "--DEMO_CLIPS_PER_EMOTION=1"], "dem
 SHORT = ["--N_GROUPS=3", "--RATIOS=0.5,0.8", "--TOKEN_SIZES=10x8,20x16", "--VQVAE_EPOCHS=1", "--VQVAE_STEPS=8",
          "--VQVAE_CLIPS=4", "--VQVAE_FRAMES=8", "--PRETRAIN_EPOCHS=2", "--PRETRAIN_WARMUP=1", "--FINETUNE_EPOCHS=2",
          "--N_RESAMPLES=100", "--TABLE_5_CORPORA=demo_ravdess:speech,demo_ravdess:song,demo_iemocap,demo_emodb"]
-
-
-def command(script, folder, *options):
-    return [sys.executable, str(ROOT / script), "--demo", f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results",
-            *options]
-
-
-def run(script, folder, *options, code=0):
-    done = subprocess.run(command(script, folder, *options), capture_output=True, text=True, cwd=folder)
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout if code == 0 else done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +137,7 @@ def script(demo):
 def make_study(script, corpora, pretrain, leave_out="tested"):
     script.PRETRAIN_CORPORA, script.LEAVE_OUT = pretrain, leave_out
     c = SimpleNamespace(**script.SETTINGS)
-    return script.Study(None, {name: script.Corpus(c, name) for name in corpora})
+    return script.Study(c, None, {name: script.Corpus(c, name) for name in corpora})
 
 
 def test_pretraining_never_hears_the_speakers_that_a_fold_tests(script):
@@ -206,6 +194,15 @@ def test_plan_covers_what_the_paper_varies():
     frames = {(e.row.network.t, e.row.network.d) for e in entries if e.row.network.strategy == "frame"}
     assert frames == {(1, 64)}
     assert np.isclose(sorted({e.row.network.ratio for e in entries}), [0.5, 0.6, 0.7, 0.8, 0.9]).all()
+
+
+def test_tables_of_another_corpus_do_not_show_the_papers_ravdess_numbers():
+    module = load_script("05_pretrain_vqmae.py")
+    c = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if name.isupper()})
+    for corpus, any_paper in (("ravdess:speech", True), ("demo_ravdess:speech", True), ("ravdess:song", False), ("emodb", False)):
+        entries = sadok_tables.plan(c, (corpus,))
+        assert any(entry.paper for entry in entries if entry.part != "5") is any_paper
+        assert any(entry.paper for entry in entries if entry.part == "5")
 
 
 @pytest.mark.parametrize("option, told", [

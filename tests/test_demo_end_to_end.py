@@ -9,24 +9,13 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, command, run
 
 from common.store import open_store
 
 SIZE = ["--DEMO_DIALOGUES_PER_SESSION=2", "--DEMO_TURNS_PER_DIALOGUE=12"]
 LI_SHORT = ["--SYSTEMS=WavLM+TE,BERT+FC,MMT", "--MAX_EPOCHS=2,1", "--STUDY_SIZES=0+0,2+0"]
 SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1,1,1", "--VIDEO_EPOCHS=1", "--N_RESAMPLES=200"]
-
-
-def command(script, folder, *options):
-    return [sys.executable, str(ROOT / script), "--demo", f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results",
-            *options]
-
-
-def run(script, folder, *options, code=0):
-    done = subprocess.run(command(script, folder, *options), capture_output=True, text=True, cwd=folder)
-    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout if code == 0 else done.stderr
 
 
 @pytest.fixture(scope="module")
