@@ -347,19 +347,23 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, bias, target):
         """x (N, e), weight (K, e), bias (K,), target (N,) -> sum of the losses, number of rows predicted right."""
         x = x.to(weight.dtype)
-        gradients = [torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(bias)]
+        x_gradient, weight_gradient, bias_gradient = torch.empty_like(x), torch.zeros_like(weight.T), torch.zeros_like(bias)
         loss, right = x.new_zeros(()), target.new_zeros(())
         rows = CPU_ROWS if x.device.type == "cpu" else GPU_ROWS
-        for x_part, wanted, x_gradient in zip(x.split(rows), target[:, None].split(rows), gradients[0].split(rows)):
-            log_p = F.log_softmax(F.linear(x_part, weight, bias), 1)                 # (rows, K)
-            found = log_p.gather(1, wanted)                                          # (rows, 1)
-            loss -= found.sum()
-            right += (found == log_p.amax(1, keepdim=True)).sum()
-            # What flows back into the logits is their probabilities less the one-hot targets.
-            flow = log_p.exp_().scatter_add_(1, wanted, -torch.ones_like(found))
-            x_gradient.copy_(flow @ weight)
-            gradients[1] += flow.T @ x_part
-            gradients[2] += flow.sum(0)
+        for x_part, wanted, gradient in zip(x.split(rows), target[:, None].split(rows), x_gradient.split(rows)):
+            logits = F.linear(x_part, weight, bias)                                  # (rows, K)
+            found, best = logits.gather(1, wanted), logits.amax(1, keepdim=True)     # (rows, 1)
+            right += (found == best).sum()
+            flow = logits.softmax(1)
+            # The best of K has 1 / K or more, so that its logarithm is safe where that of the target is not.
+            loss -= (found - best + flow.amax(1, keepdim=True).log()).sum()
+            # What flows back into the logits is their probabilities less the one-hot targets. The narrow side of each
+            # product comes first: MKL takes a third of the time then.
+            flow.scatter_add_(1, wanted, -torch.ones_like(found))
+            gradient.copy_((weight.T @ flow.T).T)
+            weight_gradient += x_part.T @ flow
+            bias_gradient += flow.sum(0)
+        gradients = x_gradient, weight_gradient.T, bias_gradient
         ctx.save_for_backward(*gradients)
         ctx.mark_non_differentiable(right)
         return loss, right
