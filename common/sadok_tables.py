@@ -125,9 +125,10 @@ def plan_1(c):
     return [(f"{name}, not pretrained", Row(network, pretrained=False), (PAPER_TABLE_1["scratch"],)),
             (f"{name}, pretrained, frozen", Row(network, freeze=True), (PAPER_TABLE_1["frozen"],)),
             (f"{name}, pretrained, fine-tuned", Row(network), (PAPER_TABLE_1["fine-tuned"],)),
-            (f"SpecMAE-{c.DEPTH}, pretrained, fine-tuned", Row(spec_network(c, "specmae")),
-             (PAPER_TABLE_1["SpecMAE"],)),
-            (f"SpecMAE-{c.DEPTH} on log power, pretrained, fine-tuned", Row(spec_network(c, "specmae-log")))]
+            *([(f"SpecMAE-{c.DEPTH}, pretrained, fine-tuned", Row(spec_network(c, "specmae")),
+                (PAPER_TABLE_1["SpecMAE"],)),
+               (f"SpecMAE-{c.DEPTH} on log power, pretrained, fine-tuned", Row(spec_network(c, "specmae-log")))]
+              if c.SPECMAE else [])]
 
 
 def plan_2(c):
@@ -176,8 +177,9 @@ def frame_of_patch_width(c):
 def plan_5(c, corpus):
     """Table 5's rows of one corpus; the paper's own figures where it has this corpus."""
     patch = base_patch(c)
-    rows = {"SpecMAE (Patch-tf)": Row(spec_network(c, "specmae")),
-            "SpecMAE (Patch-tf) on log power": Row(spec_network(c, "specmae-log")),
+    spectra = {"SpecMAE (Patch-tf)": Row(spec_network(c, "specmae")),
+               "SpecMAE (Patch-tf) on log power": Row(spec_network(c, "specmae-log"))}
+    rows = {**(spectra if c.SPECMAE else {}), "VQ-MAE-S (Patch-tf), not pretrained": Row(patch, pretrained=False),
             "VQ-MAE-S (Patch-tf)": Row(patch), "VQ-MAE-S (Patch-tf) + Query2Emo": Row(patch, head="query2emo"),
             "VQ-MAE-S (Frame)": Row(with_strategy(patch, "frame")),
             "VQ-MAE-S (Frame) + Query2Emo": Row(with_strategy(patch, "frame"), head="query2emo")}
