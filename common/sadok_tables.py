@@ -324,14 +324,14 @@ def tests_table(study, run, entries):
 
 def vqvae_table(study, run, figures):
     """Beyond the paper: how well the VQ-VAE reconstructs, and how much of its codebook is used."""
-    columns = {"itakura_saito": ("Itakura-Saito", "", 3), "log_spectral_distance": ("log-spectral distance", "dB", 2),
+    columns = {"itakura_saito": ("Itakura-Saito divergence", "", 3), "log_spectral_distance": ("log-spectral distance", "dB", 2),
                "perplexity": ("codebook perplexity (of 256)", "", 1), "usage": ("codes used", "%", 1)}
     cells = []
     for part, found in figures.items():
         row = "all speakers" if part == "all" else f"without the speakers of fold {part + 1}"
         for name, (column, unit, digits) in columns.items():
             value = found[name] * (100 if unit == "%" else 1)
-            cells.append(Cell(row, column, [value], unit=unit or " ", digits=digits))
+            cells.append(Cell(row, column, [value], unit=unit, digits=digits))
         print(f"  VQ-VAE, {row}: " + ", ".join(f"{columns[name][0]} {found[name]:.3g}" for name in columns))
     corpus = next(iter(study.corpora.values()))
     run.table("sadok_table_vqvae", f"VQ-VAE on {corpus.name}, which it has not heard", cells,

@@ -190,7 +190,7 @@ def test_plan_covers_what_the_paper_varies():
     c = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if name.isupper()})
     entries = sadok_tables.plan(c, ("ravdess:speech", "emodb"))
     count = {part: sum(e.part == part for e in entries) for part in sadok_tables.PARTS}
-    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 12, "fig2": 10, "fig3": 6, "equal": 2}
+    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 14, "fig2": 10, "fig3": 6, "equal": 2}
     frames = {(e.row.network.t, e.row.network.d) for e in entries if e.row.network.strategy == "frame"}
     assert frames == {(1, 64)}
     assert np.isclose(sorted({e.row.network.ratio for e in entries}), [0.5, 0.6, 0.7, 0.8, 0.9]).all()
@@ -203,6 +203,21 @@ def test_tables_of_another_corpus_do_not_show_the_papers_ravdess_numbers():
         entries = sadok_tables.plan(c, (corpus,))
         assert any(entry.paper for entry in entries if entry.part != "5") is any_paper
         assert any(entry.paper for entry in entries if entry.part == "5")
+
+
+def test_the_authors_protocol_as_a_whole(demo, tmp_path):
+    """SELECT_ON = "test": what is reported is the best test epoch itself, and the table says so."""
+    (tmp_path / "data").mkdir()
+    for part in ("prepared", "codes"):
+        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    run("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1", "--SPECMAE=False",
+        "--SELECT_ON=test")
+    table = rows(results(tmp_path) / "sadok_table_1.csv")
+    assert len({line["row"] for line in table}) == 3
+    found = {(line["row"], line["column"]): line for line in table}
+    for row in {line["row"] for line in table}:
+        assert found[row, "accuracy"]["mean"] == found[row, "accuracy, best TEST epoch"]["mean"]
+        assert "test" in found[row, "accuracy"]["protocol"]
 
 
 @pytest.mark.parametrize("option, told", [
