@@ -34,10 +34,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.corpora import Problem
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv, write_json, writing
 from common.media import AUDIO_FILES, MediaError, probe, read_audio
+from common.release import Problem
 
 COLUMNS = ("id", "first_frame", "frames", "seconds", "problem", "remedy")
 HEADER = ",".join(COLUMNS) + "\n"

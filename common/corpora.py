@@ -1,110 +1,34 @@
 """Readers of genuine corpus releases: where each turn's words, label, speaker and media are.
 
-One function per corpus turns a folder as downloaded into a Release. Readers look at names and text only;
-media are opened later, by common.media. What a release is known to hold (file names, counts) is compared and
-said, never assumed: anything odd becomes a Problem with the file's name. To add a corpus, write
-`read_<name>(root)` and name it in READERS.
+One function per corpus turns a folder as downloaded into a Release (common.release). Readers look at names and
+text only; media are opened later, by common.media. What a release is known to hold (file names, counts) is
+compared and said, never assumed: anything odd becomes a Problem with the file's name. To add a corpus, write
+`read_<name>(root)` and name it in READERS. The corpora of the paper on missing modalities are in
+common.corpora_av.
 """
 
 import os
 import random
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from common.corpora_av import read_audioset, read_cremad, read_lombard
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
-
-
-@dataclass
-class Problem:
-    """Something that a user should know about one turn or file; a row of problems.csv."""
-
-    utterance_id: str
-    file: str
-    problem: str
-    remedy: str = ""
-
-
-@dataclass
-class SourceTurn:
-    """A turn and where its recordings are in the release; its own audio and video are still "".
-
-    audio_span, video_span  (start_s, end_s) of the turn within the file, None = the whole file
-    half                    "left" or "right" of a split-screen video, "" = the whole frame
-    times_known             True if turn.start_s and end_s come from the corpus and can be held against the
-                            media; otherwise the media's length decides end_s
-    """
-
-    turn: Turn
-    audio: Path | None = None
-    audio_span: tuple | None = None
-    video: Path | None = None
-    video_span: tuple | None = None
-    half: str = ""
-    times_known: bool = False
-
-
-@dataclass
-class Release:
-    """What a reader found: class names in reporting order, turns, problems, and lines to print about it.
-
-    media_in_place  True where the recordings are read where they lie: each turn's `audio` is their absolute
-                    path already, nothing is copied, and no turn knows its length
-    """
-
-    classes: tuple
-    turns: list
-    problems: list = field(default_factory=list)
-    notes: list = field(default_factory=list)
-    media_in_place: bool = False
-
-
-# ---- Shared by the readers --------------------------------------------------------------------
-
-
-def read_lines(path):
-    """The lines of a text file in UTF-8, or in Latin-1 where it is not UTF-8."""
-    data = Path(path).read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return text.replace("\r\n", "\n").split("\n")
-
-
-def visible_files(folder, pattern="*", recursive=False):
-    """Files that match, sorted by path, without hidden ones such as the "._" twins of macOS archives."""
-    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
-
-
-def _require_folder(root, corpus):
-    if not Path(root).is_dir():
-        raise UserError(
-            f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is"
-        )
-    return Path(root)
-
-
-def _number_turns(turns):
-    """Number the turns of each dialogue by start time, from 0."""
-    position = Counter()
-    for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):  # ties keep their order
-        source.turn.turn = position[source.turn.dialogue_id]
-        position[source.turn.dialogue_id] += 1
-    return turns
-
-
-def compare_counts(what, found, expected):
-    """One line that says whether a count is that of the release, for the notes of a Release."""
-    verdict = "as in the release" if found == expected else f"the full release has {expected:,}"
-    return f"{what}: {found:,} ({verdict})"
-
+from common.release import (
+    Problem,
+    Release,
+    SourceTurn,
+    compare_counts,
+    number_turns,
+    read_lines,
+    require_folder,
+    visible_files,
+)
 
 # ---- IEMOCAP (FORMATS 1): Busso et al. 2008 ---------------------------------------------------
 
@@ -133,7 +57,7 @@ def read_iemocap(root, merge_excited, keep_brackets):
     style.
     Raises UserError if no session with labels is found.
     """
-    root = _iemocap_root(_require_folder(root, "IEMOCAP"))
+    root = _iemocap_root(require_folder(root, "IEMOCAP"))
     labels = {**IEMOCAP_LABELS, **({"exc": "happy"} if merge_excited else {})}
     release = Release(IEMOCAP_CLASSES, [])
     sessions = [f"Session{k}" for k in range(1, 6)]
@@ -151,7 +75,7 @@ def read_iemocap(root, merge_excited, keep_brackets):
         expected = ", ".join(f"{name} {IEMOCAP_COUNTS[name]['all']:,}" for name in missing)
         release.notes.append(f"missing from {root}: {', '.join(missing)} (turns in the release: {expected})")
     release.notes += _iemocap_counts(release.turns, with_labels, labels)
-    _number_turns(release.turns)
+    number_turns(release.turns)
     return release
 
 
@@ -312,7 +236,7 @@ def read_ravdess(root, channel):
     Video-only files (02-*) serve where the audio-video file is absent. The text carries no label.
     Extra columns: channel, intensity, statement, repetition.
     """
-    root = _require_folder(root, "RAVDESS")
+    root = require_folder(root, "RAVDESS")
     if channel not in RAVDESS_CHANNELS:
         raise UserError(f"RAVDESS_CHANNEL={channel}: choose one of {', '.join(RAVDESS_CHANNELS)}")
     release, recordings = Release(RAVDESS_CLASSES, []), {}
@@ -379,7 +303,7 @@ def read_emodb(root):
 
     The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
     """
-    root = _require_folder(root, "EMO-DB")
+    root = require_folder(root, "EMO-DB")
     folder = root / "wav" if (root / "wav").is_dir() else root
     release = Release(EMODB_CLASSES, [])
     for path in visible_files(folder, "*.wav"):
@@ -426,7 +350,7 @@ def read_meld(root):
     are wrong; where a clip is there, its length decides how long a turn is. Extra columns: split (the
     official one), sentiment, season, episode.
     """
-    root = _require_folder(root, "MELD")
+    root = require_folder(root, "MELD")
     release, no_clips = Release(MELD_CLASSES, []), []
     for split in MELD_COUNTS:
         tables = visible_files(root, f"{split}_sent_emo.csv", recursive=True)
@@ -524,7 +448,7 @@ def read_voxceleb2(root, n_speakers, seed):
     vox2_meta.csv is absent and no folder says.
     Raises UserError if no clip is found.
     """
-    root = _require_folder(root, "VoxCeleb2").resolve()
+    root = require_folder(root, "VoxCeleb2").resolve()
     folders = _voxceleb2_speakers(root)
     chosen = sorted(folders)
     if 0 < n_speakers < len(chosen):
@@ -645,7 +569,7 @@ def read_folder(root):
     Raises UserError with the row's line number for an absolute path, one that leaves the folder, a repeated
     id, a missing column or speaker, or a number that is none.
     """
-    root = _require_folder(root, "corpus")
+    root = require_folder(root, "corpus")
     path = root / "manifest.csv"
     if not path.is_file():
         raise UserError(
@@ -672,7 +596,7 @@ def read_folder(root):
     if not classes:
         raise UserError(f"{path}: no row has a label; fill in the column label")
     if "turn" not in rows[0]:
-        _number_turns(turns)
+        number_turns(turns)
     return Release(classes, turns)
 
 
@@ -732,7 +656,14 @@ READERS = {"iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
            "voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
            "demo_ravdess": (read_ravdess, ("channel",)),
            "demo_emodb": (read_emodb, ()),
-           "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed"))}
+           "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
+           "cremad": (read_cremad, ()),
+           "lombard": (read_lombard, ()),
+           "audioset": (read_audioset, ()),
+           "demo_cremad": (read_cremad, ()),
+           "demo_ravdess_av": (read_ravdess, ("channel",)),
+           "demo_lombard": (read_lombard, ()),
+           "demo_audioset": (read_audioset, ())}
 USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
                  "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
                  "ravdess": ("RAVDESS", "ravdess"),
@@ -741,7 +672,14 @@ USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
                  "voxceleb2": ("VoxCeleb2", "voxceleb2", "VoxCeleb2_dev"),
                  "demo_ravdess": ("demo_ravdess",),
                  "demo_emodb": ("demo_emodb",),
-                 "demo_voxceleb2": ("demo_voxceleb2",)}
+                 "demo_voxceleb2": ("demo_voxceleb2",),
+                 "cremad": ("CREMA-D", "cremad", "CREMAD"),
+                 "lombard": ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard"),
+                 "audioset": ("AudioSet", "audioset", "AudioSet-20K"),
+                 "demo_cremad": ("demo_cremad",),
+                 "demo_ravdess_av": ("demo_ravdess_av",),
+                 "demo_lombard": ("demo_lombard",),
+                 "demo_audioset": ("demo_audioset",)}
 
 
 def find_root(corpus, data_root):

@@ -6,6 +6,7 @@ Legend: T samples or frames, H height, W width.
 
 import heapq
 import io
+import math
 from collections import deque
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from torchaudio.functional import resample
 from common.files import atomic_path, writing
 
 AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}     # what libsndfile reads by itself
+HEADED_FILES = {".wav", ".flac"}     # ... of which it need read no more than the header to know the length
 LFS_POINTER = b"version https://git-lfs"
 MAX_HIDDEN_FRAMES = 2        # an edit list that is off by the encoder's delay hides no more than these
 END_TOLERANCE_S = 0.1        # a clip may end this much after its video before it is a problem
+MAX_RATE_FACTOR = 1000       # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
 
 
 class MediaError(Exception):
@@ -99,6 +102,8 @@ def _container(path, **options):
 
 def probe(path):
     """What a recording says about itself, as MediaInfo, without decoding it. Raises MediaError."""
+    if Path(path).suffix.lower() in HEADED_FILES:
+        return _probe_audio_file(path)
     with _container(path) as container:
         info = MediaInfo(duration_s=(container.duration or 0) / av.time_base)
         if container.streams.audio:
@@ -111,7 +116,30 @@ def probe(path):
     return info
 
 
+def _probe_audio_file(path):
+    check_file(path)
+    try:
+        info = soundfile.info(str(path))
+    except soundfile.SoundFileError as error:
+        raise _unreadable(path, error) from error
+    return MediaInfo(info.frames / info.samplerate, info.samplerate, info.channels)
+
+
+def _unreadable(path, error):
+    reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
+    return MediaError(path, f"not a readable recording ({reason})", "download it again")
+
+
 # ---- Audio ------------------------------------------------------------------------------------
+
+
+def check_rate(path, source_hz, rate_hz):
+    """Raise MediaError for a sampling rate that nobody records at, as a damaged header may state it.
+
+    The resampling filter grows with source_hz / gcd(source_hz, rate_hz): 44101 to 16000 Hz would take gigabytes.
+    """
+    if source_hz <= 0 or source_hz // math.gcd(source_hz, rate_hz) > MAX_RATE_FACTOR:
+        raise MediaError(path, f"an odd sampling rate ({source_hz} Hz)", "its header may be damaged; download it again")
 
 
 def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
@@ -121,11 +149,13 @@ def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
                     clamped
     rate_hz         sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
     Returns float32 (T,), full scale = 1.
-    Raises MediaError if the file is unreadable, holds no audio in that span, or has NaN or infinite samples.
+    Raises MediaError if the file is unreadable, holds no audio in that span, has NaN or infinite samples, or a
+    sampling rate that nobody records at.
     """
     check_file(path)
     read = _read_audio_file if Path(path).suffix.lower() in AUDIO_FILES else _read_audio_stream
     samples, source_hz = read(path, start_s or 0.0, end_s)      # (T, channels)
+    check_rate(path, source_hz, rate_hz)
     if not len(samples):
         raise MediaError(path, "no audio samples" + (f" from {start_s:.2f} s on" if start_s else ""))
     if not np.isfinite(samples).all():
@@ -144,8 +174,7 @@ def _read_audio_file(path, start_s, end_s):
             file.seek(first)
             return file.read(max(0, last - first), dtype="float32", always_2d=True), file.samplerate
     except soundfile.SoundFileError as error:
-        reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-        raise MediaError(path, f"not a readable recording ({reason})", "download it again") from error
+        raise _unreadable(path, error) from error
 
 
 def _read_audio_stream(path, start_s, end_s):

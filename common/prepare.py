@@ -1,7 +1,8 @@
 """The media of a release made ready: 16 kHz mono wav and muted MP4 per turn, in parallel, resumable.
 
 What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a
-rerun after a kill makes only what is missing or came from other files or settings.
+rerun after a kill makes only what is missing or came from other files or settings. Recordings that are read where
+they lie are only asked for their lengths.
 """
 
 import hashlib
@@ -12,20 +13,32 @@ import signal
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.corpora import Problem
 from common.errors import UserError
-from common.media import Cut, MediaError, copy_muted, cut_turns, probe, read_audio, write_wav
+from common.media import (
+    Cut,
+    MediaError,
+    check_rate,
+    copy_muted,
+    count_frames,
+    cut_turns,
+    probe,
+    read_audio,
+    write_wav,
+)
+from common.release import Problem
 from common.results import append_log
 
 TURNS_PER_BATCH = 16          # of turns that have files of their own; turns cut from one video stay together
+PROBE_THREADS = 8             # headers are waited for, not computed
 LENGTH_TOLERANCE_S = 0.5      # label times and recordings may differ by this much before it is a problem
 
 
@@ -42,7 +55,7 @@ class MediaSettings:
 
 @dataclass
 class Outcome:
-    """What became of one turn's media: paths in the prepared folder ("" = none), length, problems."""
+    """What became of one turn's media: paths in the prepared folder or absolute ("" = none), length, problems."""
 
     utterance_id: str
     fingerprint: str
@@ -237,3 +250,56 @@ def _copy_video(source, outcome, settings, n_threads):
         _report(outcome, source.video, f"holds {n_frames} of the {info.n_frames} frames it states",
                 "download it again")
     outcome.video, outcome.video_s = f"video/{outcome.utterance_id}.mp4", n_frames / (info.fps or 25.0)
+
+
+# ---- Recordings that stay where they are ------------------------------------------------------
+
+
+def place_media(sources, rate_hz, min_turn_s):
+    """Name the recordings where they lie, with the lengths that their headers state; nothing is decoded.
+
+    sources     list of SourceTurn; those without files are passed over
+    rate_hz     sampling rate that the later scripts will ask for
+    min_turn_s  shorter audio is left out
+    Returns {utterance_id: Outcome} with absolute paths; a file that cannot be opened is a problem, and "".
+    Raises UserError where a turn is only a part of a recording.
+    """
+    part = next((s for s in sources if s.audio_span or s.video_span or s.half), None)
+    if part:
+        raise UserError(f"MEDIA_IN_PLACE: {part.turn.utterance_id} is a part of a longer recording and must be cut; "
+                        "leave it false for this corpus")
+    sources = [source for source in sources if source.audio or source.video]
+    ask = partial(_place_turn, rate_hz=rate_hz, min_turn_s=min_turn_s)
+    with ThreadPoolExecutor(PROBE_THREADS) as pool:
+        outcomes = list(tqdm(pool.map(ask, sources), desc="  media", total=len(sources), unit="turn", delay=2))
+    return {outcome.utterance_id: outcome for outcome in outcomes}
+
+
+def _place_turn(source, rate_hz, min_turn_s):
+    outcome = Outcome(source.turn.utterance_id, "")
+    if source.audio:
+        try:
+            seconds = _stated_length(source.audio, "audio", rate_hz)
+            if seconds >= min_turn_s:
+                outcome.audio, outcome.audio_s = os.path.abspath(source.audio), seconds
+            else:
+                _report(outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S")
+        except MediaError as error:
+            _report(outcome, source.audio, error.reason, error.remedy)
+    if source.video:
+        try:
+            outcome.video_s = _stated_length(source.video, "video", rate_hz)
+            outcome.video = os.path.abspath(source.video)
+        except MediaError as error:
+            _report(outcome, source.video, error.reason, error.remedy)
+    return outcome
+
+
+def _stated_length(path, kind, rate_hz):
+    """Seconds of a recording that has a track of this kind; a video that states none has its frames counted."""
+    info = probe(path)
+    if not (info.rate_hz if kind == "audio" else info.width):
+        raise MediaError(path, f"no {kind} track")
+    if kind == "audio":
+        check_rate(path, info.rate_hz, rate_hz)
+    return info.duration_s or (count_frames(path) / info.fps if kind == "video" and info.fps else 0.0)

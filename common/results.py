@@ -177,8 +177,9 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
     labelled = manifest.labelled
     per_class = ", ".join(f"{name} {sum(t.label == name for t in labelled):,}" for name in manifest.classes)
     print(f"{run.command}\n  device    {run.device}\n"
-          f"  corpus    {manifest.corpus}: {len(manifest.turns):,} turns, {len(labelled):,} labelled "
-          f"({per_class}), {len({t.speaker for t in labelled})} speakers\n"
+          f"  corpus    {manifest.corpus}: {len(manifest.turns):,} turns, "
+          f"{f'{len(labelled):,} labelled ({per_class})' if labelled else 'no labels'}, "
+          f"{len({t.speaker for t in labelled or manifest.turns}):,} speakers\n"
           f"  protocol  {protocol}\n  results   {public(str(folder))}/")
     run.log({"event": "started", "command": run.command, "settings": public(settings)})
     return run

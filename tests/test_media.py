@@ -91,6 +91,37 @@ def test_damaged_containers_say_what_is_wrong(tmp_path):
         read_frames(tmp_path / "tone.wav")
 
 
+@pytest.mark.parametrize("rate_hz", [44101, 127_777, 2**31 - 1])
+def test_odd_sampling_rates_are_refused_before_resampling(tmp_path, rate_hz, monkeypatch):
+    """A damaged header: the filter for 44101 to 16000 Hz alone would take 2.8 GB."""
+    monkeypatch.setattr(media, "resample", lambda *_: pytest.fail("resampled"))
+    write_tone(tmp_path / "a.wav", 0.1, rate_hz=16000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[24:28] = struct.pack("<I", rate_hz)
+    (tmp_path / "a.wav").write_bytes(data)
+    with pytest.raises(MediaError, match=f"odd sampling rate \\({rate_hz} Hz"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 22050, 24000, 32000, 37800, 44100, 48000, 96000, 192000])
+@pytest.mark.parametrize("wanted_hz", [16000, 24000])
+def test_rates_that_recorders_have_are_read(tmp_path, rate_hz, wanted_hz):
+    write_tone(tmp_path / "a.wav", 0.1, rate_hz=rate_hz)
+    assert len(read_audio(tmp_path / "a.wav", rate_hz=wanted_hz)) == pytest.approx(0.1 * wanted_hz, abs=2)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac"])
+def test_probe_of_audio_files_is_by_their_header(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    soundfile.write(str(path), np.zeros((4410, 2)), 44100)
+    info = probe(path)
+    assert (info.duration_s, info.rate_hz, info.channels, info.width) == (0.1, 44100, 2, 0)
+    for content, message in ((b"", "empty"), (b"version https://git-lfs", "git-lfs"), (b"noise", "not a readable")):
+        path.write_bytes(content)
+        with pytest.raises(MediaError, match=message):
+            probe(path)
+
+
 # ---- Video in ---------------------------------------------------------------------------------
 
 

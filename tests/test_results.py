@@ -23,6 +23,14 @@ def run(tmp_path, monkeypatch):
                                                     "DATA_ROOT": str(tmp_path / "data")}, MANIFEST, "5-fold")
 
 
+def test_the_header_counts_the_speakers_of_a_corpus_without_labels(run, capsys):
+    results.start_run("04_x.py", run.settings, MANIFEST, "5-fold")
+    assert "demo_toy: 1 turns, 1 labelled (sad 1), 1 speakers\n" in capsys.readouterr().out
+    turns = [Turn(f"u{i}", "d", i, speaker, "", 0, 1) for i, speaker in enumerate("aab")]
+    results.start_run("04_x.py", run.settings, Manifest("demo_toy", Path("toy"), (), turns), "pretraining")
+    assert "demo_toy: 3 turns, no labels, 2 speakers\n" in capsys.readouterr().out
+
+
 CELLS = [Cell("sum", "SVM", [70.0, 72.0], [(0, "fold1"), (1, "fold1")], 75.42, 65.0, 77.0, 5531),
          Cell("sum", "NN", [71.0]), Cell("product", "SVM"), Cell("sum", "p", [0.00001], unit="", digits=3)]
 

@@ -1,0 +1,538 @@
+"""The backbones against torchvision, torch's own layers and naive spectra; their checkpoints, good and bad."""
+
+import argparse
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from common import av_backbones
+from common.av_backbones import (AVID_BINS, AVIDAudio, CrissCrossAudio, R2Plus1D, R2Plus1DBlock, calibrate,
+                                 load_backbone, log_mel, log_spectrogram, measure_audio_stats, normalise_frames,
+                                 read_audio_stats, write_checkpoints)
+from common.errors import UserError
+from tests.conftest import shared_data
+
+SIZE = 32                                    # of a frame: 1 x 1 is left of it at the end
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def backbone_of(name="avid-cma", width=4, **changes):
+    given = {"size": SIZE, "video_checkpoint": "", "audio_checkpoint": "", "audio_stats": "", "random_seed": 1,
+             "allow_pickle": False, "device": "cpu", "precision": "no"} | changes
+    return load_backbone(name, width, **given)
+
+
+def clips(n, rate_hz, seed=0, seconds=0.4, n_frames=6):
+    """Tones of n pitches with noise, and squares of n colours that move over a dim noisy ground."""
+    generator = seeded(seed)
+    time_s = torch.arange(round(seconds * rate_hz)) / rate_hz
+    pitch_hz = 100 * 2 ** (4 * torch.rand(n, 1, generator=generator))
+    audio = 0.1 * torch.sin(2 * torch.pi * pitch_hz * time_s) + 0.003 * noise(n, len(time_s), seed=seed)
+    video = torch.randint(60, (n, n_frames, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    for i, colour in enumerate(torch.randint(60, 256, (n, 3), dtype=torch.uint8, generator=generator)):
+        at = int(torch.randint(SIZE // 2, (), generator=generator))
+        for f in range(n_frames):
+            video[i, f, at:at + 8, 2 * f:2 * f + 10] = colour
+    return audio, video
+
+
+def calibrated(name="avid-cma", folder=None, **changes):
+    """A narrow backbone of random weights, ready for use."""
+    backbone = backbone_of(name, **changes)
+    audio, video = clips(24, backbone.rate_hz, seed=5)
+    if backbone.audio_stats is None and name != "crisscross":
+        measure_audio_stats(backbone, [(audio, video)], folder / "stats.npz")
+    calibrate(backbone, [(audio, video)])
+    return backbone
+
+
+# ---- Networks ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("network, n_parameters, n_keys, examples", [
+    (R2Plus1D(64, "max"), 15_379_136, 201, {
+        "conv1.0.weight": (64, 3, 3, 7, 7), "conv3x.0.res_conv.weight": (128, 64, 1, 1, 1),
+        "conv5x.1.out_bn.weight": (512,), "conv2x.1.tmp_conv2.weight": (64, 64, 3, 1, 1),
+        "conv4x.0.spt_conv1.weight": (256, 128, 1, 3, 3), "conv1.1.running_mean": (64,)}),
+    (AVIDAudio(64), 4_725_696, 54, {
+        "conv1.0.weight": (64, 1, 7, 7), "block1.conv1.weight": (64, 64, 3, 3), "block4.conv2.weight": (512, 512, 3, 3),
+        "block2.bn2.weight": (128,)}),
+    (CrissCrossAudio(64), 11_170_240, 120, {
+        "conv1.0.weight": (64, 1, 7, 7), "conv1.1.weight": (64,), "block2.0.downsample.0.weight": (128, 64, 1, 1),
+        "block4.1.conv2.weight": (512, 512, 3, 3)})])
+def test_parameters_and_keys_of_the_published_networks(network, n_parameters, n_keys, examples):
+    state = network.state_dict()
+    assert sum(p.numel() for p in network.parameters()) == n_parameters
+    assert len(state) == n_keys
+    assert {key: tuple(state[key].shape) for key in examples} == examples
+    assert not [key for key in state if key.endswith("bias") and state[key.replace("bias", "weight")].ndim > 1]
+
+
+def test_a_block_is_what_the_paper_composes_it_of():
+    """The same on torch's functions: 2-D convolutions of each frame, 1-D convolutions of each pixel."""
+    block, x = uneven(R2Plus1DBlock(3, 5, 2)), noise(2, 3, 6, 8, 8)
+
+    def in_space(x, weight, stride):
+        y = F.conv2d(x.transpose(1, 2).flatten(0, 1), weight[:, :, 0], stride=stride, padding=1)
+        return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+    def in_time(x, weight, stride):
+        b, _, _, h, w = x.shape
+        y = F.conv1d(x.permute(0, 3, 4, 1, 2).flatten(0, 2), weight[:, :, :, 0, 0], stride=stride, padding=1)
+        return y.view(b, h, w, y.shape[1], -1).permute(0, 3, 4, 1, 2)
+
+    def norm(x, name):
+        state = [getattr(getattr(block, name), key) for key in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *state)
+
+    y = norm(in_space(x, block.spt_conv1.weight, 2), "spt_bn1").relu()
+    y = norm(in_time(y, block.tmp_conv1.weight, 2), "tmp_bn1").relu()
+    y = norm(in_space(y, block.spt_conv2.weight, 1), "spt_bn2").relu()
+    y = in_time(y, block.tmp_conv2.weight, 1)
+    shortcut = torch.einsum("oi,bithw->bothw", block.res_conv.weight[:, :, 0, 0, 0], x[:, :, ::2, ::2, ::2])
+    expected = norm(y + shortcut, "out_bn").relu()
+    assert expected.shape == (2, 5, 3, 4, 4)
+    torch.testing.assert_close(block(x), expected, atol=1e-5, rtol=1e-5)
+    same = uneven(R2Plus1DBlock(5, 5, 1))
+    assert same.res_conv is None and (same(expected) > 0).any()
+
+
+def uneven(network):
+    """Evaluation mode, with BatchNorms whose weights and statistics are nobody's default."""
+    state = {key: 0.5 + torch.rand(value.shape, generator=seeded(i)) if value.ndim == 1 else value
+             for i, (key, value) in enumerate(network.state_dict().items())}
+    network.load_state_dict(state)
+    return network.eval()
+
+
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_the_video_network_is_its_stages_and_a_global_pool(pool):
+    network, x = uneven(R2Plus1D(4, pool)), noise(2, 3, 8, 64, 64)
+    seen = []
+    for name in ("conv1", "conv2x", "conv3x", "conv4x", "conv5x"):
+        getattr(network, name).register_forward_hook(lambda *call: seen.append(call[2]))
+    found = network(x)
+    assert [tuple(y.shape[1:]) for y in seen] == [(4, 8, 16, 16), (4, 8, 16, 16), (8, 4, 8, 8), (16, 2, 4, 4),
+                                                  (32, 1, 2, 2)]
+    pooled = seen[-1].flatten(2)
+    torch.testing.assert_close(found, pooled.max(2).values if pool == "max" else pooled.mean(2))
+
+
+def test_the_audio_network_of_crisscross_is_torchvisions_resnet18():
+    network = uneven(CrissCrossAudio(64))
+    reference = torchvision.models.resnet18(weights=None)
+    reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    reference.fc = torch.nn.Identity()
+    names = {"conv1.0.": "conv1.", "conv1.1.": "bn1.", **{f"block{i}.": f"layer{i}." for i in (1, 2, 3, 4)}}
+    mapped = {}
+    for key, value in network.state_dict().items():
+        old = next(old for old in names if key.startswith(old))
+        mapped[names[old] + key.removeprefix(old)] = value
+    reference.load_state_dict(mapped)
+    x = noise(2, 1, 80, 41)
+    torch.testing.assert_close(network(x), reference.eval()(x), atol=1e-4, rtol=1e-4)
+
+
+def test_the_audio_network_of_avid_by_torchs_functions():
+    network, x = uneven(AVIDAudio(3)), noise(2, 1, 40, AVID_BINS)
+    state = network.state_dict()
+
+    def layer(x, conv, norm, stride, padding):
+        y = F.conv2d(x, state[conv + ".weight"], stride=stride, padding=padding)
+        statistics = (state[f"{norm}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(y, *statistics).relu()
+
+    y = layer(x, "conv1.0", "conv1.1", 2, 3)
+    for i, stride in enumerate((2, 2, 2, 1), 1):
+        y = layer(y, f"block{i}.conv1", f"block{i}.bn1", stride, 1)
+        y = layer(y, f"block{i}.conv2", f"block{i}.bn2", 1, 1)
+    torch.testing.assert_close(network(x), F.adaptive_max_pool2d(y, 1).flatten(1), atol=1e-5, rtol=1e-5)
+
+
+# ---- Inputs --------------------------------------------------------------------------------
+
+def naive_power(samples, hop, n_frames):
+    """|DFT|^2 of Hann windows centred on every hop-th sample of the mirrored signal, by a matrix: (frames, 513)."""
+    n = np.arange(1024)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / 1024)
+    dft = np.exp(-2j * np.pi * np.outer(np.arange(513), n) / 1024)
+    mirrored = np.concatenate([samples[512:0:-1], samples, samples[-2:-514:-1]])
+    frames = np.stack([mirrored[t * hop:t * hop + 1024] * window for t in range(n_frames)])
+    return np.abs(frames @ dft.T) ** 2
+
+
+def test_log_spectrogram_of_avid_against_a_naive_one():
+    audio = clips(3, 24000)[0]
+    audio[1] *= 1e-3                          # soft: its floor is 100 dB below its own loudest bin
+    audio[2, 4000:] = 0
+    found = log_spectrogram(audio)
+    assert found.shape == (3, 1, 40, 257)     # 100 frames per second
+    for i in range(3):
+        power = naive_power(audio[i].double().numpy(), 240, 40)
+        bins = np.column_stack([power[:, 0], power[:, 1:].reshape(40, 256, 2).mean(2)])
+        expected = 10 * np.log10(np.maximum(bins, 1e-10))
+        expected = np.maximum(expected, expected.max() - 100)
+        np.testing.assert_allclose(found[i, 0].numpy(), expected, atol=0.02)
+    assert found[2].min() == pytest.approx(found[2].max().item() - 100, abs=1e-3)
+
+
+def test_log_mel_of_crisscross_against_a_naive_one():
+    audio = clips(2, 16000)[0]
+
+    def to_mel(hz):                           # Slaney's: linear to 1 kHz, then 27 steps for a factor of 6.4
+        return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1) / 1000) / np.log(6.4))
+
+    def to_hz(mel):
+        return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(np.log(6.4) / 27 * (mel - 15)))
+
+    edges = to_hz(np.linspace(0, to_mel(np.array(8000.0)), 82))
+    hz = np.arange(513) * 16000 / 1024
+    up = (hz[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    down = (edges[2:] - hz[:, None]) / (edges[2:] - edges[1:-1])
+    filters = np.maximum(0, np.minimum(up, down)) * 2 / (edges[2:] - edges[:-2])     # (513, 80)
+    found = log_mel(audio)
+    assert found.shape == (2, 1, 80, 41)
+    for i in range(2):
+        mel = naive_power(audio[i].double().numpy(), 160, 41) @ filters
+        expected = (np.log(mel + 1.19e-7) + 5.3688107) / 4.410007
+        np.testing.assert_allclose(found[i, 0].numpy(), expected.T, atol=2e-3)
+
+
+def test_frames_are_normalised_by_channel():
+    frames = torch.zeros(1, 2, 3, 4, 3, dtype=torch.uint8)
+    frames[0, 1, 2, 3] = torch.tensor([255, 51, 0], dtype=torch.uint8)
+    found = normalise_frames(frames, *av_backbones.IMAGENET)
+    assert found.shape == (1, 3, 2, 3, 4)
+    expected = torch.tensor([(1 - 0.485) / 0.229, (0.2 - 0.456) / 0.224, -0.406 / 0.225])
+    torch.testing.assert_close(found[0, :, 1, 2, 3], expected)
+    torch.testing.assert_close(found[0, 0, 0, 0, 0], torch.tensor(-0.485 / 0.229))
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_statistics_are_those_of_all_training_frames(tmp_path):
+    backbone, audio = backbone_of(), clips(7, 24000)[0]
+    with pytest.raises(ValueError, match="call measure_audio_stats first"):
+        backbone.features(audio, None)
+    measure_audio_stats(backbone, [(audio[:3], None), (None, None), (audio[3:], None)], tmp_path / "stats.npz")
+    bins = log_spectrogram(audio).flatten(0, 2)
+    torch.testing.assert_close(torch.tensor(backbone.audio_stats[0]), bins.mean(0), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(backbone.audio_stats[1]), bins.std(0, correction=0), atol=1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(read_audio_stats(tmp_path / "stats.npz"), backbone.audio_stats)
+    standardised = backbone.audio_input(audio).flatten(0, 2)
+    assert standardised.mean(0).abs().max() < 1e-3 and (standardised.std(0) - 1).abs().max() < 0.01
+    measure_audio_stats(backbone, [(torch.zeros_like(audio), None)], tmp_path / "silence.npz")
+    assert (backbone.audio_stats[0] == -100).all() and (backbone.audio_stats[1] == 1).all()
+    with pytest.raises(ValueError, match="no clips"):
+        measure_audio_stats(backbone, [], tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("content, problem", [
+    ({"mean": np.zeros(257)}, "not an npz file with mean and std"),
+    ({"mean": np.zeros(513), "std": np.ones(513)}, r"must be 257 finite numbers each, these have shapes \(513,\)"),
+    ({"mean": np.full(257, np.nan), "std": np.ones(257)}, "must be 257 finite numbers"),
+    ({"mean": np.array([{}]), "std": np.ones(257)}, "not an npz file with mean and std"),
+    (b"version https://git-lfs", "not an npz file"), (None, "No such file")])
+def test_bad_statistics_are_refused(tmp_path, content, problem):
+    path = tmp_path / "stats.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.savez(path, **content)
+    with pytest.raises(UserError, match=problem) as error:
+        read_audio_stats(path)
+    assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+# ---- Features ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, width, n_parameters", [
+    ("avid-cma", 64, 15_379_136 + 4_725_696), ("crisscross", 64, 26_549_376), ("crisscross", 4, None),
+    ("avid-cma", 16, None), ("kinetics", 64, None)])
+def test_what_each_pair_reads_and_gives(tmp_path, name, width, n_parameters):
+    backbone = backbone_of(name, width)
+    assert backbone.dim == 8 * width and backbone.fps == 16
+    assert backbone.rate_hz == (16000 if name == "crisscross" else 24000)
+    assert n_parameters is None or backbone.n_parameters == n_parameters
+    if name != "kinetics":
+        assert backbone.video.pool is (torch.mean if name == "crisscross" else torch.amax)
+    assert backbone_of(name, width, size=0).size == (224 if name == "avid-cma" else 112)
+    assert backbone_of("avid-cma", size=224).short_side == 256
+    backbone.audio_stats = (np.zeros(257), np.ones(257))
+    audio, video = backbone.features(*clips(2, backbone.rate_hz))
+    assert audio.shape == video.shape == (2, 8 * width) and audio.dtype == video.dtype == torch.float32
+    assert not audio.requires_grad and not [p for n in (backbone.audio, backbone.video) for p in n.parameters()
+                                            if p.requires_grad]
+    assert backbone.features(None, clips(1, 16000)[1])[0] is None
+    assert backbone.features(clips(1, backbone.rate_hz)[0], None)[1] is None
+
+
+@pytest.mark.parametrize("name", ["avid-cma", "crisscross"])
+def test_features_belong_to_their_clip_alone_and_nothing_moves(tmp_path, name):
+    backbone = calibrated(name, tmp_path)
+    audio, video = clips(6, backbone.rate_hz, seed=2)
+    before = {part: {key: value.clone() for key, value in getattr(backbone, part).state_dict().items()}
+              for part in ("audio", "video")}
+    first = backbone.features(audio, video)
+    again = backbone.features(audio.numpy(), video.numpy())
+    assert all(torch.equal(x, y) for x, y in zip(first, again))
+    assert all(torch.equal(value, before[part][key]) for part in before
+               for key, value in getattr(backbone, part).state_dict().items())
+    assert not backbone.audio.training and not backbone.video.training
+    louder = backbone.features(torch.cat([audio[:1], 100 * audio[1:]]), torch.cat([video[:1], 255 - video[1:]]))
+    for x, y in zip(first, louder):
+        torch.testing.assert_close(x[0], y[0], atol=1e-4, rtol=1e-4)
+        assert (x[1] - y[1]).abs().max() > 0.01
+    backbone.video.requires_grad_(True)       # as where the cost of training it is measured
+    assert not backbone.features(None, video)[1].requires_grad
+
+
+def test_half_precision_is_close():
+    backbone = calibrated("crisscross")
+    given = clips(6, 16000, seed=2)
+    full = backbone.features(*given)
+    backbone.precision = "bf16"
+    half = backbone.features(*given)
+    for x, y in zip(full, half):
+        assert y.dtype == torch.float32 and not torch.equal(x, y)
+        assert torch.cosine_similarity(x - x.mean(0), y - y.mean(0), 1).min() > 0.95
+
+
+def test_frames_of_another_kind_are_refused():
+    backbone, video = backbone_of("crisscross"), clips(2, 16000)[1]
+    for wrong in (video.float(), video[:, :, :, :16], video[0], video.movedim(-1, 2)):
+        with pytest.raises(ValueError, match=r"crisscross reads uint8 \(B, F, 32, 32, 3\)"):
+            backbone.features(None, wrong)
+
+
+@pytest.mark.parametrize("name", ["avid-cma", "crisscross"])
+def test_calibrated_random_networks_tell_clips_apart(tmp_path, name):
+    """On clips that they were not calibrated on: neither faded, nor exploded, nor all the same."""
+    backbone, raw = calibrated(name, tmp_path, width=8), backbone_of(name, width=8)
+    raw.audio_stats = backbone.audio_stats
+    given = clips(16, backbone.rate_hz, seed=9)
+    for x, y in zip(backbone.features(*given), raw.features(*given)):
+        assert torch.isfinite(x).all() and x.abs().max() < 10
+        assert x.std(0).median() > 0.1
+        distance = torch.cdist(x, x) + 1e9 * torch.eye(16)
+        assert distance.min() > 0.005 * x.norm(dim=1).mean()
+        assert y.max() > 3 * x.max(), "calibration does not matter"
+
+
+def explained(x, y):
+    """Share of the variance of y (N, n) that a ridge regression on features x (N, D) explains in the last third."""
+    n = 2 * len(x) // 3
+    x = torch.cat([(x - x[:n].mean(0)) / x[:n].std(0), torch.ones(len(x), 1)], 1).double()
+    weight = torch.linalg.solve(x[:n].T @ x[:n] + 30 * torch.eye(x.shape[1]).double(), x[:n].T @ y[:n].double())
+    return 1 - ((x[n:] @ weight - y[n:]).square().mean() / y[n:].double().var(0).mean()).item()
+
+
+def test_features_of_random_networks_can_be_read_linearly():
+    """As a classifier, and whatever imputes them, must; without RANDOM_BIAS the colour explains itself 0.05 or less."""
+    backbone = calibrated("crisscross", width=8)
+    audio, video = clips(360, backbone.rate_hz, seed=9)
+    loudness = torch.linspace(-1.5, 0, 360)[torch.randperm(360, generator=seeded(3))][:, None]
+    colour = video.amax((1, 2, 3)).float()                                           # of the square: the ground is dim
+    heard, seen = backbone.features(10 ** loudness * audio, video)
+    assert explained(heard, loudness) > 0.9
+    assert explained(seen, colour) > 0.3
+
+
+def test_calibration_takes_the_statistics_of_the_clips(tmp_path):
+    """The stem's, by hand; the mean over batches; not a network with weights of its own."""
+    backbone = calibrated("crisscross")
+    _, video = clips(24, 16000, seed=5)
+    stem = backbone.video.conv1[0](backbone.video_input(video))
+    norm = backbone.video.conv1[1]
+    torch.testing.assert_close(norm.running_mean, stem.mean((0, 2, 3, 4)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, stem.var((0, 2, 3, 4)), atol=1e-4, rtol=1e-4)
+    assert norm.momentum == 0.1 and not norm.training
+    paths = write_checkpoints(tmp_path, backbone)
+    mixed = backbone_of("crisscross", video_checkpoint=paths["video_checkpoint"])
+    assert mixed.untrained == ("audio",)
+    calibrate(mixed, [clips(8, 16000, seed=1), clips(8, 16000, seed=2)])
+    torch.testing.assert_close(mixed.video.conv1[1].running_mean, norm.running_mean)
+    halves = [mixed.audio.conv1[0](mixed.audio_input(clips(8, 16000, seed=s)[0])).mean((0, 2, 3)) for s in (1, 2)]
+    torch.testing.assert_close(mixed.audio.conv1[1].running_mean, sum(halves) / 2, atol=1e-5, rtol=1e-4)
+    for nothing in ([], [(None, clips(8, 16000)[1])]):
+        with pytest.raises(ValueError, match="no clips"):
+            calibrate(mixed, nothing)
+
+
+def test_random_weights_depend_on_their_seed_alone():
+    state = torch.get_rng_state()
+    first, second, other = (backbone_of(random_seed=seed).video.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first["conv1.0.weight"], other["conv1.0.weight"])
+
+
+def test_identity_changes_with_whatever_changes_features(tmp_path):
+    backbone = calibrated("avid-cma", tmp_path)
+    first = backbone.identity()
+    assert json.loads(json.dumps(first)) == first == backbone.identity()
+    seen = [first]
+    backbone.precision = "bf16"
+    seen.append(backbone.identity())
+    calibrate(backbone, [clips(24, 24000, seed=6)])
+    seen.append(backbone.identity())
+    backbone.audio_stats = (backbone.audio_stats[0], backbone.audio_stats[1] + 1)
+    seen.append(backbone.identity())
+    assert all(x != y for x, y in zip(seen, seen[1:]))
+    loaded = backbone_of(random_seed=None, **write_checkpoints(tmp_path, backbone), precision="bf16")
+    assert loaded.identity() == seen[-1]
+
+
+# ---- Checkpoints ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["avid-cma", "crisscross"])
+def test_checkpoints_as_the_authors_write_them_come_back(tmp_path, name):
+    backbone = calibrated(name, tmp_path)
+    paths = write_checkpoints(tmp_path / "files", backbone)
+    given = clips(3, backbone.rate_hz, seed=4)
+    loaded = backbone_of(name, random_seed=None, **paths)
+    assert all(torch.equal(x, y) for x, y in zip(backbone.features(*given), loaded.features(*given)))
+    assert loaded.untrained == () and len(loaded.report) == 2 and "random" not in "".join(loaded.report)
+    calibrate(loaded, iter(lambda: pytest.fail("decoded clips for nothing"), None))
+    if name == "avid-cma":
+        names = {path.name for path in (tmp_path / "files").iterdir()}
+        assert names == {av_backbones.AVID_FILE, av_backbones.STATS_FILE}
+        content = torch.load(paths["video_checkpoint"], weights_only=True)
+        assert set(content) == {"epoch", "model", "optimizer", "train_criterion"}
+        assert {key.split(".")[1] for key in content["model"]} == {f"{part}_{kind}" for part in ("video", "audio")
+                                                                   for kind in ("model", "proj")}
+        assert loaded.report[0] == (f"avid-cma, video: 201 keys loaded from {av_backbones.AVID_FILE}, skipped "
+                                    "54 of audio_model, 1 of audio_proj, 1 of video_proj, 0 missing")
+        once = backbone_of(name, random_seed=None, **paths | {"audio_checkpoint": ""})
+        assert torch.equal(once.features(*given)[0], loaded.features(*given)[0])
+    else:
+        bare = torch.load(paths["audio_checkpoint"], weights_only=True)
+        assert len(bare) == 120 and "block1.0.conv1.weight" in bare
+        assert loaded.report[1] == ("crisscross, audio: 120 keys loaded from aud_crisscross_audioset.pth.tar, skipped "
+                                    "none, 0 missing")
+
+
+def test_the_old_format_of_files_is_read_too(tmp_path):
+    """Files of before PyTorch 1.6 are no archives, and BatchNorms of before 0.4 counted no batches."""
+    backbone = calibrated("crisscross")
+    paths = write_checkpoints(tmp_path, backbone)
+    state = {key: value for key, value in backbone.video.state_dict().items() if not key.endswith("batches_tracked")}
+    torch.save({"model": {"module." + key: value for key, value in state.items()}}, paths["video_checkpoint"],
+               _use_new_zipfile_serialization=False)
+    loaded = backbone_of("crisscross", random_seed=None, **paths)
+    given = clips(2, 16000)
+    assert torch.equal(loaded.features(*given)[1], backbone.features(*given)[1])
+    assert "168 keys loaded" in loaded.report[0] and loaded.report[0].endswith("33 missing")
+
+
+def test_torchvisions_kinetics_network(tmp_path, monkeypatch):
+    reference = torchvision.models.video.r2plus1d_18(weights=None)
+    torch.save(reference.state_dict(), tmp_path / "r2plus1d_18.pth")
+    backbone = backbone_of("kinetics", 64, video_checkpoint=tmp_path / "r2plus1d_18.pth")
+    assert "skipped 2 of fc" in backbone.report[0] and backbone.untrained == ("audio",)
+    video, seen = clips(2, 24000)[1], []
+    reference.eval().avgpool.register_forward_hook(lambda *call: seen.append(call[2].flatten(1)))
+    mean, std = (torch.tensor(x) for x in ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)))
+    with torch.no_grad():
+        reference(((video / 255 - mean) / std).permute(0, 4, 1, 2, 3))
+    torch.testing.assert_close(backbone.features(None, video)[1], seen[0], atol=1e-4, rtol=1e-4)
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: reference.state_dict())
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: reference.state_dict())
+    calibrated_audio = write_checkpoints(tmp_path, calibrated("avid-cma", tmp_path, width=64))["audio_checkpoint"]
+    downloaded = backbone_of("kinetics", 64, audio_checkpoint=calibrated_audio, random_seed=None)
+    assert torch.equal(downloaded.features(None, video)[1], backbone.features(None, video)[1])
+    assert "loaded from torchvision" in downloaded.report[0] and "54 keys" in downloaded.report[1]
+
+    def no_network(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    with pytest.raises(UserError, match="cannot be downloaded .no route to host.; download https://"):
+        backbone_of("kinetics", 64, audio_checkpoint=calibrated_audio, random_seed=None)
+    with pytest.raises(UserError, match="64 wide; set the width to 64"):
+        backbone_of("kinetics", 8)
+
+
+def damage(path, kind):
+    """Replace a checkpoint by something that is none."""
+    content = torch.load(path, weights_only=True)
+    if kind == "half":
+        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    elif kind == "old half":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+        path.write_bytes(path.read_bytes()[:-100])
+    elif kind == "absent":
+        path.unlink()
+    elif kind in ("object", "old object"):
+        torch.save(content | {"args": argparse.Namespace(lr=1)}, path, _use_new_zipfile_serialization=kind == "object")
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "other":
+        torch.save({"model": {"module.audio_model.conv1.0.weight": torch.zeros(1)}}, path)
+    elif kind == "one short":
+        content["model"].pop("module.video_model.conv4x.1.tmp_conv1.weight")
+        torch.save(content, path)
+    else:
+        path.write_bytes(kind)
+
+
+@pytest.mark.parametrize("kind, problem", [
+    ("absent", "no such file; correct the path of the checkpoint"),
+    ("half", "not a whole PyTorch checkpoint .PytorchStreamReader failed reading"),
+    ("old half", "not a whole PyTorch checkpoint"),
+    (b"", "not a whole PyTorch checkpoint .an empty file"),
+    (b"<!DOCTYPE html><html>", "not a whole PyTorch checkpoint .a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a pointer of git-lfs"),
+    ("object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
+    ("old object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
+    ("list", "holds a list, not a dict of weights"),
+    ("other", "168 of 201 weights of the video network are missing, first conv1.0.weight; the file has 1 others"),
+    ("one short", "1 of 201 weights of the video network are missing, first conv4x.1.tmp_conv1.weight")])
+def test_bad_checkpoints_are_refused_in_one_line(tmp_path, kind, problem):
+    backbone = backbone_of()
+    backbone.audio_stats = (np.zeros(257), np.ones(257))
+    paths = write_checkpoints(tmp_path, backbone)
+    damage(paths["video_checkpoint"], kind)
+    with pytest.raises(UserError, match=problem) as error:
+        backbone_of(random_seed=None, **paths)
+    assert str(error.value).startswith(str(paths["video_checkpoint"])) and "\n" not in str(error.value)
+    if kind in ("object", "old object"):
+        loaded = backbone_of(random_seed=None, allow_pickle=True, **paths)
+        assert torch.equal(loaded.video.conv1[0].weight, backbone.video.conv1[0].weight)
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path):
+    backbone = backbone_of("crisscross", 4)
+    paths = write_checkpoints(tmp_path, backbone)
+    with pytest.raises(UserError, match=re.escape("is (4, 3, 3, 7, 7) where a network of width 8 has (8, 3, 3, 7, 7)")):
+        backbone_of("crisscross", 8, **paths)
+
+
+def test_names_and_random_weights_are_refused():
+    with pytest.raises(UserError, match="backbone 'AVID': unknown; choose one of avid-cma, crisscross, kinetics"):
+        backbone_of("AVID")
+    with pytest.raises(UserError, match="no checkpoint named for its video network"):
+        backbone_of("avid-cma", random_seed=None)
+
+
+# ---- Real recordings -----------------------------------------------------------------------
+
+def test_real_clips_have_finite_features(tmp_path):
+    from common.media import read_audio, read_frames
+    folder = shared_data("ravdess_av")
+    path = next(iter(sorted(folder.rglob("*.mp4"))))
+    backbone = calibrated("avid-cma", tmp_path)
+    audio = torch.from_numpy(read_audio(path, rate_hz=backbone.rate_hz))
+    frames, _ = read_frames(path, n_frames=24, size=(SIZE, SIZE))
+    found = backbone.features(audio[:4 * 9600].view(4, 9600), frames.reshape(4, 6, SIZE, SIZE, 3))
+    assert all(torch.isfinite(x).all() and x.std(0).max() > 0.01 for x in found)
