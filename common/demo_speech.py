@@ -78,13 +78,13 @@ SONG_RATE = 0.70                   # of the speaking rate
 RAVDESS_RATE_HZ = 48000
 RAVDESS_FOLDERS = {"01": "Audio_Speech_Actors_01-24", "02": "Audio_Song_Actors_01-24"}
 N_STEREO = 2                       # recordings of demo_ravdess with two channels, as a few genuine ones have
-SILENCE_S = (0.7, 1.1)             # before and after an acted clip of RAVDESS
+SILENCE_S = (0.1, 0.3)             # before and after an acted clip; about 1 s in the genuine ones
 ROOM_NOISE_RMS = 0.0005
 CLIP_S = (4.0, 8.0)                # length of VoxCeleb2's clips
 CLIPS_PER_VIDEO = 3
 MOOD_LASTS = 0.6                   # chance that the next sentence of a video has the mood of the last one
-NOISE_DB = (-35.0, -12.0)          # of a video, against its speech
-REVERBERATION_S = (0.1, 0.5)       # time in which the sound of a video's room falls by 60 dB
+NOISE_DB = (-60.0, -40.0)          # of a video, against its speech
+REVERBERATION_S = (0.05, 0.2)      # time in which the sound of a video's room falls by 60 dB
 BAND_HZ = (3400, 7600)             # upper limit of what a video's microphone picks up
 AAC_BIT_RATE = 64000
 
@@ -185,6 +185,7 @@ def write_corpus(root, recordings, write, workers, texts=None):
     with atomic_path(Path(root)) as temporary, ThreadPoolExecutor(workers) as pool:
         temporary.mkdir()
         for name, content in (texts or {}).items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(content, encoding="utf-8")
         for _ in pool.map(partial(write, temporary), recordings, spoken):
             pass               # an error in a thread is raised here
