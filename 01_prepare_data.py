@@ -11,18 +11,23 @@ clip is written as MP4.
     python 01_prepare_data.py --CORPUS=voxceleb2         # a table of clips that are read where they lie
     python 01_prepare_data.py --demo                     # a synthetic corpus in IEMOCAP's layout
     python 01_prepare_data.py --demo --CORPUS=demo_ravdess       # or demo_voxceleb2, demo_emodb: for 05
+    python 01_prepare_data.py --CORPUS=cremad            # or lombard, audioset: read where they lie, for 06
+    python 01_prepare_data.py --demo --CORPUS=demo_cremad        # or demo_ravdess_av, demo_lombard, demo_audioset
 
 VoxCeleb2, the corpus that Sadok et al. pretrain on, is not copied: a thousand hours as wav would take 115 GB, and
 05 decodes each clip once. Its manifest names the recordings where they lie, and their lengths are not known yet.
+CREMA-D, Lombard GRID and AudioSet, of Chochlakis et al., are not copied either, since 06 decodes each recording once
+and AVID-CMA hears up to 12 kHz; their lengths are taken from the files' headers. MEDIA_IN_PLACE does so with RAVDESS.
 
 Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it
-speaking and drawing, demo_ravdess 18 s, demo_emodb 11 s, demo_voxceleb2 14 s; the names of VoxCeleb2's 1.1 million
+speaking and drawing, demo_ravdess 18 s, demo_emodb 11 s, demo_voxceleb2 14 s; demo_cremad, demo_ravdess_av,
+demo_lombard and demo_audioset 10 to 15 s of one core each; the names of VoxCeleb2's 1.1 million
 clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours
 of turns take about 11 minutes. A killed or repeated run goes on from what is finished.
 
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
 outside the label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which
-file), audio/<utterance>.wav, video/<utterance>.mp4.
+file), audio/<utterance>.wav, video/<utterance>.mp4; only the first three where recordings stay where they are.
 Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json,
 log.jsonl.
 
@@ -50,19 +55,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common import plots
-from common.corpora import Problem, find_root, read_corpus
+from common.corpora import find_root, read_corpus
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv, write_json
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
-from common.prepare import MediaSettings, prepare_media
+from common.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
+from common.release import Problem
 from common.results import start_run
 
 # ---- Constants to tweak -----------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", a folder with a
-                                    # manifest.csv, or synthetic: "demo_iemocap", "demo_ravdess",
-                                    # "demo_emodb", "demo_voxceleb2"
+CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad",
+                                    # "lombard", "audioset", a folder with a manifest.csv, or synthetic:
+                                    # "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2",
+                                    # "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"
 SEEDS = (0,)                        # the first one makes the demo corpora and the random checkpoints, and draws
                                     # VoxCeleb2's speakers; nothing else here is random
 CORPUS_ROOT = ""                    # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
@@ -71,6 +78,9 @@ KEEP_BRACKETS = True                # IEMOCAP: keep tokens such as [LAUGHTER] in
 RAVDESS_CHANNEL = "speech"          # RAVDESS: "speech", "song" or "both"
 VOXCELEB2_SPEAKERS = 0              # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
                                     # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
+MEDIA_IN_PLACE = False              # True: name the recordings where they lie instead of converting them, with
+                                    # every rate and frame they have: RAVDESS for 06. CREMA-D, Lombard GRID,
+                                    # AudioSet and VoxCeleb2 always stay where they are; IEMOCAP must be cut
 RATE_HZ = 16000                     # sampling rate of the prepared audio; the later scripts expect 16000
 VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
                                     # "maximum possible quality"
@@ -81,8 +91,8 @@ MAX_PROBLEM_SHARE = 0.05            # stop where more than this share of the tur
 WORKERS = 0                         # processes, 0 = one per core
 WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for
                                     # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo
-                                    # and for training from scratch; demo_ravdess, demo_emodb and
-                                    # demo_voxceleb2 need none and get none
+                                    # and for training from scratch; of the synthetic corpora only
+                                    # demo_iemocap gets any
 DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
 DEMO_ACTORS = 12                    # of demo_ravdess, at most 24
@@ -90,6 +100,13 @@ DEMO_CLIPS_PER_EMOTION = 3          # of an actor in demo_ravdess, in speech and
 DEMO_EMODB_CLIPS = 18               # of each of the ten speakers of demo_emodb, at most 70
 DEMO_VOXCELEB2_SPEAKERS = 40        # of demo_voxceleb2
 DEMO_VOXCELEB2_CLIPS = 6            # of each of them, 4 to 8 s long
+DEMO_CREMAD_ACTORS = 24             # of demo_cremad, at most 91
+DEMO_CREMAD_CLIPS = 18              # of each of them, at most 82
+DEMO_RAVDESS_AV_ACTORS = 8          # of demo_ravdess_av, at most 24
+DEMO_RAVDESS_AV_CLIPS = 2           # of an actor per emotion: 1 to 8
+DEMO_LOMBARD_TALKERS = 8            # of demo_lombard, at most 54
+DEMO_LOMBARD_SENTENCES = 10         # of each of them, plain and again in noise, at most 50
+DEMO_AUDIOSET_CLIPS = 120           # of demo_audioset
 DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}    # all that --demo changes
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}     # all that --scratch changes: for 02 --scratch
 SETTINGS = {}                       # filled by settings.run: what this run used
@@ -99,7 +116,8 @@ SETTINGS = {}                       # filled by settings.run: what this run used
 
 # The corpora that are written here, and whose layout they have.
 SYNTHETIC = {"demo_iemocap": "IEMOCAP", "demo_ravdess": "RAVDESS", "demo_emodb": "EMO-DB",
-             "demo_voxceleb2": "VoxCeleb2"}
+             "demo_voxceleb2": "VoxCeleb2", "demo_cremad": "CREMA-D", "demo_ravdess_av": "RAVDESS",
+             "demo_lombard": "Lombard GRID", "demo_audioset": "AudioSet"}
 
 
 def release_root():
@@ -112,6 +130,8 @@ def release_root():
 
 def demo_writer():
     """(function that writes the synthetic corpus CORPUS, its arguments)."""
+    if CORPUS in ("demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"):
+        return demo_av_writer()
     from common import demo_iemocap, demo_speech       # here, since no genuine corpus needs them
 
     write, sizes = {
@@ -123,6 +143,22 @@ def demo_writer():
         "demo_emodb": (demo_speech.write_demo_emodb, {"clips_per_speaker": DEMO_EMODB_CLIPS}),
         "demo_voxceleb2": (demo_speech.write_demo_voxceleb2,
                            {"n_speakers": DEMO_VOXCELEB2_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_CLIPS}),
+    }[CORPUS]
+    return write, {"seed": SEEDS[0], **sizes}
+
+
+def demo_av_writer():
+    """demo_writer for the corpora of moving faces."""
+    from common import demo_av
+
+    write, sizes = {
+        "demo_cremad": (demo_av.write_demo_cremad,
+                        {"n_actors": DEMO_CREMAD_ACTORS, "clips_per_actor": DEMO_CREMAD_CLIPS}),
+        "demo_ravdess_av": (demo_av.write_demo_ravdess_av,
+                            {"n_actors": DEMO_RAVDESS_AV_ACTORS, "clips_per_emotion": DEMO_RAVDESS_AV_CLIPS}),
+        "demo_lombard": (demo_av.write_demo_lombard,
+                         {"n_talkers": DEMO_LOMBARD_TALKERS, "sentences_per_condition": DEMO_LOMBARD_SENTENCES}),
+        "demo_audioset": (demo_av.write_demo_audioset, {"n_clips": DEMO_AUDIOSET_CLIPS}),
     }[CORPUS]
     return write, {"seed": SEEDS[0], **sizes}
 
@@ -168,6 +204,13 @@ def check_settings():
         ("DEMO_EMODB_CLIPS", DEMO_EMODB_CLIPS, 70),
         ("DEMO_VOXCELEB2_SPEAKERS", DEMO_VOXCELEB2_SPEAKERS, 10000),
         ("DEMO_VOXCELEB2_CLIPS", DEMO_VOXCELEB2_CLIPS, 10000),
+        ("DEMO_CREMAD_ACTORS", DEMO_CREMAD_ACTORS, 91),
+        ("DEMO_CREMAD_CLIPS", DEMO_CREMAD_CLIPS, 82),
+        ("DEMO_RAVDESS_AV_ACTORS", DEMO_RAVDESS_AV_ACTORS, 24),
+        ("DEMO_RAVDESS_AV_CLIPS", DEMO_RAVDESS_AV_CLIPS, 8),
+        ("DEMO_LOMBARD_TALKERS", DEMO_LOMBARD_TALKERS, 54),
+        ("DEMO_LOMBARD_SENTENCES", DEMO_LOMBARD_SENTENCES, 50),
+        ("DEMO_AUDIOSET_CLIPS", DEMO_AUDIOSET_CLIPS, 20000),
     ):
         if not 1 <= value <= highest:
             raise UserError(f"--{name}={value}: choose 1 to {highest}")
@@ -195,12 +238,24 @@ def start(release, folder):
 
 
 def make_media(release, folder):
-    """{utterance_id: Outcome} of the prepared recordings; nothing where they are read where they lie."""
-    if release.media_in_place:
-        print("  media     not copied: the manifest names the recordings where they lie")
-        return {}
-    settings_of_media = MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
-    return prepare_media(release.turns, settings_of_media, WORKERS)
+    """{utterance_id: Outcome} of the prepared recordings, or of those that are read where they lie."""
+    if not (release.media_in_place or MEDIA_IN_PLACE):
+        settings_of_media = MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
+        return prepare_media(release.turns, settings_of_media, WORKERS)
+    print("  media     not copied: the manifest names the recordings where they lie")
+    outcomes = place_media(release.turns, RATE_HZ, MIN_TURN_S)
+    report_lengths(outcomes)
+    return outcomes
+
+
+def report_lengths(outcomes):
+    """Say where sound and picture of a turn are of different length; whether that is an error the release knows."""
+    both = {name: (o.audio_s, o.video_s) for name, o in outcomes.items() if o.audio and o.video}
+    apart = {name: pair for name, pair in both.items() if abs(pair[0] - pair[1]) > LENGTH_TOLERANCE_S}
+    if apart:
+        worst = max(apart, key=lambda name: abs(apart[name][0] - apart[name][1]))
+        print(f"  lengths   sound and picture differ by more than {LENGTH_TOLERANCE_S} s in {len(apart):,} of "
+              f"{len(both):,} turns, most in {worst}: {apart[worst][0]:.2f} s and {apart[worst][1]:.2f} s")
 
 
 def finish_turns(release, outcomes):
@@ -235,8 +290,8 @@ def report_problems(problems, release, folder, root):
     if share > MAX_PROBLEM_SHARE:
         (folder / "manifest.csv").unlink(missing_ok=True)
         raise UserError(f"{path}: {affected:,} of {len(release.turns):,} turns have problems, for example: "
-                        f"{problems[0].file}: {problems[0].problem}; mend them or raise MAX_PROBLEM_SHARE "
-                        f"({MAX_PROBLEM_SHARE:g})")
+                        f"{problems[0].file}: {problems[0].problem} ({problems[0].remedy or 'no remedy known'}); mend "
+                        f"them or raise MAX_PROBLEM_SHARE ({MAX_PROBLEM_SHARE:g})")
 
 
 def report_media(manifest):

@@ -442,6 +442,9 @@ class LinearHead(nn.Module):
 class GRUHead(nn.Module):
     """A GRU [32] of one layer over the clips; its final hidden state is classified by a linear layer.
 
+    Batch normalisation comes first, as in the linear classifier: features whose mean is far from 0 would saturate the
+    gates. The paper says nothing of it.
+
     n_features  n
     width       of the hidden state
     n_classes   C
@@ -449,11 +452,13 @@ class GRUHead(nn.Module):
 
     def __init__(self, n_features, width, n_classes):
         super().__init__()
+        self.norm = nn.BatchNorm1d(n_features)
         self.gru, self.linear = nn.GRU(n_features, width, batch_first=True), nn.Linear(width, n_classes)
 
     def forward(self, x):
         """x (..., N, n) -> logits (..., C)."""
-        _, final = self.gru(x.flatten(0, -3))                                        # (1, B, width)
+        x_normal = self.norm(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        _, final = self.gru(x_normal.flatten(0, -3))                                 # (1, B, width)
         return self.linear(final[0]).unflatten(0, x.shape[:-2])
 
     def loss(self, x, labels):

@@ -134,6 +134,18 @@ class Turn:
 
 
 @dataclass
+class Looks:
+    """What a speaker looks like: colours, and lengths in pixels of a head that fits HALF_PX."""
+
+    skin: tuple
+    hair: tuple
+    width: int                     # half the width of the head
+    height: int                    # from the middle of the face to the chin
+    hair_down: int                 # how far the hair reaches below the middle of the face
+    eye_x: int                     # from the middle of the face to an eye
+
+
+@dataclass
 class Dialogue:
     """One recording: its id such as Ses01F_impro01, its turns in order, a seed for everything drawn later."""
 
@@ -477,8 +489,9 @@ def write_video(path, dialogue, tracks, rng):
         for index in range(n_frames):
             screen = Image.new("RGB", (2 * HALF_PX, HALF_PX))
             for side, letter in enumerate(halves):
-                face = draw_face(dialogue.session, "FM".index(letter), features[letter][index])
-                screen.paste(face, (side * HALF_PX, 0))
+                half = Image.new("RGB", (HALF_PX, HALF_PX), (112, 128, 140))
+                draw_face(half, speaker_looks(dialogue.session, "FM".index(letter)), features[letter][index])
+                screen.paste(half, (side * HALF_PX, 0))
             container.mux(stream.encode(av.VideoFrame.from_image(screen)))
         container.mux(stream.encode())
 
@@ -503,23 +516,24 @@ def face_track(turns, letter, track, n_frames, rng):
     return frames
 
 
-def draw_face(session, person, face):
-    """One half of the screen: an Image of HALF_PX x HALF_PX with the speaker's looks and this face."""
-    image = Image.new("RGB", (HALF_PX, HALF_PX), (112, 128, 140))
+def speaker_looks(session, person):
+    """The Looks of one of the ten speakers; person 0 is the woman."""
+    return Looks(SKINS[session - 1], HAIRS[session - 1], 36 + 2 * (session % 3) + 3 * person, 50 + session % 2,
+                 10 if person else 40, 17 + (session + person) % 2)                # the women wear it long
+
+
+def draw_face(image, looks, face):
+    """Draw a speaker with this face into the middle of an Image at least HALF_PX wide and high."""
     draw = ImageDraw.Draw(image)
-    x, y = HALF_PX / 2 + face["sway_x"], HALF_PX / 2 + 4 + face["sway_y"]
-    skin, hair = SKINS[session - 1], HAIRS[session - 1]
-    width, height = 36 + 2 * (session % 3) + 3 * person, 50 + session % 2
-    hair_down = 10 if person else 40                                          # the women wear it long
-    draw.ellipse((x - width - 5, y - height - 6, x + width + 5, y + hair_down), fill=hair)
-    draw.ellipse((x - width, y - height + 8, x + width, y + height), fill=skin)
-    eye_x = 17 + (session + person) % 2
+    x, y = image.width / 2 + face["sway_x"], image.height / 2 + 4 + face["sway_y"]
+    width, height = looks.width, looks.height
+    draw.ellipse((x - width - 5, y - height - 6, x + width + 5, y + looks.hair_down), fill=looks.hair)
+    draw.ellipse((x - width, y - height + 8, x + width, y + height), fill=looks.skin)
     for side in (-1, 1):
-        draw_eye_and_brow(draw, x + side * eye_x, y - 10, side, hair, face)
-    shade = tuple(int(0.8 * value) for value in skin)
+        draw_eye_and_brow(draw, x + side * looks.eye_x, y - 10, side, looks.hair, face)
+    shade = tuple(int(0.8 * value) for value in looks.skin)
     draw.line((x, y - 4, x - 3, y + 10, x + 3, y + 10), fill=shade, width=2)
     draw_mouth(draw, x, y + 28, face)
-    return image
 
 
 def draw_eye_and_brow(draw, x, y, side, hair, face):

@@ -137,13 +137,30 @@ def grouped_bars(groups, series, ylabel):
 
 def curves(series, xlabel, ylabel, chance):
     """Lines with intervals: series {name: (x, y, low, high)} of equally long lists; chance: a dotted level."""
-    fig, axes = plt.subplots()
-    for i, (name, (x, y, low, high)) in enumerate(series.items()):
-        error = np.abs(np.array([low, high], float) - np.array(y, float))
-        axes.errorbar(x, y, error, color=OKABE_ITO[i], marker=MARKERS[i], capsize=3, label=name)
-    axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(loc="best")
+    return curve_panels({"": series}, xlabel, ylabel, chance)
+
+
+def curve_panels(panels, xlabel, ylabel, chance):
+    """Lines with intervals side by side, {title: series as for `curves`}; one name has one style in all panels.
+
+    What does not vary along x is a dashed line without markers.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    style = {name: (OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), sharey=True, squeeze=False)
+    for axes, (title, series) in zip(grid.flat, panels.items()):
+        for name, (x, y, low, high) in series.items():
+            error = np.abs(np.array([low, high], float) - np.array(y, float))
+            varies = len(set(y)) > 1
+            axes.errorbar(x, y, error if varies else None, color=style[name][0], capsize=3, label=name,
+                          marker=style[name][1] if varies else "", linestyle="-" if varies else "--")
+        axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
+    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    if len(panels) > 1 or len(handles) > 6:
+        fig.legend(handles.values(), handles.keys(), loc="outside right upper")
+    else:
+        grid.flat[0].legend(loc="best")
     return fig
 
 

@@ -539,11 +539,13 @@ def test_the_linear_head_classifies_every_clip_alone():
 
 
 def test_the_gru_head_reads_the_final_state():
-    head, x = uneven(GRUHead(D, 4, 3)), noise(6, N, D)
+    head, x = uneven(GRUHead(D, 4, 3)).eval(), noise(6, N, D)
+    head.norm.running_mean.uniform_(-1, 1)
+    inputs = (x - head.norm.running_mean) / (1 + head.norm.eps) ** 0.5 * head.norm.weight + head.norm.bias
     state, cell = torch.zeros(6, 4), nn.GRUCell(D, 4)
     cell.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in head.gru.state_dict().items()})
     for n in range(N):
-        state = cell(x[:, n], state)
+        state = cell(inputs[:, n], state)
     expected = head.linear(state)
     torch.testing.assert_close(head(x), expected, atol=1e-5, rtol=1e-5)
     several = head.predict(x.view(2, 3, N, D)).flatten(0, 1)

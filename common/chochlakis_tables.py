@@ -1,0 +1,352 @@
+"""Figures 2-4 of Chochlakis et al. 2024, their numbers as tables, the 12 cases, and what goes beyond the paper.
+
+`plan` lists every System that they need, once; 06 trains and tests them; `write` draws what they found. The paper gives
+its results as curves alone, so that no number of it stands beside ours.
+"""
+
+import csv
+from dataclasses import dataclass
+
+import numpy as np
+
+from common import metrics, plots
+from common.chochlakis_mae import MODALITIES, overlap
+from common.results import Cell, paired_test_cells, score_cell
+
+FIGURES = {"avid-cma": "fig_2", "crisscross": "fig_3"}
+WHOLE = ("none", "audio", "video")        # ways to "impute" where nothing is lost
+PAPER_TIES = 2                            # of the 12 cases, the paper says, its method does not win
+
+
+# ---- Systems -------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class System:
+    """A classifier, how lost clips are replaced before it, and what it was fine-tuned on.
+
+    head     "linear" or "gru"
+    imputer  "none" (nothing is lost), "audio", "video" (one modality alone, nothing of it lost), "backoff", "zeros",
+             "mean", "last", "linear", "MAE", "curri-MAE"
+    tuned    () = trained on whole features; "largest", "all", or shares of lost clips: then fine-tuned on imputed ones
+    """
+
+    head: str
+    imputer: str
+    tuned: tuple | str = ()
+
+    def slug(self):
+        """Name of its folder, such as curri-MAE_all"""
+        tuned = self.tuned if isinstance(self.tuned, str) else "+".join(f"{share:g}" for share in self.tuned)
+        return self.imputer + (f"_{tuned}" if tuned else "")
+
+    def label(self):
+        """Its name in the paper's figures, or in their manner."""
+        names = {"none": "Pristine", "audio": "Audio only", "video": "Video only", "backoff": "Backoff",
+                 "zeros": "Regular", "mean": "Mean", "last": "Last clip", "linear": "Interpolation"}
+        name = names.get(self.imputer, self.imputer)
+        if isinstance(self.tuned, tuple):
+            rates = "+".join(f"{100 * share:.0f} %" for share in self.tuned)
+            return name + (f"-ft ({rates})" if rates else "")
+        return name + {"largest": "-ft", "all": "-ft-all"}[self.tuned]
+
+
+def plan(heads, mixtures, beyond):
+    """Every System that the figures and tables need, each once; those that others start from come first."""
+    systems = []
+    for head in heads:
+        systems += curves_of(head) + (figure_4(mixtures) if head == "gru" else []) + (baselines(head) if beyond else [])
+    return sorted(dict.fromkeys(systems), key=lambda system: WHOLE.index(system.imputer) if system.imputer in WHOLE
+                  else len(WHOLE))
+
+
+def curves_of(head):
+    """The curves of Figures 2 and 3 for one classifier."""
+    own = ([System(head, "backoff")] if head == "linear" else
+           [System(head, "zeros"), System(head, "zeros", "all")])
+    return [*(System(head, whole) for whole in WHOLE), *own, System(head, "curri-MAE"),
+            System(head, "curri-MAE", "largest"), System(head, "curri-MAE", "all")]
+
+
+def figure_4(mixtures):
+    """The GRU, fine-tuned on imputations of the fixed-rate autoencoder at mixtures of rates, and of the other one."""
+    shares = [tuple(float(share) for share in mixture.split("+")) for mixture in mixtures]
+    return [*(System("gru", "MAE", mixture) for mixture in shares), System("gru", "MAE", "all"),
+            System("gru", "curri-MAE", shares[-1]), System("gru", "curri-MAE", "all")]
+
+
+def baselines(head):
+    """Not in the paper: other ways to impute, each with a classifier that was fine-tuned as long as ours."""
+    return [System(head, imputer, "all") for imputer in ("zeros", "mean", "last", "linear")]
+
+
+def strong_baselines(head):
+    """What the method has to win against (Section 3.5): a paper's case is decided by the best of these."""
+    own = [System(head, "backoff")] if head == "linear" else [System(head, "zeros", "all")]
+    return [*own, System(head, "audio"), System(head, "video")]
+
+
+def is_tested(system, setting):
+    """Whether a System is tested under a kind of masks: all at equal rates, few on what is not in the paper."""
+    kinds = {"level": True, "burst": system.tuned == "all" and system.imputer in ("zeros", "linear", "curri-MAE"),
+             "unequal": system.tuned == "all" and system.imputer == "curri-MAE"}
+    return kinds[setting[0]]
+
+
+# ---- Scores --------------------------------------------------------------------------------
+
+def predictions(study, system, setting):
+    """(seeds * masks, R) predicted classes; a System that nothing is hidden from has one for all settings."""
+    key = ("level", 0) if system.imputer in WHOLE else setting
+    return np.concatenate(study.predicted[system, key])                              # (S * M, R)
+
+
+def truth(study):
+    return study.test.labels.numpy()
+
+
+def score(study, system, setting, row, column):
+    """Accuracy as a Cell: mean and sd over masks and seeds, interval by speaker."""
+    predicted, y = predictions(study, system, setting), truth(study)
+    n_masks = len(predicted) // len(study.c.SEEDS)
+    runs = {(seed, f"mask {m + 1}"): (slice(i * n_masks + m, i * n_masks + m + 1), np.arange(len(y)))
+            for i, seed in enumerate(study.c.SEEDS) for m in range(n_masks)}
+    return score_cell(row, column, metrics.accuracy, y, predicted, study.test.speakers, runs, study.c.N_RESAMPLES)
+
+
+def levels(study):
+    return range(1, study.n_clips)
+
+
+def percent(study, k):
+    return f"{100 * k / study.n_clips:.0f} %"
+
+
+def curve(study, system):
+    """Cells of a System by level of dropout; a single one where nothing is hidden."""
+    row = f"{system.head}: {system.label()}"
+    if system.imputer in WHOLE:
+        return [score(study, system, ("level", 0), row, "none lost")]
+    return [score(study, system, ("level", k), row, f"{percent(study, k)} lost") for k in levels(study)]
+
+
+def chance(study):
+    return 100 * metrics.chance(truth(study), len(study.manifest.classes))[0]
+
+
+def note_of(study):
+    """What every table and figure says."""
+    c = study.c
+    pretrained = f"first trained on {c.PRETRAIN_CORPUS}" if c.PRETRAIN_CORPUS else "not pretrained on other recordings"
+    networks = ("networks of random weights, calibrated on training clips" if c.RANDOM_BACKBONES else
+                "the authors' weights")
+    return (f"{study.name} ({networks}), autoencoder {pretrained}; {study.n_clips} clips, as many lost of audio as of "
+            f"video, independently; mean ± sd over {c.N_MASKS} masks of each recording and seeds "
+            f"{', '.join(map(str, c.SEEDS))}, interval by speaker; {len(study.test):,} test recordings; majority class "
+            f"{chance(study):.1f} %.")
+
+
+# ---- Tables and figures --------------------------------------------------------------------
+
+def write(run, studies):
+    """All tables and figures. studies: {backbone: Study of 06}"""
+    c = next(iter(studies.values())).c
+    for name, study in studies.items():
+        figures_2_and_3(run, study, FIGURES.get(name, f"fig_{name}"))
+        if "gru" in c.HEADS:
+            draw_figure_4(run, study)
+        imputation_table(run, study)
+        if c.BEYOND:
+            baselines_figure(run, study)
+            unequal_figure(run, study)
+            bursts_figure(run, study)
+    cases_table(run, studies)
+    if c.BEYOND:
+        cost_table(run, studies)
+
+
+def as_series(study, systems):
+    """{label: (x, y, low, high)} for plots.curve_panels: low and high are a standard deviation off, as in the paper."""
+    series = {}
+    x = [100 * k / study.n_clips for k in levels(study)]
+    for system in systems:
+        cells = curve(study, system)
+        cells = cells if len(cells) == len(x) else cells * len(x)         # one cell where nothing is lost: a level
+        y, sd = [cell.mean for cell in cells], [cell.sd or 0.0 for cell in cells]
+        series[system.label()] = (x, y, [a - b for a, b in zip(y, sd)], [a + b for a, b in zip(y, sd)])
+    return series
+
+
+def figures_2_and_3(run, study, stem):
+    """Accuracy by level of dropout, (a) linear classifier and (b) GRU, with all curves of the paper."""
+    cells = [cell for head in study.c.HEADS for system in curves_of(head) for cell in curve(study, system)]
+    number = stem.removeprefix("fig_")
+    run.table(f"chochlakis_table_{stem}", f"Figure {number} in numbers, {study.name}, {run.corpus}", cells,
+              note_of(study))
+    panels = {f"({letter}) MAE + {head} and its baseline": as_series(study, curves_of(head))
+              for letter, head in zip("ab", study.c.HEADS)}
+    figure = plots.curve_panels(panels, "lost clips of either modality (%)", "accuracy (%)", chance(study))
+    run.figure(plots.save(figure, run.folder, f"chochlakis_{stem}_{study.name}",
+                          f"Figure {number}. Accuracy by level of dropout, {run.corpus}: {note_of(study)} Bars: sd."))
+
+
+def draw_figure_4(run, study):
+    """The curriculum against fixed-rate training of the autoencoder (Section 4.4)."""
+    systems = figure_4(study.c.MIXTURES)
+    cells = [cell for system in systems for cell in curve(study, system)]
+    about = (f"{note_of(study)} GRU, fine-tuned on imputations of the autoencoder trained at a fixed rate (MAE: "
+             f"{100 * study.c.FIXED_SHARE:.0f} % of the clips) or with the curriculum, at mixtures of rates.")
+    run.table(f"chochlakis_table_fig_4_{study.name}", f"Figure 4 in numbers, {run.corpus}", cells, about)
+    figure = plots.curve_panels({"": as_series(study, systems)}, "lost clips of either modality (%)", "accuracy (%)",
+                                chance(study))
+    run.figure(plots.save(figure, run.folder, f"chochlakis_fig_4_{study.name}",
+                          f"Figure 4. Curriculum and fixed rate, {run.corpus}: {about} Bars: sd."))
+
+
+def imputation_table(run, study):
+    """Beyond the paper: how much of what was lost each way to impute brings back."""
+    names = {"zeros": "zeros", "mean": "training mean", "last": "last clip", "linear": "interpolation",
+             "MAE": "MAE, fixed rate", "curri-MAE": "MAE, curriculum"}
+    cells = [Cell(names[imputer], f"{modality}, {percent(study, k)} lost", [pair[m] for pair in found],
+                  n=len(study.test), digits=1)
+             for (imputer, k), found in study.errors.items() for m, modality in enumerate(MODALITIES)
+             if not np.isnan(found[0][m])]
+    run.table(f"chochlakis_table_imputation_{study.name}", f"Error of imputed features, {run.corpus}", cells,
+              f"Not in the paper. Squared error over hidden test clips as a share of their squared distance from the "
+              f"training mean, the median of all features: 100 % is no better than that mean. {note_of(study)}")
+
+
+def baselines_figure(run, study):
+    """Beyond the paper: simple ways to impute, with classifiers that were fine-tuned on them as long as ours."""
+    every = {head: [*baselines(head), System(head, "curri-MAE", "all")] for head in study.c.HEADS}
+    cells = [cell for systems in every.values() for system in systems for cell in curve(study, system)]
+    run.table(f"chochlakis_table_baselines_{study.name}", f"Simple ways to impute, {run.corpus}", cells,
+              f"Not in the paper. {note_of(study)}")
+    figure = plots.curve_panels({f"MAE + {head}": as_series(study, systems) for head, systems in every.items()},
+                                "lost clips of either modality (%)", "accuracy (%)", chance(study))
+    run.figure(plots.save(figure, run.folder, f"chochlakis_fig_baselines_{study.name}",
+                          f"Simple ways to impute, {run.corpus}; not in the paper. {note_of(study)} Bars: sd."))
+
+
+def unequal_figure(run, study):
+    """Beyond the paper: other rates for audio than for video, under the last of HEADS."""
+    head = study.c.HEADS[-1]
+    values = {}
+    for audio in range(study.n_clips):
+        for video in range(study.n_clips):
+            predicted = predictions(study, System(head, "curri-MAE", "all"), ("unequal", audio, video))
+            values[100 * audio // study.n_clips, 100 * video // study.n_clips] = 100 * float(
+                (predicted == truth(study)).mean())
+    figure = plots.value_map(values, "lost audio clips (%)", "lost video clips (%)", "accuracy (%)")
+    run.figure(plots.save(figure, run.folder, f"chochlakis_fig_unequal_{study.name}",
+                          f"Unequal rates, {run.corpus}, {head} classifier, curri-MAE-ft-all; not in the paper. "
+                          f"{note_of(study)}"))
+
+
+def bursts_figure(run, study):
+    """Beyond the paper: neighbouring clips of both modalities lost together, as when a network fails for a while."""
+    panels = {}
+    for head in study.c.HEADS:
+        series = {}
+        for system in (System(head, "zeros", "all"), System(head, "linear", "all"), System(head, "curri-MAE", "all")):
+            for kind, name in (("level", "scattered"), ("burst", "in a row")):
+                scores = [100 * (predictions(study, system, (kind, k)) == truth(study)).mean(1) for k in levels(study)]
+                y, sd = [float(s.mean()) for s in scores], [float(s.std()) for s in scores]
+                series[f"{system.label()}, {name}"] = ([100 * k / study.n_clips for k in levels(study)], y,
+                                                       [a - b for a, b in zip(y, sd)], [a + b for a, b in zip(y, sd)])
+        panels[f"MAE + {head}"] = series
+    figure = plots.curve_panels(panels, "lost clips of either modality (%)", "accuracy (%)", chance(study))
+    run.figure(plots.save(figure, run.folder, f"chochlakis_fig_bursts_{study.name}",
+                          f"Clips lost at random places, or neighbours and both modalities at once; {run.corpus}, not in "
+                          f"the paper. {note_of(study)} Bars: sd over masks."))
+
+
+# ---- The cases -----------------------------------------------------------------------------
+
+def cases_table(run, studies):
+    """Where the method wins, ties or loses: by the paper's rule at every level, and by a paired test."""
+    cells, pairs, first = [], {}, next(iter(studies.values()))
+    for study in studies.values():
+        for head in study.c.HEADS:
+            row, found = f"{study.name}, {head}", []
+            for k in levels(study):
+                ours = score(study, System(head, "curri-MAE", "all"), ("level", k), row, "")
+                theirs = best_baseline(study, head, k)
+                found.append(overlap(ours.mean, ours.sd or 0.0, theirs.mean, theirs.sd or 0.0))
+            cells += [Cell(row, f"levels that {word}", [found.count(kind)], unit="", digits=0, n=len(study.test))
+                      for word, kind in (("win", "win"), ("tie", "tie"), ("lose", "loss"))]
+            pairs[row] = tuple(np.concatenate(x) for x in zip(*(paired(study, head, k) for k in levels(study))))
+    for row, pair in pairs.items():
+        gain, _ = paired_test_cells("gain in accuracy, all levels", {row: pair}, truth(first), first.test.speakers,
+                                    first.c.N_RESAMPLES)
+        cells += [cell for cell in gain if cell.column in ("gain in accuracy, all levels", "by speaker p")]
+    p_values = [cell for cell in cells if cell.column == "by speaker p"]
+    cells += [Cell(cell.row, "by speaker, Holm", [float(p)], n=cell.n, unit="", digits=4)
+              for cell, p in zip(p_values, metrics.holm([cell.values[0] for cell in p_values]))]
+    run.table("chochlakis_table_cases", f"curri-MAE-ft-all against the best baseline, {run.corpus}", cells,
+              "The paper's rule: two results are equivalent where mean ± sd over masks overlap; the baseline is, level by "
+              "level, the best of backoff (linear) or Regular-ft-all (GRU) and of the unimodal classifiers, chosen on the "
+              f"test part, in their favour. The paper wins all but {PAPER_TIES} of 12 cases. The gain is over all levels and "
+              "masks, with its interval and permutation test by speaker. " + all_cases(run))
+
+
+def best_baseline(study, head, k):
+    return max((score(study, system, ("level", k), "", "") for system in strong_baselines(head)),
+               key=lambda cell: cell.mean)
+
+
+def paired(study, head, k):
+    """Predictions (S * M, R) of the method and of the best baseline at one level."""
+    ours = predictions(study, System(head, "curri-MAE", "all"), ("level", k))
+    y, theirs = truth(study), [predictions(study, system, ("level", k)) for system in strong_baselines(head)]
+    best = max(theirs, key=lambda predicted: (predicted == y).mean())
+    return ours, np.repeat(best, len(ours) // len(best), 0)
+
+
+def all_cases(run):
+    """A sentence that adds the cases of other corpora whose results are there."""
+    found = []
+    for path in sorted(run.folder.parent.glob("*/chochlakis_table_cases.csv")):
+        if path.parent != run.folder and path.parent.name.startswith("demo") == run.corpus.startswith("demo"):
+            with open(path, newline="", encoding="utf-8") as file:
+                rows = {(line["row"], line["column"]): line["mean"] for line in csv.DictReader(file)}
+            found += [f"{path.parent.name}, {row}: {rows[row, 'levels that win']} won, "
+                      f"{rows[row, 'levels that tie']} tied, {rows[row, 'levels that lose']} lost"
+                      for row in dict.fromkeys(row for row, _ in rows)]
+    return (f"Other corpora, by their own tables: {'; '.join(found)}." if found else
+            "No results of other corpora are here yet.")
+
+
+# ---- Costs ---------------------------------------------------------------------------------
+
+def cost_table(run, studies):
+    """What an epoch of the autoencoder costs beside one of the backbone (Section 4.2: 14 times less)."""
+    cells = []
+    for study in studies.values():
+        found = study.costs
+        extracted = study.extracted["seconds"] * len(study.parts["train"]) / max(1, study.extracted["recordings"])
+        for column, value, unit, digits, paper in (
+                ("backbone, an epoch", found["backbone"], "s", 1, None),
+                ("decoding and features, once", extracted, "s", 1, None),
+                ("autoencoder, an epoch", found["autoencoder"], "s", 2, None),
+                ("ratio", found["backbone"] / found["autoencoder"], "", 1, 14.0),
+                ("backbone", found["backbone_parameters"] / 1e6, "M", 1, 25.0),
+                ("autoencoder", found["autoencoder_parameters"] / 1e6, "M", 1, 180.0),
+                ("to impute one clip", found["latency_ms"], "ms", 2, None)):
+            cells.append(Cell(study.name, column, [value], unit=unit, digits=digits, paper=paper))
+    run.table("chochlakis_table_cost", f"Cost of training, {run.corpus}", cells,
+              "The backbone is never trained here: its epoch is forward and backward passes of a few batches of clips, "
+              "times the clips of the training part, without decoding. The paper: 0.7 and 0.05 GPU hours on CREMA-D with "
+              "decoding, 25 and 180 million parameters (counted in units of 2^20: 25.3 and 181.3).")
+
+
+def first_masks(studies):
+    """{system: (seeds, R)} predictions under the first mask of the middle level, for predictions.csv."""
+    found = {}
+    for study in studies.values():
+        k = study.n_clips // 2
+        for system, setting in study.predicted:
+            if setting in (("level", 0), ("level", k)):
+                lost = "" if setting[1] == 0 else f", {percent(study, k)} lost"
+                found[f"{study.name} {system.head}: {system.label()}{lost}"] = np.stack(
+                    [masks[0] for masks in study.predicted[system, setting]])
+    return found

@@ -1,0 +1,328 @@
+"""The synthetic audio-visual corpora: genuine names and media, sound and picture that agree, the same for a seed."""
+
+import csv
+import json
+import re
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from common import demo_av
+from common.corpora import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
+from common.demo_av import write_demo_audioset, write_demo_cremad, write_demo_lombard, write_demo_ravdess_av
+from common.media import MediaError, probe, read_audio, read_frames
+
+pytest.importorskip("espeakng_loader")
+SIZES = {                          # small, but both sexes, several emotions, both exceptions of Lombard GRID, all tones
+    "cremad": (write_demo_cremad, {"n_actors": 2, "clips_per_actor": 7}),
+    "ravdess": (write_demo_ravdess_av, {"n_actors": 2, "clips_per_emotion": 1}),
+    "lombard": (write_demo_lombard, {"n_talkers": 3, "sentences_per_condition": 2}),
+    "audioset": (write_demo_audioset, {"n_clips": 8}),
+}
+# As in FORMATS.md, sections 6 and 7.
+CREMAD_STEM = re.compile(r"\d{4}_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(LO|MD|HI|XX)")
+GRID_CODE = "[blps][bgrw][abiw][a-vx-z][z1-9][anps]"
+GRID_STEM = re.compile(rf"s\d{{1,2}}_[lp]_{GRID_CODE}(_WRONG_{GRID_CODE})?")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    root = tmp_path_factory.mktemp("raw")
+    for name, (write, sizes) in SIZES.items():
+        write(root / name, 3, **sizes, workers=2)
+    return root
+
+
+def file_bytes(root):
+    return {str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")
+            for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def planned(monkeypatch, name, seed, **sizes):
+    """What a corpus would consist of, without speaking it."""
+    found = []
+    monkeypatch.setattr(demo_av, "write_corpus", lambda root, scenes, *more: found.extend(scenes))
+    SIZES[name][0](Path("unused"), seed, **{**SIZES[name][1], **sizes}, workers=1)
+    return found
+
+
+def codecs(path):
+    with av.open(str(path)) as container:
+        return {stream.type: stream.codec_context.name for stream in container.streams}
+
+
+def stems(folder, pattern):
+    return sorted(path.stem for path in folder.glob(pattern))
+
+
+# ---- CREMA-D ----------------------------------------------------------------------------------
+
+
+def test_cremad_has_the_names_and_side_files_of_the_release(corpora):
+    root = corpora / "cremad"
+    names = stems(root, "AudioWAV/*.wav")
+    assert len(names) == 14 and names == stems(root, "VideoFlash/*.flv")
+    assert all(CREMAD_STEM.fullmatch(name) for name in names)
+    assert all(name.endswith("_XX") or "_IEO_" in name for name in names)
+    assert Counter(name[:4] for name in names) == {"1001": 7, "1002": 7}
+    assert {name[9:12] for name in names} == {"ANG", "DIS", "FEA", "HAP", "NEU", "SAD"}
+    tables = {path: list(csv.DictReader((root / path).open())) for path in (
+        "VideoDemographics.csv", "SentenceFilenames.csv", "processedResults/summaryTable.csv")}
+    people, listed, votes = tables.values()
+    assert [(row["ActorID"], row["Sex"]) for row in people] == [("1001", "Female"), ("1002", "Male")]
+    assert list(people[0]) == ["ActorID", "Age", "Sex", "Race", "Ethnicity"]
+    assert list(listed[0]) == ["Stimulus_Number", "Filename"] and sorted(row["Filename"] for row in listed) == names
+    assert list(votes[0]) == ["", "FileName", "VoiceVote", "VoiceLevel", "FaceVote", "FaceLevel", "MultiModalVote",
+                              "MultiModalLevel"]
+    assert [row["FileName"] for row in votes] == [row["Filename"] for row in listed]
+    assert all(set(row["MultiModalVote"].split(":")) <= {row["VoiceVote"], row["FaceVote"]} for row in votes)
+
+
+def test_a_complete_cremad_has_82_clips_per_actor(monkeypatch):
+    places = [scene.place for scene in planned(monkeypatch, "cremad", 0, n_actors=91, clips_per_actor=82)]
+    assert len(set(places)) == len(places) == 91 * 82
+    assert Counter(place[5:8] for place in places[:82]) == {"IEO": 16, **dict.fromkeys(
+        set(demo_av.CREMAD_SENTENCES) - {"IEO"}, 6)}
+    assert Counter(place[9:12] for place in places[:82]) == {"NEU": 12, **dict.fromkeys(
+        ("ANG", "DIS", "FEA", "HAP", "SAD"), 14)}
+
+
+def test_cremad_is_flv_at_ntsc_rate_some_without_sound(corpora):
+    found = Counter()
+    for path in (corpora / "cremad" / "VideoFlash").glob("*.flv"):
+        info, sound = probe(path), soundfile.info(str(path.parent.parent / "AudioWAV" / f"{path.stem}.wav"))
+        assert codecs(path)["video"] == "flv" and (info.width, info.height) == (160, 120)
+        assert info.fps == pytest.approx(30000 / 1001, abs=0.01)
+        assert (sound.samplerate, sound.channels, sound.subtype) == (16000, 1, "PCM_16")
+        assert 1.5 <= sound.duration <= 3.0
+        pictures, times_s = read_frames(path)
+        assert len(pictures) / float(demo_av.NTSC_FPS) == pytest.approx(sound.duration, abs=0.02)
+        assert np.diff(times_s) == pytest.approx(1001 / 30000, abs=1.1e-3)             # FLV counts milliseconds
+        found[info.rate_hz] += 1
+    assert found == {22050: 11, 0: 3}
+
+
+def test_flv_and_wav_have_the_same_sound(corpora):
+    path = next(path for path in sorted((corpora / "cremad" / "VideoFlash").glob("*.flv")) if probe(path).rate_hz)
+    wav, flv = (read_audio(file) for file in (path.parent.parent / "AudioWAV" / f"{path.stem}.wav", path))
+    n = min(len(wav), len(flv))
+    spectrum = np.fft.rfft(wav[:n], 2 * n) * np.conj(np.fft.rfft(flv[:n], 2 * n))
+    correlation = np.fft.irfft(spectrum) / np.linalg.norm(wav) / np.linalg.norm(flv)
+    assert correlation.max() > 0.95                                      # MP3 delays it by some milliseconds
+
+
+# ---- RAVDESS ----------------------------------------------------------------------------------
+
+
+def test_ravdess_is_read_as_the_genuine_one(corpora):
+    root = corpora / "ravdess"
+    paths = sorted(path for path in root.rglob("*") if path.is_file())
+    assert len(paths) == 16 and all(path.suffix == ".mp4" for path in paths)
+    for path in paths:
+        match = RAVDESS_NAME.fullmatch(path.stem)
+        assert match[1] == match[2] == "01" and path.parent.name == f"Actor_{match[7]}"
+    release = read_ravdess(root, "speech")
+    assert not release.problems and all(source.audio == source.video for source in release.turns)
+    assert Counter(source.turn.label for source in release.turns) == dict.fromkeys(RAVDESS_CLASSES, 2)
+
+
+def test_ravdess_is_h264_with_stereo_sound(corpora):
+    for path in (corpora / "ravdess").glob("*/*.mp4"):
+        info = probe(path)
+        assert codecs(path) == {"video": "h264", "audio": "aac"}
+        assert (info.rate_hz, info.channels) == (48000, 2) and 3.4 < info.duration_s < 4.6
+        assert info.width * 9 == info.height * 16
+        with av.open(str(path)) as container:
+            assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+        samples = read_audio(path)
+        assert np.mean(samples[:3200] ** 2) < 0.1 * np.mean(samples**2)                # silence before the sentence
+
+
+# ---- Lombard GRID -----------------------------------------------------------------------------
+
+
+def test_lombard_has_the_names_of_the_release(corpora):
+    root = corpora / "lombard" / "lombardgrid"
+    names = stems(root, "audio/*.wav")
+    assert len(names) == 12 and names == stems(root, "front/*.mov")
+    assert all(GRID_STEM.fullmatch(name) for name in names)
+    assert Counter(name.split("_")[:2][0] + name.split("_")[1] for name in names) == dict.fromkeys(
+        [f"s{k}{condition}" for k in (2, 3, 4) for condition in "lp"], 2)
+    lists = [json.loads((root / f"json/s{k}.json").read_text()) for k in (2, 3, 4)]
+    entries = {entry["UTTERANCE"]: entry for of_talker in lists for entry in of_talker}
+    for name in names:
+        talker, condition, code, *wrong = name.split("_")
+        status = "WRONG" if wrong else "CORRECT"
+        assert entries[code] == {"SPKR": talker, "COND": condition, "UTTERANCE": code, "STATUS": status}
+
+
+def test_lombard_has_a_misread_sentence_and_a_video_without_moov(corpora):
+    root = corpora / "lombard" / "lombardgrid"
+    [wrong] = [name for name in stems(root, "audio/*.wav") if "WRONG" in name]
+    stem, said = wrong.split("_WRONG_")
+    assert stem.startswith("s3_p_") and said[:-1] == stem[5:-1] and said[-1] != stem[-1]
+    broken = []
+    for path in root.glob("front/*.mov"):
+        try:
+            probe(path)
+        except MediaError:
+            broken.append(path)
+    assert len(broken) == 1 and broken[0].name.startswith("s4_l_")
+    assert b"moov" not in broken[0].read_bytes() and b"mdat" in broken[0].read_bytes()
+    assert probe(root / "audio" / f"{broken[0].stem}.wav").duration_s > 1.9
+
+
+def test_lombard_is_silent_mov_with_frames_at_irregular_times(corpora):
+    root = corpora / "lombard" / "lombardgrid"
+    for path in (root / "front").glob("s[23]*.mov"):
+        assert codecs(path) == {"video": "h264"}
+        info, (_, times_s) = soundfile.info(str(root / "audio" / f"{path.stem}.wav")), read_frames(path)
+        assert (info.samplerate, info.channels) == (48000, 1) and 2.0 <= info.duration <= 2.7
+        steps_s = np.diff(times_s)
+        assert steps_s.mean() == pytest.approx(1 / 24, rel=0.1) and steps_s.std() > 0.003
+        assert times_s[0] == 0 and info.duration - 0.1 < times_s[-1] < info.duration
+
+
+def test_command_code():
+    assert demo_av.command_code(("bin", "blue", "in", "m", "three", "again")) == "bbim3a"      # s2_l_bbim3a
+    assert demo_av.command_code(("set", "white", "with", "z", "zero", "please")) == "swwzzp"
+
+
+def test_lombard_speech_is_louder_higher_slower_and_opens_the_mouth(monkeypatch):
+    scenes = planned(monkeypatch, "lombard", 0, n_talkers=20, sentences_per_condition=10)
+    values = {condition: np.array([(scene.voice["gain_db"], scene.lines[0][1]["pitch"], scene.lines[0][1]["rate_wpm"],
+                                    scene.face["open"]) for scene in scenes if scene.place.split("_")[1] == condition])
+              for condition in "lp"}
+    gain_db, pitch, rate_wpm, opening = values["l"].mean(axis=0) - values["p"].mean(axis=0)
+    assert gain_db > 5 and pitch > 8 and rate_wpm < -5 and opening > 0.5
+    assert all((values["p"][:, k] > np.median(values["l"][:, k])).any() for k in (0, 1, 3))      # none decides alone
+
+
+# ---- AudioSet ---------------------------------------------------------------------------------
+
+
+def test_audioset_has_a_cav_mae_manifest(corpora):
+    root = corpora / "audioset"
+    entries = json.loads((root / "audioset_20k.json").read_text())["data"]
+    classes = list(csv.DictReader((root / "class_labels_indices.csv").open()))
+    assert list(classes[0]) == ["index", "mid", "display_name"]
+    assert [row["index"] for row in classes] == [str(k) for k in range(len(classes))]
+    mids = {row["mid"]: row["display_name"] for row in classes}
+    assert mids["/m/05zppz"] == "Male speech, man speaking"                        # a comma: the name is quoted
+    assert len({entry["video_id"] for entry in entries}) == len(entries) == 8
+    for entry in entries:
+        assert set(entry) == {"video_id", "wav", "video_path", "labels"}
+        assert re.fullmatch(r"[\w-]{11}", entry["video_id"]) and set(entry["labels"].split(",")) <= set(mids)
+        wav, video = Path(entry["wav"]), Path(entry["video_path"]) / f"{entry['video_id']}.mp4"
+        assert wav.is_absolute() and wav.stem == entry["video_id"]
+        sound, info = soundfile.info(str(wav)), probe(video)
+        assert (sound.samplerate, sound.channels) == (16000, 1) and codecs(video) == {"video": "h264", "audio": "aac"}
+        assert sound.duration == demo_av.AUDIOSET_S and info.fps == demo_av.AUDIOSET_FPS
+        assert info.n_frames == demo_av.AUDIOSET_S * demo_av.AUDIOSET_FPS
+
+
+def test_audioset_has_many_speakers(monkeypatch):
+    actors = [scene.actor for scene in planned(monkeypatch, "audioset", 0, n_clips=100) if scene.actor]
+    assert 55 < len(actors) < 85 and len({str(actor.looks) for actor in actors}) == len(actors)
+    assert 20 < len({actor.speaker.name for actor in actors})
+
+
+@pytest.mark.parametrize("kind", demo_av.TONES)
+def test_tones_go_with_their_shapes(kind):
+    """A higher tone stands higher in the picture, a louder one is larger."""
+    rng, ramp, size = np.random.default_rng(0), np.linspace(0, 1, 16000), (160, 120)
+    sound = demo_av.record_tone(kind, ramp, np.full(16000, 0.5), rng)
+    centroids = [np.average(np.arange(1001), weights=np.abs(np.fft.rfft(part)) ** 2) for part in np.split(sound, 8)]
+    assert centroids[-1] > 2 * centroids[0]
+    powers = [np.mean(part**2) for part in np.split(demo_av.record_tone(kind, np.full(16000, 0.5), ramp, rng), 8)]
+    assert (np.diff(powers) > 0).all()
+
+    def shape(pitch, loud):
+        [image] = demo_av.film_shape(kind, [pitch], [loud], size, np.random.default_rng(1))
+        pixels = np.asarray(image).astype(int)
+        rows = np.nonzero((pixels != pixels[0, 0]).any(axis=2))[0]
+        return rows.mean(), len(rows)
+
+    assert shape(0.9, 0.5)[0] < shape(0.1, 0.5)[0] - 40 and shape(0.5, 0.9)[1] > 2 * shape(0.5, 0.3)[1]
+
+
+def test_shapes_in_the_files_grow_with_the_loudness(corpora):
+    entries = json.loads((corpora / "audioset" / "audioset_20k.json").read_text())["data"]
+    tones = [entry for entry in entries if entry["labels"] in demo_av.TONES]
+    for entry in tones:
+        pictures, times_s = read_frames(Path(entry["video_path"]) / f"{entry['video_id']}.mp4")
+        pixels = pictures.astype(int)
+        size = (np.abs(pixels - pixels[:, :1, :1]).sum(axis=3) > 60).sum(axis=(1, 2))
+        # A large shape may leave the picture in part, a noise changes its level with its colour.
+        assert np.corrcoef(size, demo_av.loudness(read_audio(entry["wav"]), times_s, 0.2))[0, 1] > 0.6
+    assert tones
+
+
+# ---- Acting -----------------------------------------------------------------------------------
+
+
+def test_an_expression_builds_up_and_fades():
+    rng = np.random.default_rng(0)
+    curves = [demo_av.expression_curve(3.0, rng) for _ in range(200)]
+    assert all(len(curve) == 151 and 0 <= curve.min() and curve.max() <= 1.3 for curve in curves)
+    start, height, end = (np.mean([curve[part].mean() for curve in curves]) for part in
+                          (slice(0, 10), slice(60, 100), slice(-10, None)))
+    assert start < 0.3 < end < height - 0.2 and height > 0.85
+    assert max(np.abs(np.diff(curve)).max() for curve in curves) < 0.1              # slowly: 20 ms change little
+
+
+def test_mouth_and_head_follow_the_voice():
+    rng = np.random.default_rng(0)
+    actor = demo_av.draw_actor(0, "en-us", rng)
+    voice = np.concatenate([np.zeros(16000), 0.2 * rng.standard_normal(16000), 0.05 * rng.standard_normal(16000)])
+    scene = demo_av.Scene("x", actor, (0,), face=demo_av.set_face(actor, "happy", 1.0, rng))
+    faces = demo_av.act_face(scene, voice, np.ones(151), (0.5, 1.5, 2.5), rng)
+    mouth, head = ([face[name] for face in faces] for name in ("open", "sway_y"))
+    assert mouth[0] == 0 and mouth[1] > 3 * mouth[2] > 0
+    assert mouth[1] == pytest.approx(scene.face["open"], rel=0.05)
+    assert head[1] < head[2] - 3 < head[0] - 3                             # y grows downwards
+    assert all(face["smile"] == pytest.approx(actor.habit["smile"] + scene.face["smile"]) for face in faces)
+
+
+def test_each_modality_shows_another_emotion_now_and_then():
+    rng = np.random.default_rng(0)
+    classes = tuple(demo_av.CREMAD_EMOTIONS.values())
+    for modality, sure in demo_av.SHOWS.items():
+        shown = Counter(demo_av.show("angry", modality, classes, rng) for _ in range(2000))
+        assert shown["angry"] / 2000 == pytest.approx(sure, abs=0.03) and set(shown) == {"angry", "disgust", "happy"}
+    for emotion in classes:                                  # none is mistaken for a class that the corpus lacks
+        assert {demo_av.show(emotion, "face", classes, rng) for _ in range(200)} <= set(classes)
+
+
+def test_picture_and_sound_of_a_file_go_together(corpora):
+    """How far the mouth is open, seen as dark pixels below the nose, follows the loudness of the wav."""
+    found = []
+    for path in sorted((corpora / "ravdess").glob("*/*.mp4")):
+        pictures, times_s = read_frames(path)
+        mouth = (pictures[:, 75:112, 92:132].astype(int).sum(axis=3) < 150).sum(axis=(1, 2))
+        loud = demo_av.loudness(read_audio(path), times_s, 0.3)
+        found.append(np.corrcoef(np.convolve(mouth, np.ones(9) / 9, "same"), loud)[0, 1])
+    assert np.median(found) > 0.5
+
+
+# ---- All four ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_same_seed_same_files(corpora, tmp_path, name):
+    """To the byte, save the folder's name, whatever the number of threads."""
+    write, sizes = SIZES[name]
+    write(tmp_path / "again", 3, **sizes, workers=1)
+    assert file_bytes(tmp_path / "again") == file_bytes(corpora / name)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_another_seed_another_corpus(monkeypatch, name):
+    first, again, other = ([repr(scene) for scene in planned(monkeypatch, name, seed)] for seed in (3, 3, 4))
+    assert first == again and not set(first) & set(other)
