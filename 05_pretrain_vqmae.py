@@ -147,12 +147,12 @@ WORKERS = 4                       # processes that read audio and prepare batche
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN_CORPORA": ("demo_voxceleb2",),
-        "TABLE_5_CORPORA": ("demo_ravdess:speech", "demo_ravdess:song", "demo_emodb"), "RATIOS": (0.5, 0.8),
-        "CODE_WIDTHS": (4, 8), "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8", "20x16"), "VQVAE_LEARNING_RATE": 3e-3,
-        "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 3, "VQVAE_STEPS": 200, "N_FRAMES": 80,
-        "TOKEN_SIZE": "10x8", "DEPTH": 2, "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64,
-        "BASE_RATE": 32e-3, "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 30, "FINETUNE_RATE": 1e-3,
-        "FINETUNE_WARMUP": 2, "FINETUNE_EPOCHS": 10, "WORKERS": 0}     # synthetic corpora, models of 64 units
+        "TABLE_5_CORPORA": ("demo_ravdess:speech", "demo_emodb"), "RATIOS": (0.5, 0.8), "CODE_WIDTHS": (4, 8),
+        "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8,
+        "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 2, "VQVAE_STEPS": 250, "N_FRAMES": 60, "TOKEN_SIZE": "10x8", "DEPTH": 2,
+        "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64, "BASE_RATE": 64e-3,
+        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 25, "FINETUNE_RATE": 1e-3, "FINETUNE_WARMUP": 3,
+        "FINETUNE_EPOCHS": 16, "WORKERS": 0}     # synthetic corpora, models of 64 units
 CPU = {"SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
        "TABLES": ("1",), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 4,
        "VQVAE_STEPS": 500, "N_FRAMES": 160, "TOKEN_SIZE": "20x8", "DEPTH": 4, "DECODER_DEPTH": 2, "WIDTH": 128,

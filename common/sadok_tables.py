@@ -176,13 +176,13 @@ def frame_of_patch_width(c):
 
 def plan_5(c, corpus):
     """Table 5's rows of one corpus; the paper's own figures where it has this corpus."""
-    patch = base_patch(c)
+    patch, frame = base_patch(c), with_strategy(base_patch(c), "frame")
     spectra = {"SpecMAE (Patch-tf)": Row(spec_network(c, "specmae")),
                "SpecMAE (Patch-tf) on log power": Row(spec_network(c, "specmae-log"))}
     rows = {**(spectra if c.SPECMAE else {}), "VQ-MAE-S (Patch-tf), not pretrained": Row(patch, pretrained=False),
             "VQ-MAE-S (Patch-tf)": Row(patch), "VQ-MAE-S (Patch-tf) + Query2Emo": Row(patch, head="query2emo"),
-            "VQ-MAE-S (Frame)": Row(with_strategy(patch, "frame")),
-            "VQ-MAE-S (Frame) + Query2Emo": Row(with_strategy(patch, "frame"), head="query2emo")}
+            "VQ-MAE-S (Frame), not pretrained": Row(frame, pretrained=False), "VQ-MAE-S (Frame)": Row(frame),
+            "VQ-MAE-S (Frame) + Query2Emo": Row(frame, head="query2emo")}
     column = paper_column(corpus)
     printed = {label: numbers[column] for label, numbers in PAPER_TABLE_5.items()} if column is not None else {}
     return [Entry("5", corpus, label, row, printed.get(label) or ()) for label, row in rows.items()]
@@ -301,7 +301,8 @@ def tests_table(study, run, entries):
     main, c = next(iter(study.corpora.values())), study.c
     patch = base_patch(c)
     frame, same_width = Row(with_strategy(patch, "frame")), Row(frame_of_patch_width(c))
-    wanted = {"pretrained against not": (Row(patch), Row(patch, pretrained=False)),
+    wanted = {"pretrained against not, Patch-tf": (Row(patch), Row(patch, pretrained=False)),
+              "pretrained against not, Frame": (frame, replace(frame, pretrained=False)),
               "fine-tuned against frozen": (Row(patch), Row(patch, freeze=True)),
               "Frame against Patch-tf": (frame, Row(patch)),
               "Frame against Patch-tf, one width": (same_width, Row(patch)),

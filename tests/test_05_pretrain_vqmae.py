@@ -190,7 +190,7 @@ def test_plan_covers_what_the_paper_varies():
     c = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if name.isupper()})
     entries = sadok_tables.plan(c, ("ravdess:speech", "emodb"))
     count = {part: sum(e.part == part for e in entries) for part in sadok_tables.PARTS}
-    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 14, "fig2": 10, "fig3": 6, "equal": 2}
+    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 16, "fig2": 10, "fig3": 6, "equal": 2}
     frames = {(e.row.network.t, e.row.network.d) for e in entries if e.row.network.strategy == "frame"}
     assert frames == {(1, 64)}
     assert np.isclose(sorted({e.row.network.ratio for e in entries}), [0.5, 0.6, 0.7, 0.8, 0.9]).all()
