@@ -42,6 +42,7 @@ if __name__ == "__main__":
 import copy
 import hashlib
 import json
+import re
 import time
 from itertools import islice
 from pathlib import Path
@@ -55,13 +56,13 @@ from torch.nn import functional as F
 from common import chochlakis_tables as tables
 from common.av_backbones import NAMES, calibrate, load_backbone, measure_audio_stats, write_checkpoints
 from common.chochlakis_data import Hiding, Imputed, count_of, curriculum, generator_of, read_part
-from common.chochlakis_mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_bursts, draw_masks, draw_mixture,
-                                   impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae)
+from common.chochlakis_mae import (AVMAE, MODALITIES, GRUHead, LinearHead, Sizes, backoff, draw_bursts, draw_masks,
+                                   draw_mixture, impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae)
 from common.chochlakis_splits import corpus_of, fold_of, protocol_text
 from common.clips import Extraction, clip_batches, extract
 from common.errors import UserError
-from common.files import atomic_path, make_folder
-from common.manifest import prepared_folder, read_manifest
+from common.files import atomic_path, make_folder, read_json, write_json
+from common.manifest import corpus_name, read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator
 
@@ -128,9 +129,9 @@ IMPUTE_BATCH = 512                # recordings per forward pass of the autoencod
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0,), "N_RESAMPLES": 1000,
-        "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2,
-        "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "PRETRAIN_RATE": 1e-3,
-        "MAE_RATE": 1e-3, "MAE_BATCH": 32, "GRU_WIDTH": 64, "HEAD_BATCH": 32,
+        "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64,
+        "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1, "DECODER_HEADS": 4,
+        "PRETRAIN_RATE": 1e-3, "MAE_RATE": 1e-3, "MAE_BATCH": 32, "GRU_WIDTH": 64, "HEAD_BATCH": 32,
         "WORKERS": 2}             # synthetic corpora, narrow networks of random weights
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
@@ -148,7 +149,7 @@ IMPUTERS = {"zeros": impute_zeros, "mean": impute_mean, "last": impute_last, "li
 def clips_of(corpus):
     """(number of clips, seconds of each) of a corpus."""
     n_clips, clip_s, _ = PAPER.get(corpus_of(corpus), PAPER["cremad"])
-    return (N_CLIPS or n_clips, CLIP_S or clip_s) if corpus == CORPUS else (n_clips, clip_s)
+    return (N_CLIPS or n_clips, CLIP_S or clip_s) if corpus == corpus_name(CORPUS) else (n_clips, clip_s)
 
 
 def extraction(corpus):
@@ -172,8 +173,7 @@ def backbone_of(name, manifest, train, accelerator):
     print(*(f"  {line}" for line in backbone.report), sep="\n")
     if name != "crisscross" and backbone.audio_stats is None:
         path = Path(DATA_ROOT) / "models" / manifest.corpus / "chochlakis" / name / "spectrogram_stats.npz"
-        make_folder(path.parent)
-        measure_audio_stats(backbone, some_batches(backbone, manifest, train), path)
+        measure_stats(backbone, some_batches(backbone, manifest, train), path)
     return backbone
 
 
@@ -184,27 +184,42 @@ def some_batches(backbone, manifest, train):
 
 
 def random_checkpoints(load, manifest, train):
-    """Files in the authors' formats with random networks, calibrated on training clips; written once."""
+    """Files in the authors' formats with random networks, calibrated on training clips; written once for these."""
     folder = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / (
         f"{load['name']}_{BACKBONE_WIDTH}_{FRAME_SIZE}_seed{SEEDS[0]}")
     note = folder / "files.json"
-    if not note.exists():
+    clips = hash_of([clips_of(manifest.corpus), [[turn.utterance_id, turn.audio, turn.video] for turn in train]])
+    if not note.exists() or read_json(note).get("clips") != clips:
         backbone = load_backbone(**load, video_checkpoint="", audio_checkpoint="", audio_stats="",
                                  random_seed=SEEDS[0], allow_pickle=False)
         batches = list(some_batches(backbone, manifest, train))
         if load["name"] != "crisscross":
-            measure_audio_stats(backbone, batches, make_folder(folder) / "measured.npz")
+            measure_stats(backbone, batches, folder / "measured.npz")
+        # A network whose modality nobody has will read nothing: there is no clip to calibrate it on, and no need.
+        has = {part for batch in batches for part, clip in zip(MODALITIES, batch) if clip is not None}
+        backbone.untrained = tuple(part for part in backbone.untrained if part in has)
         calibrate(backbone, batches)
         files = write_checkpoints(folder, backbone)
-        with atomic_path(note) as temporary:
-            temporary.write_text(json.dumps({key: Path(path).name if path else "" for key, path in files.items()}))
-    return {key: str(folder / name) if name else "" for key, name in json.loads(note.read_text()).items()}
+        names = {key: Path(path).name if path else "" for key, path in files.items()}
+        write_json(note, {"clips": clips, "files": names})
+    return {key: str(folder / name) if name else "" for key, name in read_json(note)["files"].items()}
 
 
-def features_of(corpus, manifest, turns, backbone):
+def measure_stats(backbone, batches, path):
+    """Mean and deviation of AVID-CMA's spectrograms; UserError where nobody who trains has audio."""
+    audio = [audio for audio, _ in batches if audio is not None]         # no pictures: they would fill the memory
+    if not audio:
+        raise UserError(f"{backbone.name}: no training recording has audio to measure its spectrograms on; name "
+                        "AVID_STATS and the checkpoints, or leave it out of BACKBONES")
+    make_folder(path.parent)
+    measure_audio_stats(backbone, [(samples, None) for samples in audio], path)
+
+
+def features_of(manifest, turns, backbone):
     """The store of clip features of a corpus under a backbone, and figures of its making."""
-    folder = Path(DATA_ROOT) / "clips" / corpus / f"{backbone.name}_{clips_of(corpus)[0]}x{clips_of(corpus)[1]:g}"
-    return extract(manifest, turns, backbone, folder, backbone.identity(), extraction(corpus))
+    n_clips, clip_s = clips_of(manifest.corpus)
+    folder = Path(DATA_ROOT) / "clips" / manifest.corpus / f"{backbone.name}_{n_clips}x{clip_s:g}"
+    return extract(manifest, turns, backbone, folder, backbone.identity(), extraction(manifest.corpus))
 
 
 # ---- The study of one backbone -------------------------------------------------------------
@@ -216,14 +231,15 @@ class Study:
         self.c, self.accelerator, self.backbone, self.manifest = c, accelerator, backbone, manifest
         self.name = backbone.name
         turns = [turn for part in (fold.train, fold.valid, fold.test) for turn in part]
-        store, self.extracted = features_of(CORPUS, manifest, turns, backbone)
+        store, self.extracted = features_of(manifest, turns, backbone)
         self.parts = {name: read_part(store, getattr(fold, name), manifest.classes)
                       for name in ("train", "valid", "test")}
-        self.features_hash = hash_of({**store.meta, "ids": store.ids})
+        self.features_hash = hash_of({**store.meta, "parts": [[(turn.utterance_id, turn.label) for turn in part.turns]
+                                                              for part in self.parts.values()]})
         self.folder = Path(DATA_ROOT) / "models" / manifest.corpus / "chochlakis" / self.name
         self.n_clips, self.test = self.parts["train"].n_clips, self.parts["test"]
         self.mean = mean_of(self.parts["train"])
-        self.is_known = (~self.parts["train"].missing).any(0).any(1)[:, None]       # (2, 1), by modality
+        self.is_known = (~self.parts["train"].missing).any(0).any(1)                 # (2,), by modality
         self.masks = test_masks(self.test, self.n_clips)
         self.autoencoders, self.heads, self.predicted, self.errors, self.seconds = {}, {}, {}, {}, {}
 
@@ -245,7 +261,7 @@ def mean_of(part):
 
 
 def test_masks(test, n_clips):
-    """{setting: hidden (M, R, 2, N)}: the masks that all methods share, kept as <DATA_ROOT>/masks/<corpus>.npz.
+    """{setting: hidden (M, R, 2, N)}: the masks that all methods share, kept as <DATA_ROOT>/masks/<corpus>_<N>.npz.
 
     A setting is ("level", k), k clips of each modality; ("unequal", k_audio, k_video); ("burst", k), neighbours.
     """
@@ -258,21 +274,17 @@ def test_masks(test, n_clips):
         if BEYOND:
             masks["burst", k] = draw_bursts(n, n_clips, k, N_MASKS, True, generator(1, k))
     if BEYOND:
-        for audio in range(0, n_clips):
-            for video in range(0, n_clips):
+        for audio in range(n_clips):
+            for video in range(n_clips):
                 masks["unequal", audio, video] = draw_masks(n, n_clips, audio, video, N_MASKS,
                                                             generator(2, audio, video))
-    path = Path(DATA_ROOT) / "masks" / f"{corpus_folder()}_{n_clips}.npz"
+    path = Path(DATA_ROOT) / "masks" / f"{corpus_name(CORPUS)}_{n_clips}.npz"
     make_folder(path.parent)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, ids=np.array([turn.utterance_id for turn in test.turns]),
                             **{"_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
                                for name, hidden in masks.items()})
     return masks
-
-
-def corpus_folder():
-    return prepared_folder(DATA_ROOT, CORPUS).name
 
 
 # ---- 2. and 3. Masked autoencoder (Section 3.3) --------------------------------------------
@@ -325,13 +337,12 @@ def mae_identity(study, **more):
             "first": CAVMAE_CHECKPOINT, **more}
 
 
-def pretrained_weights(study):
+def pretrained_weights(study, manifest):
     """(weights of the autoencoder pretrained on PRETRAIN_CORPUS or None, its identity); trained once per backbone."""
-    if not PRETRAIN_CORPUS:
+    if manifest is None:
         return None, None
-    manifest = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
     turns = [turn for turn in manifest.turns if turn.audio or turn.video]
-    store, _ = features_of(PRETRAIN_CORPUS, manifest, turns, study.backbone)
+    store, _ = features_of(manifest, turns, study.backbone)
     part = read_part(store, turns, ())
     aside = set(torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))[: max(1, len(part) // 20)].tolist())
     train, valid = (read_part(store, [turn for i, turn in enumerate(part.turns) if (i in aside) == held], ())
@@ -367,14 +378,16 @@ def autoencoders_of(study, seed, first):
 def impute(study, imputer, part, hidden):
     """Features (M, R, N, 2 D) of a part with the hidden clips (M, R, 2, N) imputed; those that never were, too.
 
-    A modality that no training recording has cannot be learned: its features stay 0, as in training.
+    A modality that no training recording has cannot be learned: its features are 0.
     """
-    hidden = (hidden | part.missing) & study.is_known
+    hidden = hidden | part.missing
     if imputer in IMPUTERS:
-        return torch.cat(IMPUTERS[imputer](part.audio, part.video, hidden, study.mean), -1)
-    model = study.autoencoders[imputer].to(study.accelerator.device)
-    with study.accelerator.autocast():
-        return torch.cat(model.impute(part.audio, part.video, hidden, IMPUTE_BATCH), -1)
+        found = IMPUTERS[imputer](part.audio, part.video, hidden, study.mean)
+    else:
+        model = study.autoencoders[imputer].to(study.accelerator.device)
+        with study.accelerator.autocast():
+            found = model.impute(part.audio, part.video, hidden, IMPUTE_BATCH)
+    return torch.cat([x if known else torch.zeros_like(x) for x, known in zip(found, study.is_known)], -1)
 
 
 def training_features(study, system, seed, name):
@@ -413,17 +426,12 @@ def head_of(study, system, seed, data):
 
     recipe = Recipe(HEAD_RATE, HEAD_EPOCHS, HEAD_BATCH, WEIGHT_DECAY, "constant", betas=BETAS, clip_norm=0.0, seed=seed)
     name = f"{system.head}_{system.slug()}"
-    identity = {"features": study.features_hash, "split": hash_of([part_ids(part) for part in study.parts.values()]),
-                "classes": list(study.manifest.classes), "gru_width": GRU_WIDTH, "tuned": system.tuned,
-                "masks": TRAIN_MASKS, "imputer": system.imputer,
+    identity = {"features": study.features_hash, "classes": list(study.manifest.classes), "gru_width": GRU_WIDTH,
+                "tuned": system.tuned, "masks": TRAIN_MASKS, "imputer": system.imputer,
                 "autoencoder": hash_of(study.seconds.get((system.imputer, seed), (0, ""))[1])}
     fit(study.accelerator, model, loss, train, evaluate, recipe, study.folder / f"seed{seed}" / name, identity, name,
         epoch_lines=False)
     return model.eval()
-
-
-def part_ids(part):
-    return [turn.utterance_id for turn in part.turns]
 
 
 @torch.no_grad()
@@ -509,7 +517,7 @@ def costs(study):
     The backbone's is measured in a few steps on clips of noise, its decoding in the extraction; neither is trained.
     """
     backbone, n_train = study.backbone, len(study.parts["train"])
-    n_clips, clip_s = clips_of(CORPUS)
+    n_clips, clip_s = clips_of(study.manifest.corpus)
     video, audio = (copy.deepcopy(network).train().requires_grad_(True) for network in (backbone.video, backbone.audio))
     frames = torch.randint(0, 256, (8, max(1, round(clip_s * backbone.fps)), backbone.size, backbone.size, 3),
                            dtype=torch.uint8)
@@ -549,21 +557,37 @@ def check_constants():
         raise UserError(f"BACKBONES={','.join(BACKBONES)}: choose among {', '.join(NAMES)}")
     if set(HEADS) - {"linear", "gru"} or not HEADS:
         raise UserError(f"HEADS={','.join(HEADS)}: choose among linear, gru")
-    if N_MASKS < 1 or TRAIN_MASKS < 1:
-        raise UserError("N_MASKS and TRAIN_MASKS: give one or more")
+    if RANDOM_BACKBONES and "kinetics" in BACKBONES:
+        raise UserError("BACKBONES=kinetics: has no random weights; set RANDOM_BACKBONES=False or leave it out")
+    if not SEEDS:
+        raise UserError("SEEDS: give at least one")
+    for name in ("N_MASKS", "TRAIN_MASKS", "N_RESAMPLES", "PRETRAIN_EPOCHS", "MAE_EPOCHS", "HEAD_EPOCHS",
+                 "BACKBONE_BATCH", "MAE_BATCH", "HEAD_BATCH", "IMPUTE_BATCH"):
+        if globals()[name] < 1:
+            raise UserError(f"{name}={globals()[name]}: give 1 or more")
+    if N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0:
+        raise UserError(f"N_CLIPS={N_CLIPS} and CLIP_S={CLIP_S:g}: give 2 clips or more, or 0 for the paper's")
+    if not MIXTURES or not all(re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES):
+        raise UserError(f"MIXTURES={','.join(MIXTURES)}: give shares of the clips, such as 0.4,0.4+0.7")
+    if corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS):
+        raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds the test recordings of CORPUS; choose another, or "
+                        "\"\" for none")
+    if CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file():
+        raise UserError(f"CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE's, or \"\" for none")
 
 
 def main():
     check_constants()
     c, accelerator = SimpleNamespace(**SETTINGS), make_accelerator(PRECISION)
     manifest = read_manifest(DATA_ROOT, CORPUS)
+    unlabelled = read_manifest(DATA_ROOT, PRETRAIN_CORPUS) if PRETRAIN_CORPUS else None
     fold = fold_of(manifest, CORPUS)
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
     studies, systems = {}, tables.plan(HEADS, MIXTURES, BEYOND)
     for name in BACKBONES:
         backbone = backbone_of(name, manifest, fold.train, accelerator)
         study = studies[name] = Study(c, accelerator, backbone, manifest, fold)
-        first = pretrained_weights(study)
+        first = pretrained_weights(study, unlabelled)
         for seed in SEEDS:
             run_seed(study, seed, first, systems)
         if BEYOND:

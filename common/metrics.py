@@ -161,7 +161,7 @@ def compare(y_true, ours, theirs, clusters, n_resamples):
     """
     right, other = ours == y_true, theirs == y_true
     difference, p_clusters = paired_permutation(right, other, clusters, n_resamples, 0)
-    low, high = cluster_bootstrap(gain, right.astype(int), other.astype(int), clusters, n_resamples, 0)
+    low, high = cluster_bootstrap(gain, right.astype(int), other.astype(int), clusters, n_resamples, 0, n_classes=2)
     return difference, low, high, max(mcnemar(a, b)[2] for a, b in zip(right, other)), p_clusters
 
 

@@ -146,7 +146,8 @@ def curve_panels(panels, xlabel, ylabel, chance):
     What does not vary along x is a dashed line without markers.
     """
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    style = {name: (OKABE_ITO[i % len(OKABE_ITO)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
+    style = {name: (OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(MARKERS)) % len(MARKERS)])
+             for i, name in enumerate(names)}
     fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), sharey=True, squeeze=False)
     for axes, (title, series) in zip(grid.flat, panels.items()):
         for name, (x, y, low, high) in series.items():

@@ -71,7 +71,7 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
     n_resamples  bootstrap resamples of speakers
     needs        a class without which a fold has no such score
     """
-    n_classes, values, names = int(y_true.max()) + 1, [], []
+    n_classes, values, names = int(max(y_true.max(), y_pred.max())) + 1, [], []
     for name, (rows, turns) in runs.items():
         if needs is None or (y_true[turns] == needs).any():
             scores = [metric(confusion(y_true[turns], labels[turns], n_classes)) for labels in y_pred[rows]]
