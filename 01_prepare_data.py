@@ -13,11 +13,14 @@ clip is written as MP4.
     python 01_prepare_data.py --demo --CORPUS=demo_ravdess       # or demo_voxceleb2, demo_emodb: for 05
     python 01_prepare_data.py --CORPUS=cremad            # or lombard, audioset: read where they lie, for 06
     python 01_prepare_data.py --demo --CORPUS=demo_cremad        # or demo_ravdess_av, demo_lombard, demo_audioset
+    python 01_prepare_data.py --CORPUS=mosei --MOSEI_FOLDS=/where/cmu_mosei_std_folds.py         # for 07
+    python 01_prepare_data.py --CORPUS=voxceleb2 --VOXCELEB2_VIDEO=true                          # for 07
 
 VoxCeleb2, the corpus that Sadok et al. pretrain on, is not copied: a thousand hours as wav would take 115 GB, and
 05 decodes each clip once. Its manifest names the recordings where they lie, and their lengths are not known yet.
 CREMA-D, Lombard GRID and AudioSet, of Chochlakis et al., are not copied either, since 06 decodes each recording once
 and AVID-CMA hears up to 12 kHz; their lengths are taken from the files' headers. MEDIA_IN_PLACE does so with RAVDESS.
+CMU-MOSEI, of Khare et al., is not cut: a turn names its full recording, and its start_s and end_s are times in it.
 
 Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it
 speaking and drawing, demo_ravdess 18 s, demo_emodb 11 s, demo_voxceleb2 14 s; demo_cremad, demo_ravdess_av,
@@ -28,6 +31,7 @@ of turns take about 11 minutes. A killed or repeated run goes on from what is fi
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
 outside the label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which
 file), audio/<utterance>.wav, video/<utterance>.mp4; only the first three where recordings stay where they are.
+CMU-MOSEI also gets words.csv: every word of a turn with its times, on the clip's own clock.
 Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json,
 log.jsonl.
 
@@ -54,7 +58,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from common import plots
+from common import mosei, plots
 from common.corpora import find_root, read_corpus
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv, write_json
@@ -62,12 +66,13 @@ from common.manifest import Manifest, corpus_name, prepared_folder, write_manife
 from common.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
 from common.release import Problem
 from common.results import start_run
+from common.splits import OFFICIAL
 
 # ---- Constants to tweak -----------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
 CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad",
-                                    # "lombard", "audioset", a folder with a manifest.csv, or synthetic:
+                                    # "lombard", "audioset", "mosei", a folder with a manifest.csv, or synthetic:
                                     # "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2",
                                     # "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"
 SEEDS = (0,)                        # the first one makes the demo corpora and the random checkpoints, and draws
@@ -78,9 +83,13 @@ KEEP_BRACKETS = True                # IEMOCAP: keep tokens such as [LAUGHTER] in
 RAVDESS_CHANNEL = "speech"          # RAVDESS: "speech", "song" or "both"
 VOXCELEB2_SPEAKERS = 0              # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
                                     # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
+VOXCELEB2_VIDEO = False             # VoxCeleb2: True also names the mp4 of each clip, for 07; 05 needs sound only
+MOSEI_FOLDS = ""                    # CMU-MOSEI: the official folds, the SDK's cmu_mosei_std_folds.py, a folder with
+                                    # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
 MEDIA_IN_PLACE = False              # True: name the recordings where they lie instead of converting them, with
                                     # every rate and frame they have: RAVDESS for 06. CREMA-D, Lombard GRID,
-                                    # AudioSet and VoxCeleb2 always stay where they are; IEMOCAP must be cut
+                                    # AudioSet, VoxCeleb2 and CMU-MOSEI always stay where they are; IEMOCAP must
+                                    # be cut
 RATE_HZ = 16000                     # sampling rate of the prepared audio; the later scripts expect 16000
 VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
                                     # "maximum possible quality"
@@ -243,6 +252,8 @@ def make_media(release, folder):
         settings_of_media = MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
         return prepare_media(release.turns, settings_of_media, WORKERS)
     print("  media     not copied: the manifest names the recordings where they lie")
+    if CORPUS in mosei.CORPORA:
+        release.problems += mosei.check_recordings([source.turn for source in release.turns], RATE_HZ)
     outcomes = place_media(release.turns, RATE_HZ, MIN_TURN_S)
     report_lengths(outcomes)
     return outcomes
@@ -318,24 +329,35 @@ def group_of(turns):
     return "corpus", lambda turn: corpus_name(CORPUS)
 
 
+def labels_of(manifest):
+    """(class names, (turn, label) pairs); a turn of CMU-MOSEI's folds is in as many pairs as it has emotions."""
+    if CORPUS not in mosei.CORPORA:
+        return manifest.classes, [(turn, turn.label) for turn in manifest.labelled]
+    turns = [turn for split in OFFICIAL for turn in manifest.turns if turn.extra["split"] == split]
+    return mosei.EMOTIONS, [(turn, emotion) for turn in turns for emotion in mosei.emotions_of(turn)]
+
+
 def figure_1(run, manifest):
     """Labels per session, as a figure and as the numbers drawn."""
-    if not manifest.classes:
+    classes, labels = labels_of(manifest)
+    if not labels:
         return print("  labels    this corpus has none: no Figure 1")
-    name, key = group_of(manifest.labelled)
-    counts = Counter((key(turn), turn.label) for turn in manifest.labelled)
-    groups = list(dict.fromkeys(key(turn) for turn in manifest.labelled)) if name == "split" else \
+    turns = [turn for turn, _ in labels]
+    name, key = group_of(turns)
+    counts = Counter((key(turn), label) for turn, label in labels)
+    groups = list(dict.fromkeys(key(turn) for turn in turns)) if name == "split" else \
         sorted({group for group, _ in counts})
     path = run.folder / "babaali_fig_1_labels.csv"
     write_csv(path, [{name: group, "label": label, "turns": counts[group, label]}
-                     for group in groups for label in manifest.classes], (name, "label", "turns"))
+                     for group in groups for label in classes], (name, "label", "turns"))
     fig = plots.grouped_bars(groups, {label: [counts[group, label] for group in groups]
-                                      for label in manifest.classes}, "labelled turns")
+                                      for label in classes}, "labelled turns")
     fig.axes[0].set_xlabel(name)
     fig.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)      # bars fill the axes
     if len(groups) > 8:
         fig.axes[0].tick_params(axis="x", rotation=90)
-    caption = (f"Figure 1. Labels per {name} of {manifest.corpus}: {len(manifest.labelled):,} labelled of "
+    n_labelled = len({turn.utterance_id for turn in turns})
+    caption = (f"Figure 1. Labels per {name} of {manifest.corpus}: {n_labelled:,} labelled of "
                f"{len(manifest.turns):,} turns. Nothing here depends on a seed.")
     run.figure([path, *plots.save(fig, run.folder, "babaali_fig_1_labels", caption)])
 
@@ -369,12 +391,15 @@ def main():
     check_settings()
     root = release_root()
     release = read_corpus(CORPUS, root, merge_excited=MERGE_EXCITED_INTO_HAPPY, keep_brackets=KEEP_BRACKETS,
-                          channel=RAVDESS_CHANNEL, n_speakers=VOXCELEB2_SPEAKERS, seed=SEEDS[0])
+                          channel=RAVDESS_CHANNEL, n_speakers=VOXCELEB2_SPEAKERS, seed=SEEDS[0],
+                          with_video=VOXCELEB2_VIDEO, folds=MOSEI_FOLDS)
     folder = make_folder(prepared_folder(DATA_ROOT, CORPUS))
     run, manifest = start(release, folder)
     outcomes = make_media(release, folder)
     problems = finish_turns(release, outcomes)
     report_problems(problems, release, folder, root)
+    if CORPUS in mosei.CORPORA:
+        mosei.write_words(folder, release.words)
     write_manifest(manifest)
     report_media(manifest)
     figure_1(run, manifest)

@@ -4,13 +4,14 @@ One function per corpus turns a folder as downloaded into a Release (common.rele
 text only; media are opened later, by common.media. What a release is known to hold (file names, counts) is
 compared and said, never assumed: anything odd becomes a Problem with the file's name. To add a corpus, write
 `read_<name>(root)` and name it in READERS. The corpora of the paper on missing modalities are in
-common.corpora_av.
+common.corpora_av, CMU-MOSEI is in common.mosei.
 """
 
 import os
 import random
 import re
 from collections import Counter, defaultdict
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from common.corpora_av import read_audioset, read_cremad, read_lombard
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
+from common.mosei import read_mosei
 from common.release import (
     Problem,
     Release,
@@ -436,13 +438,14 @@ VOXCELEB2_ENDINGS = ("m4a", "wav", "mp4")      # the first that is there is the 
 VOXCELEB2_SETS = {"dev": "dev", "train": "dev", "test": "test"}       # folder names, where vox2_meta.csv is absent
 
 
-def read_voxceleb2(root, n_speakers, seed):
+def read_voxceleb2(root, n_speakers, seed, with_video=False):
     """Read VoxCeleb2 in place: a turn per clip, a dialogue per video, no labels and no classes.
 
     root        any folder above idXXXXX/<video>/NNNNN.m4a, such as dev/ or aac/ of the archives; in copies with
                 wav or mp4 files, these are the source of the audio
     n_speakers  take this many speakers, drawn from all that are there; 0 = all
     seed        of the drawing
+    with_video  True also names a clip's mp4, where it is there, as its video; sound still comes from the m4a first
     A clip that is there more than once (same speaker, video and number) counts once. No file is opened and no
     size asked for, since the release has 1.1 million of them. Extra columns: gender and set (dev, test), "" where
     vox2_meta.csv is absent and no folder says.
@@ -456,7 +459,7 @@ def read_voxceleb2(root, n_speakers, seed):
     facts = _voxceleb2_facts(root, folders)
     release = Release((), [], media_in_place=True)
     for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2):
-        release.turns += _voxceleb2_turns(speaker, folders[speaker], facts[speaker], release.problems)
+        release.turns += _voxceleb2_turns(speaker, folders[speaker], facts[speaker], with_video, release.problems)
     if not release.turns:
         raise UserError(
             f"{root}: no VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a in it or below; set CORPUS_ROOT "
@@ -468,6 +471,9 @@ def read_voxceleb2(root, n_speakers, seed):
         )
     else:
         release.notes += _voxceleb2_counts(release.turns)
+    if with_video:
+        n_videos = sum(bool(source.turn.video) for source in release.turns)
+        release.notes.append(f"video: an mp4 of {n_videos:,} of the {len(release.turns):,} clips")
     return release
 
 
@@ -505,9 +511,9 @@ def _voxceleb2_facts(root, folders):
     return facts
 
 
-def _voxceleb2_turns(speaker, folders, extra, problems):
+def _voxceleb2_turns(speaker, folders, extra, with_video, problems):
     """The turns of one speaker, by video and number; they share the dict `extra`."""
-    videos = defaultdict(dict)                 # {video: {number: (preference, path)}}
+    videos = defaultdict(lambda: defaultdict(dict))      # {video: {number: {ending: path}}}
     for folder in folders:
         for video in _visible_entries(folder):
             if not (VOXCELEB2_VIDEO.fullmatch(video.name) and video.is_dir()):
@@ -517,8 +523,8 @@ def _voxceleb2_turns(speaker, folders, extra, problems):
             for clip in _visible_entries(video.path):
                 match = VOXCELEB2_CLIP.fullmatch(clip.name)
                 if match:
-                    found = (VOXCELEB2_ENDINGS.index(match[2]), clip.path)
-                    videos[video.name][match[1]] = min(found, videos[video.name].get(match[1], found))
+                    copies = videos[video.name][match[1]]
+                    copies[match[2]] = min(clip.path, copies.get(match[2], clip.path))
                 elif clip.name.endswith(VOXCELEB2_ENDINGS):
                     problems.append(Problem("", clip.path, "not a VoxCeleb2 name; left out",
                                             "clips are numbered with five digits"))
@@ -526,8 +532,9 @@ def _voxceleb2_turns(speaker, folders, extra, problems):
     for video, clips in sorted(videos.items()):
         dialogue_id = f"{speaker}_{video}"
         turns += [SourceTurn(Turn(f"{dialogue_id}_{number}", dialogue_id, position, speaker, "", 0.0, 0.0,
-                                  audio=clips[number][1], extra=extra))
-                  for position, number in enumerate(sorted(clips))]
+                                  audio=next(copies[ending] for ending in VOXCELEB2_ENDINGS if ending in copies),
+                                  video=copies.get("mp4", "") if with_video else "", extra=extra))
+                  for position, (number, copies) in enumerate(sorted(clips.items()))]
     return turns
 
 
@@ -653,17 +660,20 @@ READERS = {"iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
            "ravdess": (read_ravdess, ("channel",)),
            "emodb": (read_emodb, ()),
            "meld": (read_meld, ()),
-           "voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
+           "voxceleb2": (read_voxceleb2, ("n_speakers", "seed", "with_video")),
            "demo_ravdess": (read_ravdess, ("channel",)),
            "demo_emodb": (read_emodb, ()),
            "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
            "cremad": (read_cremad, ()),
            "lombard": (read_lombard, ()),
            "audioset": (read_audioset, ()),
+           "mosei": (read_mosei, ("folds",)),
            "demo_cremad": (read_cremad, ()),
            "demo_ravdess_av": (read_ravdess, ("channel",)),
            "demo_lombard": (read_lombard, ()),
-           "demo_audioset": (read_audioset, ())}
+           "demo_audioset": (read_audioset, ()),
+           "demo_mosei": (read_mosei, ("folds",)),
+           "demo_voxceleb2_av": (partial(read_voxceleb2, with_video=True), ("n_speakers", "seed"))}
 USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
                  "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
                  "ravdess": ("RAVDESS", "ravdess"),
@@ -676,10 +686,13 @@ USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
                  "cremad": ("CREMA-D", "cremad", "CREMAD"),
                  "lombard": ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard"),
                  "audioset": ("AudioSet", "audioset", "AudioSet-20K"),
+                 "mosei": ("CMU_MOSEI", "CMU-MOSEI", "MOSEI", "mosei"),
                  "demo_cremad": ("demo_cremad",),
                  "demo_ravdess_av": ("demo_ravdess_av",),
                  "demo_lombard": ("demo_lombard",),
-                 "demo_audioset": ("demo_audioset",)}
+                 "demo_audioset": ("demo_audioset",),
+                 "demo_mosei": ("demo_mosei",),
+                 "demo_voxceleb2_av": ("demo_voxceleb2_av",)}
 
 
 def find_root(corpus, data_root):

@@ -77,6 +77,24 @@ def test_a_clip_counts_once_and_m4a_goes_before_wav_before_mp4(tmp_path):
     assert [turn.turn for turn in turns.values()] == [0, 1, 2]
 
 
+def test_sound_and_picture_of_a_clip_are_one_turn_where_video_is_asked_for(tmp_path):
+    clip = "id00012/-1Uxsk56VDQ/0000"
+    touch(tmp_path, f"dev/aac/{clip}1.m4a", f"dev/mp4/{clip}1.mp4", f"dev/aac/{clip}2.m4a", f"dev/mp4/{clip}3.mp4",
+          f"copy/mp4/{clip}1.mp4")
+    release = read_voxceleb2(tmp_path, 0, 0, with_video=True)
+    names = [tuple(path.removeprefix(f"{tmp_path}/") for path in (s.turn.audio, s.turn.video)) for s in release.turns]
+    assert names == [(f"dev/aac/{clip}1.m4a", f"copy/mp4/{clip}1.mp4"), (f"dev/aac/{clip}2.m4a", ""),
+                     (f"dev/mp4/{clip}3.mp4", f"dev/mp4/{clip}3.mp4")]
+    assert "video: an mp4 of 2 of the 3 clips" in release.notes and not release.problems
+    without = read_voxceleb2(tmp_path, 0, 0)
+    assert [s.turn.video for s in without.turns] == ["", "", ""] and not any("video:" in note for note in without.notes)
+    assert [s.turn.audio for s in without.turns] == [s.turn.audio for s in release.turns]
+    assert [s.turn.video for s in corpora.read_corpus("voxceleb2", tmp_path, n_speakers=0, seed=0, with_video=False,
+                                                      folds="").turns] == ["", "", ""]
+    assert sum(bool(s.turn.video) for s in corpora.read_corpus("demo_voxceleb2_av", tmp_path, n_speakers=0, seed=0,
+                                                               with_video=False).turns) == 2
+
+
 def test_hidden_files_and_odd_names(tmp_path):
     video = "dev/aac/id00012/21Uxsk56VDQ"
     touch(tmp_path, f"{video}/00001.m4a", f"{video}/._00001.m4a", f"{video}/00001.txt", f"{video}/1.m4a",
@@ -101,7 +119,9 @@ def test_no_clip_is_opened_or_asked_for_its_size(tmp_path):
     folder.mkdir(parents=True)
     for number in range(3):
         (folder / f"{number:05d}.m4a").symlink_to("nowhere")
+    (folder / "00000.mp4").symlink_to("nowhere")
     assert len(turns_of(tmp_path)) == 3
+    assert [bool(s.turn.video) for s in read_voxceleb2(tmp_path, 0, 0, with_video=True).turns] == [True, False, False]
 
 
 # ---- Facts about speakers ---------------------------------------------------------------------

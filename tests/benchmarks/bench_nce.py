@@ -1,0 +1,215 @@
+"""One pretraining step of the cross-modal transformer: full softmax against NCE, fused against unfused attention.
+
+    python tests/benchmarks/bench_nce.py --threads=1 --batch=16
+    python tests/benchmarks/bench_nce.py --device=cuda --precision=bf16 --batch=256
+    python tests/benchmarks/bench_nce.py --threads=1 --text-only
+
+The model has the paper's size, 27.5 M parameters and 45.1 M in the output layer for 88,000 words. A batch is random
+clips of 8 s, complete or half as long, 15 % of the words hidden. Versions of the same model take turns, so that a busy
+machine slows all of them alike. Printed for each: forward and backward pass, the ratio to the full softmax, the share
+of the loss alone (output layer and loss, without the encoder), the step with Adam, clips/s, and peak memory during its
+steps (of the allocator on a GPU; of the process on Linux). Then Adam: torch's default, which `training` uses, and the
+fused one. Paper: Sec. 2.2 quotes a reduction by "up to 50 %" from [22], whose model was little more than its softmax.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from common import khare_model
+from common.khare_model import CrossModalTransformer, MaskedLM, Noise, Sizes
+from common.sadok_vqmae import build, count_parameters
+
+SIZES = Sizes(width=512, depth=4, heads=4, feed_forward=200, dropout=0.1)
+N_FEATURES = {"text": 300, "audio": 200, "video": 4096}
+N_VOCABULARY, HIDDEN_SHARE = 88_000, 0.15
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+FULL = "full softmax"
+
+
+def read_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--words", type=int, default=24, help="words of a clip; 3 a second")
+    parser.add_argument("--audio", type=int, default=160, help="steps of 50 ms")
+    parser.add_argument("--video", type=int, default=40, help="frames; 5 a second")
+    parser.add_argument("--noise", type=int, default=25, help="noise words for each position; shared ones: 40 times")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each version")
+    parser.add_argument("--text-only", action="store_true", help="no audio and video: the output layer weighs most")
+    return parser.parse_args()
+
+
+def synchronize(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds_of(call, device):
+    synchronize(device)
+    started = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+# ---- Versions ------------------------------------------------------------------------------
+
+def unfused(q, k, v, is_key):
+    """What the fused attention computes, with all of its weights written to memory."""
+    return khare_model.attention_weights(q, k, is_key) @ v
+
+
+@contextmanager
+def version(step, noise, attention):
+    """The model with a loss, and the module with an attention, for a while."""
+    before = step.model.noise, khare_model.attention
+    try:
+        step.model.noise, khare_model.attention = noise, attention
+        yield
+    finally:
+        step.model.noise, khare_model.attention = before
+
+
+def versions_of(step, arguments):
+    """name -> (noise, attention)."""
+    fused, k = khare_model.attention, arguments.noise
+    return {FULL: (None, fused), f"NCE, {k} noise words each": (step.noise(k, False), fused),
+            f"NCE, {40 * k} shared": (step.noise(40 * k, True), fused), "full, unfused attention": (None, unfused)}
+
+
+class Step:
+    """Forward and backward pass on a batch of random clips, and Adam."""
+
+    def __init__(self, arguments):
+        self.device, self.dtype = arguments.device, DTYPES[arguments.precision]
+        encoder = build(0, CrossModalTransformer, N_FEATURES, SIZES, "text", (0.33, 0.33, 0.33), 0)
+        self.model = build(0, MaskedLM, encoder, N_VOCABULARY, None).to(self.device)
+        self.batch = {name: x.to(self.device) for name, x in random_batch(arguments).items()}
+        n_words = int(self.batch["hidden"].sum())
+        self.x = torch.randn(n_words, SIZES.width, device=self.device, requires_grad=True)
+        self.target = self.batch["word_ids"][self.batch["hidden"]]
+
+    def noise(self, n_words, shared):
+        """Frequencies of words as of rank 1 / r (Zipf)."""
+        return Noise(1 + 1_000_000 // torch.arange(1, N_VOCABULARY + 1), n_words, shared).to(self.device)
+
+    def backward(self):
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            found = self.model(self.batch)
+        (found["loss"] / found["count"]).backward()
+
+    def loss_alone(self):
+        weight, bias = self.model.output.weight, self.model.output.bias
+        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+            if self.model.noise is None:
+                loss, _ = khare_model.softmax_loss(self.x, weight, bias, self.target)
+            else:
+                loss = khare_model.nce_loss(self.x, weight, bias, self.target, self.model.noise)
+        loss.backward()
+
+    def clear(self):
+        self.model.zero_grad()
+        self.x.grad = None
+
+
+def random_batch(arguments):
+    """Clips of which every other one has half the steps; as many words hidden in each."""
+    n, generator = arguments.batch, torch.Generator().manual_seed(0)
+    n_steps = {"text": arguments.words} | ({} if arguments.text_only else
+                                           {"audio": arguments.audio, "video": arguments.video})
+    batch = {}
+    for name, steps in n_steps.items():
+        length = torch.where(torch.arange(n) % 2 == 0, steps, steps // 2)
+        x, beyond = torch.randn(n, steps, N_FEATURES[name], generator=generator), torch.arange(steps) >= length[:, None]
+        batch |= {name: x.masked_fill(beyond[..., None], 0.0), f"{name}_length": length}
+    there = torch.arange(arguments.words) < batch["text_length"][:, None]
+    rank = torch.rand(n, arguments.words, generator=generator).masked_fill(~there, 2.0).argsort(1).argsort(1)
+    batch["hidden"] = rank < (HIDDEN_SHARE * batch["text_length"]).round()[:, None]
+    batch["word_ids"] = torch.randint(N_VOCABULARY, (n, arguments.words), generator=generator)
+    return batch
+
+
+# ---- Reports -------------------------------------------------------------------------------
+
+def forget_peak(device):
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:      # not Linux, or not allowed
+            pass
+
+
+def peak_gb(device):
+    """Highest memory since `forget_peak`; 0 if unknown."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def adam_seconds(step, fused, runs):
+    """Adam on all parameters, the median of some runs; NCE's gradient is dense here, so that all versions need it."""
+    optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-6, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0,
+                                  fused=fused)
+    return statistics.median([seconds_of(optimizer.step, step.device) for _ in range(runs + 1)][1:])
+
+
+def measure(step, versions, n_steps):
+    """name -> (seconds of forward and backward passes, seconds of the loss alone, peak memory in GB)."""
+    passes, losses, peak = ({name: [] for name in versions} for _ in range(3))
+    for _ in range(n_steps + 1):
+        for name, parts in versions.items():
+            with version(step, *parts):
+                losses[name].append(seconds_of(step.loss_alone, step.device))
+                step.clear()
+                forget_peak(step.device)
+                passes[name].append(seconds_of(step.backward, step.device))
+                peak[name].append(peak_gb(step.device))
+                step.clear()
+    return {name: (passes[name][1:], losses[name][1:], max(peak[name][1:])) for name in versions}
+
+
+def report(step, arguments):
+    found = measure(step, versions_of(step, arguments), arguments.steps)
+    step.backward()
+    plain, fused = (adam_seconds(step, fused, arguments.steps) for fused in (False, True))
+    full = statistics.median(found[FULL][0])
+    for name, (passes, losses, peak) in found.items():
+        passed, loss = statistics.median(passes), statistics.median(losses)
+        print(f"{name:<26} {1000 * passed:8.1f} ms ({1000 * min(passes):.1f}-{1000 * max(passes):.1f}), "
+              f"{passed / full:.2f} times the full softmax; loss alone {1000 * loss:.1f} ms; with fused Adam "
+              f"{1000 * (passed + fused):.1f} ms, {(passed + fused) / (full + fused):.2f} times, "
+              f"{arguments.batch / (passed + fused):.1f} clips/s; peak memory {peak:.2f} GB")
+    print(f"Adam: torch's default {1000 * plain:.1f} ms, fused {1000 * fused:.1f} ms")
+
+
+def main():
+    arguments = read_arguments()
+    torch.set_num_threads(arguments.threads)
+    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
+    load = f", load average before {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
+    step = Step(arguments)
+    print(f"{name}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+          f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
+          f"{'text only' if arguments.text_only else 'text, audio and video'}{load}")
+    report(step, arguments)
+
+
+if __name__ == "__main__":
+    main()
