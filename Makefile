@@ -15,6 +15,9 @@ demo: $(VENV)/ready
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess --WORKERS=1
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_emodb --WORKERS=1
 	$(RUN) 05_pretrain_vqmae.py --demo
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_audioset --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_cremad --WORKERS=1
+	$(RUN) 06_mae_imputation.py --demo
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 
 test: $(VENV)/ready
@@ -30,4 +33,4 @@ $(VENV)/ready: requirements.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) data/prepared data/features data/models data/cache data/checkpoints data/codes data/listen data/raw/demo_*
+	rm -rf $(VENV) data/prepared data/features data/models data/cache data/checkpoints data/codes data/listen data/clips data/masks data/raw/demo_*

@@ -148,7 +148,9 @@ def curve_panels(panels, xlabel, ylabel, chance):
     names = list(dict.fromkeys(name for series in panels.values() for name in series))
     style = {name: (OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(MARKERS)) % len(MARKERS)])
              for i, name in enumerate(names)}
-    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), sharey=True, squeeze=False)
+    is_beside = len(panels) > 1 or len(names) > 5      # the legend then stands beside the panels, which needs room
+    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True,
+                             squeeze=False)
     for axes, (title, series) in zip(grid.flat, panels.items()):
         for name, (x, y, low, high) in series.items():
             error = np.abs(np.array([low, high], float) - np.array(y, float))
@@ -158,7 +160,7 @@ def curve_panels(panels, xlabel, ylabel, chance):
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
-    if len(panels) > 1 or len(handles) > 6:
+    if is_beside:
         fig.legend(handles.values(), handles.keys(), loc="outside right upper")
     else:
         grid.flat[0].legend(loc="best")
