@@ -16,8 +16,8 @@ from common.files import read_csv, read_json, write_csv, write_json
 class Turn:
     """One utterance of one speaker; `audio` and `video` are relative to the prepared folder, "" = none.
 
-    Where a corpus is too large to copy (VoxCeleb2), they are absolute paths of its own files, and start_s = end_s =
-    0: lengths are known once they are decoded.
+    Where a corpus is used in place (VoxCeleb2, CREMA-D, ...), they are absolute paths of its own files. VoxCeleb2 is
+    not even opened, so that start_s = end_s = 0 there. Turns of CMU-MOSEI lie at start_s to end_s of such a file.
     """
 
     utterance_id: str
