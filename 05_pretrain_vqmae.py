@@ -16,8 +16,8 @@ Four stages, each kept in <DATA_ROOT> and gone on with after a kill:
 3. masked pretraining of each network that a table needs      -> models/<pretraining>/sadok/<network>
 4. fine-tuning, for each row of a table, fold and seed        -> models/<corpus>/sadok/<network>/<row>
 Writes results/05_pretrain_vqmae/<corpus>/: sadok_table_1 ... 5, sadok_fig_2_ratio, sadok_fig_3_token_size (as in the
-paper); sadok_table_tests, sadok_table_vqvae, sadok_table_equal, sadok_fig_reconstruction (beyond it); predictions.csv,
-metrics.json, log.jsonl. What a masked clip sounds like: <DATA_ROOT>/listen/<corpus>/*.wav.
+paper); sadok_table_mean, sadok_table_equal, sadok_table_tests, sadok_table_vqvae, sadok_fig_reconstruction (beyond it);
+predictions.csv, metrics.json, log.jsonl. What a masked clip sounds like: <DATA_ROOT>/listen/<corpus>/*.wav.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. The epoch is chosen on validation speakers. The authors' code reports the best epoch on the test fold: that figure
@@ -50,6 +50,7 @@ if __name__ == "__main__":
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,11 +65,12 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.manifest import prepared_folder
 from common.results import prediction_rows, start_run
-from common.sadok_data import Corpus, Powers, Repeated, Samples, read_part, rows_of
+from common.sadok_data import Corpus, Memory, Powers, Repeated, read_part, rows_of
 from common.sadok_vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
                                 count_parameters, mask_tokens)
 from common.sadok_vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
                                 power_spectrogram, train_vqvae)
+from common.shares import follow_parent, read_share, run_shares
 from common.training import Recipe, best_weights, fit, kept_outcome, load_trained, make_accelerator, predict
 
 # ---- Constants to tweak: corpora and protocol ----------------------------------------------
@@ -87,7 +89,8 @@ SELECT_ON = "validation"          # "test": the authors' protocol, optimistic; t
 N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
 
 # ---- Tables and figures --------------------------------------------------------------------
-TABLES = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal")     # which to make; "equal": at one number of parameters
+TABLES = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal", "mean")     # which to make; "equal": frames and patches
+                                  # in models of one width; "mean": Table 1 read from the mean of tokens, not CLS
 RATIOS = (0.5, 0.6, 0.7, 0.8, 0.9)     # Figure 2
 CODE_WIDTHS = (4, 8, 16)          # Table 3, e
 DEPTHS = (6, 12, 16, 20)          # Table 4
@@ -139,11 +142,14 @@ QUERY_HEADS = 8                   # Query2Emo: heads of attention (authors' code
 KEEP_MODELS = False               # also keep fine-tuned weights
 
 # ---- Machine -------------------------------------------------------------------------------
-MEMORY_GB = 2.0                   # GB of audio that VQ-VAE and SpecMAE keep decoded; the rest is read whenever drawn
+MEMORY_GB = 2.0                   # GB that VQ-VAE and SpecMAE keep of decoded audio; the rest is read whenever drawn
 MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of clips cannot be tokenised
 EVAL_BATCH_SIZE = 64              # clips per forward pass outside training
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32, as the authors), "bf16", "fp16"
 WORKERS = 4                       # processes that read audio and prepare batches, 0 = none
+JOBS = 1                          # processes that train networks side by side, on this machine; 1 = in turn
+SHARE = ""                        # "2/3": train the second of three shares of the networks and make no tables, on one
+                                  # of three machines that share DATA_ROOT; then run once without SHARE
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN_CORPORA": ("demo_voxceleb2",),
@@ -151,10 +157,10 @@ DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN
         "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8,
         "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 2, "VQVAE_STEPS": 250, "N_FRAMES": 60, "TOKEN_SIZE": "10x8", "DEPTH": 2,
         "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64, "BASE_RATE": 64e-3,
-        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 25, "FINETUNE_RATE": 1e-3, "FINETUNE_WARMUP": 3,
-        "FINETUNE_EPOCHS": 16, "WORKERS": 0}     # synthetic corpora, models of 64 units
+        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 32, "FINETUNE_RATE": 3e-3, "FINETUNE_WARMUP": 3,
+        "FINETUNE_EPOCHS": 16, "WORKERS": 0, "JOBS": 2}     # synthetic corpora, models of 64 units
 CPU = {"SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
-       "TABLES": ("1",), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 4,
+       "TABLES": ("1", "mean"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 4,
        "VQVAE_STEPS": 500, "N_FRAMES": 160, "TOKEN_SIZE": "20x8", "DEPTH": 4, "DECODER_DEPTH": 2, "WIDTH": 128,
        "SPECMAE": False, "BASE_RATE": 16e-3, "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 2, "PRETRAIN_EPOCHS": 40,
        "FINETUNE_RATE": 3e-4, "FINETUNE_WARMUP": 2, "FINETUNE_EPOCHS": 20, "WORKERS": 0}
@@ -197,7 +203,7 @@ class Study:
     def __init__(self, c, accelerator, corpora):
         self.c, self.accelerator, self.corpora, self.outcomes = c, accelerator, corpora, {}
         self.sources = {name: read_part(DATA_ROOT, name) for name in PRETRAIN_CORPORA}
-        self.vqvaes, self.stores, self.pretrained, self.samples = {}, {}, {}, Samples(MEMORY_GB)
+        self.vqvaes, self.stores, self.pretrained, self.memory = {}, {}, {}, Memory(MEMORY_GB)
 
     def left_out(self, part):
         """{(corpus, speaker)} kept from the pretraining `part`: "all", or the number of a fold."""
@@ -299,7 +305,7 @@ def crops(study, network, turns, part, random, labels=None):
         parts = [(study.stores[base, part], rows) for base, (_, rows) in found.items()]
         return Crops(parts, N_FRAMES, random, labels), kept
     folders = {base: prepared_folder(DATA_ROOT, base) for base in by_base}
-    return Powers([folders[base] / turn.audio for base, turn in kept], N_FRAMES, random, labels, study.samples), kept
+    return Powers([folders[base] / turn.audio for base, turn in kept], N_FRAMES, random, labels, study.memory), kept
 
 
 def masked_loss(network):
@@ -464,8 +470,26 @@ def run_row(study, run, row, corpus):
 
 # ---- Main ----------------------------------------------------------------------------------
 
+def share_out(entries):
+    """The entries of this run's SHARE: a network with all its rows is one process's, those with most rows first."""
+    number, n_shares = read_share(SHARE)
+    networks = Counter(row.network for row, _ in {(entry.row, entry.corpus): None for entry in entries}).most_common()
+    own = {network for network, _ in networks[number::n_shares]}
+    return [entry for entry in entries if entry.row.network in own]
+
+
+def train_side_by_side(study, n_networks):
+    """JOBS processes with a share each; what they have in common, VQ-VAEs and codes, is made before."""
+    for corpus in study.corpora.values():
+        for part in {study.part_of(corpus, k): None for k in range(len(corpus.folds))}:
+            for base in (*study.sources, corpus.base):
+                codes_of(study, base, part)
+    run_shares(min(JOBS, n_networks))
+
+
 def check_constants():
     """Refuse what would fail after hours."""
+    read_share(SHARE)
     for name, choices in (("LEAVE_OUT", ("tested", "nobody")), ("STRATEGY", STRATEGIES)):
         if globals()[name] not in choices:
             raise UserError(f"{name}={globals()[name]}: choose one of {', '.join(choices)}")
@@ -487,16 +511,21 @@ def vqvae_figures(study):
 
 
 def main():
+    follow_parent()
     check_constants()
     c, accelerator = SimpleNamespace(**SETTINGS), make_accelerator(PRECISION)
     corpus = Corpus(c, CORPUS)
-    is_main = accelerator.is_main_process
-    run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device) if is_main else None
-    print(*splits.check_folds(corpus.folds, corpus.manifest), sep="\n")
+    is_main, makes_tables = accelerator.is_main_process, accelerator.is_main_process and not SHARE
+    run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device) if makes_tables else None
+    lines = splits.check_folds(corpus.folds, corpus.manifest)
+    print(*(lines if not SHARE else [f"share {SHARE} of the networks"]), sep="\n")
     study = Study(c, accelerator, table_5_corpora(c, corpus))
-    for entry in sadok_tables.plan(c, tuple(study.corpora)):
+    entries = share_out(sadok_tables.plan(c, tuple(study.corpora)))
+    if JOBS > 1 and not SHARE and accelerator.num_processes == 1:
+        train_side_by_side(study, len({entry.row.network for entry in entries}))
+    for entry in entries:
         run_row(study, run, entry.row, study.corpora[entry.corpus])
-    if not is_main:
+    if SHARE or not is_main:
         return
     networks = {network: count_parameters(build_network(network, None))
                 for network in {row.network for row, _ in study.outcomes}}

@@ -19,7 +19,6 @@ import json
 import mmap
 import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -35,7 +34,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import make_folder, read_json, write_csv, write_json, writing
+from common.files import free_bytes, make_folder, read_json, write_csv, write_json, writing
 from common.media import AUDIO_FILES, MediaError, probe, read_audio
 from common.release import Problem
 
@@ -174,8 +173,7 @@ def _announce(clips, folder, settings, kept):
     n_frames = int(seconds * settings.rate_hz / settings.hop) + len(clips)
     need = n_frames * settings.codes_per_frame + sum(len(clip_id) + 32 for clip_id, _ in clips)
     there = sum(path.stat().st_size for path in (folder / "codes.u8", folder / "clips.csv") if kept and path.exists())
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(folder)
     print(f"tokenising {len(clips):,} clips into {folder.name}: {seconds / 3600:,.2f} h of audio"
           + (f" (estimated from {n_counted:,} of them)" if n_counted < len(clips) else "")
           + f", {n_frames:,} frames, {need / 1e9:.3f} GB"

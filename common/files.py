@@ -40,6 +40,12 @@ def make_folder(path):
     return path
 
 
+def free_bytes(folder):
+    """What is free on the disk of a folder, which need not be there yet."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return shutil.disk_usage(existing).free
+
+
 @contextmanager
 def atomic_path(path):
     """Give a temporary path beside `path`; rename it onto `path` when the block ends without an error.

@@ -7,7 +7,6 @@ B samples, U utterances of a batch, T steps, L layers, D width, N utterances of 
 """
 
 import hashlib
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from common.encoders import input_shape, load_backbone, load_processor, short_name
 from common.errors import UserError
-from common.files import read_json
+from common.files import free_bytes, read_json
 from common.inputs import RATE_HZ, SHORTEST_S, Clipping, cache_inputs, collate_waveforms
 from common.li_model import hidden_states
 from common.store import StoreWriter
@@ -292,7 +291,7 @@ def choose_place(wanted, need_gb, memory_gb, disk_gb, folder, stored_gb):
     """
     if wanted not in ("auto", *PLACES):
         raise UserError(f"HIDDEN_STATES={wanted}: choose one of auto, {', '.join(PLACES)}")
-    free_gb = {"memory": free_memory_gb(), "disk": _free_disk_gb(folder) + stored_gb, "recompute": np.inf}
+    free_gb = {"memory": free_memory_gb(), "disk": free_bytes(folder) / 1e9 + stored_gb, "recompute": np.inf}
     if wanted == "auto":
         fits = {"memory": need_gb <= min(memory_gb, free_gb["memory"]),
                 "disk": need_gb <= min(disk_gb, free_gb["disk"])}
@@ -310,12 +309,6 @@ def free_memory_gb():
         return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) / 1e6
     except (OSError, StopIteration):
         return np.inf
-
-
-def _free_disk_gb(folder):
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free / 1e9
 
 
 def weights_fingerprint(source):

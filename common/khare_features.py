@@ -43,7 +43,7 @@ from common.clips import STAMP_TOLERANCE_S, find_tracks, read_pictures
 from common.codes import count_seconds
 from common.encoders import _pretrained
 from common.errors import UserError
-from common.files import atomic_path, make_folder, read_csv, read_json, write_csv, write_json
+from common.files import atomic_path, free_bytes, make_folder, read_csv, read_json, write_csv, write_json
 from common.media import MediaError, read_audio
 from common.release import Problem
 
@@ -231,6 +231,7 @@ def file_hash(path):
 class WordsFile:
     """Words from a CSV file utterance_id,word,start_s,end_s; the lines of a clip follow each other.
 
+    A fifth column `score`, of a recogniser's words, gives a clip the mean of its words' scores, without the empty ones.
     Only the place of each clip in the file is kept in memory. Clips that it lacks have no words.
     """
 
@@ -246,7 +247,9 @@ class WordsFile:
 
     def _find(self, file):
         header, last, start = file.readline(), None, 0
-        if next(csv.reader([header.decode("utf-8-sig", errors="replace")]), [])[:4] != WORD_COLUMNS:
+        columns = next(csv.reader([header.decode("utf-8-sig", errors="replace")]), [])
+        self.has_score = columns[4:] == ["score"]
+        if columns[:4] != WORD_COLUMNS:
             raise UserError(f"{self.path}: its first line is not {','.join(WORD_COLUMNS)}; give it that header")
         end = len(header)
         for line in file:
@@ -270,14 +273,16 @@ class WordsFile:
         return {"words": file_hash(self.path)}
 
     def words(self, clip_id, samples, seconds):
-        """([(word, start_s, end_s)], score); this has no score, which is NaN."""
+        """([(word, start_s, end_s)], score); without scores in the file that is NaN."""
         if clip_id not in self.spans:
             return [], float("nan")
         start, length = self.spans[clip_id]
         with open(self.path, "rb") as file:
             file.seek(start)
             lines = file.read(length).decode("utf-8", errors="replace").split("\n")
-        return [_timed(row[1:4], f"{self.path}: {clip_id}") for row in csv.reader(lines) if row], float("nan")
+        place, rows = f"{self.path}: {clip_id}", [row for row in csv.reader(lines) if row]
+        scores = [_number(row[4], place) for row in rows if len(row) > 4 and row[4].strip()] if self.has_score else []
+        return [_timed(row[1:4], place) for row in rows], sum(scores) / len(scores) if scores else float("nan")
 
 
 def _timed(row, place):
@@ -287,6 +292,13 @@ def _timed(row, place):
         return word, *(float(x) if x.strip() else None for x in (start, end))
     except ValueError as error:
         raise UserError(f"{place}: {','.join(row)!r} is not word,start_s,end_s; correct that line") from error
+
+
+def _number(cell, place):
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise UserError(f"{place}: {cell!r} is no score; correct that line") from error
 
 
 class Transcripts:
@@ -596,8 +608,7 @@ def announce(sources, vgg, shards, settings):
     video = seen * (seconds * settings.fps + n) * VIDEO_DIM * 2 if vgg else 0.0
     text = seconds * WORDS_PER_S * WORD_BYTES + n * CLIP_BYTES
     there = sum(path.stat().st_size for path in shards.folder.glob("shard_*/*")) if shards.kept else 0
-    existing = next(place for place in (shards.folder, *shards.folder.absolute().parents) if place.exists())
-    free, need = shutil.disk_usage(existing).free, audio + video + text
+    free, need = free_bytes(shards.folder), audio + video + text
     print(f"extracting {n:,} clips into {shards.folder}: {seconds / 3600:,.2f} h"
           + (f" (estimated from {n_counted:,} clips)" if n_counted < len(unknown) else "")
           + f", {need / 1e9:.3g} GB (audio {audio / 1e9:.3g}, video {video / 1e9:.3g}, words, index {text / 1e9:.3g})"

@@ -10,8 +10,6 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +34,7 @@ from common.media import (
 )
 from common.release import Problem
 from common.results import append_log
+from common.shares import end_with_parent
 
 TURNS_PER_BATCH = 16          # of turns that have files of their own; turns cut from one video stay together
 PROBE_THREADS = 8             # headers are waited for, not computed
@@ -167,13 +166,7 @@ def _run(batches, settings, workers):
 def _start_worker(parent):
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # the parent ends the pool
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)                                   # a killed parent cannot end its workers
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent(parent)
 
 
 def prepare_batch(batch, settings, n_threads):

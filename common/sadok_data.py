@@ -67,42 +67,53 @@ def rows_of(codes, turns):
     return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)
 
 
-class Samples:
-    """Decoded clips with their peak at 1, kept up to a number of GB; all data sets of a run share them."""
+class Memory:
+    """Tensors kept up to a number of GB, here decoded clips and their first powers; all data sets of a run share it."""
 
     def __init__(self, memory_gb):
         self.left_bytes, self.kept = memory_gb * 1e9, {}
 
-    def read(self, path):
-        """Samples (n,) of a clip. Raises MediaError."""
-        if path in self.kept:
-            return self.kept[path]
-        samples = torch.from_numpy(normalise_peak(read_audio(path)))
-        if samples.nbytes <= self.left_bytes:
-            self.kept[path] = samples
-            self.left_bytes -= samples.nbytes
-        return samples
+    def get(self, key, make):
+        """The tensor kept under a key, else what make() returns, which is kept where there is room for it."""
+        if key in self.kept:
+            return self.kept[key]
+        tensor = make()
+        if tensor.nbytes <= self.left_bytes:
+            self.kept[key] = tensor
+            self.left_bytes -= tensor.nbytes
+        return tensor
+
+
+def read_samples(path):
+    """Samples (n,) of a clip with their peak at 1. Raises MediaError."""
+    return torch.from_numpy(normalise_peak(read_audio(path)))
 
 
 class Powers:
     """Power spectra of clips, what SpecMAE reads; a data set as codes.Crops.
 
     paths     audio files; n_frames, random, labels as for Crops
-    samples   Samples
+    memory    Memory
     """
 
-    def __init__(self, paths, n_frames, random, labels, samples):
-        self.paths, self.n_frames, self.random, self.labels, self.samples = paths, n_frames, random, labels, samples
+    def __init__(self, paths, n_frames, random, labels, memory):
+        self.paths, self.n_frames, self.random, self.labels, self.memory = paths, n_frames, random, labels, memory
         self.lengths = np.ones(len(paths), np.uint8)
 
     def __getitem__(self, key):
         index, seed = key
-        samples = self.samples.read(self.paths[index])
+        path = self.paths[index]
+        power = (self.crop(path, seed) if self.random else
+                 self.memory.get((path, self.n_frames), lambda: self.crop(path, None)))
+        return power, 0 if self.labels is None else int(self.labels[index])
+
+    def crop(self, path, seed):
+        """(T, 513) powers from a random frame on, or, without a seed, from the first."""
+        samples = self.memory.get(path, lambda: read_samples(path))
         n_frames = 1 + len(samples) // HOP
         spare = max(0, n_frames - self.n_frames)
-        start = int(np.random.default_rng(seed).integers(spare + 1)) if self.random else 0
-        frames = (start + torch.arange(self.n_frames)) % n_frames
-        return power_spectrogram(samples, frames), 0 if self.labels is None else int(self.labels[index])
+        start = 0 if seed is None else int(np.random.default_rng(seed).integers(spare + 1))
+        return power_spectrogram(samples, (start + torch.arange(self.n_frames)) % n_frames)              # (T, 513)
 
     def collate(self, items):
         return {"power": torch.stack([power for power, _ in items]),                 # (B, T, 513)

@@ -15,7 +15,7 @@ from common.results import Cell, paired_test_cells, score_cell
 from common.sadok_vqmae import mask_tokens
 from common.sadok_vqvae import CODES_PER_FRAME, HOP, RATE_HZ, griffin_lim, normalise_peak, power_spectrogram
 
-PARTS = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal")
+PARTS = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal", "mean")
 
 # ---- The paper's figures, as printed -------------------------------------------------------
 PAPER_TABLE_1 = {"scratch": 26.8, "frozen": 57.6, "fine-tuned": 76.7, "SpecMAE": 52.2}
@@ -70,7 +70,7 @@ class Row:
     head: str = "cls"
 
     def slug(self):
-        state = "frozen" if self.freeze else "finetuned" if self.pretrained else "scratch"
+        state = ("frozen" if self.pretrained else "random") if self.freeze else "finetuned" if self.pretrained else "scratch"
         return f"{state}_{self.head}"
 
 
@@ -111,7 +111,7 @@ def spec_network(c, kind):
 def plan(c, corpora):
     """The Entry of every row of TABLES, in the order of the tables; corpora: names, the first of Tables 1-4."""
     makers = {"1": plan_1, "2": plan_2, "3": plan_3, "4": plan_4, "fig2": plan_ratios, "fig3": plan_token_sizes,
-              "equal": plan_equal}
+              "equal": plan_equal, "mean": plan_mean}
     entries = [Entry(part, corpora[0], *row) for part in PARTS if part in c.TABLES and part != "5"
                for row in makers[part](c)]
     if paper_column(corpora[0]) != 0:        # the paper's Tables 1-4 are of RAVDESS-Speech alone
@@ -174,6 +174,15 @@ def frame_of_patch_width(c):
     return replace(with_strategy(patch, "frame"), width=patch.width or patch.t * patch.d * patch.code_width)
 
 
+def plan_mean(c):
+    """Table 1 read from the mean of all tokens: CLS, which the paper reads, has no part in the loss of pretraining."""
+    network = base_network(c)
+    return [("random and frozen", Row(network, pretrained=False, freeze=True, head="mean")),
+            ("pretrained, frozen", Row(network, freeze=True, head="mean")),
+            ("not pretrained, trained", Row(network, pretrained=False, head="mean")),
+            ("pretrained, fine-tuned", Row(network, head="mean"))]
+
+
 def plan_5(c, corpus):
     """Table 5's rows of one corpus; the paper's own figures where it has this corpus."""
     patch, frame = base_patch(c), with_strategy(base_patch(c), "frame")
@@ -203,7 +212,8 @@ def write(study, run, parameters, vqvae_figures):
     by_part = {part: [entry for entry in entries if entry.part == part] for part in PARTS}
     for part, title in (("1", "Table 1. Pretraining, frozen encoder, SpecMAE"), ("2", "Table 2. Masking strategies"),
                         ("3", "Table 3. Continuous embedding sizes"), ("4", "Table 4. Encoder depths"),
-                        ("equal", "Frame and patch masking at one width")):
+                        ("equal", "Frame and patch masking at one width"),
+                        ("mean", "Emotion from the mean of all tokens")):
         if by_part[part]:
             table(study, run, part, title, by_part[part], parameters)
     if by_part["5"]:
@@ -273,7 +283,8 @@ def table(study, run, part, title, entries, parameters):
     about = {"1": f"Masking {network.strategy}, {hidden}", "2": hidden,
              "3": f"Masking {network.strategy}. Parameters with the decoder.",
              "4": f"Masking {network.strategy}. Parameters with the decoder.",
-             "equal": "Not in the paper, whose Frame row has tokens of 512 units beside 320 of Patch-tf."}[part]
+             "equal": "Not in the paper, whose Frame row has tokens of 512 units beside 320 of Patch-tf.",
+             "mean": f"Not in the paper, which reads CLS (Table 1). Masking {network.strategy}, {hidden}"}[part]
     run.table(f"sadok_table_{part}", f"{title}, {corpus.name}", cells, f"{about} {note_of(study, corpus)}")
 
 
@@ -299,10 +310,14 @@ def table_5(study, run, entries):
 def tests_table(study, run, entries):
     """Beyond the paper: what pretraining, frame masking, codes instead of spectra and Query2Emo gain, with tests."""
     main, c = next(iter(study.corpora.values())), study.c
-    patch = base_patch(c)
+    patch, from_mean = base_patch(c), Row(base_network(c), head="mean")
     frame, same_width = Row(with_strategy(patch, "frame")), Row(frame_of_patch_width(c))
     wanted = {"pretrained against not, Patch-tf": (Row(patch), Row(patch, pretrained=False)),
               "pretrained against not, Frame": (frame, replace(frame, pretrained=False)),
+              "pretrained against not, mean of tokens": (from_mean, replace(from_mean, pretrained=False)),
+              "pretrained against not, mean of tokens, frozen": (
+                  replace(from_mean, freeze=True), replace(from_mean, freeze=True, pretrained=False)),
+              "mean of tokens against CLS": (from_mean, replace(from_mean, head="cls")),
               "fine-tuned against frozen": (Row(patch), Row(patch, freeze=True)),
               "Frame against Patch-tf": (frame, Row(patch)),
               "Frame against Patch-tf, one width": (same_width, Row(patch)),

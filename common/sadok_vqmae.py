@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 
 STRATEGIES = ("patch-tf", "patch-t", "patch-f", "frame")     # Table 2
-HEADS = ("cls", "query2emo")                                 # Sec. 3.1.2
+HEADS = ("cls", "query2emo", "mean")                         # Sec. 3.1.2; "mean" is not in the paper
 TOKEN_STD = 0.02          # of the first CLS and mask tokens, as in MAE [10]
 # Of the first positions; MAE trains none. As large as the first embeddings of codes: with 0.02 a small model had not
 # left the plateau of the codes' frequencies after 1,000 steps on smooth synthetic codes, with 1 after 350 it had.
@@ -410,11 +410,23 @@ class Query2Emo(nn.Module):
         return (x * self.weight).sum(2) + self.bias
 
 
+class Standardise(nn.BatchNorm1d):
+    """Batch normalisation that takes a batch of one sample too, with the mean and variance that it has kept so far."""
+
+    def forward(self, x):
+        """x (B, w) -> (B, w)."""
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(x)
+
+
 class EmotionClassifier(nn.Module):
     """A pretrained encoder, or a fresh one, with a head on all of its tokens; nothing is hidden.
 
     encoder         Encoder of a VQMAE or a SpecMAE
-    head            "cls": a linear layer on CLS; "query2emo": Query2Emo with the three arguments below
+    head            "cls": a linear layer on CLS; "query2emo": Query2Emo with the three arguments below; "mean": a linear
+                    layer on the mean of all tokens, whose values are first brought to mean 0 and standard deviation 1
+                    by batch normalisation, as in the linear probing of MAE [10]
     n_classes       C
     freeze          the encoder is not trained
     query_blocks, query_heads, query_mlp_ratio   sizes of Query2Emo
@@ -427,9 +439,12 @@ class EmotionClassifier(nn.Module):
         self.encoder, self.freeze = encoder, freeze
         if freeze:
             encoder.requires_grad_(False)
-        self.reads_cls = head == "cls"
-        self.head = (nn.Linear(encoder.width, n_classes) if self.reads_cls else
-                     Query2Emo(encoder.width, n_classes, query_blocks, query_heads, query_mlp_ratio))
+        self.reads = head
+        self.head = {"cls": lambda: nn.Linear(encoder.width, n_classes),
+                     "mean": lambda: nn.Sequential(Standardise(encoder.width, affine=False),
+                                                   nn.Linear(encoder.width, n_classes)),
+                     "query2emo": lambda: Query2Emo(encoder.width, n_classes, query_blocks, query_heads,
+                                                    query_mlp_ratio)}[head]()
 
     def train(self, mode=True):
         """A frozen encoder stays in evaluation mode."""
@@ -441,7 +456,7 @@ class EmotionClassifier(nn.Module):
     def forward(self, x):
         """x (B, T, D') codes, or powers for SpecMAE -> logits (B, C)."""
         encoded = self.encoder.encode(x)                                             # (B, 1 + S, w)
-        return self.head(encoded[:, 0] if self.reads_cls else encoded)
+        return self.head({"cls": encoded[:, 0], "mean": encoded[:, 1:].mean(1), "query2emo": encoded}[self.reads])
 
 
 def asymmetric_loss(logits, labels, gamma_pos, gamma_neg, smoothing):

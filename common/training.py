@@ -30,6 +30,7 @@ from common.files import atomic_path, make_folder, read_json, write_json
 
 POOL_BATCHES = 32         # batches that are sorted by length together: more pads less but shuffles less
 CHECK_EVERY_STEPS = 20    # the loss is looked at this often; looking at each step would stall a GPU
+LATER = {"warmup_steps": 0, "eps": 1e-8}     # came to Recipe later: with these values identities stay what they were
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Recipe:
     epochs: int
     batch_size: int                   # samples per step, over all processes and micro-batches
     weight_decay: float = 0.0         # not on biases and normalisation weights
-    schedule: str = "linear"          # to zero: "linear", "cosine"; or "constant"
+    schedule: str = "linear"          # to zero: "linear", "cosine"; or "constant"; or "inverse_sqrt" of the step
     warmup_share: float = 0.0         # share of all steps with a rising rate
     rate_per: str = "step"            # the rate changes from "step" to step or from "epoch" to epoch
     betas: tuple = (0.9, 0.999)       # of AdamW
@@ -55,8 +56,12 @@ class Recipe:
     seed: int = 0
     workers: int = 0                  # processes that prepare batches; 0 = this one
     save_every_s: float = 600.0       # a state is written at each epoch's end and this often within
+    warmup_steps: int = 0             # steps with a rising rate, of "inverse_sqrt" alone
+    eps: float = 1e-8                 # of AdamW
 
     def __post_init__(self):
+        if (self.schedule == "inverse_sqrt") != (self.warmup_steps > 0):
+            raise ValueError("warmup_steps of 1 or more go with schedule='inverse_sqrt', and with no other")
         if self.keep == "best" and self.best_before is not None:
             raise ValueError("best_before goes with keep='last': there may be no better epoch to keep")
 
@@ -64,7 +69,8 @@ class Recipe:
         """What must be the same for a run to be gone on with: all but how the machine is used."""
         machine = ("workers", "save_every_s", "micro_batch")
         return {name: list(value) if isinstance(value, tuple) else value       # as it comes back from JSON
-                for name, value in dataclasses.asdict(self).items() if name not in machine}
+                for name, value in dataclasses.asdict(self).items()
+                if name not in machine and not (name in LATER and value == LATER[name])}
 
 
 @dataclass
@@ -174,6 +180,9 @@ def to_device(batch, device):
 
 def rate_factor(recipe, step, total):
     """Learning rate at a step, or epoch, of `total` as a share of the peak."""
+    if recipe.schedule == "inverse_sqrt":            # min(n^-0.5, n * warmup^-1.5) over its peak, n = step + 1
+        n = (step + 1) / recipe.warmup_steps
+        return min(n**-0.5, n)
     warmup = int(recipe.warmup_share * total + 1e-9)
     if step < warmup:
         return (step + 1) / warmup
@@ -210,7 +219,8 @@ class Training:
         if accelerator.scaler:      # fp16: a scale that an earlier run had come to would make this one depend on it
             accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas))
+        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas,
+                                                               eps=recipe.eps))
         self.parameters = [p for group in groups for p in group["params"]]
         self.state = State(micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
                            best=recipe.best_before, best_epoch=-1 - recipe.epochs_since_best)

@@ -35,6 +35,17 @@ def run(script, folder, *options, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For models so small that threads only wait for each other: two took 15 times as long on a busy machine."""
+    import torch             # slow to import, and not needed by every test
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def shared_data(name):
     """The folder of real recordings `../shared/data/<name>`; skips the test, saying so, where it is absent."""
     folder = ROOT.parent / "shared" / "data" / name

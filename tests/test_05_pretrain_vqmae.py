@@ -17,8 +17,8 @@ SIZES = {"demo_ravdess": ["--DEMO_ACTORS=6", "--DEMO_CLIPS_PER_EMOTION=1"], "dem
          "demo_voxceleb2": ["--DEMO_VOXCELEB2_SPEAKERS=5", "--DEMO_VOXCELEB2_CLIPS=2"]}
 SHORT = ["--N_GROUPS=3", "--RATIOS=0.5,0.8", "--TOKEN_SIZES=10x8,20x16", "--VQVAE_EPOCHS=1", "--VQVAE_STEPS=8",
          "--VQVAE_CLIPS=4", "--VQVAE_FRAMES=8", "--PRETRAIN_EPOCHS=2", "--PRETRAIN_WARMUP=1", "--FINETUNE_EPOCHS=2",
-         "--FINETUNE_WARMUP=1",
-         "--N_RESAMPLES=100", "--TABLE_5_CORPORA=demo_ravdess:speech,demo_ravdess:song,demo_iemocap,demo_emodb"]
+         "--FINETUNE_WARMUP=1", "--JOBS=1", "--N_RESAMPLES=100",
+         "--TABLE_5_CORPORA=demo_ravdess:speech,demo_ravdess:song,demo_iemocap,demo_emodb"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("stem", ["table_1", "table_2", "table_3", "table_4", "table_5", "table_equal", "table_tests",
+@pytest.mark.parametrize("stem", ["table_1", "table_2", "table_3", "table_4", "table_5", "table_equal", "table_mean", "table_tests",
                                   "table_vqvae", "table_fig_2", "table_fig_3"])
 def test_every_table_is_there(demo, stem):
     table = rows(results(demo) / f"sadok_{stem}.csv")
@@ -191,7 +191,7 @@ def test_plan_covers_what_the_paper_varies():
     c = SimpleNamespace(**{name: getattr(module, name) for name in dir(module) if name.isupper()})
     entries = sadok_tables.plan(c, ("ravdess:speech", "emodb"))
     count = {part: sum(e.part == part for e in entries) for part in sadok_tables.PARTS}
-    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 16, "fig2": 10, "fig3": 6, "equal": 2}
+    assert count == {"1": 5, "2": 4, "3": 3, "4": 4, "5": 16, "fig2": 10, "fig3": 6, "equal": 2, "mean": 4}
     frames = {(e.row.network.t, e.row.network.d) for e in entries if e.row.network.strategy == "frame"}
     assert frames == {(1, 64)}
     assert np.isclose(sorted({e.row.network.ratio for e in entries}), [0.5, 0.6, 0.7, 0.8, 0.9]).all()
@@ -221,8 +221,34 @@ def test_the_authors_protocol_as_a_whole(demo, tmp_path):
         assert "TEST set" in found[row, "accuracy"]["protocol"]
 
 
+def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
+    """JOBS = 2: two processes share the networks; the first run's predictions come out, and nothing is trained twice."""
+    (tmp_path / "data").mkdir()
+    for part in ("prepared", "codes"):
+        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    options = [*SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1,2", "--SPECMAE=False"]
+    printed = run("05_pretrain_vqmae.py", tmp_path, *options, "--JOBS=2")
+    assert "share 1/2" in printed and "share 2/2" in printed
+    trained = [line.split(" seed ")[0] for line in printed.splitlines() if " seed " in line]
+    assert len(trained) == len(set(trained)) == 3 * (3 + 3)      # Table 1: three rows; Table 2: three more networks
+    together = {(line["system"], line["utterance_id"]): line["y_pred"] for line in rows(results(tmp_path) / "predictions.csv")}
+    alone = {(line["system"], line["utterance_id"]): line["y_pred"] for line in rows(results(demo) / "predictions.csv")}
+    assert len(together) == 6 * len({name for _, name in together})
+    assert np.mean([alone[key] == value for key, value in together.items()]) > 0.98      # the VQ-VAE is another one
+
+
+def test_a_failing_job_ends_the_run_with_one_line(demo, tmp_path):
+    (tmp_path / "data").mkdir()
+    for part in ("prepared", "codes"):
+        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    (tmp_path / "data" / "models" / "demo_voxceleb2" / "sadok").mkdir(parents=True)
+    (tmp_path / "data" / "models" / "demo_voxceleb2" / "sadok" / "frame_0.8_1x64_e8_2_w64").write_text("in the way")
+    printed = run("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=2", "--JOBS=2", code=1)
+    assert "JOBS=2: a process failed" in printed.strip().splitlines()[-1]
+
+
 @pytest.mark.parametrize("option, told", [
-    ("--CORPUS=demo_ravdess:dance", "unknown part"), ("--TABLES=6", "choose among"),
+    ("--SHARE=3/2", "the second of three shares"), ("--CORPUS=demo_ravdess:dance", "unknown part"), ("--TABLES=6", "choose among"),
     ("--LEAVE_OUT=all", "choose one of tested, nobody"), ("--STRATEGY=rows", "choose one of"),
     ("--TOKEN_SIZE=7x8", "does not divide"), ("--PRETRAIN_WARMUP=2", "must be shorter"),
     ("--CORPUS=emodb", "not prepared")])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from networks import noise, seeded
 from torch.nn import functional as F
 
 from common import av_backbones
@@ -18,14 +19,6 @@ from common.errors import UserError
 from tests.conftest import shared_data
 
 SIZE = 32                                    # of a frame: 1 x 1 is left of it at the end
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed))
 
 
 def backbone_of(name="avid-cma", width=4, **changes):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,6 +16,8 @@ from common.chochlakis_mae import draw_mixture, impute_last, impute_linear, impu
 from common.chochlakis_mae import n_hidden_at, overlap, own_name, visible_first
 from common.errors import UserError
 from common.sadok_vqmae import build, count_parameters, sinusoidal
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 D, N = 6, 5
 SIZES = Sizes(width=16, depth=2, joint_depth=1, heads=4, decoder_width=8, decoder_depth=2, decoder_heads=2, mlp_ratio=2)
@@ -27,36 +30,10 @@ GAPS = torch.tensor([[[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], [[1, 0, 0, 1, 0], [0, 0
 BASELINES = (impute_zeros, impute_mean, impute_last, impute_linear)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models as small as these only make threads wait for each other: two took 15 times as long on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
 def features_of(n, n_clips=N, seed=0):
     """Features of unequal scale, as those of a backbone are: (audio, video)."""
     scale = torch.linspace(0.1, 30, D)
     return [5 + scale * noise(n, n_clips, D, seed=2 * seed + m) for m in range(2)]
-
-
-def uneven(module, seed=1):
-    """Random values for every parameter: fresh biases are zero and norms one, which would hide mistakes."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 def avmae(sizes=SIZES, features=None):

@@ -9,7 +9,6 @@ import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,7 +320,7 @@ def test_hopeless_lists_end_early_and_unusable_ones_say_so(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     clips = write_corpus(tmp_path / "wav")
-    monkeypatch.setattr(codes_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(codes_module, "free_bytes", lambda folder: 1000)
     with pytest.raises(UserError, match="GB are free"):
         make(clips, tmp_path / "deep" / "codes")
     assert not (tmp_path / "deep").exists()

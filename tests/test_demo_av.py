@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from demo_corpora import file_bytes, planned, write_all
 
 from common import demo_av
 from common.corpora import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
@@ -32,23 +33,7 @@ GRID_STEM = re.compile(rf"s\d{{1,2}}_[lp]_{GRID_CODE}(_WRONG_{GRID_CODE})?")
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("raw")
-    for name, (write, sizes) in SIZES.items():
-        write(root / name, 3, **sizes, workers=2)
-    return root
-
-
-def file_bytes(root):
-    return {str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")
-            for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def planned(monkeypatch, name, seed, **sizes):
-    """What a corpus would consist of, without speaking it."""
-    found = []
-    monkeypatch.setattr(demo_av, "write_corpus", lambda root, scenes, *more: found.extend(scenes))
-    SIZES[name][0](Path("unused"), seed, **{**SIZES[name][1], **sizes}, workers=1)
-    return found
+    return write_all(tmp_path_factory.mktemp("raw"), SIZES)
 
 
 def codecs(path):
@@ -84,7 +69,8 @@ def test_cremad_has_the_names_and_side_files_of_the_release(corpora):
 
 
 def test_a_complete_cremad_has_82_clips_per_actor(monkeypatch):
-    places = [scene.place for scene in planned(monkeypatch, "cremad", 0, n_actors=91, clips_per_actor=82)]
+    scenes = planned(monkeypatch, demo_av, SIZES["cremad"], 0, n_actors=91, clips_per_actor=82)
+    places = [scene.place for scene in scenes]
     assert len(set(places)) == len(places) == 91 * 82
     assert Counter(place[5:8] for place in places[:82]) == {"IEO": 16, **dict.fromkeys(
         set(demo_av.CREMAD_SENTENCES) - {"IEO"}, 6)}
@@ -194,7 +180,7 @@ def test_command_code():
 
 
 def test_lombard_speech_is_louder_higher_slower_and_opens_the_mouth(monkeypatch):
-    scenes = planned(monkeypatch, "lombard", 0, n_talkers=20, sentences_per_condition=10)
+    scenes = planned(monkeypatch, demo_av, SIZES["lombard"], 0, n_talkers=20, sentences_per_condition=10)
     values = {condition: np.array([(scene.voice["gain_db"], scene.lines[0][1]["pitch"], scene.lines[0][1]["rate_wpm"],
                                     scene.face["open"]) for scene in scenes if scene.place.split("_")[1] == condition])
               for condition in "lp"}
@@ -227,7 +213,7 @@ def test_audioset_has_a_cav_mae_manifest(corpora):
 
 
 def test_audioset_has_many_speakers(monkeypatch):
-    actors = [scene.actor for scene in planned(monkeypatch, "audioset", 0, n_clips=100) if scene.actor]
+    actors = [scene.actor for scene in planned(monkeypatch, demo_av, SIZES["audioset"], 0, n_clips=100) if scene.actor]
     assert 55 < len(actors) < 85 and len({str(actor.looks) for actor in actors}) == len(actors)
     assert 20 < len({actor.speaker.name for actor in actors})
 
@@ -324,5 +310,6 @@ def test_same_seed_same_files(corpora, tmp_path, name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_another_seed_another_corpus(monkeypatch, name):
-    first, again, other = ([repr(scene) for scene in planned(monkeypatch, name, seed)] for seed in (3, 3, 4))
+    first, again, other = ([repr(scene) for scene in planned(monkeypatch, demo_av, SIZES[name], seed)]
+                           for seed in (3, 3, 4))
     assert first == again and not set(first) & set(other)

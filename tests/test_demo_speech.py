@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from demo_corpora import file_bytes, planned, write_all
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -29,22 +30,7 @@ SIZES = {                          # small, but more than one speaker of each se
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("raw")
-    for name, (write, sizes) in SIZES.items():
-        write(root / name, 3, **sizes, workers=2)
-    return root
-
-
-def file_bytes(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-def planned(monkeypatch, name, seed, **sizes):
-    """What a corpus would consist of, without speaking it."""
-    found = []
-    monkeypatch.setattr(demo_speech, "write_corpus", lambda root, recordings, *more: found.extend(recordings))
-    SIZES[name][0](Path("unused"), seed, **{**SIZES[name][1], **sizes}, workers=1)
-    return found
+    return write_all(tmp_path_factory.mktemp("raw"), SIZES)
 
 
 def levels(samples, n):
@@ -83,7 +69,7 @@ def test_ravdess_audio_is_48_khz_with_silence_at_both_ends(corpora):
 
 
 def test_all_takes_of_an_actor_differ_and_neutral_has_four(monkeypatch):
-    recordings = planned(monkeypatch, "ravdess", 0, n_actors=24, clips_per_emotion=8)
+    recordings = planned(monkeypatch, demo_speech, SIZES["ravdess"], 0, n_actors=24, clips_per_emotion=8)
     names = [Path(recording.place).name for recording in recordings]
     assert len(set(names)) == len(names) == 24 * (60 + 44)              # a complete RAVDESS, save that Actor_18 sings
     assert len({recording.lines[0][1]["name"] for recording in recordings}) == 24
@@ -165,7 +151,8 @@ def test_same_seed_same_files(corpora, tmp_path, name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_another_seed_another_corpus(monkeypatch, name):
-    first, again, other = ([recording.lines for recording in planned(monkeypatch, name, seed)] for seed in (3, 3, 4))
+    first, again, other = ([recording.lines for recording in planned(monkeypatch, demo_speech, SIZES[name], seed)]
+                           for seed in (3, 3, 4))
     assert first == again and not any(lines in other for lines in first)
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from common import hidden_states
 from common.encoders import load_backbone
 from common.errors import UserError
+from common.files import free_bytes
 from common.hidden_states import Steps, Utterances, Windows, choose_place, context_windows
 from common.li_model import Design, build_system
 from common.manifest import Manifest, Turn
@@ -269,7 +270,7 @@ def test_a_store_that_was_cut_short_is_gone_on_with(corpus, monkeypatch):
 def test_a_finished_store_is_used_though_the_disk_is_full_now(corpus, monkeypatch):
     """What is there already needs no more room."""
     prepared(corpus, "disk", "cache_full", ("text",))
-    monkeypatch.setattr(hidden_states, "_free_disk_gb", lambda folder: 0.0)
+    monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: 0)
     assert prepared(corpus, "disk", "cache_full", ("text",))["text"].place == "disk"
     monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: 0.0)
     assert prepared(corpus, "auto", "cache_full", ("text",))["text"].place == "disk"
@@ -314,13 +315,13 @@ def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):
 def test_auto_takes_memory_then_disk_as_far_as_allowed_and_free(monkeypatch, tmp_path, need_gb, memory_gb, disk_gb,
                                                                 free_memory, free_disk, place):
     monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: free_memory)
-    monkeypatch.setattr(hidden_states, "_free_disk_gb", lambda folder: free_disk)
+    monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: free_disk * 1e9)
     assert choose_place("auto", need_gb, memory_gb, disk_gb, tmp_path, 0.0) == place
 
 
 def test_a_place_asked_for_is_taken_or_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: 10.0)
-    monkeypatch.setattr(hidden_states, "_free_disk_gb", lambda folder: 40.0)
+    monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: 40e9)
     assert [choose_place(p, 9.9, 0, 0, tmp_path, 0.0) for p in hidden_states.PLACES] == list(hidden_states.PLACES)
     assert choose_place("recompute", 1e9, 0, 0, tmp_path, 0.0) == "recompute"
     for wanted, need, said in (("memory", 12, "12.0 GB needed, 10.0 GB free"), ("disk", 50, "50.0 GB needed, 40.0 GB free")):
@@ -333,7 +334,7 @@ def test_a_place_asked_for_is_taken_or_refused(monkeypatch, tmp_path):
 
 def test_free_space_is_that_of_the_machine(tmp_path):
     assert 0.1 < hidden_states.free_memory_gb() < 1e5
-    assert hidden_states._free_disk_gb(tmp_path / "not" / "there") == hidden_states._free_disk_gb(tmp_path) > 0
+    assert 0 < free_bytes(tmp_path) == pytest.approx(free_bytes(tmp_path / "not" / "there"), rel=0.1)
 
 
 # ---- Odd turns -----------------------------------------------------------------------------

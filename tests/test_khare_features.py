@@ -427,7 +427,7 @@ def test_a_clip_with_nothing_in_it_is_a_problem(tmp_path):
 
 
 def test_the_disk_is_asked_before_anything_is_written(corpus, store, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    monkeypatch.setattr(features, "free_bytes", lambda folder: 10**5)
     with pytest.raises(UserError, match="free; choose another DATA_ROOT"):
         extract(corpus, None, Colours(), tmp_path / "s", {}, SETTINGS)
     assert not (tmp_path / "s").exists()

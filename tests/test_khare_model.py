@@ -3,9 +3,12 @@ softmax and against its exact expectation, and promises: padding and missing mod
 
 import math
 from dataclasses import replace
+from functools import partial
 
+import networks
 import pytest
 import torch
+from networks import noise, seeded
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +19,8 @@ from common.khare_model import Sizes, attention_weights, balance, balanced_loss,
 from common.khare_model import nce_loss, softmax_loss
 from common.sadok_vqmae import build, count_parameters, sinusoidal
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIZES = Sizes(width=16, depth=2, heads=4, feed_forward=10, dropout=0.0)
 PAPER = Sizes(width=512, depth=4, heads=4, feed_forward=200, dropout=0.0)
 N_FEATURES = {"text": 5, "audio": 4, "video": 7}
@@ -23,32 +28,7 @@ N_STEPS = {"text": 6, "audio": 9, "video": 8}
 # One column per clip: complete, shorter, no audio, no video, neither, no text, nothing at all.
 LENGTHS = {"text": [6, 3, 4, 1, 2, 0, 0], "audio": [9, 5, 0, 7, 0, 9, 0], "video": [8, 2, 3, 0, 0, 8, 0]}
 WEIGHTS = (0.33, 0.33, 0.33)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models as small as these only make threads wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
-def uneven(module, seed=1):
-    """Random values for every parameter: fresh biases are zero and norms one, which would hide mistakes."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
-    return module
+uneven = partial(networks.uneven, scale=0.4)
 
 
 def encoder(anchor="text", sizes=SIZES, weights=WEIGHTS, n_substitutes=0):

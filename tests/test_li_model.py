@@ -3,10 +3,13 @@ padding never leaks, only the bottom of the pretrained models is trained, every 
 
 import math
 from dataclasses import replace
+from functools import partial
 
+import networks
 import numpy as np
 import pytest
 import torch
+from networks import noise
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
@@ -25,19 +28,7 @@ DESIGN = Design(width=8, reduction=0, layer_merge="mean", projector_hidden=12, c
 SHAPES = {"audio": (4, 6), "text": (3, 5)}      # (L, D)
 WINDOW = (1, 2)
 SYSTEMS = list(BRANCHES)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def uneven(module, seed=1):
-    """Random values for every parameter: fresh biases are zero and norms one, which would hide mistakes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return module
+uneven = partial(networks.uneven, scale=0.5)
 
 
 def seen(*counts, longest):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,25 +24,8 @@ STRATEGY_GRIDS = [("patch-tf", PAPER), ("patch-t", PAPER), ("patch-f", PAPER), (
                   ("patch-tf", Grid(200, 513, 10, 27))]
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape, seed=0):
-    return torch.randn(*shape, generator=seeded(seed))
-
-
 def codes_of(n, grid=SMALL, n_codes=K, seed=0):
     return torch.randint(n_codes, (n, grid.n_frames, grid.codes_per_frame), generator=seeded(seed)).to(torch.uint8)
-
-
-def uneven(module, seed=1):
-    """Random values for every parameter: fresh biases are zero and norms one, which would hide mistakes."""
-    generator = seeded(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return module
 
 
 def vqmae(grid=SMALL, sizes=SIZES, codebook=None, train_codebook=True):
@@ -347,6 +331,18 @@ def test_classifiers_train_or_hold_the_encoder(head):
 def test_cls_is_a_linear_layer_on_the_first_token():
     model, codes = classifier("cls"), codes_of(2)
     torch.testing.assert_close(model(codes), model.encoder.encode(codes)[:, 0] @ model.head.weight.T + model.head.bias)
+
+
+def test_emotion_from_the_mean_of_tokens_by_hand():
+    """CLS has no part in it; values are standardised over the batch in training, by what was kept in evaluation."""
+    model, x = classifier("mean"), codes_of(6)
+    encoded = model.encoder.encode(x)[:, 1:].mean(1)
+    norm, linear = model.head
+    standard = (encoded - encoded.mean(0)) / (encoded.var(0, unbiased=False) + norm.eps).sqrt()
+    torch.testing.assert_close(model.train()(x), standard @ linear.weight.T + linear.bias)
+    kept = (encoded - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(model.eval()(x), kept @ linear.weight.T + linear.bias)
+    torch.testing.assert_close(model.train()(x[:1]), model.eval()(x[:1]))      # one sample has no variance
 
 
 def test_query2emo_has_one_query_and_one_logit_per_class():

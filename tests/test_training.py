@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from common import training
+from common import khare_model, training
 from common.errors import UserError
 from common.training import Recipe, fit, length_batches, make_accelerator, predict, rate_factor
 
@@ -93,6 +93,30 @@ def test_rate_schedules():
     assert [round(rate_factor(recipe, s, 10), 3) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
     assert rate_factor(replace(recipe, schedule="cosine"), 6, 10) == pytest.approx(0.5)
     assert rate_factor(replace(recipe, schedule="constant"), 9, 10) == 1.0
+
+
+def test_inverse_square_root_is_the_schedule_of_khare():
+    """Peak times factor is learning_rate(n) of the paper's Sec. 3.1, n counted from 1, whatever `total` is."""
+    k, width, warmup = 2.5, 64, 7
+    recipe = replace(RECIPE, schedule="inverse_sqrt", warmup_steps=warmup, warmup_share=0.0,
+                     learning_rate=khare_model.learning_rate(warmup, k, width, warmup))
+    for step in (0, 3, 6, 7, 30, 500):
+        for total in (10, 1000):
+            assert recipe.learning_rate * rate_factor(recipe, step, total) == pytest.approx(
+                khare_model.learning_rate(step + 1, k, width, warmup))
+    for wrong in ({"schedule": "inverse_sqrt"}, {"warmup_steps": 7}):
+        with pytest.raises(ValueError, match="warmup_steps of 1 or more go with"):
+            replace(RECIPE, **wrong)
+
+
+def test_identities_of_earlier_recipes_stay_what_they_were():
+    """Else every model trained before would be trained again."""
+    assert set(RECIPE.identity()) == {
+        "learning_rate", "epochs", "batch_size", "weight_decay", "schedule", "warmup_share", "rate_per", "betas",
+        "clip_norm", "select_by", "higher_is_better", "patience", "keep", "best_before", "epochs_since_best", "seed"}
+    assert replace(RECIPE, eps=1e-9).identity() == RECIPE.identity() | {"eps": 1e-9}
+    later = replace(RECIPE, schedule="inverse_sqrt", warmup_steps=5).identity()
+    assert later == RECIPE.identity() | {"schedule": "inverse_sqrt", "warmup_steps": 5}
 
 
 def test_one_step_is_adamw_on_the_mean_loss(tmp_path):

@@ -19,12 +19,12 @@ bought with quality.
 import statistics
 import sys
 import tempfile
-import time
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from measure import clock_and_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -129,10 +129,8 @@ def measure(gop, runs, folder):
         for name, (function, cuts) in methods.items():
             if name == "from the start" and run:
                 continue            # by far the slowest: once is enough
-            start = time.perf_counter(), time.process_time()
-            function(cuts)
-            wall.setdefault(name, []).append(time.perf_counter() - start[0])
-            processor.setdefault(name, []).append(time.process_time() - start[1])
+            for times, seconds in zip((wall, processor), clock_and_processor(function, cuts), strict=True):
+                times.setdefault(name, []).append(seconds)
             frames[name] = [count_frames(cut.output) for cut in cuts]
             assert frames[name] == frames["one pass"], f"{name} wrote other frames"
     print(f"key frame every {gop}: {sum(frames['one pass']):,} frames in {N_TURNS} turns, "

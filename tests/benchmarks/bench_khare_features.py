@@ -20,13 +20,13 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
 import torch
+from measure import clock_and_processor
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -81,9 +81,7 @@ def report(what, run, n_clips=1, runs=RUNS):
     run()
     took = []
     for _ in range(runs):
-        clock, processor = time.perf_counter(), time.process_time()
-        run()
-        took.append((time.perf_counter() - clock, time.process_time() - processor))
+        took.append(clock_and_processor(run))
     clock, processor = (statistics.median(column) / n_clips for column in zip(*took, strict=True))
     print(f"{what:<40}{1 / clock:9.2f} clips/s   {1 / processor:9.2f} per s of processor, {processor * 1e3:8.2f} ms   "
           f"VoxCeleb2: {processor * N_VOXCELEB2 / 3600:7.1f} h", flush=True)

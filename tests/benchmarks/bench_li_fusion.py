@@ -12,7 +12,6 @@ A GPU takes the sizes of the paper (WavLM-Large, BERT-base, 5 s), a CPU smaller 
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from measure import forget_peak, machine, peak_gb, resident_gb, seconds_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -178,18 +178,10 @@ def in_turn(steps, n_runs, device):
     seconds = {key: [] for key in steps}
     for run in range(n_runs + 2):
         for key, step in steps.items():
-            synchronize(device)
-            started = time.monotonic()
-            step()
-            synchronize(device)
+            took = seconds_of(step, device)
             if run >= 2:
-                seconds[key].append(time.monotonic() - started)
+                seconds[key].append(took)
     return seconds
-
-
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def report(title, ours, theirs, our_seconds, their_seconds, our_peak, their_peak):
@@ -206,32 +198,19 @@ class Peak:
     """The most memory in use since `restart`, in GB above what was in use when this was made."""
 
     def __init__(self, device):
-        self.cuda = device.type == "cuda"
-        if self.cuda:
+        self.device = device
+        if device.type == "cuda":
             torch.cuda.empty_cache()
-        self.before = torch.cuda.memory_allocated() / 1e9 if self.cuda else resident_gb("VmRSS")
+            self.before = torch.cuda.memory_allocated() / 1e9
+        else:
+            self.before = resident_gb("VmRSS")
         self.restart()
 
     def restart(self):
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")          # Linux: the peak starts anew
-        except OSError:
-            pass                                                                     # elsewhere: since the process began
+        forget_peak(self.device)
 
     def gb(self):
-        return (torch.cuda.max_memory_allocated() / 1e9 if self.cuda else resident_gb("VmHWM")) - self.before
-
-
-def resident_gb(name):
-    """VmRSS (now) or VmHWM (peak) of this process; where there is no /proc, the peak of getrusage for both."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e9
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        return peak_gb(self.device) - self.before
 
 
 def measured(accelerator, what):
@@ -333,8 +312,7 @@ def main():
         print(json.dumps(measure(make_accelerator("auto"), json.loads(sys.argv[1]))))
         return
     accelerator = make_accelerator("auto")
-    name = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, precision {accelerator.mixed_precision}, torch {torch.__version__}")
+    print(f"{machine(accelerator.device)}, precision {accelerator.mixed_precision}, torch {torch.__version__}")
     compare_steps(accelerator, PAPER if accelerator.device.type == "cuda" else SMALL)
     compare_epochs(accelerator)
 

@@ -11,15 +11,13 @@ Adam; then the latency of imputing the last clip of both modalities, for one rec
 attention is less than 1 % of the operations: fusing it can save memory traffic and launches, and no more.
 """
 
-import argparse
-import os
 import statistics
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from measure import DTYPES, load_before, machine, peak_gb, seconds_of, step_options
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -33,32 +31,13 @@ PAPER = Sizes(width=768, depth=11, joint_depth=1, heads=12, decoder_width=512, d
 SMALL = Sizes(width=128, depth=2, joint_depth=1, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4,
               mlp_ratio=4)
 N_CLIPS, N_HIDDEN, N_FEATURES = 10, 7, 512
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VERSIONS = {"as it is": (), "unfused attention": ("attention",), "unfused, torch's linear": ("attention", "linear")}
 
 
 def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each version")
+    parser = step_options(__doc__, threads=1, batch=64, steps=5)
     parser.add_argument("--small", action="store_true", help="a model of 1 M parameters instead of the paper's 190 M")
     return parser.parse_args()
-
-
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(call, device):
-    synchronize(device)
-    started = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - started
 
 
 # ---- Versions ------------------------------------------------------------------------------
@@ -112,17 +91,6 @@ class Step:
 
 # ---- Reports -------------------------------------------------------------------------------
 
-def peak_gb(device):
-    """Highest memory so far: of the allocator since its reset on a GPU, of the process on a CPU; 0 if unknown."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    try:
-        import resource
-    except ImportError:      # Windows
-        return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def report_steps(step, arguments):
     versions = list(VERSIONS) if arguments.device == "cpu" else list(VERSIONS)[:2]
     seconds, peak, adam = {name: [] for name in versions}, {}, []
@@ -158,10 +126,8 @@ def report_latency(step, arguments):
 def main():
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
-    load = f", load average before {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    step = Step(arguments)
-    print(f"{name}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+    load, step = load_before(), Step(arguments)
+    print(f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
           f"{count_parameters(step.model) / 1e6:.1f} M parameters, {N_HIDDEN} of {N_CLIPS} clips hidden{load}")
     report_steps(step, arguments)
     report_latency(step, arguments)

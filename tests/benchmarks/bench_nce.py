@@ -12,15 +12,13 @@ steps (of the allocator on a GPU; of the process on Linux). Then Adam: torch's d
 fused one. Paper: Sec. 2.2 quotes a reduction by "up to 50 %" from [22], whose model was little more than its softmax.
 """
 
-import argparse
-import os
 import statistics
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from measure import DTYPES, forget_peak, load_before, machine, peak_gb, seconds_of, step_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -31,36 +29,17 @@ from common.sadok_vqmae import build, count_parameters
 SIZES = Sizes(width=512, depth=4, heads=4, feed_forward=200, dropout=0.1)
 N_FEATURES = {"text": 300, "audio": 200, "video": 4096}
 N_VOCABULARY, HIDDEN_SHARE = 88_000, 0.15
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FULL = "full softmax"
 
 
 def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=16)
+    parser = step_options(__doc__, threads=1, batch=16, steps=5)
     parser.add_argument("--words", type=int, default=24, help="words of a clip; 3 a second")
     parser.add_argument("--audio", type=int, default=160, help="steps of 50 ms")
     parser.add_argument("--video", type=int, default=40, help="frames; 5 a second")
     parser.add_argument("--noise", type=int, default=25, help="noise words for each position; shared ones: 40 times")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each version")
     parser.add_argument("--text-only", action="store_true", help="no audio and video: the output layer weighs most")
     return parser.parse_args()
-
-
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(call, device):
-    synchronize(device)
-    started = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - started
 
 
 # ---- Versions ------------------------------------------------------------------------------
@@ -142,27 +121,6 @@ def random_batch(arguments):
 
 # ---- Reports -------------------------------------------------------------------------------
 
-def forget_peak(device):
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        except OSError:      # not Linux, or not allowed
-            pass
-
-
-def peak_gb(device):
-    """Highest memory since `forget_peak`; 0 if unknown."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e9
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) * 1024 / 1e9 for line in lines if line.startswith("VmHWM")), 0.0)
-
-
 def adam_seconds(step, fused, runs):
     """Adam on all parameters, the median of some runs; NCE's gradient is dense here, so that all versions need it."""
     optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-6, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0,
@@ -202,10 +160,8 @@ def report(step, arguments):
 def main():
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
-    load = f", load average before {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    step = Step(arguments)
-    print(f"{name}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+    load, step = load_before(), Step(arguments)
+    print(f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
           f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
           f"{'text only' if arguments.text_only else 'text, audio and video'}{load}")
     report(step, arguments)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measure import product_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -73,13 +74,7 @@ def report(name, seconds, rates):
 
 def matrix_product_rate():
     """GFLOP/s of a float32 matrix product, for comparing machines and seeing whether this one is busy."""
-    a = torch.rand(2048, 2048)
-    rates = []
-    for _ in range(5):
-        started = time.monotonic()
-        a @ a
-        rates.append(2 * 2048**3 / 1e9 / (time.monotonic() - started))
-    return statistics.median(rates)
+    return product_rate("cpu", torch.float32, (2048,)) / 1e9
 
 
 def timed(seconds, work):

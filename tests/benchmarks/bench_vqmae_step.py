@@ -12,14 +12,12 @@ pass. What is left out of the last block, because nobody reads it, is not counte
 torch.mm; in fp32 on a CPU the share can pass 100 %, for the model's linear layers go by way of another library.
 """
 
-import argparse
-import os
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
+from measure import DTYPES, load_before, machine, product_rate, seconds_of_runs, step_options
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -32,50 +30,15 @@ N_CODES, CODE_WIDTH = 256, 8
 DECODER_DEPTH, HEADS, MLP_RATIO = 4, 4, 4
 AUTHORS = {"frame": 4.0, "patch-tf": 5.1}    # samples/s of the authors' code: depth 12, batch 16, 2 threads, fp32
 EPOCH_SAMPLES = 1000 * 3600 // 4             # crops of 4 s in 1,000 hours
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCT_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
 def read_arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=16)
+    parser = step_options(__doc__, threads=2, batch=16, steps=8)
     parser.add_argument("--depth", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=8, help="timed steps of each masking strategy")
     parser.add_argument("--peak", type=float, default=0.0, help="TFLOP/s that the maker states, for the utilisation")
     parser.add_argument("--compile", action="store_true", help="torch.compile on every block")
     return parser.parse_args()
-
-
-def synchronize(device):
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(call, device, runs):
-    """Seconds of each of `runs` calls, after two that do not count."""
-    seconds = []
-    for _ in range(runs + 2):
-        synchronize(device)
-        started = time.perf_counter()
-        call()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds[2:]
-
-
-# ---- What the machine can do ---------------------------------------------------------------
-
-def product_rate(device, dtype):
-    """FLOP/s of the fastest square matrix product of PRODUCT_SIZES, each the median of ten."""
-    rates = []
-    for n in PRODUCT_SIZES[device]:
-        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        out = torch.empty_like(a)
-        rates.append(2 * n**3 / statistics.median(seconds_of(lambda: torch.mm(a, b, out=out), device, 10)))
-    return max(rates)
 
 
 # ---- What a step needs ---------------------------------------------------------------------
@@ -127,7 +90,7 @@ def report(strategy, arguments, rate):
     step = Step(strategy, arguments)
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    seconds = seconds_of(step, arguments.device, arguments.steps)
+    seconds = seconds_of_runs(step, arguments.device, arguments.steps)
     median, operations = statistics.median(seconds), step_operations(step.grid, arguments.depth) * arguments.batch
     million = count_parameters(step.model) / 1e6
     print(f"{strategy:<9} {million:5.1f} M parameters: {arguments.batch / median:8.2f} samples/s; "
@@ -148,14 +111,13 @@ def main():
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     dtype = DTYPES[arguments.precision]
-    name = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
-    load = f", load average before {os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else ""
-    before = product_rate(arguments.device, dtype)
-    print(f"{name}, torch {torch.__version__}, {dtype}, batch {arguments.batch}, encoder depth {arguments.depth}, "
-          f"{RATIO:.0%} hidden{load}; matrix product {before / 1e9:.0f} GFLOP/s")
+    load, sizes = load_before(), PRODUCT_SIZES[arguments.device]
+    before = product_rate(arguments.device, dtype, sizes)
+    print(f"{machine(arguments.device)}, torch {torch.__version__}, {dtype}, batch {arguments.batch}, "
+          f"encoder depth {arguments.depth}, {RATIO:.0%} hidden{load}; matrix product {before / 1e9:.0f} GFLOP/s")
     for strategy in GRIDS:
         report(strategy, arguments, before)
-    print(f"matrix product afterwards {product_rate(arguments.device, dtype) / 1e9:.0f} GFLOP/s")
+    print(f"matrix product afterwards {product_rate(arguments.device, dtype, sizes) / 1e9:.0f} GFLOP/s")
 
 
 if __name__ == "__main__":
