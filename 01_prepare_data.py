@@ -104,8 +104,8 @@ WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write m
                                     # demo_iemocap gets any
 DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
 DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
-DEMO_ACTORS = 12                    # of demo_ravdess, at most 24
-DEMO_CLIPS_PER_EMOTION = 3          # of an actor in demo_ravdess, in speech and in song: 1 to 8
+DEMO_ACTORS = 18                    # of demo_ravdess, at most 24
+DEMO_CLIPS_PER_EMOTION = 2          # of an actor in demo_ravdess, in speech and in song: 1 to 8
 DEMO_EMODB_CLIPS = 18               # of each of the ten speakers of demo_emodb, at most 70
 DEMO_VOXCELEB2_SPEAKERS = 40        # of demo_voxceleb2
 DEMO_VOXCELEB2_CLIPS = 6            # of each of them, 4 to 8 s long

@@ -157,7 +157,7 @@ DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN
         "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8,
         "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 2, "VQVAE_STEPS": 250, "N_FRAMES": 60, "TOKEN_SIZE": "10x8", "DEPTH": 2,
         "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64, "BASE_RATE": 64e-3,
-        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 32, "FINETUNE_RATE": 3e-3, "FINETUNE_WARMUP": 3,
+        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 28, "FINETUNE_RATE": 3e-3, "FINETUNE_WARMUP": 3,
         "FINETUNE_EPOCHS": 16, "WORKERS": 0, "JOBS": 2}     # synthetic corpora, models of 64 units
 CPU = {"SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
        "TABLES": ("1", "mean"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 4,
