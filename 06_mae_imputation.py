@@ -29,8 +29,10 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 5. AdamW with CAV-MAE's settings. Batch, epochs of the heads, width of the GRU and the batch normalisation before it are
    not in the paper.
 6. A head is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; another one is drawn in every epoch.
-7. The masks of the test are drawn once, from MASK_SEED, and shared by all methods, backbones and seeds.
-8. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all rates; the paper has the first for the linear
+7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, over time too, as their authors
+   do: one vector of 512 per clip and modality. The paper says "virtually identical" of the two, and no more.
+8. The masks of the test are drawn once, from MASK_SEED, and shared by all methods, backbones and seeds.
+9. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all rates; the paper has the first for the linear
    classifier and the second for the GRU, here both have both.
 """
 
@@ -39,9 +41,6 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)          # --help and refusals, before the slow imports
 
-import copy
-import hashlib
-import json
 import re
 import time
 from itertools import islice
@@ -54,14 +53,14 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common import chochlakis_tables as tables
-from common.av_backbones import NAMES, calibrate, load_backbone, measure_audio_stats, write_checkpoints
-from common.chochlakis_data import Hiding, Imputed, count_of, curriculum, generator_of, read_part
-from common.chochlakis_mae import (AVMAE, MODALITIES, GRUHead, LinearHead, Sizes, backoff, draw_bursts, draw_masks,
-                                   draw_mixture, impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae)
+from common.av_backbones import NAMES, load_backbone, measure_stats, random_checkpoints, training_seconds
+from common.chochlakis_data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, hash_of,
+                                    read_part, write_masks)
+from common.chochlakis_mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_mixture, impute_last, impute_linear,
+                                   impute_mean, impute_zeros, load_cavmae)
 from common.chochlakis_splits import corpus_of, fold_of, protocol_text
 from common.clips import Extraction, clip_batches, extract
 from common.errors import UserError
-from common.files import atomic_path, make_folder, read_json, write_json
 from common.manifest import corpus_name, read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator
@@ -82,11 +81,12 @@ BEYOND = True                     # also what is not in the paper: other baselin
 N_CLIPS = 0                       # N; 0 = the paper's: 5 of CREMA-D and Lombard, 10 of RAVDESS and AudioSet
 CLIP_S = 0.0                      # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of Lombard and AudioSet
 AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"  # both nets
-AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"     # "" = measured on training clips
+AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"     # "" = measured on PRETRAIN_CORPUS
 CRISSCROSS_VIDEO = "data/checkpoints/vid_crisscross_audioset.pth.tar"    # the authors' file
 CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"    # the authors' file
 KINETICS_VIDEO = ""               # "kinetics": file of torchvision's weights; "" = torchvision downloads them
-RANDOM_BACKBONES = False          # networks of random weights, calibrated on training clips: where none are at hand
+RANDOM_BACKBONES = False          # where none are at hand: of random weights, calibrated on PRETRAIN_CORPUS. Where
+                                  # that is "", both this and AVID_STATS take training clips of CORPUS
 BACKBONE_WIDTH = 64               # of the first layer; features have 8 times as many dimensions
 FRAME_SIZE = 0                    # side of a frame in pixels; 0 = the backbone's own, 224 or 112
 ALLOW_PICKLE = False              # load checkpoints that hold more than tensors, which lets them run code
@@ -164,11 +164,22 @@ def checkpoints_of(name):
     return {"video_checkpoint": video, "audio_checkpoint": AVID_CHECKPOINT, "audio_stats": AVID_STATS}
 
 
-def backbone_of(name, manifest, train, accelerator):
-    """A frozen Backbone; train: the turns that may be looked at to measure statistics."""
+def turns_to_measure(manifest, train, unlabelled):
+    """(manifest, turns) that statistics of backbones may be measured on: with those of PRETRAIN_CORPUS, its features
+    and the autoencoder trained on them serve every CORPUS.
+    """
+    return (unlabelled, turns_with_media(unlabelled)) if unlabelled else (manifest, train)
+
+
+def turns_with_media(manifest):
+    return [turn for turn in manifest.turns if turn.audio or turn.video]
+
+
+def backbone_of(name, accelerator, manifest, train):
+    """A frozen Backbone; manifest, train: from `turns_to_measure`."""
     device, precision = str(accelerator.device), accelerator.mixed_precision
     load = {"name": name, "width": BACKBONE_WIDTH, "size": FRAME_SIZE, "device": device, "precision": precision}
-    files = random_checkpoints(load, manifest, train) if RANDOM_BACKBONES else checkpoints_of(name)
+    files = random_files(load, manifest, train) if RANDOM_BACKBONES else checkpoints_of(name)
     backbone = load_backbone(**load, **files, random_seed=None, allow_pickle=ALLOW_PICKLE)
     print(*(f"  {line}" for line in backbone.report), sep="\n")
     if name != "crisscross" and backbone.audio_stats is None:
@@ -177,42 +188,18 @@ def backbone_of(name, manifest, train, accelerator):
     return backbone
 
 
+def random_files(load, manifest, train):
+    """Files in the authors' formats with random networks, calibrated on training clips; written once for these."""
+    folder = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / (
+        f"{load['name']}_{BACKBONE_WIDTH}_{FRAME_SIZE}_seed{SEEDS[0]}")
+    clips = hash_of([clips_of(manifest.corpus), [[turn.utterance_id, turn.audio, turn.video] for turn in train]])
+    return random_checkpoints(folder, load, SEEDS[0], clips, lambda backbone: some_batches(backbone, manifest, train))
+
+
 def some_batches(backbone, manifest, train):
     """Some 1,000 clips of training recordings, in batches."""
     some = train[:: max(1, len(train) // 256)]
     return islice(clip_batches(manifest, some, backbone, extraction(manifest.corpus)), 16)
-
-
-def random_checkpoints(load, manifest, train):
-    """Files in the authors' formats with random networks, calibrated on training clips; written once for these."""
-    folder = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / (
-        f"{load['name']}_{BACKBONE_WIDTH}_{FRAME_SIZE}_seed{SEEDS[0]}")
-    note = folder / "files.json"
-    clips = hash_of([clips_of(manifest.corpus), [[turn.utterance_id, turn.audio, turn.video] for turn in train]])
-    if not note.exists() or read_json(note).get("clips") != clips:
-        backbone = load_backbone(**load, video_checkpoint="", audio_checkpoint="", audio_stats="",
-                                 random_seed=SEEDS[0], allow_pickle=False)
-        batches = list(some_batches(backbone, manifest, train))
-        if load["name"] != "crisscross":
-            measure_stats(backbone, batches, folder / "measured.npz")
-        # A network whose modality nobody has will read nothing: there is no clip to calibrate it on, and no need.
-        has = {part for batch in batches for part, clip in zip(MODALITIES, batch) if clip is not None}
-        backbone.untrained = tuple(part for part in backbone.untrained if part in has)
-        calibrate(backbone, batches)
-        files = write_checkpoints(folder, backbone)
-        names = {key: Path(path).name if path else "" for key, path in files.items()}
-        write_json(note, {"clips": clips, "files": names})
-    return {key: str(folder / name) if name else "" for key, name in read_json(note)["files"].items()}
-
-
-def measure_stats(backbone, batches, path):
-    """Mean and deviation of AVID-CMA's spectrograms; UserError where nobody who trains has audio."""
-    audio = [audio for audio, _ in batches if audio is not None]         # no pictures: they would fill the memory
-    if not audio:
-        raise UserError(f"{backbone.name}: no training recording has audio to measure its spectrograms on; name "
-                        "AVID_STATS and the checkpoints, or leave it out of BACKBONES")
-    make_folder(path.parent)
-    measure_audio_stats(backbone, [(samples, None) for samples in audio], path)
 
 
 def features_of(manifest, turns, backbone):
@@ -238,10 +225,11 @@ class Study:
                                                               for part in self.parts.values()]})
         self.folder = Path(DATA_ROOT) / "models" / manifest.corpus / "chochlakis" / self.name
         self.n_clips, self.test = self.parts["train"].n_clips, self.parts["test"]
-        self.mean = mean_of(self.parts["train"])
+        self.mean = self.parts["train"].mean                                         # (2, D)
         self.is_known = (~self.parts["train"].missing).any(0).any(1)                 # (2,), by modality
         self.masks = test_masks(self.test, self.n_clips)
         self.autoencoders, self.heads, self.predicted, self.errors, self.seconds = {}, {}, {}, {}, {}
+        self.curves = {}
 
     def levels(self, shares):
         """Counts of hidden clips of a System's `tuned`: "all", "largest", or shares of the clips."""
@@ -250,40 +238,10 @@ class Study:
         return (self.n_clips - 1,) if shares == "largest" else tuple(count_of(share, self.n_clips) for share in shares)
 
 
-def hash_of(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def mean_of(part):
-    """Mean (2, D) of a part's clips; 0 for a modality that nobody has."""
-    return torch.stack([features[~part.missing[:, m]].mean(0) if (~part.missing[:, m]).any() else
-                        torch.zeros(part.size) for m, features in enumerate((part.audio, part.video))])
-
-
 def test_masks(test, n_clips):
-    """{setting: hidden (M, R, 2, N)}: the masks that all methods share, kept as <DATA_ROOT>/masks/<corpus>_<N>.npz.
-
-    A setting is ("level", k), k clips of each modality; ("unequal", k_audio, k_video); ("burst", k), neighbours.
-    """
-    def generator(*numbers):
-        return generator_of(MASK_SEED, n_clips, *numbers)
-
-    n, masks = len(test), {}
-    for k in range(1, n_clips):
-        masks["level", k] = draw_masks(n, n_clips, k, k, N_MASKS, generator(0, k))
-        if BEYOND:
-            masks["burst", k] = draw_bursts(n, n_clips, k, N_MASKS, True, generator(1, k))
-    if BEYOND:
-        for audio in range(n_clips):
-            for video in range(n_clips):
-                masks["unequal", audio, video] = draw_masks(n, n_clips, audio, video, N_MASKS,
-                                                            generator(2, audio, video))
-    path = Path(DATA_ROOT) / "masks" / f"{corpus_name(CORPUS)}_{n_clips}.npz"
-    make_folder(path.parent)
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, ids=np.array([turn.utterance_id for turn in test.turns]),
-                            **{"_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
-                               for name, hidden in masks.items()})
+    """{setting: hidden (M, R, 2, N)}: the masks that all methods share, kept as <DATA_ROOT>/masks/<corpus>_<N>.npz."""
+    masks = draw_test_masks(len(test), n_clips, N_MASKS, MASK_SEED, BEYOND)
+    write_masks(Path(DATA_ROOT) / "masks" / f"{corpus_name(CORPUS)}_{n_clips}.npz", test.turns, masks)
     return masks
 
 
@@ -341,7 +299,7 @@ def pretrained_weights(study, manifest):
     """(weights of the autoencoder pretrained on PRETRAIN_CORPUS or None, its identity); trained once per backbone."""
     if manifest is None:
         return None, None
-    turns = [turn for turn in manifest.turns if turn.audio or turn.video]
+    turns = turns_with_media(manifest)
     store, _ = features_of(manifest, turns, study.backbone)
     part = read_part(store, turns, ())
     aside = set(torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))[: max(1, len(part) // 20)].tolist())
@@ -516,23 +474,11 @@ def costs(study):
 
     The backbone's is measured in a few steps on clips of noise, its decoding in the extraction; neither is trained.
     """
-    backbone, n_train = study.backbone, len(study.parts["train"])
     n_clips, clip_s = clips_of(study.manifest.corpus)
-    video, audio = (copy.deepcopy(network).train().requires_grad_(True) for network in (backbone.video, backbone.audio))
-    frames = torch.randint(0, 256, (8, max(1, round(clip_s * backbone.fps)), backbone.size, backbone.size, 3),
-                           dtype=torch.uint8)
-    samples, seconds = 0.1 * torch.randn(8, round(clip_s * backbone.rate_hz)), []
-    for _ in range(4):
-        started = time.perf_counter()
-        with study.accelerator.autocast():
-            out = video(backbone.video_input(frames)).sum() + audio(backbone.audio_input(samples)).sum()
-        out.backward()
-        if study.accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    return {"backbone": float(np.median(seconds[1:])) / 8 * n_clips * n_train,
+    n_trained = n_clips * len(study.parts["train"])
+    return {"backbone": n_trained * training_seconds(study.backbone, clip_s, study.accelerator),
             "autoencoder": float(np.median([study.seconds["curri-MAE", seed][0] for seed in SEEDS])),
-            "backbone_parameters": backbone.n_parameters,
+            "backbone_parameters": study.backbone.n_parameters,
             "autoencoder_parameters": sum(p.numel() for p in study.autoencoders["curri-MAE"].parameters()),
             "latency_ms": latency(study)}
 
@@ -585,7 +531,7 @@ def main():
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
     studies, systems = {}, tables.plan(HEADS, MIXTURES, BEYOND)
     for name in BACKBONES:
-        backbone = backbone_of(name, manifest, fold.train, accelerator)
+        backbone = backbone_of(name, accelerator, *turns_to_measure(manifest, fold.train, unlabelled))
         study = studies[name] = Study(c, accelerator, backbone, manifest, fold)
         first = pretrained_weights(study, unlabelled)
         for seed in SEEDS:

@@ -16,6 +16,10 @@ demo: $(VENV)/ready
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_emodb --WORKERS=1
 	$(RUN) 05_pretrain_vqmae.py --demo
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_audioset --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_lombard --WORKERS=1
+	$(RUN) 06_mae_imputation.py --demo --CORPUS=demo_lombard
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess_av --MEDIA_IN_PLACE=true --WORKERS=1
+	$(RUN) 06_mae_imputation.py --demo --CORPUS=demo_ravdess_av
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_cremad --WORKERS=1
 	$(RUN) 06_mae_imputation.py --demo
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png

@@ -12,9 +12,11 @@ with. No gradient and no statistic ever moves.
 B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w features.
 """
 
+import copy
 import hashlib
 import pickle
 import re
+import time
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from torchvision.models.resnet import BasicBlock
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 
 from common.errors import UserError
-from common.files import atomic_path, make_folder
+from common.files import atomic_path, make_folder, read_json, write_json
 
 NAMES = ("avid-cma", "crisscross", "kinetics")
 RATES_HZ = {"avid-cma": 24000, "crisscross": 16000, "kinetics": 24000}
@@ -49,6 +51,7 @@ MEL_FLOOR, MEL_MEAN, MEL_STD = 1.19e-7, -5.3688107, 4.410007
 # every layer, and like clips get unlike features: a linear map of them explained 0.05 of the variance of the colour of
 # moving squares in new clips, and 0.52 with 2 (0.64 with 4, where the features hardly vary; mean of three seeds).
 RANDOM_BIAS = 2.0
+COST_CLIPS = 8                 # in a step of which the time is taken
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 AVID_FILE = "AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"      # names of the authors' files
 STATS_FILE = "audio-spectDB-24k-513-norm-stats.npz"
@@ -467,6 +470,25 @@ def read_audio_stats(path):
     return stats
 
 
+# ---- What it would cost to train them ------------------------------------------------------
+
+def training_seconds(backbone, clip_s, accelerator):
+    """Seconds of forward and backward pass per clip of clip_s seconds, the median of three steps on copies."""
+    video, audio = (copy.deepcopy(network).train().requires_grad_(True) for network in (backbone.video, backbone.audio))
+    frames = torch.randint(0, 256, (COST_CLIPS, max(1, round(clip_s * backbone.fps)), backbone.size, backbone.size, 3),
+                           dtype=torch.uint8)
+    samples, seconds = 0.1 * torch.randn(COST_CLIPS, round(clip_s * backbone.rate_hz)), []
+    for _ in range(4):                               # the first one warms up
+        started = time.perf_counter()
+        with accelerator.autocast():
+            out = video(backbone.video_input(frames)).sum() + audio(backbone.audio_input(samples)).sum()
+        out.backward()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds[1:])) / COST_CLIPS
+
+
 # ---- Without the authors' files ------------------------------------------------------------
 
 def measure_audio_stats(backbone, batches, path):
@@ -490,6 +512,16 @@ def measure_audio_stats(backbone, batches, path):
     backbone.audio_stats = tuple(x.float().cpu().numpy() for x in (mean, std))
     with atomic_path(path) as temporary:
         np.savez(temporary, mean=backbone.audio_stats[0], std=backbone.audio_stats[1])
+
+
+def measure_stats(backbone, batches, path):
+    """`measure_audio_stats` of batches some of which lack audio; UserError where nobody who trains has any."""
+    audio = [audio for audio, _ in batches if audio is not None]         # no pictures: they would fill the memory
+    if not audio:
+        raise UserError(f"{backbone.name}: no training recording has audio to measure its spectrograms on; name "
+                        "AVID_STATS and the checkpoints, or leave it out of BACKBONES")
+    make_folder(path.parent)
+    measure_audio_stats(backbone, [(samples, None) for samples in audio], path)
 
 
 @torch.no_grad()
@@ -522,6 +554,31 @@ def calibrate(backbone, batches):
             norm.eval()
     if not all(norm.num_batches_tracked for norm in norms):
         raise ValueError("no clips to calibrate on")
+
+
+def random_checkpoints(folder, load, seed, clips, batches_of):
+    """Files in the authors' formats with random networks, calibrated on clips; written once for these clips.
+
+    folder      where they lie; load: {"name", "width", "size", "device", "precision"} of `load_backbone`; seed: weights
+    clips       what the clips are, as a hash: others make other networks
+    batches_of  backbone -> batches of clips as `calibrate` takes them
+    Returns {"video_checkpoint", "audio_checkpoint", "audio_stats": path} as `load_backbone` takes them.
+    """
+    note = folder / "files.json"
+    if not note.exists() or read_json(note).get("clips") != clips:
+        backbone = load_backbone(**load, video_checkpoint="", audio_checkpoint="", audio_stats="", random_seed=seed,
+                                 allow_pickle=False)
+        batches = list(batches_of(backbone))
+        if backbone.name != "crisscross":
+            measure_stats(backbone, batches, folder / "measured.npz")
+        # A network whose modality nobody has will read nothing: there is no clip to calibrate it on, and no need.
+        has = {part for batch in batches for part, clip in zip(("audio", "video"), batch) if clip is not None}
+        backbone.untrained = tuple(part for part in backbone.untrained if part in has)
+        calibrate(backbone, batches)
+        files = write_checkpoints(folder, backbone)
+        names = {key: Path(path).name if path else "" for key, path in files.items()}
+        write_json(note, {"clips": clips, "files": names})
+    return {key: str(folder / name) if name else "" for key, name in read_json(note)["files"].items()}
 
 
 def write_checkpoints(folder, backbone):

@@ -1,13 +1,16 @@
-"""What 06 trains on: the stored features of clips as tensors, with the clips that were never there, in batches."""
+"""What 06 trains on: stored features of clips as tensors, with the clips that were never there, batches, test masks."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from common.chochlakis_mae import draw_mixture, n_hidden_at
+from common.chochlakis_mae import draw_bursts, draw_masks, draw_mixture, n_hidden_at
 from common.clips import read_features
 from common.errors import UserError
+from common.files import atomic_path, make_folder
 
 
 @dataclass
@@ -41,6 +44,13 @@ class Part:
     def size(self):
         """D."""
         return self.audio.shape[2]
+
+    @property
+    def mean(self):
+        """Mean (2, D) of the clips that are there; 0 for a modality that nobody has."""
+        there = ~self.missing                                                        # (R, 2, N)
+        return torch.stack([features[there[:, m]].mean(0) if there[:, m].any() else torch.zeros(self.size)
+                            for m, features in enumerate((self.audio, self.video))])
 
 
 def read_part(store, turns, classes):
@@ -91,6 +101,42 @@ class Imputed:
         rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1]
         masks = torch.randint(len(self.x), (len(rows),), generator=generator_of(seed, epoch, int(rows[0])))
         return {"x": self.x[masks, rows], "labels": self.labels[rows]}
+
+
+def draw_test_masks(n, n_clips, n_masks, seed, beyond):
+    """{setting: hidden (M, R, 2, N)}, the masks of R = n test recordings, each drawn by itself.
+
+    A setting is ("level", k), k clips of each modality; `beyond` the paper also ("unequal", k_audio, k_video) and
+    ("burst", k), neighbours.
+    """
+    def generator(*numbers):
+        return generator_of(seed, n_clips, *numbers)
+
+    masks = {}
+    for k in range(1, n_clips):
+        masks["level", k] = draw_masks(n, n_clips, k, k, n_masks, generator(0, k))
+        if beyond:
+            masks["burst", k] = draw_bursts(n, n_clips, k, n_masks, True, generator(1, k))
+    if beyond:
+        for audio in range(n_clips):
+            for video in range(n_clips):
+                masks["unequal", audio, video] = draw_masks(n, n_clips, audio, video, n_masks,
+                                                            generator(2, audio, video))
+    return masks
+
+
+def write_masks(path, turns, masks):
+    """Write masks of `draw_test_masks` as npz: "ids" of the turns, and "level_2" etc. with packed bits of clips."""
+    make_folder(path.parent)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, ids=np.array([turn.utterance_id for turn in turns]),
+                            **{"_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
+                               for name, hidden in masks.items()})
+
+
+def hash_of(content):
+    """A short hash of what is JSON-ready or can be written as text: the identity of data and trainings."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def generator_of(*numbers):

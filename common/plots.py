@@ -19,6 +19,8 @@ from common.files import atomic_path
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3)))
+DODGE = 0.035             # between the points of neighbouring curves, as a share of the step along x
 # The colours that Babaali's Sec. 4.2 names (red, yellow, blue, green), in tones that differ for everyone.
 EMOTIONS = {"angry": ("#D55E00", "^"), "happy": ("#F0C800", "o"), "neutral": ("#0072B2", "s"),
             "sad": ("#009E73", "D")}
@@ -143,45 +145,73 @@ def curves(series, xlabel, ylabel, chance):
 def curve_panels(panels, xlabel, ylabel, chance):
     """Lines with intervals side by side, {title: series as for `curves`}; one name has one style in all panels.
 
-    What does not vary along x is a dashed line without markers.
+    What does not vary along x is a black broken line without markers. Names that are alike up to a comma have one
+    colour, the second of them with open markers. Points of one panel stand a little beside each other.
     """
-    names = list(dict.fromkeys(name for series in panels.values() for name in series))
-    style = {name: (OKABE_ITO[i % len(OKABE_ITO)], MARKERS[(i + i // len(MARKERS)) % len(MARKERS)])
-             for i, name in enumerate(names)}
-    is_beside = len(panels) > 1 or len(names) > 5      # the legend then stands beside the panels, which needs room
+    varies = {}                            # in the order of the legend
+    for series in panels.values():
+        for name, (_, y, _, _) in series.items():
+            varies[name] = varies.get(name, False) or len(set(y)) > 1
+    style = curve_styles(varies)
+    is_beside = len(panels) > 1 or len(varies) > 5     # the legend then stands beside the panels, which needs room
     fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True,
                              squeeze=False)
     for axes, (title, series) in zip(grid.flat, panels.items()):
+        moving = [name for name in series if varies[name]]
         for name, (x, y, low, high) in series.items():
-            error = np.abs(np.array([low, high], float) - np.array(y, float))
-            varies = len(set(y)) > 1
-            axes.errorbar(x, y, error if varies else None, color=style[name][0], capsize=3, label=name,
-                          marker=style[name][1] if varies else "", linestyle="-" if varies else "--")
+            x, y = np.array(x, float), np.array(y, float)
+            error = np.abs(np.array([low, high], float) - y) if varies[name] else None
+            if varies[name] and len(x) > 1:
+                x = x + (moving.index(name) - (len(moving) - 1) / 2) * DODGE * np.diff(x).min()
+            axes.errorbar(x, y, error, capsize=3, label=name, **style[name])
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
     handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
     if is_beside:
-        fig.legend(handles.values(), handles.keys(), loc="outside right upper")
+        fig.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3.5)
     else:
-        grid.flat[0].legend(loc="best")
+        grid.flat[0].legend(loc="best", handlelength=3.5)
     return fig
+
+
+def curve_styles(varies):
+    """{name: how `curve_panels` draws it}, all different up to 32 that vary and 4 that do not; varies: {name: bool}."""
+    groups, styles = {}, {}
+    for name in (name for name in varies if varies[name]):
+        groups.setdefault(name.partition(", ")[0], []).append(name)
+    for i, names in enumerate(groups.values()):
+        for j, name in enumerate(names):
+            colour = OKABE_ITO[i % len(OKABE_ITO)]
+            styles[name] = {"color": colour, "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
+                            "markerfacecolor": "white" if j else colour,
+                            "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)]}
+    levels = (name for name in varies if not varies[name])
+    return styles | {name: {"color": "black", "marker": "", "linestyle": dash} for name, dash in
+                     zip(levels, cycle(DASHES[1:]))}
 
 
 def value_map(values, row_label, column_label, value_label):
     """A map of values {(row, column): value}; combinations that were not tried stay white."""
-    rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
-    grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
-    fig, axes = plt.subplots()
-    image = axes.imshow(grid, cmap="cividis", aspect="auto")
-    middle = np.nanmean([np.nanmin(grid), np.nanmax(grid)])
-    for i, j in zip(*np.nonzero(np.isfinite(grid))):
-        axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center",
-                  color="white" if grid[i, j] < middle else "black")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=column_label, ylabel=row_label)
-    axes.grid(False)
-    fig.colorbar(image, label=value_label)
+    return value_maps({"": values}, row_label, column_label, value_label)
+
+
+def value_maps(panels, row_label, column_label, value_label):
+    """Maps side by side on one scale of colours, {title: values as for `value_map`}."""
+    found = [value for values in panels.values() for value in values.values() if np.isfinite(value)]
+    low, high = min(found), max(found)
+    fig, axes_of = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False)
+    for axes, (title, values) in zip(axes_of.flat, panels.items()):
+        rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
+        grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
+        image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+        for i, j in zip(*np.nonzero(np.isfinite(grid))):
+            axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center", fontsize=10 if len(columns) < 8 else 7,
+                      color="white" if grid[i, j] < (low + high) / 2 else "black")
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(title=title, xlabel=column_label, ylabel=row_label)
+        axes.grid(False)
+    fig.colorbar(image, ax=axes_of, label=value_label)
     return fig
 
 

@@ -50,6 +50,7 @@ class Cell:
     n: int | None = None                          # utterances scored
     unit: str = "%"
     digits: int = 2
+    word: str = ""                                # shown in place of the number, such as a verdict
 
     @property
     def mean(self):
@@ -260,8 +261,8 @@ def write_table(folder, stem, title, cells, corpus, protocol, note, provenance):
 
 def shown(cell):
     """A cell as text: "75.42 ± 1.31 [72.10, 78.40] (paper 75.42)"."""
-    text = "–" if cell.mean is None else f"{cell.mean:.{cell.digits}f}"
-    if cell.unit == "" and cell.mean and abs(cell.mean) < 10 ** -cell.digits:
+    text = cell.word or ("–" if cell.mean is None else f"{cell.mean:.{cell.digits}f}")
+    if not cell.word and cell.unit == "" and cell.mean and abs(cell.mean) < 10 ** -cell.digits:
         text = f"< {10 ** -cell.digits:g}"       # a p-value is never zero
     if cell.sd is not None:
         text += f" ± {cell.sd:.{cell.digits}f}"

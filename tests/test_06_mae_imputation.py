@@ -15,9 +15,11 @@ from conftest import command, load_script, run, shared_data
 
 from common import chochlakis_tables as tables
 from common import settings
+from common.av_backbones import measure_stats
 from common.chochlakis_data import Hiding, Imputed, Part, count_of, curriculum
 from common.chochlakis_mae import AVMAE, Sizes
 from common.chochlakis_splits import SHARES, SPLIT_SEED, draw_speakers, fold_of
+from common.errors import UserError
 from common.manifest import Turn, read_manifest
 from common.store import open_store
 from common.training import make_accelerator
@@ -184,7 +186,8 @@ def lab(demo, tmp_path):
 def make_study(script, name):
     manifest, accelerator = read_manifest(script.DATA_ROOT, script.CORPUS), make_accelerator("no")
     fold = fold_of(manifest, script.CORPUS)
-    backbone = script.backbone_of(name, manifest, fold.train, accelerator)
+    unlabelled = read_manifest(script.DATA_ROOT, script.PRETRAIN_CORPUS)
+    backbone = script.backbone_of(name, accelerator, *script.turns_to_measure(manifest, fold.train, unlabelled))
     return script.Study(SimpleNamespace(**script.SETTINGS), accelerator, backbone, manifest, fold)
 
 
@@ -349,12 +352,22 @@ def test_other_labels_or_parts_are_trained_anew(lab):
     assert lab.mae_identity(relabelled) != lab.mae_identity(study)
 
 
+def test_what_is_learned_on_unlabelled_recordings_serves_every_corpus(lab):
+    """With another training part, as of another corpus, backbones are the same, and all that rests on them is kept."""
+    manifest, unlabelled = (read_manifest(lab.DATA_ROOT, name) for name in (lab.CORPUS, lab.PRETRAIN_CORPUS))
+    few, accelerator = fold_of(manifest, lab.CORPUS).train[:1], make_accelerator("no")
+    backbones = [lab.backbone_of("avid-cma", accelerator, *lab.turns_to_measure(manifest, train, unlabelled))
+                 for train in (few, fold_of(manifest, lab.CORPUS).train)]
+    assert backbones[0].identity() == backbones[1].identity()
+    assert lab.turns_to_measure(manifest, few, None) == (manifest, few)
+
+
 def test_statistics_of_spectrograms_need_audio(tmp_path):
-    script, backbone = load_script(SCRIPT), SimpleNamespace(name="avid-cma", device="cpu")
-    with pytest.raises(script.UserError, match="no training recording has audio"):
-        script.measure_stats(backbone, iter([(None, np.zeros((2, 6, 8, 8, 3), np.uint8))]), tmp_path / "new" / "s.npz")
-    script.measure_stats(backbone, iter([(None, None), (np.random.default_rng(0).normal(size=(2, 9600)), None)]),
-                         tmp_path / "new" / "s.npz")
+    backbone = SimpleNamespace(name="avid-cma", device="cpu")
+    with pytest.raises(UserError, match="no training recording has audio"):
+        measure_stats(backbone, iter([(None, np.zeros((2, 6, 8, 8, 3), np.uint8))]), tmp_path / "new" / "s.npz")
+    measure_stats(backbone, iter([(None, None), (np.random.default_rng(0).normal(size=(2, 9600)), None)]),
+                  tmp_path / "new" / "s.npz")
     assert np.load(tmp_path / "new" / "s.npz")["mean"].shape == (257,)
 
 

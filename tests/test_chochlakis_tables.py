@@ -8,8 +8,8 @@ import torch
 
 from common import chochlakis_tables as tables
 from common.chochlakis_tables import System
-from common.files import write_csv
-from common.results import TABLE_COLUMNS
+from common.files import write_json
+from common.results import Cell, shown
 
 MIXTURES = ("0.4", "0.7", "0.4+0.7")
 METHOD = System("linear", "curri-MAE", "all")
@@ -38,7 +38,7 @@ def make_study(predicted, seeds=(0,), n_clips=4, **more):
     c = SimpleNamespace(SEEDS=seeds, N_MASKS=2, N_RESAMPLES=200, HEADS=("linear",), PRETRAIN_CORPUS="", BEYOND=True,
                         RANDOM_BACKBONES=False, MIXTURES=MIXTURES, FIXED_SHARE=0.7)
     return SimpleNamespace(c=c, name="avid-cma", n_clips=n_clips, test=FakeTest(), predicted=predicted, errors={},
-                           manifest=SimpleNamespace(classes=("zero", "one")), **more)
+                           curves={}, manifest=SimpleNamespace(classes=("zero", "one"), corpus="demo_cremad"), **more)
 
 
 class FakeRun:
@@ -111,6 +111,18 @@ def test_a_score_is_the_mean_over_masks_and_seeds():
     assert (cell.mean, cell.sd) == pytest.approx((70, np.sqrt(1400 / 3)))
 
 
+def test_an_interval_is_that_of_all_classes_and_found_once(monkeypatch):
+    """Right and wrong have the accuracy and the resampled accuracies of the classes themselves."""
+    study = make_study({(METHOD, ("level", k)): right(2 + k, 5) for k in (1, 2, 3)})
+    cells = tables.curve(study, METHOD)
+    for k, cell in zip((1, 2, 3), cells):
+        bounds = tables.metrics.cluster_bootstrap(tables.metrics.accuracy, tables.truth(study), right(2 + k, 5),
+                                                  study.test.speakers, 200, 0, n_classes=2)
+        assert (cell.low, cell.high) == pytest.approx(tuple(100 * bound for bound in bounds)) and cell.low < cell.high
+    monkeypatch.setattr(tables, "score_cell", None)
+    assert tables.curve(study, METHOD) is cells and tables.as_series(study, [METHOD])
+
+
 def test_a_system_that_nothing_is_hidden_from_is_the_same_at_all_levels():
     study = make_study({(AUDIO, ("level", 0)): right(6)})
     assert tables.mean_and_sd(study, AUDIO, ("level", 3)) == (60, 0)
@@ -159,13 +171,15 @@ def test_a_case_by_hand():
     and 4 of c; no swap of speakers brings that closer to 0 than 2.
     """
     found = cells_of(tables.case(make_study(PREDICTED), "linear"))
-    counts = [found["avid-cma, linear", f"levels that {word}"].values for word in ("win", "tie", "lose")]
+    counts = [found["demo_cremad, avid-cma, linear", f"levels that {word}"].values for word in ("win", "tie", "lose")]
     assert counts == [[1], [1], [1]]
-    gain = found["avid-cma, linear", "gain in accuracy, all levels"]
+    gain = found["demo_cremad, avid-cma, linear", "gain in accuracy, all levels"]
     assert gain.values == pytest.approx([10 / 3]) and gain.n == 10
     # One speaker drawn three times: -2 of 6 * 4 and 4 of 6 * 3 decisions.
     assert -100 / 12 <= gain.low < gain.mean < gain.high <= 400 / 18
-    assert found["avid-cma, linear", "by speaker p"].values == [1]
+    assert found["demo_cremad, avid-cma, linear", "by speaker p"].values == [1]
+    # Against backoff alone the third level, 30 % against 0, is won too.
+    assert found["demo_cremad, avid-cma, linear", "by ranges, lossy baseline"].word == "wins"
 
 
 def test_a_method_that_always_wins_and_one_that_is_never_right():
@@ -174,9 +188,9 @@ def test_a_method_that_always_wins_and_one_that_is_never_right():
     never = {(System("linear", imputer), ("level", k)): right(0, 0)
              for imputer in ("backoff", "audio", "video") for k in (0, 1, 2, 3)}
     cells = [cell.values for cell in tables.case(make_study(always | never), "linear")]
-    assert cells == [[3], [0], [0], [100], [0.25]]
+    assert cells == [[3], [0], [0], [100], [0.25], [1]]
     both = {(METHOD, ("level", k)): right(0, 0) for k in (1, 2, 3)} | never
-    assert [cell.values for cell in tables.case(make_study(both), "linear")] == [[0], [3], [0], [0], [1]]
+    assert [cell.values for cell in tables.case(make_study(both), "linear")] == [[0], [3], [0], [0], [1], [0]]
 
 
 def test_seeds_of_a_unimodal_baseline_meet_those_of_the_method():
@@ -184,44 +198,104 @@ def test_seeds_of_a_unimodal_baseline_meet_those_of_the_method():
     ours = {(METHOD, ("level", k)): [right(10, 10), right(4, 4)] for k in (1, 2, 3)}
     theirs = {(BACKOFF, ("level", k)): right(0, 0) for k in (1, 2, 3)}
     whole = {(AUDIO, ("level", 0)): [right(8), right(6)], (VIDEO, ("level", 0)): right(5)}
-    win, tie, loss, gain, p = tables.case(make_study(ours | theirs | whole, seeds=(0, 1)), "linear")
+    win, tie, loss, gain, p, _ = tables.case(make_study(ours | theirs | whole, seeds=(0, 1)), "linear")
     # 70 ± 34.6 against 70 ± 14.1. Of 4 rows, the method is right in 0 more of a's, -4 of b's and 4 of c's.
     assert (win.values, tie.values, loss.values) == ([0], [3], [0])
     assert gain.values == [0] and p.values == [1]
 
 
-def test_the_table_of_cases_corrects_for_their_number_and_adds_other_corpora(tmp_path):
-    """p-values 1 and 0.25 become 1 and 0.5."""
-    studies = {"avid-cma": make_study(PREDICTED)}
-    studies["crisscross"] = make_study({(METHOD, ("level", k)): right(10, 10) for k in (1, 2, 3)} | {
-        (system, ("level", k)): right(0, 0) for system in (BACKOFF, AUDIO, VIDEO) for k in (0, 1, 2, 3)})
+def write_metrics(folder, cases, dirty=False):
+    """metrics.json of another run; cases: {row: (levels won, tied, lost, gain, p)}."""
+    metric = {"ci_low": None, "ci_high": None, "n": 5, "unit": ""}
+    columns = [*tables.CASE_COLUMNS, "by speaker, Holm", "by test"]
+    found = {f"chochlakis_table_cases/{row}/{column}": {**metric, "mean": mean}
+             for row, means in cases.items() for column, mean in zip(columns, [*means, 1, means[-1], 1])}
+    write_json(folder / "metrics.json", {"metrics": found | {"chochlakis_table_cost/x/ratio": {}}, "dirty": dirty,
+                                         "commit": "0123456789ab", "command": "python 06 --x", "device": "cpu: y",
+                                         "settings": {"SEEDS": [0, 3]}})
+
+
+def cases_of(tmp_path, corpus="demo_cremad"):
+    """The cases of AVID-CMA (one level won, one tied, one lost) and CrissCross (all won), by a run with both."""
+    studies = {"avid-cma": make_study(PREDICTED), "crisscross": make_study(
+        {(METHOD, ("level", k)): right(10, 10) for k in (1, 2, 3)}
+        | {(system, ("level", k)): right(0, 0) for system in (BACKOFF, AUDIO, VIDEO) for k in (0, 1, 2, 3)})}
     studies["crisscross"].name = "crisscross"
-    for name in ("demo_lombard", "lombard", "demo_cremad"):
-        other = [{"row": "avid-cma, gru", "column": f"levels that {word}", "mean": float(n)}
-                 for word, n in (("win", 4), ("tie", 0), ("lose", 1))]
-        write_csv(tmp_path / name / "chochlakis_table_cases.csv", other, TABLE_COLUMNS)
-    fake = FakeRun(tmp_path / "demo_cremad")
+    fake = FakeRun(tmp_path / corpus)
+    fake.corpus = studies["avid-cma"].manifest.corpus = studies["crisscross"].manifest.corpus = corpus
     tables.cases_table(fake, studies)
-    found = cells_of(fake.tables["chochlakis_table_cases"])
-    assert len(found) == 12
-    assert found["avid-cma, linear", "by speaker, Holm"].values == [1]
-    assert found["crisscross, linear", "by speaker, Holm"].values == [0.5]
-    note = fake.notes["chochlakis_table_cases"]
-    assert note.endswith("by their own tables: demo_lombard, avid-cma, gru: 4 levels won, 0 tied, 1 lost.")
-    assert "No results of other corpora" in tables.all_cases(FakeRun(tmp_path / "cremad" / "x"))
+    return cells_of(fake.tables["chochlakis_table_cases"]), fake.notes["chochlakis_table_cases"]
+
+
+def test_the_table_of_cases_corrects_for_their_number(tmp_path):
+    """p-values 1 and 0.25 become 1 and 0.5: with three speakers no test can be won."""
+    found, note = cases_of(tmp_path)
+    rows = ["demo_cremad, avid-cma, linear", "demo_cremad, crisscross, linear"]
+    assert len(found) == 2 * 9 + 3
+    assert [found[row, "by speaker, Holm"].values for row in rows] == [[1], [0.5]]
+    assert [found[row, "by ranges"].word for row in rows] == ["ties", "wins"]
+    assert [found[row, "by test"].word for row in rows] == ["ties", "ties"]
+    assert [found["of 2 cases", f"by {rule}"].word for rule in ("ranges", "test")] == ["wins in 1", "wins in 0"]
+    assert found["of 2 cases", "by ranges"].paper is None
+    assert "No results of other corpora" in note and "10 wins in 12 cases" in note and "at least 0.25" in note
+
+
+def test_the_table_of_cases_has_those_of_other_corpora(tmp_path):
+    """Its own alone: neither what their tables had from others, nor a real corpus beside a demo, nor an older self."""
+    lombard = {"demo_lombard, avid-cma, gru": (4, 0, 0, 9.0, 1e-4),
+               "demo_lombard, crisscross, gru": (0, 2, 2, -9.0, 2e-4)}
+    not_its_own = {"demo_cremad, avid-cma, linear": (9, 9, 9, 9.0, 9.0)}
+    write_metrics(tmp_path / "demo_lombard", lombard | not_its_own, dirty=True)
+    write_metrics(tmp_path / "lombard", {"lombard, avid-cma, gru": (4, 0, 0, 9.0, 1e-4)})
+    write_metrics(tmp_path / "demo_cremad", {"demo_cremad, kinetics, gru": (4, 0, 0, 9.0, 1e-4)})
+    write_metrics(tmp_path / "demo_old", {"avid-cma, gru": (4, 0, 0, 9.0, 1e-4)})
+    unfinished = {"metrics": {"chochlakis_table_cases/demo_part, avid-cma, gru/levels that win": {"mean": 4}}}
+    write_json(tmp_path / "demo_part" / "metrics.json", unfinished)
+    found, note = cases_of(tmp_path)
+    assert [row for row, column in found if column == "by ranges"] == [
+        "demo_cremad, avid-cma, linear", "demo_cremad, crisscross, linear", *lombard, "of 4 cases"]
+    assert found["demo_lombard, avid-cma, gru", "gain in accuracy, all levels"].mean == 9
+    assert [found[row, "by speaker, Holm"].mean for row in lombard] == pytest.approx([4e-4, 6e-4])
+    assert [found[row, "by test"].word for row in lombard] == ["wins", "loses"]
+    assert [found[row, "by ranges"].word for row in lombard] == ["wins", "loses"]
+    assert found["demo_lombard, crisscross, gru", "by ranges, lossy baseline"].word == "wins"
+    assert found["of 4 cases", "by ranges, lossy baseline"].word == "wins in 4"
+    assert found["of 4 cases", "by ranges"].word == "wins in 2" and found["of 4 cases", "by test"].word == "wins in 1"
+    assert note.endswith("demo_lombard by `python 06 --x`, seeds 0, 3, commit 0123456789 with local changes, cpu: y.")
+
+
+def test_the_papers_count_stands_beside_its_twelve_cases_alone(tmp_path):
+    for corpus in ("ravdess", "lombard"):
+        write_metrics(tmp_path / corpus, {f"{corpus}, {backbone}, {head}": (1, 0, 0, 1.0, 0.5)
+                                          for backbone in tables.FIGURES for head in ("linear", "gru")})
+    write_metrics(tmp_path / "cremad", {})
+    assert cases_of(tmp_path, "cremad")[0]["of 10 cases", "by ranges"].paper is None
+    names = {f"{corpus}, {backbone}, {head}": None for corpus in ("cremad", "ravdess", "lombard")
+             for backbone in tables.FIGURES for head in ("linear", "gru")}
+    cells = {(row, column): Cell(row, column, [1.0], n=1) for row in names for column in tables.CASE_COLUMNS}
+    *_, lossy, ranges, test = tables.verdicts(cells, list(names))
+    assert (ranges.word, ranges.paper, test.paper) == ("wins in 0", 10, None)        # one level lost in each
+    assert (lossy.word, lossy.paper) == ("wins in 12", 10)
+    assert shown(ranges) == "wins in 0 (paper 10)"
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 
-def test_the_map_of_unequal_rates_has_audio_in_its_rows(tmp_path, monkeypatch):
+def test_the_maps_of_unequal_rates_have_audio_in_their_rows(tmp_path, monkeypatch):
+    """One for each classifier."""
     drawn = {}
-    monkeypatch.setattr(tables.plots, "value_map", lambda values, row, column, what: drawn.update(
-        values=values, row=row, column=column))
+    monkeypatch.setattr(tables.plots, "value_maps", lambda panels, row, column, what: drawn.update(
+        panels=panels, row=row, column=column))
     monkeypatch.setattr(tables.plots, "save", lambda *args: [])
-    study = make_study({(METHOD, ("unequal", a, v)): right(a, 2 * v) for a in range(4) for v in range(4)})
+    predicted = {(METHOD, ("unequal", a, v)): right(a, 2 * v) for a in range(4) for v in range(4)}
+    gru = {(System("gru", "curri-MAE", "all"), setting): right(9, 9) for _, setting in predicted}
+    study = make_study(predicted | gru)
+    study.c.HEADS = ("linear", "gru")
     tables.unequal_figure(FakeRun(tmp_path), study)
     assert (drawn["row"], drawn["column"]) == ("lost audio clips (%)", "lost video clips (%)")
-    assert drawn["values"] == {(25 * a, 25 * v): pytest.approx(5 * a + 10 * v) for a in range(4) for v in range(4)}
+    linear, gru = drawn["panels"].values()
+    assert linear == {(25 * a, 25 * v): pytest.approx(5 * a + 10 * v) for a in range(4) for v in range(4)}
+    assert set(gru.values()) == {90} and len(gru) == 16
 
 
 def test_errors_of_a_modality_that_nobody_has_are_left_out(tmp_path):

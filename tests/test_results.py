@@ -181,6 +181,39 @@ def test_curves_bars_and_scatter_draw_what_they_are_given():
     assert [len(points.get_offsets()) for points in cloud.axes[0].collections] == [2, 1]
 
 
+def test_curves_of_panels_can_be_told_apart():
+    """Ten that vary, two of them a pair, and two levels: each has a style of its own, the same in both panels."""
+    names = [*(f"system {i}" for i in range(8)), "pair, here", "pair, there"]
+    varying = {name: ([10, 20], [i, i + 1], [i - 1, i], [i + 1, i + 2]) for i, name in enumerate(names)}
+    levels = {name: ([10, 20], [5, 5], [5, 5], [5, 5]) for name in ("all", "none")}
+    fig = plots.curve_panels({"a": levels | varying, "b": dict(reversed(varying.items()))}, "x", "y", 50)
+    styles = [{bars.get_label(): (bars[0].get_color(), bars[0].get_linestyle(), bars[0].get_marker(),
+                                  bars[0].get_markerfacecolor(), bars[0]._dash_pattern[1] and
+                                  tuple(bars[0]._dash_pattern[1])) for bars in axes.containers} for axes in fig.axes]
+    assert list(styles[0]) == ["all", "none", *names] and len(set(styles[0].values())) == 12
+    assert all(styles[1][name] == styles[0][name] for name in names)
+    pair = styles[0]["pair, here"], styles[0]["pair, there"]
+    assert pair[0][0] == pair[1][0] and pair[0][2] == pair[1][2] and pair[1][3] == "white" and pair[0][1] != pair[1][1]
+    first = [bars[0].get_xdata()[0] for bars in fig.axes[0].containers]
+    assert first[:2] == [10, 10] and np.allclose(np.diff(first[2:]), 10 * plots.DODGE)
+    assert np.isclose(np.mean(first), 10)
+    plots.plt.close(fig)
+
+
+def test_maps_share_one_scale():
+    fig = plots.value_maps({"a": {(0, 0): 1.0, (0, 5): 2.0, (5, 0): 3.0}, "b": {(0, 0): 9.0}}, "r", "c", "v")
+    a, b, bar = fig.axes
+    assert a.images[0].get_clim() == b.images[0].get_clim() == (1, 9) and bar.get_ylabel() == "v"
+    assert [text.get_text() for text in a.texts] == ["1.0", "2.0", "3.0"] and b.get_title() == "b"
+    assert a.images[0].get_array().tolist()[0] == [1, 2] and a.get_ylabel() == "r" and a.get_xlabel() == "c"
+    plots.plt.close(fig)
+
+
+def test_a_word_is_shown_in_place_of_its_number():
+    assert results.shown(results.Cell("r", "c", [0], unit="", word="ties")) == "ties"
+    assert results.shown(results.Cell("r", "c", [3.0], unit="", paper=10, word="wins in 3")) == "wins in 3 (paper 10)"
+
+
 def test_a_grid_of_confusion_matrices():
     """A panel per matrix in rows of n_columns: title, counts and row shares as text, one colour bar for all."""
     panels = {f"{n} system": np.array([[n, 1], [3, n]]) for n in range(1, 7)}
