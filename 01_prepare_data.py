@@ -15,6 +15,7 @@ clip is written as MP4.
     python 01_prepare_data.py --demo --CORPUS=demo_cremad        # or demo_ravdess_av, demo_lombard, demo_audioset
     python 01_prepare_data.py --CORPUS=mosei --MOSEI_FOLDS=/where/cmu_mosei_std_folds.py         # for 07
     python 01_prepare_data.py --CORPUS=voxceleb2 --VOXCELEB2_VIDEO=true                          # for 07
+    python 01_prepare_data.py --demo --CORPUS=demo_mosei         # or demo_voxceleb2_av: for 07
 
 VoxCeleb2, the corpus that Sadok et al. pretrain on, is not copied: a thousand hours as wav would take 115 GB, and
 05 decodes each clip once. Its manifest names the recordings where they lie, and their lengths are not known yet.
@@ -24,9 +25,10 @@ CMU-MOSEI, of Khare et al., is not cut: a turn names its full recording, and its
 
 Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it
 speaking and drawing, demo_ravdess 18 s, demo_emodb 11 s, demo_voxceleb2 14 s; demo_cremad, demo_ravdess_av,
-demo_lombard and demo_audioset 10 to 15 s of one core each; the names of VoxCeleb2's 1.1 million
-clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours
-of turns take about 11 minutes. A killed or repeated run goes on from what is finished.
+demo_lombard and demo_audioset 10 to 15 s of one core each, demo_mosei and demo_voxceleb2_av 20 to 25 s of one core
+each; the names of VoxCeleb2's 1.1 million clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of
+bench_cut_video.py its 12.4 hours of turns take about 11 minutes. A killed or repeated run goes on from what is
+finished.
 
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn
 outside the label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which
@@ -74,7 +76,8 @@ RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<s
 CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad",
                                     # "lombard", "audioset", "mosei", a folder with a manifest.csv, or synthetic:
                                     # "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2",
-                                    # "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"
+                                    # "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset",
+                                    # "demo_mosei", "demo_voxceleb2_av"
 SEEDS = (0,)                        # the first one makes the demo corpora and the random checkpoints, and draws
                                     # VoxCeleb2's speakers; nothing else here is random
 CORPUS_ROOT = ""                    # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
@@ -116,6 +119,10 @@ DEMO_RAVDESS_AV_CLIPS = 2           # of an actor per emotion: 1 to 8
 DEMO_LOMBARD_TALKERS = 8            # of demo_lombard, at most 54
 DEMO_LOMBARD_SENTENCES = 10         # of each of them, plain and again in noise, at most 50
 DEMO_AUDIOSET_CLIPS = 120           # of demo_audioset
+DEMO_MOSEI_VIDEOS = 80              # of demo_mosei, at least 8 for the three folds
+DEMO_MOSEI_SEGMENTS = 8             # of each of them, on average, 1 to 8 s long
+DEMO_VOXCELEB2_AV_SPEAKERS = 60     # of demo_voxceleb2_av
+DEMO_VOXCELEB2_AV_CLIPS = 12        # of each of them, 2 to 8 s long
 DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}    # all that --demo changes
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}     # all that --scratch changes: for 02 --scratch
 SETTINGS = {}                       # filled by settings.run: what this run used
@@ -126,7 +133,8 @@ SETTINGS = {}                       # filled by settings.run: what this run used
 # The corpora that are written here, and whose layout they have.
 SYNTHETIC = {"demo_iemocap": "IEMOCAP", "demo_ravdess": "RAVDESS", "demo_emodb": "EMO-DB",
              "demo_voxceleb2": "VoxCeleb2", "demo_cremad": "CREMA-D", "demo_ravdess_av": "RAVDESS",
-             "demo_lombard": "Lombard GRID", "demo_audioset": "AudioSet"}
+             "demo_lombard": "Lombard GRID", "demo_audioset": "AudioSet", "demo_mosei": "CMU-MOSEI",
+             "demo_voxceleb2_av": "VoxCeleb2"}
 
 
 def release_root():
@@ -139,9 +147,7 @@ def release_root():
 
 def demo_writer():
     """(function that writes the synthetic corpus CORPUS, its arguments)."""
-    if CORPUS in ("demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"):
-        return demo_av_writer()
-    from common import demo_iemocap, demo_speech       # here, since no genuine corpus needs them
+    from common import demo_av, demo_iemocap, demo_mosei, demo_speech       # here: no genuine corpus needs them
 
     write, sizes = {
         "demo_iemocap": (demo_iemocap.write_demo_iemocap,
@@ -152,15 +158,6 @@ def demo_writer():
         "demo_emodb": (demo_speech.write_demo_emodb, {"clips_per_speaker": DEMO_EMODB_CLIPS}),
         "demo_voxceleb2": (demo_speech.write_demo_voxceleb2,
                            {"n_speakers": DEMO_VOXCELEB2_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_CLIPS}),
-    }[CORPUS]
-    return write, {"seed": SEEDS[0], **sizes}
-
-
-def demo_av_writer():
-    """demo_writer for the corpora of moving faces."""
-    from common import demo_av
-
-    write, sizes = {
         "demo_cremad": (demo_av.write_demo_cremad,
                         {"n_actors": DEMO_CREMAD_ACTORS, "clips_per_actor": DEMO_CREMAD_CLIPS}),
         "demo_ravdess_av": (demo_av.write_demo_ravdess_av,
@@ -168,6 +165,11 @@ def demo_av_writer():
         "demo_lombard": (demo_av.write_demo_lombard,
                          {"n_talkers": DEMO_LOMBARD_TALKERS, "sentences_per_condition": DEMO_LOMBARD_SENTENCES}),
         "demo_audioset": (demo_av.write_demo_audioset, {"n_clips": DEMO_AUDIOSET_CLIPS}),
+        "demo_mosei": (demo_mosei.write_demo_mosei,
+                       {"n_videos": DEMO_MOSEI_VIDEOS, "segments_per_video": DEMO_MOSEI_SEGMENTS}),
+        "demo_voxceleb2_av": (demo_mosei.write_demo_voxceleb2_av,
+                              {"n_speakers": DEMO_VOXCELEB2_AV_SPEAKERS,
+                               "clips_per_speaker": DEMO_VOXCELEB2_AV_CLIPS}),
     }[CORPUS]
     return write, {"seed": SEEDS[0], **sizes}
 
@@ -205,6 +207,8 @@ def check_settings():
         raise UserError(f"--VIDEO_PRESET={VIDEO_PRESET}: choose one of x264's, ultrafast to veryslow")
     if not 0 <= MAX_PROBLEM_SHARE <= 1:
         raise UserError(f"--MAX_PROBLEM_SHARE={MAX_PROBLEM_SHARE}: a share lies between 0 and 1")
+    if DEMO_MOSEI_VIDEOS < 8:
+        raise UserError(f"--DEMO_MOSEI_VIDEOS={DEMO_MOSEI_VIDEOS}: choose at least 8, for three folds")
     if VOXCELEB2_SPEAKERS < 0:
         raise UserError(f"--VOXCELEB2_SPEAKERS={VOXCELEB2_SPEAKERS}: give a number of speakers, 0 for all")
     for name, value, highest in (
@@ -220,6 +224,10 @@ def check_settings():
         ("DEMO_LOMBARD_TALKERS", DEMO_LOMBARD_TALKERS, 54),
         ("DEMO_LOMBARD_SENTENCES", DEMO_LOMBARD_SENTENCES, 50),
         ("DEMO_AUDIOSET_CLIPS", DEMO_AUDIOSET_CLIPS, 20000),
+        ("DEMO_MOSEI_VIDEOS", DEMO_MOSEI_VIDEOS, 10000),
+        ("DEMO_MOSEI_SEGMENTS", DEMO_MOSEI_SEGMENTS, 100),
+        ("DEMO_VOXCELEB2_AV_SPEAKERS", DEMO_VOXCELEB2_AV_SPEAKERS, 10000),
+        ("DEMO_VOXCELEB2_AV_CLIPS", DEMO_VOXCELEB2_AV_CLIPS, 10000),
     ):
         if not 1 <= value <= highest:
             raise UserError(f"--{name}={value}: choose 1 to {highest}")

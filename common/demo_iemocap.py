@@ -26,6 +26,7 @@ The generative model
 
 import ctypes
 import math
+import re
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -297,13 +298,15 @@ def remove_tokens(text):
 
 
 # ---- Speech -------------------------------------------------------------------------------------
-def speak(lines):
-    """Say lines one after the other; call it once per process.
+class Event(ctypes.Structure):
+    """What eSpeak NG reports with its samples (espeak_EVENT of its speak_lib.h)."""
 
-    lines  list of (text, voice) with voice as draw_voice gives it
-    Returns a list of float32 arrays (T,) at AUDIO_RATE_HZ, silence trimmed, at the loudness asked for.
-    Raises UserError naming the package where eSpeak NG cannot be loaded.
-    """
+    _fields_ = [*((name, ctypes.c_int) for name in ("type", "unique", "text_position", "length", "time_ms", "sample")),
+                ("user_data", ctypes.c_void_p), ("id", ctypes.c_void_p)]
+
+
+def load_espeak():
+    """eSpeak NG's library, ready to speak."""
     try:
         import espeakng_loader
 
@@ -315,22 +318,59 @@ def speak(lines):
     synchronous, keep_running = 2, 0x8000
     if library.espeak_Initialize(synchronous, 0, str(data).encode(), keep_running) != ESPEAK_RATE_HZ:
         raise UserError(f"{data}: eSpeak NG cannot read it; install espeakng-loader in a shorter path")
-    chunks = []
+    return library
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
-    def keep(samples, n_samples, _events):
+
+def speak(lines):
+    """Say lines one after the other; call it once per process.
+
+    lines  list of (text, voice) with voice as draw_voice gives it
+    Returns a list of float32 arrays (T,) at AUDIO_RATE_HZ, silence trimmed, at the loudness asked for.
+    Raises UserError naming the package where eSpeak NG cannot be loaded.
+    """
+    return [samples for samples, _ in speak_words(lines)]
+
+
+def speak_words(lines):
+    """speak, but returns a list of (samples (T,), starts_s (W,)): when each blank-separated word of a line begins."""
+    library = load_espeak()
+    chunks, heard = [], []
+    end_of_list, word = 0, 1
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(Event))
+    def keep(samples, n_samples, events):
         if samples and n_samples:
             chunks.append(ctypes.string_at(samples, 2 * n_samples))
-        return 0
+        for event in events:
+            if event.type == end_of_list:
+                return 0
+            if event.type == word:
+                heard.append((event.text_position - 1, event.sample))
 
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))
     library.espeak_SetSynthCallback(keep)
     spoken = []
     for text, voice in lines:
         chunks.clear()
+        heard.clear()
         say(library, text, voice)
-        spoken.append(finish_speech(np.frombuffer(b"".join(chunks), "<i2"), voice))
+        said = np.frombuffer(b"".join(chunks), "<i2")
+        samples, first = finish_speech(said, voice)
+        starts_s = word_starts(text, heard, len(said)) / ESPEAK_RATE_HZ - first / AUDIO_RATE_HZ
+        spoken.append((samples, np.clip(starts_s, 0, len(samples) / AUDIO_RATE_HZ)))
     return spoken
+
+
+def word_starts(text, heard, n_samples):
+    """The sample at which each word of a text begins, from the (place in the text, sample) that eSpeak reported; (W,).
+
+    Words that eSpeak runs together, such as "of the", it reports as one, whose time they share.
+    """
+    ends = [match.end() for match in re.finditer(r"\S+", text)]
+    known = {0: 0, len(ends): n_samples}
+    for place, sample in heard:
+        known.setdefault(next((k for k, end in enumerate(ends) if end > place), len(ends)), sample)
+    return np.interp(np.arange(len(ends)), *zip(*sorted(known.items())))
 
 
 def say(library, text, voice):
@@ -346,17 +386,21 @@ def say(library, text, voice):
 
 
 def finish_speech(samples, voice):
-    """Resample int16 (T,) to AUDIO_RATE_HZ, trim, tilt the spectrum and set the loudness; returns float32."""
+    """Resample int16 (T,) to AUDIO_RATE_HZ, trim, tilt the spectrum and set the loudness.
+
+    Returns float32 (T,), and the sample of the untrimmed speech that is its first.
+    """
     divisor = math.gcd(AUDIO_RATE_HZ, ESPEAK_RATE_HZ)
     speech = resample_poly(samples / 32768, AUDIO_RATE_HZ // divisor, ESPEAK_RATE_HZ // divisor)
     loud = np.flatnonzero(np.abs(speech) > 0.02 * np.abs(speech).max())
     margin = AUDIO_RATE_HZ // 20
-    speech = speech[max(0, loud[0] - margin): loud[-1] + margin]
+    first = max(0, loud[0] - margin)
+    speech = speech[first: loud[-1] + margin]
     # tilt > 0 brightens like a pressed voice, tilt < 0 darkens like a soft one.
     tilt = voice["tilt"]
     speech = lfilter([1, -tilt], 1, speech) if tilt > 0 else lfilter([1], [1, tilt], speech)
     speech *= SPEECH_RMS * 10 ** (voice["gain_db"] / 20) / np.sqrt(np.mean(speech**2))
-    return np.clip(speech, -0.99, 0.99).astype(np.float32)
+    return np.clip(speech, -0.99, 0.99).astype(np.float32), first
 
 
 # ---- One dialogue on disk -----------------------------------------------------------------------

@@ -1,0 +1,242 @@
+"""The synthetic CMU-MOSEI and VoxCeleb2 with video: read back by the genuine readers, with their traps, the same for a
+seed."""
+
+import csv
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from common import demo_mosei
+from common.corpora import read_voxceleb2
+from common.demo_av import draw_actor
+from common.demo_mosei import (
+    FIELDS,
+    GERMAN_SCORE,
+    GLOVE_FILE,
+    LEXICON,
+    NO_VECTOR,
+    SPECIAL_IDS,
+    draw_emotions,
+    glove_text,
+    write_demo_mosei,
+    write_demo_voxceleb2_av,
+)
+from common.glove import read_glove
+from common.khare_features import WordsFile
+from common.media import probe, read_audio
+from common.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
+
+pytest.importorskip("espeakng_loader")
+SIZES = {"mosei": (write_demo_mosei, {"n_videos": 8, "segments_per_video": 3}),
+         "voxceleb2": (write_demo_voxceleb2_av, {"n_speakers": 4, "clips_per_speaker": 5})}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    root = tmp_path_factory.mktemp("raw")
+    for name, (write, sizes) in SIZES.items():
+        write(root / name, 3, **sizes, workers=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def release(corpora):
+    return read_mosei(corpora / "mosei", "")
+
+
+def file_bytes(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def planned(monkeypatch, seed, n_videos=8):
+    """The videos that a demo_mosei would consist of, without speaking them."""
+
+    class Planned(Exception):
+        pass
+
+    def stop(videos):
+        raise Planned(videos)
+
+    monkeypatch.setattr(demo_mosei, "speak_takes", stop)
+    with pytest.raises(Planned) as found:
+        write_demo_mosei(Path("unused"), seed, n_videos, 3, workers=1)
+    return found.value.args[0]
+
+
+def heard_words(path):
+    """{utterance_id: rows} of a recogniser's csv."""
+    found = defaultdict(list)
+    for row in csv.DictReader(path.open()):
+        found[row["utterance_id"]].append(row)
+    return found
+
+
+# ---- CMU-MOSEI --------------------------------------------------------------------------------
+
+
+def test_mosei_is_read_without_a_problem(corpora, release):
+    turns = [source.turn for source in release.turns]
+    assert not release.problems and not check_recordings(turns, 16000)
+    assert len({turn.speaker for turn in turns}) == 9
+    assert all(turn.audio and turn.video and turn.text and turn.extra["clip"] for turn in turns)
+    assert {turn.extra["split"] for turn in turns} == {"train", "dev", "test", ""}
+    assert any("'All Labels'" in note for note in release.notes)
+
+
+def test_folds_are_disjoint_by_video_and_list_one_that_is_not_there(corpora, release):
+    split_of = read_folds(corpora / "mosei" / "cmu_mosei_std_folds.py")
+    there = {source.turn.speaker: source.turn.extra["split"] for source in release.turns}
+    absent = set(split_of) - set(there)
+    assert len(absent) == 1 and split_of[absent.pop()] == "test"
+    assert [name for name in there if name not in split_of] == [name for name, split in there.items() if not split]
+    assert Counter(split_of.values()) == {"train": 5, "dev": 1, "test": 3}
+
+
+def test_labels_are_those_of_the_csd_and_thirds(corpora, release):
+    with h5py.File(corpora / "mosei" / "labels" / "CMU_MOSEI_Labels.csd") as file:
+        assert list(file) == ["All Labels"]
+        stored = {name: (item["features"][()], item["intervals"][()]) for name, item in file["All Labels/data"].items()}
+        assert json.loads(file["All Labels/metadata/root name"][0]) == "All Labels"
+    assert sum(len(scores) for scores, _ in stored.values()) == len(release.turns)
+    for source in release.turns:
+        turn = source.turn
+        scores, spans_s = (part[int(turn.utterance_id.rsplit("[", 1)[1][:-1])] for part in stored[turn.speaker])
+        assert [float(turn.extra[name]) for name in ("sentiment", *EMOTIONS)] == pytest.approx(list(scores), abs=1e-5)
+        assert (turn.start_s, turn.end_s) == pytest.approx((max(0, spans_s[0]), spans_s[1]), abs=1e-4)
+        assert scores * 3 == pytest.approx(np.round(scores * 3), abs=1e-5) and scores[1:].min() >= 0
+
+
+def test_mosei_has_the_traps_of_the_genuine_one(corpora, release):
+    root, turns = corpora / "mosei", [source.turn for source in release.turns]
+    assert {name for name in SPECIAL_IDS} <= {turn.speaker for turn in turns}
+    with h5py.File(root / "labels" / "CMU_MOSEI_Labels.csd") as file:
+        starts_s = [item["intervals"][:, 0] for item in file["All Labels/data"].values()]
+    assert sum((own < 0).sum() for own in starts_s) == 1
+    assert any((np.diff(own) < 0).any() for own in starts_s)                           # no order of time
+    assert any(turn.extra["clip"] != turn.utterance_id.rsplit("[", 1)[1][:-1] for turn in turns)
+    with h5py.File(root / "languages" / "CMU_MOSEI_TimestampedWords.csd") as file:
+        words = [item["features"][()] for item in file["words/data"].values()]
+    assert words[0].shape[1] == 1 and words[0].dtype.kind == "S" and any(b"sp" in own for own in words)
+    transcripts = root / "Raw" / "Transcript"
+    assert len(list((transcripts / "Segmented" / "Combined").iterdir())) == 9
+    assert len(list((transcripts / "Full" / "Combined").iterdir())) == 9
+    assert {Path(turn.audio).suffix for turn in turns} <= {".wav", ".mp4"}
+
+
+def test_words_are_those_of_the_transcript_and_lie_where_they_are_heard(release):
+    words = defaultdict(list)
+    for row in release.words:
+        words[row["utterance_id"]].append(row)
+    for source in release.turns:
+        turn, own = source.turn, words[source.turn.utterance_id]
+        assert [row["word"] for row in own] == [word.strip(".,").lower() for word in turn.text.split()]
+        assert all(row["end_s"] > row["start_s"] for row in own)
+        samples = read_audio(turn.audio, turn.start_s, turn.end_s, 16000)
+        spoken = samples[round(own[0]["start_s"] * 16000): round(own[-1]["end_s"] * 16000)]
+        assert len(spoken) > 0.9 * len(samples) - 1600 and np.mean(spoken**2) > 1e-5
+
+
+def test_recordings_are_h264_with_sound_and_some_without_wav(corpora, monkeypatch):
+    root = corpora / "mosei" / "Raw"
+    for path in (root / "Videos" / "Full" / "Combined").glob("*.mp4"):
+        info = probe(path)
+        assert info.rate_hz == 16000 and (info.width, info.height) == (160, 120)
+        wav = root / "Audio" / "Full" / "WAV_16000" / f"{path.stem}.wav"
+        if wav.exists():
+            assert probe(wav).duration_s == pytest.approx(info.duration_s, abs=0.15)
+    assert 0.05 < np.mean([not video.has_wav for video in planned(monkeypatch, 0, 200)]) < 0.25
+
+
+def test_recognised_words_are_of_the_same_segments_and_partly_wrong(corpora, release):
+    heard = heard_words(corpora / "mosei" / "recognised.csv")
+    said = defaultdict(list)
+    for row in release.words:
+        said[row["utterance_id"]].append(row["word"])
+    assert set(heard) == set(said)
+    right = sum((Counter(said[name]) & Counter(row["word"] for row in heard[name])).total() for name in said)
+    assert 0.6 < right / sum(map(len, said.values())) < 0.9
+
+
+# ---- VoxCeleb2 --------------------------------------------------------------------------------
+
+
+def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(corpora):
+    root = corpora / "voxceleb2"
+    release = read_voxceleb2(root, 0, 0, with_video=True)
+    turns = [source.turn for source in release.turns]
+    assert len(turns) == 20 and not release.problems
+    assert all(turn.audio.endswith(".m4a") and turn.video.endswith(".mp4") for turn in turns)
+    assert {turn.extra["gender"] for turn in turns} == {"m", "f"} and {turn.extra["set"] for turn in turns} == {"dev"}
+    words, scores = WordsFile(root / "words.csv"), {}
+    for turn in turns:
+        heard, scores[turn.utterance_id] = words.words(turn.utterance_id, None, 0.0)
+        seconds = probe(turn.audio).duration_s
+        assert heard and all(0 <= start_s <= end_s <= seconds + 0.1 for _, start_s, end_s in heard)
+        assert probe(turn.video).duration_s == pytest.approx(seconds, abs=0.15)
+    low = [score for score in scores.values() if score < -0.5]
+    assert 0 < len(low) < 10 and np.mean(low) == pytest.approx(GERMAN_SCORE, abs=0.1)
+
+
+# ---- Language and vectors ---------------------------------------------------------------------
+
+
+def test_words_belong_to_one_field_and_nearly_all_have_a_vector(corpora):
+    assert len(set(LEXICON)) == len(LEXICON) and set(NO_VECTOR) < set(LEXICON)
+    glove = read_glove(corpora / "mosei" / GLOVE_FILE, LEXICON)
+    assert {word for word in LEXICON if not glove.found[glove.row[word]]} == set(NO_VECTOR)
+    assert (corpora / "mosei" / GLOVE_FILE).read_text().startswith(". . . ")
+
+
+def test_vectors_tell_the_part_of_speech_and_hardly_the_emotion(tmp_path):
+    (tmp_path / "glove.txt").write_text(glove_text(0))
+    glove = read_glove(tmp_path / "glove.txt", LEXICON)
+    means = defaultdict(list)
+    for emotion, other in ((emotion, other) for emotion in EMOTIONS for other in EMOTIONS):
+        for part, theirs in ((part, theirs) for part in "NVA" for theirs in "NVA"):
+            a, b = (glove.vectors[[glove.row[word] for word in words if word not in NO_VECTOR]]
+                    for words in (FIELDS[emotion][part], FIELDS[other][theirs]))
+            if (emotion, part) != (other, theirs):
+                a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+                means[emotion == other, part == theirs].append((a @ b.T).mean())
+    assert np.mean(means[False, True]) > 0.2 > 0.05 > np.mean(means[True, False])
+    assert np.mean(means[True, False]) > np.mean(means[False, False])
+
+
+def test_emotions_come_in_about_the_genuine_shares():
+    rng = np.random.default_rng(0)
+    drawn = [draw_emotions(demo_mosei.MAIN, rng) for _ in range(3000)]
+    shares = {name: np.mean([name in emotions for emotions in drawn]) for name in EMOTIONS}
+    assert 0.45 < shares["happy"] < 0.55 and 0.05 < shares["fear"] < 0.12 and 0.06 < shares["surprise"] < 0.14
+    assert {len(emotions) for emotions in drawn} == {0, 1, 2, 3}
+    assert all(len(set(emotions)) == len(emotions) for emotions in drawn)
+
+
+def test_words_of_an_emotion_are_said_with_it():
+    rng = np.random.default_rng(1)
+    actor, counts = draw_actor(0, "en-us", rng), Counter()
+    field_of = {word: emotion for emotion, parts in FIELDS.items() for words in parts.values() for word in words}
+    for _ in range(200):
+        take = demo_mosei.plan_take("mosei", ("sad",), actor, rng)
+        counts.update(field_of.get(word.strip(".,")) for word in take.text.split())
+    assert counts["sad"] > 4 * max(counts[name] for name in EMOTIONS if name != "sad")
+
+
+# ---- The same for a seed ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_files_depend_on_the_seed_alone(corpora, tmp_path, name):
+    write, sizes = SIZES[name]
+    write(tmp_path / "again", 3, **sizes, workers=1)
+    assert file_bytes(tmp_path / "again") == file_bytes(corpora / name)
+
+
+def test_another_seed_is_another_corpus(monkeypatch):
+    first, second = (planned(monkeypatch, seed) for seed in (3, 4))
+    assert {take.text for video in first for take in video.takes}.isdisjoint(
+        take.text for video in second for take in video.takes)
+    assert glove_text(0) != glove_text(1)
