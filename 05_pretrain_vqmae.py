@@ -478,13 +478,13 @@ def share_out(entries):
     return [entry for entry in entries if entry.row.network in own]
 
 
-def train_side_by_side(study, n_networks):
-    """JOBS processes with a share each; what they have in common, VQ-VAEs and codes, is made before."""
+def train_side_by_side(study, n_jobs):
+    """Processes with a share of the networks each; what they have in common, VQ-VAEs and codes, is made before."""
     for corpus in study.corpora.values():
         for part in {study.part_of(corpus, k): None for k in range(len(corpus.folds))}:
             for base in (*study.sources, corpus.base):
                 codes_of(study, base, part)
-    run_shares(min(JOBS, n_networks))
+    run_shares(n_jobs)
 
 
 def check_constants():
@@ -521,15 +521,19 @@ def main():
     print(*(lines if not SHARE else [f"share {SHARE} of the networks"]), sep="\n")
     study = Study(c, accelerator, table_5_corpora(c, corpus))
     entries = share_out(sadok_tables.plan(c, tuple(study.corpora)))
-    if JOBS > 1 and not SHARE and accelerator.num_processes == 1:
-        train_side_by_side(study, len({entry.row.network for entry in entries}))
+    n_jobs = min(JOBS, len({entry.row.network for entry in entries}))
+    if n_jobs > 1 and not SHARE and accelerator.num_processes == 1:
+        train_side_by_side(study, n_jobs)
     for entry in entries:
         run_row(study, run, entry.row, study.corpora[entry.corpus])
-    if SHARE or not is_main:
+    if SHARE:
+        return
+    figures = vqvae_figures(study)               # by all processes together
+    if not is_main:
         return
     networks = {network: count_parameters(build_network(network, None))
                 for network in {row.network for row, _ in study.outcomes}}
-    sadok_tables.write(study, run, networks, vqvae_figures(study))
+    sadok_tables.write(study, run, networks, figures)
     predicted = {f"{row.slug()} {row.network.slug()}": outcome.predicted
                  for (row, name), outcome in study.outcomes.items() if name == corpus.name}
     have_codes = np.flatnonzero(np.all([labels[0] >= 0 for labels in predicted.values()], axis=0))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 from types import SimpleNamespace
@@ -235,6 +236,24 @@ def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
     alone = {(line["system"], line["utterance_id"]): line["y_pred"] for line in rows(results(demo) / "predictions.csv")}
     assert len(together) == 6 * len({name for _, name in together})
     assert np.mean([alone[key] == value for key, value in together.items()]) > 0.98      # the VQ-VAE is another one
+
+
+def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
+    """What all processes have to do together, none leaves to the first; each turn is predicted once."""
+    (tmp_path / "data").mkdir()
+    for part in ("prepared", "codes"):
+        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    python, *words = command("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1",
+                             "--SPECMAE=False")
+    done = subprocess.run([python, *launch, *words], capture_output=True, text=True, cwd=tmp_path, timeout=300,
+                          env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    alone = {(line["system"], line["utterance_id"]) for line in rows(results(demo) / "predictions.csv")
+             if line["system"].endswith("cls patch-tf_0.8_10x8_e8_2_w64")}
+    together = [(line["system"], line["utterance_id"]) for line in rows(results(tmp_path) / "predictions.csv")]
+    assert sorted(together) == sorted(alone)
 
 
 def test_a_failing_job_ends_the_run_with_one_line(demo, tmp_path):
