@@ -149,7 +149,8 @@ PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32, 
 WORKERS = 4                       # processes that read audio and prepare batches, 0 = none
 JOBS = 1                          # processes that train networks side by side, on this machine; 1 = in turn
 SHARE = ""                        # "2/3": train the second of three shares of the networks and make no tables, on one
-                                  # of three machines that share DATA_ROOT; then run once without SHARE
+                                  # of three machines that share DATA_ROOT; before that CODES_ONLY, after it neither
+CODES_ONLY = False                # True: stop when VQ-VAEs and codes are there
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN_CORPORA": ("demo_voxceleb2",),
@@ -270,11 +271,22 @@ def codes_of(study, base, part):
         clips = [(turn.utterance_id, manifest.path(turn.audio)) for turn in manifest.turns]
         settings_ = Tokenising(RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 1, 1e-4, power_spectrogram, MAX_PROBLEM_SHARE,
                                8192, WORKERS, str(study.accelerator.device))
-        name = "+".join(PRETRAIN_CORPORA) + ("" if part == "all" else f"_without_fold{part + 1}")
         with study.accelerator.main_process_first():
-            study.stores[base, part] = tokenise(clips, model.encode, Path(DATA_ROOT) / "codes" / base / name,
+            study.stores[base, part] = tokenise(clips, model.encode, codes_folder(base, part),
                                                 {"weights": weights, "manifest": manifest.fingerprint()}, settings_)
     return study.stores[base, part]
+
+
+def codes_folder(base, part):
+    """<DATA_ROOT>/codes/ravdess/voxceleb2, or .../ravdess+emodb_without_fold2"""
+    name = "+".join(PRETRAIN_CORPORA) + ("" if part == "all" else f"_without_fold{part + 1}")
+    return Path(DATA_ROOT) / "codes" / base / name
+
+
+def stores_needed(study):
+    """(corpus, pretraining) of all stores that this run reads."""
+    return dict.fromkeys((base, study.part_of(corpus, k)) for corpus in study.corpora.values()
+                         for k in range(len(corpus.folds)) for base in (*study.sources, corpus.base))
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -478,13 +490,14 @@ def share_out(entries):
     return [entry for entry in entries if entry.row.network in own]
 
 
-def train_side_by_side(study, n_jobs):
-    """Processes with a share of the networks each; what they have in common, VQ-VAEs and codes, is made before."""
-    for corpus in study.corpora.values():
-        for part in {study.part_of(corpus, k): None for k in range(len(corpus.folds))}:
-            for base in (*study.sources, corpus.base):
-                codes_of(study, base, part)
-    run_shares(n_jobs)
+def check_codes(study):
+    """Refuse a SHARE whose VQ-VAEs and codes are not there: all shares would make them at once."""
+    for base, part in stores_needed(study):
+        found = study.pretraining_folder(part) / "vqvae" / "vqvae.json", codes_folder(base, part) / "meta.json"
+        for path in found:
+            if not path.exists():
+                raise UserError(f"{path}: not there, and SHARE={SHARE} does not make it; first run with "
+                                "CODES_ONLY=true and without SHARE")
 
 
 def check_constants():
@@ -521,9 +534,15 @@ def main():
     print(*(lines if not SHARE else [f"share {SHARE} of the networks"]), sep="\n")
     study = Study(c, accelerator, table_5_corpora(c, corpus))
     entries = share_out(sadok_tables.plan(c, tuple(study.corpora)))
+    if SHARE:
+        check_codes(study)
+    for base, part in stores_needed(study):
+        codes_of(study, base, part)
+    if CODES_ONLY:
+        return
     n_jobs = min(JOBS, len({entry.row.network for entry in entries}))
     if n_jobs > 1 and not SHARE and accelerator.num_processes == 1:
-        train_side_by_side(study, n_jobs)
+        run_shares(n_jobs)
     for entry in entries:
         run_row(study, run, entry.row, study.corpora[entry.corpus])
     if SHARE:

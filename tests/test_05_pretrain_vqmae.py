@@ -238,6 +238,17 @@ def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
     assert np.mean([alone[key] == value for key, value in together.items()]) > 0.98      # the VQ-VAE is another one
 
 
+def test_a_share_does_not_make_what_all_shares_need(demo, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared").symlink_to(demo / "data" / "prepared")
+    options = [*SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1", "--SPECMAE=False"]
+    printed = run("05_pretrain_vqmae.py", tmp_path, *options, "--SHARE=1/2", code=1)
+    assert "first run with CODES_ONLY=true" in printed.strip().splitlines()[-1]
+    assert "validation" not in run("05_pretrain_vqmae.py", tmp_path, *options, "--CODES_ONLY=true").split("pooled n")[1]
+    printed = run("05_pretrain_vqmae.py", tmp_path, *options, "--SHARE=1/1")
+    assert printed.count(" seed 0 ") == 9 and not results(tmp_path).joinpath("sadok_table_1.csv").exists()
+
+
 def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
     """What all processes have to do together, none leaves to the first; each turn is predicted once."""
     (tmp_path / "data").mkdir()
