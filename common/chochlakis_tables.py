@@ -10,6 +10,7 @@ import numpy as np
 
 from common import metrics, plots
 from common.chochlakis_mae import MODALITIES, overlap
+from common.errors import UserError
 from common.files import read_json
 from common.results import Cell, score_cell
 
@@ -20,6 +21,8 @@ PAPER_CASES = {f"{corpus}, {backbone}, {head}" for corpus in ("cremad", "ravdess
 PAPER_WINS = 10                           # of these 12: all but CrissCross on RAVDESS (Section 4.3)
 CASE_COLUMNS = {"levels that win": 0, "levels that tie": 0, "levels that lose": 0, "gain in accuracy, all levels": 2,
                 "by speaker p": 4, "by ranges, lossy baseline": 0}        # and their digits
+CASE_ORDER = (*list(CASE_COLUMNS)[:3], "by ranges", "by ranges, lossy baseline", "gain in accuracy, all levels",
+              "by speaker p", "by speaker, Holm", "by test")
 BARS = "Bars: sd; curves are set off sideways a little."
 VERDICTS = {1: "wins", 0: "ties", -1: "loses"}
 ALPHA = 0.05                              # of the paired test
@@ -290,6 +293,7 @@ def cases_table(run, studies):
     cells += earlier
     rows = list(dict.fromkeys(cell.row for cell in cells))
     cells += verdicts({(cell.row, cell.column): cell for cell in cells}, rows)
+    cells.sort(key=lambda cell: CASE_ORDER.index(cell.column))                       # rows stay as they are
     n_speakers = len(set(next(iter(studies.values())).test.speakers))
     others = " ".join(["Rows of other corpora are of earlier runs:", "; ".join(sources) + "."] if sources else
                       ["No results of other corpora are here yet."])
@@ -331,8 +335,13 @@ def earlier_cases(run):
     """(Cells of the cases of other corpora, a line on each run that they are from); a demo's with a demo's alone."""
     cells, sources = [], []
     for path in sorted(run.folder.parent.glob("*/metrics.json")):
-        corpus, found = path.parent.name, read_json(path)
+        corpus = path.parent.name
         if path.parent == run.folder or corpus.startswith("demo") != run.corpus.startswith("demo"):
+            continue
+        try:
+            found = read_json(path)
+        except UserError as error:
+            print(f"  {error}; its cases are left out")
             continue
         # Its table also has what it had from others; what is asked for is its own, from a run that wrote all columns.
         own = list(dict.fromkeys(name.split("/")[1] for name in found["metrics"]

@@ -251,6 +251,8 @@ def test_the_table_of_cases_has_those_of_other_corpora(tmp_path):
     write_metrics(tmp_path / "demo_old", {"avid-cma, gru": (4, 0, 0, 9.0, 1e-4)})
     unfinished = {"metrics": {"chochlakis_table_cases/demo_part, avid-cma, gru/levels that win": {"mean": 4}}}
     write_json(tmp_path / "demo_part" / "metrics.json", unfinished)
+    (tmp_path / "demo_torn").mkdir()
+    (tmp_path / "demo_torn" / "metrics.json").write_text("{")
     found, note = cases_of(tmp_path)
     assert [row for row, column in found if column == "by ranges"] == [
         "demo_cremad, avid-cma, linear", "demo_cremad, crisscross, linear", *lombard, "of 4 cases"]
