@@ -1,0 +1,426 @@
+"""07 end to end on small synthetic corpora and on real ones: every table against scikit-learn, no test clip seen."""
+
+import csv
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import command, load_script, shared_data
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from common import khare_data, khare_tables, mosei, settings
+from common.khare_features import ClipStore
+from common.manifest import read_manifest
+from common.training import make_accelerator
+
+pytest.importorskip("espeakng_loader")
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCRIPT = "07_crossmodal_mosei.py"
+SHORT = ["--SEEDS=0,1", "--WIDTH=16", "--HEADS=2", "--FEED_FORWARD=16", "--FPS=1", "--PRETRAIN_EPOCHS=3",
+         "--WARMUP_STEPS=4", "--NOISE_WORDS=4", "--FINETUNE_EPOCHS=2", "--N_RESAMPLES=50", "--HELD_OUT=0.3",
+         "--N_SUBSTITUTES=2"]
+MAIN = [f"{first}_text+audio+video_anchor-text" for first in ("scratch", "softmax", "nce")]
+N_ROWS = 9
+
+
+def run_here(folder, script, *words):
+    """Run a script in this process, which has imported torch already; SystemExit where it would exit with a message."""
+    module = load_script(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *words])
+        settings.run(module.main, vars(module), words)
+
+
+def prepare(folder, *options):
+    script = "01_prepare_data.py"
+    run_here(folder, script, *command(script, folder, "--WORKERS=1", "--WRITE_CHECKPOINTS=", *options)[2:])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("khare")
+    prepare(folder, "--CORPUS=demo_mosei", "--DEMO_MOSEI_VIDEOS=12", "--DEMO_MOSEI_SEGMENTS=4")
+    prepare(folder, "--CORPUS=demo_voxceleb2_av", "--DEMO_VOXCELEB2_AV_SPEAKERS=6", "--DEMO_VOXCELEB2_AV_CLIPS=4")
+    run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:])
+    return folder
+
+
+def results(folder, corpus="demo_mosei"):
+    return folder / "results" / "07_crossmodal_mosei" / corpus
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def linked(demo, folder, *parts):
+    """A folder whose data has some parts of the demo's; what is written to others stays here."""
+    (folder / "data").mkdir()
+    for part in parts:
+        (folder / "data" / part).symlink_to(demo / "data" / part)
+    return folder
+
+
+# ---- Tables against scikit-learn -----------------------------------------------------------
+
+class Predicted:
+    """predictions.csv as arrays: {(system, seed): (N, 6)} and the truth (N, 6)."""
+
+    def __init__(self, folder):
+        lines = rows(results(folder) / "predictions.csv")
+        groups = itertools.groupby(lines, key=lambda line: (line["system"], int(line["seed"])))
+        self.of, self.ids = {}, {}
+        for key, group in groups:
+            own = list(group)
+            assert key not in self.of, "a system and seed in two places"
+            self.ids[key] = [line["utterance_id"] for line in own]
+            self.of[key], self.true = present(own, "y_pred"), present(own, "y_true")
+
+    def seeds(self, system):
+        return sorted(seed for name, seed in self.of if name == system)
+
+    def score(self, system, seed, kind, place):
+        return sklearn_score(self.true, self.of[system, seed], kind, place)
+
+
+def present(lines, column):
+    return np.array([[name in line[column].split("+") for name in mosei.EMOTIONS] for line in lines])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")          # a class that does not occur
+def sklearn_score(true, found, kind, place):
+    """WA or F1 in %, of an emotion or (-1) averaged over all."""
+    def one(e):
+        if kind == "WA":
+            return balanced_accuracy_score(true[:, e], found[:, e])
+        how = {"F1": "weighted", "weighted F1": "weighted", "macro F1": "macro", "positive F1": "binary"}[kind]
+        return f1_score(true[:, e], found[:, e], average=how, zero_division=0.0)
+
+    return 100 * float(np.mean([one(e) for e in (range(6) if place == -1 else [place])]))
+
+
+@pytest.fixture(scope="module")
+def predicted(demo):
+    return Predicted(demo)
+
+
+def best_seed(demo, slug):
+    """The seed whose dev score is highest, from what the trainings left."""
+    folder = demo / "data" / "models" / "demo_mosei" / "khare" / slug
+    dev = [json.loads((folder / f"seed{seed}" / "test.json").read_text())["history"]["best"] for seed in (0, 1)]
+    return int(np.argmax(dev))
+
+
+def column_parts(column):
+    emotion, score = column.split(" ", 1)
+    return score, -1 if emotion == "average" else mosei.EMOTIONS.index(emotion)
+
+
+def test_every_test_clip_is_predicted_once_per_system(demo, predicted):
+    turns = read_manifest(demo / "data", "demo_mosei").turns
+    test = {turn.utterance_id: mosei.emotions_of(turn) for turn in turns if turn.extra["split"] == "test"}
+    assert test
+    for ids in predicted.ids.values():
+        assert sorted(ids) == sorted(test)
+    key = next(iter(predicted.ids))
+    assert [[name for name, there in zip(mosei.EMOTIONS, line) if there] for line in predicted.true] == [
+        test[name] for name in predicted.ids[key]]
+    systems = {name for name, _ in predicted.of}
+    assert len(systems) == 4 + 2 + 3 + 3 + 7 + 4 + 4                 # conditions of the nine rows, ASR
+    assert all(predicted.seeds(f"{slug}: text+audio+video") == [0, 1] for slug in MAIN)
+
+
+def test_table_1_is_what_scikit_learn_finds(demo, predicted):
+    table = rows(results(demo) / "khare_table_1.csv")
+    ours = [line for line in table if line["mean"]]
+    assert len(ours) == 6 * 14 and len(table) == 8 * 14
+    for line in ours:
+        label, kind = line["row"].rsplit(", ", 1)
+        slug = MAIN[[*khare_tables.LABELS.values()].index(label)]
+        score, place = column_parts(line["column"])
+        seeds = [best_seed(demo, slug)] if kind == "best" else [0, 1]
+        values = [predicted.score(f"{slug}: text+audio+video", seed, score, place) for seed in seeds]
+        assert float(line["mean"]) == pytest.approx(np.mean(values), abs=1e-4)
+        assert (line["sd"] != "") == (kind == "mean")
+        if kind == "mean":
+            assert float(line["sd"]) == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+        assert float(line["ci_low"]) <= float(line["mean"]) <= float(line["ci_high"])
+
+
+def test_gains_are_differences_of_table_1(demo):
+    table = {(line["row"], line["column"]): line for line in rows(results(demo) / "khare_table_1.csv")}
+    gains = rows(results(demo) / "khare_table_gain.csv")
+    assert len(gains) == 4 * 14
+    for line in gains:
+        base = table["baseline, " + line["row"].rsplit(", ", 1)[1], line["column"]]
+        own = table[line["row"], line["column"]]
+        assert float(line["mean"]) == pytest.approx(float(own["mean"]) - float(base["mean"]), abs=1e-4)
+        if line["paper"]:
+            assert float(line["paper"]) == pytest.approx(float(own["paper"]) - float(base["paper"]), abs=0.051)
+
+
+def test_table_2_is_what_scikit_learn_finds(demo, predicted):
+    table, seen = rows(results(demo) / "khare_table_2.csv"), Counter()
+    for line in table:
+        kind, inputs = line["row"].split(": ")
+        condition = inputs.replace(" + ", "+")
+        slug = {"baseline": MAIN[0], "trained on these": f"scratch_{condition}_anchor-text",
+                "survives": MAIN[0] + "_survives", "anchor audio": "scratch_text+audio+video_anchor-audio",
+                "anchor video": "scratch_text+audio+video_anchor-video"}[kind]
+        seen[kind] += 1
+        if line["column"] in ("WA", "F1"):
+            found = predicted.score(f"{slug}: {condition}", best_seed(demo, slug), line["column"], -1)
+            assert float(line["mean"]) == pytest.approx(found, abs=1e-4), line["row"]
+        if line["paper"]:
+            assert kind == "baseline"
+    assert seen == {"baseline": 16, "trained on these": 12, "survives": 28, "anchor audio": 16, "anchor video": 16}
+
+
+def test_f1_table_is_what_scikit_learn_finds(demo, predicted):
+    table = rows(results(demo) / "khare_table_f1.csv")
+    assert len(table) == 3 * 4 * 7
+    for line in table:
+        kind, name = line["row"].split(": ")
+        place = -1 if line["column"] == "average" else mosei.EMOTIONS.index(line["column"])
+        if name.startswith("no emotion"):
+            found = sklearn_score(predicted.true, np.zeros_like(predicted.true), kind, place)
+        else:
+            slug = MAIN[[*khare_tables.LABELS.values()].index(name.removesuffix(", best"))]
+            found = predicted.score(f"{slug}: text+audio+video", best_seed(demo, slug), kind, place)
+        assert float(line["mean"]) == pytest.approx(found, abs=1e-4)
+
+
+def test_asr_table(demo, predicted):
+    table = {(line["row"], line["column"]): line for line in rows(results(demo) / "khare_table_asr.csv")}
+    for slug, label in zip(MAIN, khare_tables.LABELS.values()):
+        seed = best_seed(demo, slug)
+        for score in ("WA", "F1"):
+            before, after = (predicted.score(f"{slug}: {condition}", seed, score, -1)
+                             for condition in ("text+audio+video", "recognised"))
+            assert float(table[f"{label}: reference", score]["mean"]) == pytest.approx(before, abs=1e-4)
+            assert float(table[f"{label}: recognised", score]["mean"]) == pytest.approx(after, abs=1e-4)
+            assert float(table[f"{label}: recognised", f"change in {score}"]["mean"]) == pytest.approx(
+                after - before, abs=1e-4)
+    wer = table["words", "word error rate"]
+    assert 15 < float(wer["mean"]) < 45 and float(wer["paper"]) == 29
+
+
+def test_costs_and_figures(demo):
+    cost = {(line["row"], line["column"]): float(line["mean"]) for line in rows(results(demo) / "khare_table_cost.csv")}
+    for label in ("pretrained, full softmax", "pretrained, NCE"):
+        assert cost[label, "perplexity"] == pytest.approx(np.exp(cost[label, "held-out loss"]), rel=1e-3)
+        assert cost[label, "a step"] > 0 and 1 <= cost[label, "best epoch"] <= 3
+    assert cost["word frequencies alone", "perplexity"] > 1
+    for stem in ("khare_fig_cases", "khare_fig_pretraining"):
+        assert (results(demo) / f"{stem}.png").stat().st_size > 10000
+        assert (results(demo) / f"{stem}.pdf").stat().st_size > 5000
+
+
+# ---- Nothing of the test is seen -----------------------------------------------------------
+
+@pytest.fixture
+def lab(demo, tmp_path):
+    """The script with the demo's constants and all that it has trained, to be used in this process."""
+    def load(*options):
+        linked(demo, tmp_path, "prepared", "clips", "models", "raw")
+        script = load_script(SCRIPT)
+        settings.apply(vars(script), command(SCRIPT, tmp_path, *SHORT, *options)[2:])
+        manifest = read_manifest(script.DATA_ROOT, script.CORPUS)
+        fold = khare_data.fold_of(manifest, script.N_GROUPS)
+        return script, script.Study(SimpleNamespace(**script.SETTINGS), make_accelerator("no"), manifest, fold)
+    return load
+
+
+def test_statistics_and_vocabulary_come_from_training_clips(lab, monkeypatch):
+    script, study = lab()
+    train = study.parts["train"]
+    audio = np.concatenate([study.store.audio(i) for i in train.rows]).astype(np.float64)
+    assert np.allclose(study.stats.audio_mean, audio.mean(0), atol=1e-2)
+    store = study.pretrain_store
+    words = Counter(khare_data.word_form(word) for i in study.unlabelled["train"] for word, *_ in store.words(i))
+    words = {word: n for word, n in words.items() if word in study.vectors.row_of}
+    assert dict(zip(study.vocabulary, study.counts.tolist())) == words
+    assert study.counts.tolist() == sorted(words.values(), reverse=True)
+    speakers = {name: {study_speaker(store.ids[i]) for i in own} for name, own in study.unlabelled.items()}
+    assert not speakers["train"] & speakers["valid"] and len(speakers["valid"]) == 2
+    assert (store.score[np.concatenate([*study.unlabelled.values()])] >= script.MIN_SCORE).all()
+    assert (store.score < script.MIN_SCORE).any()                                    # German clips are in the store
+
+
+def study_speaker(clip_id):
+    return str(clip_id)[:7]
+
+
+def test_a_corpus_that_is_pretrained_on_itself_hides_its_test_part(lab):
+    _, study = lab("--PRETRAIN_CORPUS=demo_mosei")
+    test = set(study.parts["test"].rows)
+    used = {int(i) for own in study.unlabelled.values() for i in own}
+    assert used and not used & test
+    assert {int(i) for i in study.unlabelled["train"]} <= set(study.parts["train"].rows)
+    assert {int(i) for i in study.unlabelled["valid"]} <= set(study.parts["valid"].rows)
+    only_test = {word for i in test for word, *_ in study.store.words(i)} - {
+        word for i in study.parts["train"].rows for word, *_ in study.store.words(i)}
+    assert not only_test & set(study.vocabulary)
+
+
+def test_no_choice_looks_at_test_labels(lab, tmp_path):
+    """With all test labels inverted the same epochs are found, in a training of its own."""
+    script, study = lab()
+    row = study.main_rows[0]
+    history = script.finetune(study, row, 0)["history"]
+    study.parts["test"].targets = ~study.parts["test"].targets
+    study.folder = lambda corpus: tmp_path / "inverted"
+    other = script.finetune(study, row, 0)
+    assert [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in other["history"]["log"]] == [
+        {k: v for k, v in epoch.items() if k != "seconds"} for epoch in history["log"]]
+
+
+def test_missing_inputs_are_really_missing(lab):
+    """A condition's logits do not change with what the batch holds of the modalities that it leaves out."""
+    script, study = lab()
+    model = script.classifier_of(study, study.main_rows[0], 0).eval()
+    data = study.clips("test")
+    batch = data.collate([data[i, None] for i in range(3)])
+    with torch.no_grad():
+        text = model(khare_data.only(batch, ("text",)))
+        other = {**batch, "audio": batch["audio"] * 9, "video": batch["video"] + 1}
+        assert torch.equal(text, model(khare_data.only(other, ("text",))))
+        assert not torch.equal(text, model(khare_data.only(batch, ("text", "audio"))))
+    assert set(khare_data.only(batch, ("text", "video"))) == set(batch) - {"audio", "audio_length"}
+
+
+def test_pretrained_rows_start_from_the_pretrained_encoder(lab):
+    script, study = lab()
+    for method in script.METHODS:
+        script.pretrain(study, method)
+        weights = script.load_file(script.best_weights(study.pretrained[method][0]))
+        row = next(row for row in study.main_rows if row.first == method)
+        models = [script.classifier_of(study, row, seed) for seed in (0, 1)]
+        for model in models:
+            for name, tensor in model.encoder.state_dict().items():
+                assert torch.equal(tensor, weights[f"encoder.{name}"])
+        assert not torch.equal(models[0].output.weight, models[1].output.weight)
+
+
+# ---- Killed and repeated -------------------------------------------------------------------
+
+def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys):
+    """Without what is beyond the paper; must find what the demo has found, never killed."""
+    linked(demo, tmp_path, "prepared", "raw", "clips")
+    options = [*SHORT, "--EXTRA=False"]
+    process = subprocess.Popen(command(SCRIPT, tmp_path, *options), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, cwd=tmp_path)
+    network = tmp_path / "data" / "models" / "demo_voxceleb2_av" / "khare" / "softmax"
+    while process.poll() is None and not (network / "last.pt").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (network / "history.json").exists(), "killed too late to show anything"
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
+    resumed = capsys.readouterr().out
+    assert "softmax: going on after epoch" in resumed and resumed.count("already extracted") == 3
+    mine = (results(tmp_path) / "predictions.csv").read_text()
+    systems = {line["system"] for line in rows(results(tmp_path) / "predictions.csv")}
+    assert len(systems) == 4 + 2 + 3
+    theirs = rows(results(demo) / "predictions.csv")
+    assert rows(results(tmp_path) / "predictions.csv") == [line for line in theirs if line["system"] in systems]
+    table = (results(tmp_path) / "khare_table_1.csv").read_text()
+
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
+    again = capsys.readouterr().out
+    assert again.count(": already trained") == 2 and "seed 0" not in again and "going on after" not in again
+    assert (results(tmp_path) / "predictions.csv").read_text() == mine
+    assert (results(tmp_path) / "khare_table_1.csv").read_text() == table
+
+
+# ---- Constants -----------------------------------------------------------------------------
+
+def test_default_constants_are_the_papers():
+    script = load_script(SCRIPT)
+    c = {name: getattr(script, name) for name in dir(script) if name.isupper()}
+    assert (c["WIDTH"], c["DEPTH"], c["HEADS"], c["FEED_FORWARD"], c["ANCHOR"]) == (512, 4, 4, 200, "text")
+    assert c["TERM_WEIGHTS"] == (0.33, 0.33, 0.33) and len(c["SEEDS"]) == 10
+    assert (c["HIDDEN_SHARE"], c["PRETRAIN_EPOCHS"], c["BETAS"], c["EPS"]) == (0.15, 20, (0.9, 0.98), 1e-9)
+    assert (c["CORPUS"], c["PRETRAIN_CORPUS"], c["FRAME_SIZE"]) == ("mosei", "voxceleb2", 0)
+
+
+@pytest.mark.parametrize("option, told", [
+    ("--MODALITIES=text,smell", "choose among text"), ("--METHODS=", "choose among softmax"),
+    ("--ANCHOR=touch", "choose one of MODALITIES"), ("--ANCHOR=audio", "predicted by text"),
+    ("--SEEDS=", "at least one"),
+    ("--HIDDEN_SHARE=1.5", "between 0 and 1"), ("--DROP_RATE=0", "between 0 and 1"), ("--WARMUP_STEPS=0", "1 or more"),
+    ("--FINETUNE_EPOCHS=0", "1 or more"), ("--GLOVE=no.txt", "no such file"), ("--HEADS=3", "do not divide"),
+    ("--CORPUS=mosei", "not prepared"), ("--PRETRAIN_CORPUS=voxceleb2", "not prepared"),
+    ("--MIN_SCORE=0.5", "no clip with words is left"), ("--CASES=nobody[1]", "no such clip in the test part"),
+    ("--TERM_WEIGHTS=1", "three weights"), ("--FPS=0", "above 0")])
+def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option, told):
+    linked(demo, tmp_path, "prepared", "clips", "raw", *["models"] * ("CASES" in option))
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, option)[2:])
+    message = ended.value.code                             # Python prints it and exits with 1
+    assert message.startswith("error: ") and told in message and "\n" not in message
+
+
+def test_named_cases_and_features_only(demo, tmp_path, capsys):
+    linked(demo, tmp_path, "prepared", "clips", "raw", "models")
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, "--FEATURES_ONLY=True")[2:])
+    assert "already extracted" in capsys.readouterr().out and not (results(tmp_path) / "metrics.json").exists()
+    name = rows(results(demo) / "predictions.csv")[0]["utterance_id"]
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, f"--CASES={name}")[2:])
+    assert (results(tmp_path) / "khare_fig_cases.png").stat().st_size > 10000
+
+
+# ---- Real recordings and dialogues ---------------------------------------------------------
+
+TINY = ["--SEEDS=0", "--WIDTH=16", "--DEPTH=1", "--FINETUNE_EPOCHS=1", "--N_RESAMPLES=20", "--PRETRAIN_EPOCHS=1",
+        "--WARMUP_STEPS=5"]
+
+
+def test_words_of_meld(tmp_path):
+    """A few dialogues of each part, in the documented way: `07 --scratch --CORPUS=meld`."""
+    (tmp_path / "raw").mkdir()
+    for path in shared_data("meld").glob("*_sent_emo.csv"):
+        lines = rows(path)
+        kept = [line for line in lines if int(line["Dialogue_ID"]) < 40]
+        with open(tmp_path / "raw" / path.name, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, kept[0])
+            writer.writeheader()
+            writer.writerows(kept)
+    prepare(tmp_path, "--CORPUS=meld", f"--CORPUS_ROOT={tmp_path}/raw")
+    run_here(tmp_path, SCRIPT, "--scratch", "--CORPUS=meld", *command(SCRIPT, tmp_path, *TINY)[3:])
+    table = rows(results(tmp_path, "meld") / "khare_table_1.csv")
+    assert {line["row"] for line in table} == {f"{label}, {kind}" for label in khare_tables.LABELS.values()
+                                               for kind in ("best", "mean")}
+    assert not any(line["paper"] for line in table)
+    assert not (results(tmp_path, "meld") / "khare_table_2.csv").exists()            # there is one modality
+    predictions = rows(results(tmp_path, "meld") / "predictions.csv")
+    n_test = sum(turn.extra["split"] == "test" for turn in read_manifest(tmp_path / "data", "meld").turns)
+    assert len(predictions) == 3 * n_test
+    store = ClipStore(tmp_path / "data" / "clips" / "meld" / "khare")
+    assert not store.audio_rows.any() and store.n_words.any()
+
+
+def test_sound_of_ravdess(tmp_path):
+    """Five actors, one clip per emotion: `07 --scratch --CORPUS=ravdess --PRETRAIN_CORPUS= --MODALITIES=audio ...`."""
+    for path in sorted(shared_data("ravdess").glob("Actor_0[1-5]/*-01-01-01-??.wav")):
+        (tmp_path / "raw" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / path.parent.name / path.name).symlink_to(path.resolve())
+    prepare(tmp_path, "--CORPUS=ravdess", f"--CORPUS_ROOT={tmp_path}/raw", "--MEDIA_IN_PLACE=True")
+    run_here(tmp_path, SCRIPT, "--scratch", "--CORPUS=ravdess", *command(SCRIPT, tmp_path, *TINY)[3:],
+             "--PRETRAIN_CORPUS=", "--MODALITIES=audio", "--ANCHOR=audio")
+    table = rows(results(tmp_path, "ravdess") / "khare_table_classes.csv")
+    assert {line["row"] for line in table} == {"scratch_audio_anchor-audio"}
+    store = ClipStore(tmp_path / "data" / "clips" / "ravdess" / "khare")
+    assert store.audio_rows.all() and not store.video_rows.any()
+    speakers = {line["speaker"] for line in rows(results(tmp_path, "ravdess") / "predictions.csv")}
+    assert speakers == {"Actor_05"}
