@@ -22,6 +22,9 @@ demo: $(VENV)/ready
 	$(RUN) 06_mae_imputation.py --demo --CORPUS=demo_ravdess_av
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_cremad --WORKERS=1
 	$(RUN) 06_mae_imputation.py --demo
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_voxceleb2_av --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_mosei --WORKERS=1
+	$(RUN) 07_crossmodal_mosei.py --demo
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 
 test: $(VENV)/ready

@@ -185,7 +185,7 @@ def write_demo_mosei(root, seed, n_videos, segments_per_video, workers):
     segments_per_video  mean; a video has up to 2 more or fewer
     workers             threads that write files; the result does not depend on it
     Writes labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
-    recognised.csv: the words that a recogniser would hear, as the columns of words.csv with a score.
+    recognised_synthetic.csv: the words that a recogniser would hear, as the columns of words.csv with a score.
     Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
     """
     rng = np.random.default_rng((seed, 8))
@@ -421,7 +421,7 @@ def annotate(emotions, rng):
 
 
 def write_labels(folder, videos, seed):
-    """The two csd files, the transcripts and recognised.csv of a demo_mosei; label rows are in no order of time."""
+    """The csd files, transcripts and recognised_synthetic.csv of a demo_mosei; label rows are in no order of time."""
     rng = np.random.default_rng((seed, 11))
     labels, words, heard = {}, {}, []
     for video in videos:
@@ -438,7 +438,7 @@ def write_labels(folder, videos, seed):
                       for word, start_s, end_s, score in mishear(video.takes[k], MISHEARD["mosei"], rng)]
     write_csd(folder / "labels" / LABELS_CSD, "All Labels", labels)
     write_csd(folder / "languages" / WORDS_CSD, "words", words)
-    (folder / "recognised.csv").write_text(words_text(heard), encoding="utf-8")
+    (folder / "recognised_synthetic.csv").write_text(words_text(heard), encoding="utf-8")
 
 
 def words_with_silence(video):

@@ -124,6 +124,7 @@ def open_words(name, data_root, device, precision):
 
     name  a CSV file utterance_id,word,start_s,end_s; a folder of <clip>.csv or .txt; else a CTC model of transformers,
           a hub name or its folder (which holds a config.json). A path is looked for here, then in data_root
+    Raises UserError where a CSV file is not there; what is no file at all is taken for a hub name.
     """
     if not name:
         return None
@@ -132,6 +133,8 @@ def open_words(name, data_root, device, precision):
         return WordsFile(path)
     if path is not None and not (path / "config.json").exists():
         return Transcripts(path)
+    if path is None and name.endswith(".csv"):
+        raise UserError(f"{name}: no such file, neither here nor in {data_root}; correct the path")
     return Recogniser(name if path is None else str(path), device, precision)
 
 

@@ -152,7 +152,7 @@ def test_recordings_are_h264_with_sound_and_some_without_wav(corpora, monkeypatc
 
 
 def test_recognised_words_are_of_the_same_segments_and_partly_wrong(corpora, release):
-    heard = heard_words(corpora / "mosei" / "recognised.csv")
+    heard = heard_words(corpora / "mosei" / "recognised_synthetic.csv")
     said = defaultdict(list)
     for row in release.words:
         said[row["utterance_id"]].append(row["word"])

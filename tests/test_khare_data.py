@@ -126,6 +126,8 @@ def test_where_words_come_from(tmp_path):
     assert isinstance(khare_data.open_words(str(tmp_path / "texts"), "/nowhere", "cpu", "no"), Transcripts)
     with pytest.raises(UserError):
         khare_data.open_words("no/such/recogniser", tmp_path, "cpu", "no")
+    with pytest.raises(UserError, match="other.csv: no such file"):
+        khare_data.open_words("other.csv", tmp_path, "cpu", "no")
 
 
 def test_random_vectors_depend_on_the_spelling_alone(tmp_path):
