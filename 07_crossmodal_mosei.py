@@ -141,8 +141,8 @@ DEMO = {"CORPUS": "demo_mosei", "PRETRAIN_CORPUS": "demo_voxceleb2_av", "SEEDS":
         "TRANSCRIPTS": "raw/demo_voxceleb2_av/words.csv", "MIN_SCORE": -0.5,
         "ASR_TRANSCRIPTS": "raw/demo_mosei/recognised_synthetic.csv", "GLOVE": "raw/demo_mosei/glove.demo.300d.txt",
         "RANDOM_VGG": True, "FRAME_SIZE": 32, "FPS": 1.0, "WIDTH": 64, "DEPTH": 1, "FEED_FORWARD": 64, "DROPOUT": 0.0,
-        "N_SUBSTITUTES": 4, "PRETRAIN_EPOCHS": 20, "PRETRAIN_BATCH": 16, "RATE_SCALE": 0.2, "WARMUP_STEPS": 200,
-        "HELD_OUT": 0.1, "FINETUNE_RATE": 2e-3, "FINETUNE_EPOCHS": 6, "FINETUNE_BATCH": 16, "N_RESAMPLES": 1000,
+        "N_SUBSTITUTES": 4, "PRETRAIN_EPOCHS": 60, "PRETRAIN_BATCH": 64, "RATE_SCALE": 0.5, "WARMUP_STEPS": 150,
+        "HELD_OUT": 0.1, "FINETUNE_RATE": 5e-3, "FINETUNE_EPOCHS": 8, "FINETUNE_BATCH": 16, "N_RESAMPLES": 1000,
         "WORKERS": 0}             # synthetic corpora, a narrow model, VGG-16 with random weights
 SCRATCH = {"PRETRAIN_CORPUS": "meld", "SEEDS": (0, 1, 2), "TRANSCRIPTS": "", "ASR_TRANSCRIPTS": "", "GLOVE": "",
            "RANDOM_VGG": True, "FRAME_SIZE": 64, "WIDTH": 128, "DEPTH": 2, "PRETRAIN_EPOCHS": 10, "RATE_SCALE": 0.25,
