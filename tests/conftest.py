@@ -1,5 +1,6 @@
 """Shared fixtures: scripts loaded by path, real recordings where they are at hand."""
 
+import csv
 import importlib.util
 import os
 import subprocess
@@ -33,6 +34,20 @@ def run(script, folder, *options, code=0):
     done = subprocess.run(command(script, folder, *options), capture_output=True, text=True, cwd=folder)
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout if code == 0 else done.stderr
+
+
+def rows(path):
+    """The lines of a CSV file as dicts."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def linked(demo, folder, *parts):
+    """A folder whose data has some parts of the demo's; what is written to others stays here."""
+    (folder / "data").mkdir()
+    for part in parts:
+        (folder / "data" / part).symlink_to(demo / "data" / part)
+    return folder
 
 
 @pytest.fixture(scope="module")

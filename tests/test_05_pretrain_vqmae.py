@@ -1,6 +1,5 @@
 """05 end to end on small synthetic corpora: every table, no leak into pretraining, nothing done twice."""
 
-import csv
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import command, load_script, run
+from conftest import command, linked, load_script, rows, run
 
 from common import sadok_tables
 from common.codes import open_codes
@@ -38,11 +37,6 @@ def demo(tmp_path_factory):
 
 def results(folder):
     return folder / "results" / "05_pretrain_vqmae" / "demo_ravdess_speech"
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("stem", ["table_1", "table_2", "table_3", "table_4", "table_5", "table_equal", "table_mean", "table_tests",
@@ -106,9 +100,7 @@ def test_a_second_run_does_nothing_again(demo):
 
 def test_killed_pretraining_goes_on_to_the_same_weights(demo, tmp_path):
     options = [*SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1", "--PRETRAIN_EPOCHS=4"]
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "codes"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "codes")
     process = subprocess.Popen(command("05_pretrain_vqmae.py", tmp_path, *options), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, cwd=tmp_path)
     network = tmp_path / "data" / "models" / "demo_voxceleb2" / "sadok" / "patch-tf_0.8_10x8_e8_2_w64"
@@ -209,9 +201,7 @@ def test_tables_of_another_corpus_do_not_show_the_papers_ravdess_numbers():
 
 def test_the_authors_protocol_as_a_whole(demo, tmp_path):
     """SELECT_ON = "test": what is reported is the best test epoch itself, and the table says so."""
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "codes"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "codes")
     run("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1", "--SPECMAE=False",
         "--SELECT_ON=test")
     table = rows(results(tmp_path) / "sadok_table_1.csv")
@@ -224,9 +214,7 @@ def test_the_authors_protocol_as_a_whole(demo, tmp_path):
 
 def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
     """JOBS = 2: two processes share the networks; the first run's predictions come out, and nothing is trained twice."""
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "codes"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "codes")
     options = [*SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1,2", "--SPECMAE=False"]
     printed = run("05_pretrain_vqmae.py", tmp_path, *options, "--JOBS=2")
     assert "share 1/2" in printed and "share 2/2" in printed
@@ -239,8 +227,7 @@ def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
 
 
 def test_a_share_does_not_make_what_all_shares_need(demo, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "prepared").symlink_to(demo / "data" / "prepared")
+    linked(demo, tmp_path, "prepared")
     options = [*SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1", "--SPECMAE=False"]
     printed = run("05_pretrain_vqmae.py", tmp_path, *options, "--SHARE=1/2", code=1)
     assert "first run with CODES_ONLY=true" in printed.strip().splitlines()[-1]
@@ -251,9 +238,7 @@ def test_a_share_does_not_make_what_all_shares_need(demo, tmp_path):
 
 def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
     """What all processes have to do together, none leaves to the first; each turn is predicted once."""
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "codes"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "codes")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     python, *words = command("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=1",
@@ -268,9 +253,7 @@ def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
 
 
 def test_a_failing_job_ends_the_run_with_one_line(demo, tmp_path):
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "codes"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "codes")
     (tmp_path / "data" / "models" / "demo_voxceleb2" / "sadok").mkdir(parents=True)
     (tmp_path / "data" / "models" / "demo_voxceleb2" / "sadok" / "frame_0.8_1x64_e8_2_w64").write_text("in the way")
     printed = run("05_pretrain_vqmae.py", tmp_path, *SHORT, "--MAX_PROBLEM_SHARE=0.2", "--TABLES=2", "--JOBS=2", code=1)

@@ -1,6 +1,5 @@
 """06 end to end on small synthetic corpora and on sound alone: every curve, nothing hidden seen, nothing done twice."""
 
-import csv
 import itertools
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import command, load_script, run, shared_data
+from conftest import command, linked, load_script, rows, run, shared_data
 
 from common import chochlakis_tables as tables
 from common import settings
@@ -67,19 +66,6 @@ def damaged(folder):
 
 def results(folder, corpus="demo_cremad"):
     return folder / "results" / "06_mae_imputation" / corpus
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def linked(demo, folder, *parts):
-    """A folder whose data has some parts of the demo's; what is written to others stays here."""
-    (folder / "data").mkdir()
-    for part in parts:
-        (folder / "data" / part).symlink_to(demo / "data" / part)
-    return folder
 
 
 # ---- Tables, figures, predictions ----------------------------------------------------------

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import command, load_script, shared_data
+from conftest import command, linked, load_script, rows, shared_data
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from common import khare_data, khare_tables, mosei, settings
@@ -56,19 +56,6 @@ def demo(tmp_path_factory):
 
 def results(folder, corpus="demo_mosei"):
     return folder / "results" / "07_crossmodal_mosei" / corpus
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def linked(demo, folder, *parts):
-    """A folder whose data has some parts of the demo's; what is written to others stays here."""
-    (folder / "data").mkdir()
-    for part in parts:
-        (folder / "data" / part).symlink_to(demo / "data" / part)
-    return folder
 
 
 # ---- Tables against scikit-learn -----------------------------------------------------------

@@ -1,6 +1,5 @@
 """The numbered scripts run in order as a newcomer would, on a small synthetic corpus."""
 
-import csv
 import json
 import shutil
 import signal
@@ -9,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, run
+from conftest import ROOT, command, rows, run
 
 from common.store import open_store
 
@@ -31,11 +30,6 @@ def demo(tmp_path_factory):
 
 def results(folder, script):
     return folder / "results" / script / "demo_iemocap"
-
-
-def rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("script, stems", [
