@@ -28,7 +28,7 @@ demo: $(VENV)/ready
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 
 test: $(VENV)/ready
-	$(RUN) -m pytest -q --durations=8 tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=8 tests      # a file's tests share its demo
 
 readme: $(VENV)/ready        # copies the tables of results/ between their markers in README.md
 	$(RUN) -m common.results README.md
