@@ -28,23 +28,34 @@ def read_share(text):
 
 
 def run_shares(n_jobs):
-    """Run this script again in n_jobs processes, each with another SHARE, and wait for them.
+    """Run this script again in n_jobs processes, each with another SHARE, print what they print, and wait for them.
 
     Raises UserError where one of them fails; the others are then ended, and what they finished is kept.
     """
     threads = max(1, (os.cpu_count() or 1) // n_jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", PARENT: str(os.getpid())}
-    jobs = [subprocess.Popen([sys.executable, *sys.argv, f"--SHARE={i + 1}/{n_jobs}"], env=environment)
-            for i in range(n_jobs)]
+    jobs = [subprocess.Popen([sys.executable, *sys.argv, f"--SHARE={i + 1}/{n_jobs}"], env=environment, text=True,
+                             stdout=subprocess.PIPE) for i in range(n_jobs)]
+    readers = [threading.Thread(target=pass_on, args=(job.stdout,), daemon=True) for job in jobs]
+    for reader in readers:
+        reader.start()
     try:
         while any(job.poll() is None for job in jobs) and not any(job.returncode for job in jobs):
             time.sleep(0.1)
     finally:
-        for job in jobs:
+        for job, reader in zip(jobs, readers):
             job.terminate()
             job.wait()
+            reader.join(10)         # its own workers may outlive a job that was ended for a moment
     if any(job.returncode for job in jobs):
         raise UserError(f"JOBS={n_jobs}: a process failed, as it says above; what was finished is kept")
+
+
+def pass_on(lines):
+    """Print lines whole: two processes that write to one file at once would break each other's."""
+    for line in lines:
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
 
 def end_with_parent(parent):
