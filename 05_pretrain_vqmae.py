@@ -49,7 +49,6 @@ if __name__ == "__main__":
     settings.parse(__file__)          # --help and refusals, before the slow imports
 
 import hashlib
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,15 +61,16 @@ from safetensors.torch import load_file
 from common import sadok_tables, splits
 from common.codes import Crops, Tokenising, tokenise
 from common.errors import UserError
-from common.files import read_json, write_json
+from common.files import hash_of, read_json, write_json
 from common.manifest import prepared_folder
 from common.results import prediction_rows, start_run
-from common.sadok_data import Corpus, Memory, Powers, Repeated, read_part, rows_of
+from common.sadok_data import Corpus, Memory, Powers, Repeated, read_part
 from common.sadok_vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
                                 count_parameters, mask_tokens)
 from common.sadok_vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
                                 power_spectrogram, train_vqvae)
 from common.shares import follow_parent, read_share, run_shares
+from common.store import rows_of
 from common.training import Recipe, best_weights, fit, kept_outcome, load_trained, make_accelerator, predict
 
 # ---- Constants to tweak: corpora and protocol ----------------------------------------------
@@ -423,7 +423,7 @@ def finetune_identity(study, row, corpus, kept, part):
     return {"row": asdict(row), **sizes_identity(row.network), "select_on": SELECT_ON,
             "loss": [GAMMA_POS, GAMMA_NEG, SMOOTHING], "query": [*QUERY_BLOCKS, QUERY_HEADS],
             "classes": list(corpus.manifest.classes), "precision": study.accelerator.mixed_precision,
-            "before": hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16],
+            "before": hash_of(before),
             "turns": {name: ids_hash(turns) for name, turns in kept.items()}}
 
 

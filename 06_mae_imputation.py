@@ -54,13 +54,14 @@ from torch.nn import functional as F
 
 from common import chochlakis_tables as tables
 from common.av_backbones import NAMES, load_backbone, measure_stats, random_checkpoints, training_seconds
-from common.chochlakis_data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, hash_of,
-                                    read_part, write_masks)
+from common.chochlakis_data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, read_part,
+                                    write_masks)
 from common.chochlakis_mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_mixture, impute_last, impute_linear,
                                    impute_mean, impute_zeros, load_cavmae)
 from common.chochlakis_splits import corpus_of, fold_of, protocol_text
 from common.clips import Extraction, clip_batches, extract
 from common.errors import UserError
+from common.files import hash_of
 from common.manifest import corpus_name, read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator

@@ -46,7 +46,6 @@ if __name__ == "__main__":
     settings.parse(__file__)          # --help and refusals, before the slow imports
 
 import functools
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -59,10 +58,9 @@ from safetensors.torch import load_file
 from common import khare_figures, khare_metrics, splits
 from common import khare_tables as tables
 from common.errors import UserError
-from common.files import write_json
+from common.files import hash_of, write_json
 from common.khare_data import (Part, Vectors, WORD_DIM, count_vocabulary, emotions_of, fold_of, modalities_of, only,
-                               open_words, other_turns, own_turns, protocol_text, sources_of, spoken_words, stored,
-                               targets_of)
+                               open_words, other_turns, own_turns, protocol_text, sources_of, spoken_words, targets_of)
 from common.khare_features import (AUDIO_DIM, VIDEO_DIM, Clips, Extraction, FeatureStats, english_rows, extract,
                                    load_vgg, mask_words, measure_stats)
 from common.khare_model import (MODALITIES as ALL_MODALITIES, CrossModalTransformer, EmotionClassifier, MaskedLM, Noise,
@@ -70,6 +68,7 @@ from common.khare_model import (MODALITIES as ALL_MODALITIES, CrossModalTransfor
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
 from common.sadok_vqmae import build, count_parameters
+from common.store import rows_of
 from common.training import Recipe, best_weights, fit, kept_outcome, load_trained, make_accelerator, predict
 
 # ---- Constants to tweak: corpora and protocol ----------------------------------------------
@@ -187,10 +186,6 @@ def stats_of(accelerator, store, rows):
         return FeatureStats.load(path)
 
 
-def hash_of(content):
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
 # ---- The study -----------------------------------------------------------------------------
 
 @dataclass
@@ -211,7 +206,7 @@ class Study:
         self.store = features_of(accelerator, manifest, self.own_turns(), words)
         self.parts = {}
         for name in ("train", "valid", "test"):
-            turns, rows = stored(self.store, getattr(fold, name))
+            turns, rows = rows_of(self.store, getattr(fold, name))
             if not turns:
                 raise UserError(f"{self.store.folder}: no clip of the {name} part could be read; see its problems.csv")
             self.parts[name] = Part(turns, rows, targets_of(manifest, turns))
@@ -247,7 +242,7 @@ class Study:
             order = {turn.utterance_id: i for i, turn in enumerate(manifest.turns)}
             turns = sorted((turn for part in parts for turn in part), key=lambda turn: order[turn.utterance_id])
             store = features_of(self.accelerator, manifest, turns, words)
-        rows = {name: stored(store, turns)[1] for name, turns in zip(("train", "valid"), parts)}
+        rows = {name: rows_of(store, turns)[1] for name, turns in zip(("train", "valid"), parts)}
         spoken = np.intersect1d(english_rows(store, MIN_SCORE), np.flatnonzero(store.n_words))
         rows = {name: np.intersect1d(own, spoken) for name, own in rows.items()}
         for name, own in rows.items():

@@ -1,7 +1,5 @@
 """What 06 trains on: stored features of clips as tensors, with the clips that were never there, batches, test masks."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,11 +130,6 @@ def write_masks(path, turns, masks):
         np.savez_compressed(file, ids=np.array([turn.utterance_id for turn in turns]),
                             **{"_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
                                for name, hidden in masks.items()})
-
-
-def hash_of(content):
-    """A short hash of what is JSON-ready or can be written as text: the identity of data and trainings."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def generator_of(*numbers):

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -88,6 +89,11 @@ def read_json(path):
         raise UserError(f"{path}: no such file; run the script that writes it first") from error
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); delete it and run the script that writes it") from error
+
+
+def hash_of(content):
+    """A short hash of what is JSON-ready or can be written as text: the identity of data and trainings."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_csv(path, rows, columns):

@@ -154,17 +154,6 @@ class Part:
         return np.array([turn.speaker for turn in self.turns])
 
 
-def stored(store, turns):
-    """(turns that a store has, their rows (N,)); clips that could not be read are not in it."""
-    kept = []
-    for turn in turns:
-        try:
-            kept.append((turn, store.row_of(turn.utterance_id)))
-        except KeyError:
-            continue
-    return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)
-
-
 def modalities_of(store, rows):
     """Those of MODALITIES that any of some clips has."""
     counts = {"text": store.n_words, "audio": store.audio_rows, "video": store.video_rows}

@@ -56,17 +56,6 @@ class Corpus:
 
 # ---- Clips ---------------------------------------------------------------------------------
 
-def rows_of(codes, turns):
-    """(turns that the store has, their rows); clips that could not be tokenised are not in it."""
-    kept = []
-    for turn in turns:
-        try:
-            kept.append((turn, codes.row_of(turn.utterance_id)))
-        except KeyError:
-            continue
-    return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)
-
-
 class Memory:
     """Tensors kept up to a number of GB, here decoded clips and their first powers; all data sets of a run share it."""
 

@@ -185,3 +185,14 @@ def _header(dtype, shape):
     """A version-1.0 .npy header of exactly HEADER_BYTES."""
     fields = f"{{'descr': {np.lib.format.dtype_to_descr(np.dtype(dtype))!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
     return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + fields.ljust(HEADER_BYTES - 11).encode() + b"\n"
+
+
+def rows_of(store, turns):
+    """(turns that a store of clips has, their rows (N,)); clips that could not be read or coded are not in it."""
+    kept = []
+    for turn in turns:
+        try:
+            kept.append((turn, store.row_of(turn.utterance_id)))
+        except KeyError:
+            continue
+    return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)

@@ -36,6 +36,23 @@ def run(script, folder, *options, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+def run_here(folder, script, *words):
+    """Run a script in this process, which has imported torch already; SystemExit where it would exit with a message."""
+    from common import settings
+
+    module = load_script(script)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [script, *words])
+        settings.run(module.main, vars(module), words)
+
+
+def prepare(folder, *options):
+    """Run 01's demo with data/ and results/ in a folder."""
+    script = "01_prepare_data.py"
+    run_here(folder, script, *command(script, folder, "--WORKERS=1", "--WRITE_CHECKPOINTS=", *options)[2:])
+
+
 def rows(path):
     """The lines of a CSV file as dicts."""
     with open(path, newline="", encoding="utf-8") as file:

@@ -3,14 +3,13 @@
 import itertools
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import command, linked, load_script, rows, run, shared_data
+from conftest import command, linked, load_script, prepare, rows, run, run_here, shared_data
 
 from common import chochlakis_tables as tables
 from common import settings
@@ -43,20 +42,6 @@ def demo(tmp_path_factory):
     damaged(folder).write_bytes(b"FLV\x01\x05" + bytes(range(256)) * 8)
     (folder / "printed.txt").write_text(run(SCRIPT, folder, *SHORT))
     return folder
-
-
-def run_here(folder, script, *words):
-    """Run a script in this process, which has imported torch already; SystemExit where it would exit with a message."""
-    module = load_script(script)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [script, *words])
-        settings.run(module.main, vars(module), words)
-
-
-def prepare(folder, *options):
-    script = "01_prepare_data.py"
-    run_here(folder, script, *command(script, folder, "--WORKERS=1", "--WRITE_CHECKPOINTS=", *options)[2:])
 
 
 def damaged(folder):

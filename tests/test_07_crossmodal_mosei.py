@@ -5,7 +5,6 @@ import itertools
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import command, linked, load_script, rows, shared_data
+from conftest import command, linked, load_script, prepare, rows, run_here, shared_data
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from common import khare_data, khare_tables, mosei, settings
@@ -29,20 +28,6 @@ SHORT = ["--SEEDS=0,1", "--WIDTH=16", "--HEADS=2", "--FEED_FORWARD=16", "--FPS=1
          "--N_SUBSTITUTES=2"]
 MAIN = [f"{first}_text+audio+video_anchor-text" for first in ("scratch", "softmax", "nce")]
 N_ROWS = 9
-
-
-def run_here(folder, script, *words):
-    """Run a script in this process, which has imported torch already; SystemExit where it would exit with a message."""
-    module = load_script(script)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [script, *words])
-        settings.run(module.main, vars(module), words)
-
-
-def prepare(folder, *options):
-    script = "01_prepare_data.py"
-    run_here(folder, script, *command(script, folder, "--WORKERS=1", "--WRITE_CHECKPOINTS=", *options)[2:])
 
 
 @pytest.fixture(scope="module")
