@@ -93,6 +93,7 @@ def make_accelerator(precision):
     if precision == "auto":
         on_gpu = torch.cuda.is_available()
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
+    torch.use_deterministic_algorithms(True, warn_only=True)     # with two threads sums would differ from run to run
     gc.freeze()       # free_memory collects after every training: 0.2 s less where it passes over what imports left
     accelerator = Accelerator(mixed_precision=precision)
     if not accelerator.is_main_process:
