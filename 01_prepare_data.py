@@ -60,13 +60,14 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from common import mosei, plots
-from common.corpora import find_root, read_corpus
+from common import plots
+from common.corpora import mosei
+from common.corpora.readers import find_root, read_corpus
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv, write_json
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
-from common.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
-from common.release import Problem
+from common.corpora.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
+from common.corpora.release import Problem
 from common.results import start_run
 from common.splits import OFFICIAL
 
@@ -147,7 +148,10 @@ def release_root():
 
 def demo_writer():
     """(function that writes the synthetic corpus CORPUS, its arguments)."""
-    from common import demo_av, demo_iemocap, demo_mosei, demo_speech       # here: no genuine corpus needs them
+    from common.demo import av as demo_av
+    from common.demo import iemocap as demo_iemocap
+    from common.demo import mosei as demo_mosei
+    from common.demo import speech as demo_speech       # here: no genuine corpus needs them
 
     write, sizes = {
         "demo_iemocap": (demo_iemocap.write_demo_iemocap,
@@ -375,7 +379,7 @@ def figure_1(run, manifest):
 
 def write_checkpoints(manifest):
     """Random-weight models whose tokenisers know the corpus's words (those of an official training part)."""
-    from common.demo_checkpoints import makers, write_checkpoints as write     # imports transformers
+    from common.demo.checkpoints import makers, write_checkpoints as write     # imports transformers
 
     texts = [
         turn.text for turn in manifest.turns if turn.text and turn.extra.get("split", "train") == "train"

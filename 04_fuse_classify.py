@@ -2,10 +2,10 @@
 
 "babaali"  B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
            Pretrained Transformers": features of text, speech and video that 03 stored, fused and given to an
-           SVM, a small network and XGBoost. Code and DEVIATIONS: common/babaali_fusion.py
+           SVM, a small network and XGBoost. Code and DEVIATIONS: common/babaali/fusion.py
 "li"       J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion
            Recognition": all layers of WavLM and BERT, the text with its neighbours in the dialogue, fused by
-           cross-modal attention; needs 01 only. Code and DEVIATIONS: common/li_fusion.py, network: li_model.py
+           cross-modal attention; needs 01 only. Code and DEVIATIONS: common/li/fusion.py, network: li_model.py
 
     python 04_fuse_classify.py                      # both papers on IEMOCAP, after 01, 02 and 03
     python 04_fuse_classify.py --PAPERS=li          # the second one, after 01
@@ -25,7 +25,8 @@ if __name__ == "__main__":
 
 from types import SimpleNamespace
 
-from common import babaali_fusion, li_fusion
+from common.babaali import fusion as babaali_fusion
+from common.li import fusion as li_fusion
 from common.errors import UserError
 from common.manifest import read_manifest
 

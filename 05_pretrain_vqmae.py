@@ -1,9 +1,9 @@
 """Pretrain VQ-MAE-S on the codes of unlabelled speech and fine-tune it to recognise emotions.
 
 Paper: S. Sadok, S. Leglaive, R. Seguier, "A vector quantized masked autoencoder for speech emotion recognition",
-ICASSP 2023 workshop SASB: Tables 1-5, Figures 2 and 3. The VQ-VAE is common/sadok_vqvae.py, the masked autoencoders,
-heads and the asymmetric loss are common/sadok_vqmae.py, the store of codes is common/codes.py, tables and figures are
-common/sadok_tables.py.
+ICASSP 2023 workshop SASB: Tables 1-5, Figures 2 and 3. The VQ-VAE is common/sadok/vqvae.py, the masked autoencoders,
+heads and the asymmetric loss are common/sadok/vqmae.py, the store of codes is common/sadok/codes.py, tables and figures are
+common/sadok/tables.py.
 
     python 05_pretrain_vqmae.py                     # VoxCeleb2 and four emotional corpora, each prepared by 01
     python 05_pretrain_vqmae.py --demo              # after 01 --demo --CORPUS=demo_voxceleb2, demo_ravdess, demo_emodb
@@ -58,16 +58,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from common import sadok_tables, splits
-from common.codes import Crops, Tokenising, tokenise
+from common import splits
+from common.sadok import tables as sadok_tables
+from common.sadok.codes import Crops, Tokenising, tokenise
 from common.errors import UserError
 from common.files import hash_of, read_json, write_json
 from common.manifest import prepared_folder
 from common.results import prediction_rows, start_run
-from common.sadok_data import Corpus, Memory, Powers, Repeated, read_part
-from common.sadok_vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
+from common.sadok.data import Corpus, Memory, Powers, Repeated, read_part
+from common.sadok.vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
                                 count_parameters, mask_tokens)
-from common.sadok_vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
+from common.sadok.vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
                                 power_spectrogram, train_vqvae)
 from common.shares import follow_parent, read_share, run_shares
 from common.store import rows_of

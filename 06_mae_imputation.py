@@ -1,9 +1,9 @@
 """Impute audio and video clips that got lost, by a masked autoencoder trained with a curriculum, and classify.
 
 Paper: G. Chochlakis, C. Lavania, P. Mathur, K. J. Han, "Tackling missing modalities in audio-visual representation
-learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. Clips and their features are common/clips.py,
-the frozen backbones common/av_backbones.py, the masked autoencoder, the classifiers and the baselines
-common/chochlakis_mae.py, the splits common/chochlakis_splits.py, tables and figures common/chochlakis_tables.py.
+learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. Clips and their features are common/chochlakis/clips.py,
+the frozen backbones common/chochlakis/backbones.py, the masked autoencoder, the classifiers and the baselines
+common/chochlakis/mae.py, the splits common/chochlakis/splits.py, tables and figures common/chochlakis/tables.py.
 
     python 06_mae_imputation.py --CORPUS=cremad     # and ravdess, lombard: each prepared by 01, and audioset first
     python 06_mae_imputation.py --demo              # after 01 --demo --CORPUS=demo_audioset and demo_cremad
@@ -25,7 +25,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 2. Clips follow each other from the start of a recording. What lies beyond its end is silence and its last frame.
 3. The fixed rate of pretraining is 7 of 10 clips (Section 4.4 says 70 %); in 5 clips, 4 are nearest to 70 %.
 4. Epochs of all trainings are chosen on validation speakers, by the loss over all levels and by accuracy; the paper
-   says nothing of it. Splits: common/chochlakis_splits.py.
+   says nothing of it. Splits: common/chochlakis/splits.py.
 5. AdamW with CAV-MAE's settings. Batch, epochs of the heads, width of the GRU and the batch normalisation before it are
    not in the paper.
 6. A head is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; another one is drawn in every epoch.
@@ -52,14 +52,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from common import chochlakis_tables as tables
-from common.av_backbones import NAMES, load_backbone, measure_stats, random_checkpoints, training_seconds
-from common.chochlakis_data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, read_part,
+from common.chochlakis import tables
+from common.chochlakis.backbones import NAMES, load_backbone, measure_stats, random_checkpoints, training_seconds
+from common.chochlakis.data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, read_part,
                                     write_masks)
-from common.chochlakis_mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_mixture, impute_last, impute_linear,
+from common.chochlakis.mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_mixture, impute_last, impute_linear,
                                    impute_mean, impute_zeros, load_cavmae)
-from common.chochlakis_splits import corpus_of, fold_of, protocol_text
-from common.clips import Extraction, clip_batches, extract
+from common.chochlakis.splits import corpus_of, fold_of, protocol_text
+from common.chochlakis.clips import Extraction, clip_batches, extract
 from common.errors import UserError
 from common.files import hash_of
 from common.manifest import corpus_name, read_manifest

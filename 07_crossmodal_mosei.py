@@ -2,8 +2,8 @@
 
 Paper: A. Khare, S. Parthasarathy, S. Sundaram, "Self-supervised learning with cross-modal transformers for emotion
 recognition", IEEE SLT 2021: Tables 1 and 2, the ASR experiment of Section 4.1, the case studies of Section 4.2. The
-model is common/khare_model.py, features and their store are common/khare_features.py, scores common/khare_metrics.py,
-corpora and word vectors common/khare_data.py, tables common/khare_tables.py, figures common/khare_figures.py.
+model is common/khare/model.py, features and their store are common/khare/features.py, scores common/khare/metrics.py,
+corpora and word vectors common/khare/data.py, tables common/khare/tables.py, figures common/khare/figures.py.
 
     python 07_crossmodal_mosei.py                   # after 01 --CORPUS=mosei, and voxceleb2 with --VOXCELEB2_VIDEO=true
     python 07_crossmodal_mosei.py --demo            # after 01 --demo --CORPUS=demo_mosei and demo_voxceleb2_av
@@ -55,19 +55,21 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from common import khare_figures, khare_metrics, splits
-from common import khare_tables as tables
+from common import splits
+from common.khare import figures as khare_figures
+from common.khare import metrics as khare_metrics
+from common.khare import tables
 from common.errors import UserError
 from common.files import hash_of, write_json
-from common.khare_data import (Part, Vectors, WORD_DIM, count_vocabulary, emotions_of, fold_of, modalities_of, only,
+from common.khare.data import (Part, Vectors, WORD_DIM, count_vocabulary, emotions_of, fold_of, modalities_of, only,
                                open_words, other_turns, own_turns, protocol_text, sources_of, spoken_words, targets_of)
-from common.khare_features import (AUDIO_DIM, VIDEO_DIM, Clips, Extraction, FeatureStats, english_rows, extract,
+from common.khare.features import (AUDIO_DIM, VIDEO_DIM, Clips, Extraction, FeatureStats, english_rows, extract,
                                    load_vgg, mask_words, measure_stats)
-from common.khare_model import (MODALITIES as ALL_MODALITIES, CrossModalTransformer, EmotionClassifier, MaskedLM, Noise,
+from common.khare.model import (MODALITIES as ALL_MODALITIES, CrossModalTransformer, EmotionClassifier, MaskedLM, Noise,
                                 Sizes, balance, balanced_loss, drop_modalities, learning_rate)
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
-from common.sadok_vqmae import build, count_parameters
+from common.sadok.vqmae import build, count_parameters
 from common.store import rows_of
 from common.training import Recipe, best_weights, fit, kept_outcome, load_trained, make_accelerator, predict
 

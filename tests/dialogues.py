@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.demo_checkpoints import SIZES, makers
+from common.demo.checkpoints import SIZES, makers
 from common.inputs import RATE_HZ
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav

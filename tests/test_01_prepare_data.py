@@ -16,7 +16,7 @@ from conftest import ROOT, load_script, shared_data
 from miniature import luma, write_avi, write_iemocap, write_tone
 
 from common import files, settings
-from common.corpora import EMODB_LETTERS, EMODB_TEXTS
+from common.corpora.readers import EMODB_LETTERS, EMODB_TEXTS
 from common.files import read_csv, read_json
 from common.manifest import read_manifest
 from common.media import count_frames, read_audio

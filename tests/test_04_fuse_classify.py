@@ -3,7 +3,8 @@
 import pytest
 from conftest import load_script
 
-from common import babaali_fusion, settings
+from common import settings
+from common.babaali import fusion as babaali_fusion
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import command, linked, load_script, rows, run
 
-from common import sadok_tables
-from common.codes import open_codes
+from common.sadok import tables as sadok_tables
+from common.sadok.codes import open_codes
 
 SIZES = {"demo_ravdess": ["--DEMO_ACTORS=6", "--DEMO_CLIPS_PER_EMOTION=1"], "demo_emodb": ["--DEMO_EMODB_CLIPS=14"],
          "demo_voxceleb2": ["--DEMO_VOXCELEB2_SPEAKERS=5", "--DEMO_VOXCELEB2_CLIPS=2"]}

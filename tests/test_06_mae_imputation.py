@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import command, linked, load_script, prepare, rows, run, run_here, shared_data
 
-from common import chochlakis_tables as tables
+from common.chochlakis import tables
 from common import settings
-from common.av_backbones import measure_stats
-from common.chochlakis_data import Hiding, Imputed, Part, count_of, curriculum
-from common.chochlakis_mae import AVMAE, Sizes
-from common.chochlakis_splits import SHARES, SPLIT_SEED, draw_speakers, fold_of
+from common.chochlakis.backbones import measure_stats
+from common.chochlakis.data import Hiding, Imputed, Part, count_of, curriculum
+from common.chochlakis.mae import AVMAE, Sizes
+from common.chochlakis.splits import SHARES, SPLIT_SEED, draw_speakers, fold_of
 from common.errors import UserError
 from common.manifest import Turn, read_manifest
 from common.store import open_store

@@ -15,8 +15,11 @@ import torch
 from conftest import command, linked, load_script, prepare, rows, run_here, shared_data
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from common import khare_data, khare_tables, mosei, settings
-from common.khare_features import ClipStore
+from common import settings
+from common.khare import data as khare_data
+from common.khare import tables as khare_tables
+from common.corpora import mosei
+from common.khare.features import ClipStore
 from common.manifest import read_manifest
 from common.training import make_accelerator
 

@@ -11,8 +11,8 @@ import torchvision
 from networks import noise, seeded
 from torch.nn import functional as F
 
-from common import av_backbones
-from common.av_backbones import (AVID_BINS, AVIDAudio, CrissCrossAudio, R2Plus1D, R2Plus1DBlock, calibrate,
+from common.chochlakis import backbones as av_backbones
+from common.chochlakis.backbones import (AVID_BINS, AVIDAudio, CrissCrossAudio, R2Plus1D, R2Plus1DBlock, calibrate,
                                  load_backbone, log_mel, log_spectrogram, measure_audio_stats, normalise_frames,
                                  read_audio_stats, write_checkpoints)
 from common.errors import UserError

@@ -12,7 +12,9 @@ import pytest
 from conftest import load_script
 from sklearn.svm import SVC
 
-from common import babaali_fusion, features, settings, splits
+from common import settings, splits
+from common.babaali import fusion as babaali_fusion
+from common.babaali import features
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter

@@ -10,12 +10,12 @@ from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
-from common import chochlakis_mae
-from common.chochlakis_mae import AVMAE, Block, GRUHead, Linear, LinearHead, Sizes, backoff, draw_bursts, draw_masks
-from common.chochlakis_mae import draw_mixture, impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae
-from common.chochlakis_mae import n_hidden_at, overlap, own_name, visible_first
+from common.chochlakis import mae as chochlakis_mae
+from common.chochlakis.mae import AVMAE, Block, GRUHead, Linear, LinearHead, Sizes, backoff, draw_bursts, draw_masks
+from common.chochlakis.mae import draw_mixture, impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae
+from common.chochlakis.mae import n_hidden_at, overlap, own_name, visible_first
 from common.errors import UserError
-from common.sadok_vqmae import build, count_parameters, sinusoidal
+from common.sadok.vqmae import build, count_parameters, sinusoidal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from common import chochlakis_splits as cs
+from common.chochlakis import splits as cs
 from common.errors import UserError
 from common.manifest import Manifest, Turn
 from common.splits import speakers_of

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import chochlakis_tables as tables
-from common.chochlakis_tables import System
+from common.chochlakis import tables
+from common.chochlakis.tables import System
 from common.files import write_json
 from common.results import Cell, shown
 

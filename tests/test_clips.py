@@ -13,8 +13,9 @@ from av.video.reformatter import VideoReformatter
 from conftest import shared_data
 from PIL import Image
 
-from common import clips, media
-from common.clips import Extraction, central_square, extract, read_clips, read_features
+from common import media
+from common.chochlakis import clips
+from common.chochlakis.clips import Extraction, central_square, extract, read_clips, read_features
 from common.errors import UserError
 from common.manifest import Manifest, Turn
 from common.media import MediaError

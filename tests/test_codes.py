@@ -17,8 +17,8 @@ import torch
 from conftest import ROOT, shared_data
 from torch.utils.data import DataLoader
 
-from common import codes as codes_module
-from common.codes import Codes, Crops, Tokenising, open_codes, power_pieces, random_starts, read_clip, tokenise
+from common.sadok import codes as codes_module
+from common.sadok.codes import Codes, Crops, Tokenising, open_codes, power_pieces, random_starts, read_clip, tokenise
 from common.errors import UserError
 from common.training import Recipe, StepKeys
 
@@ -519,7 +519,7 @@ LITTLE_MEMORY = """
 import json, resource, sys
 import numpy as np
 sys.path.insert(0, sys.argv[1])
-from common.codes import Codes, Crops
+from common.sadok.codes import Codes, Crops
 status = dict(line.split(":") for line in open("/proc/self/status"))
 limit = int(status["VmData"].split()[0]) * 1024 + 100 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

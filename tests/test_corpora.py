@@ -7,8 +7,8 @@ import pytest
 from conftest import shared_data
 from miniature import write_iemocap
 
-from common import corpora
-from common.corpora import (
+from common.corpora import readers as corpora
+from common.corpora.readers import (
     IEMOCAP_COUNTS,
     read_corpus,
     read_emodb,

@@ -11,7 +11,7 @@ from conftest import shared_data
 from miniature import write_avi, write_tone
 from test_01_prepare_data import prepare, problems_of, refusal
 
-from common.corpora_av import (
+from common.corpora.readers_av import (
     CREMAD_COUNTS,
     CREMAD_SENTENCES,
     LOMBARD_COUNTS,

@@ -13,9 +13,9 @@ import pytest
 import soundfile
 from demo_corpora import file_bytes, planned, write_all
 
-from common import demo_av
-from common.corpora import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
-from common.demo_av import write_demo_audioset, write_demo_cremad, write_demo_lombard, write_demo_ravdess_av
+from common.demo import av as demo_av
+from common.corpora.readers import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
+from common.demo.av import write_demo_audioset, write_demo_cremad, write_demo_lombard, write_demo_ravdess_av
 from common.media import MediaError, probe, read_audio, read_frames
 
 pytest.importorskip("espeakng_loader")

@@ -6,8 +6,8 @@ import torch
 from conftest import load_script
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from common.demo_checkpoints import SIZES, makers, mel_filters, write_checkpoints
-from common.demo_sentences import SENTENCES, fill
+from common.demo.checkpoints import SIZES, makers, mel_filters, write_checkpoints
+from common.demo.sentences import SENTENCES, fill
 from common.files import read_json, write_json
 from common.manifest import Manifest, Turn
 

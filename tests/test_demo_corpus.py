@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from common.demo_iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, speak, write_demo_iemocap
-from common.demo_sentences import AMBIGUOUS, SENTENCES, fill
+from common.demo.iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, speak, write_demo_iemocap
+from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
 from common.errors import UserError
 
 N_DIALOGUES, N_TURNS = 2, 8         # per session, per dialogue: one dialogue of each marker wearer

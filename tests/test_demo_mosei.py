@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from common import demo_mosei
-from common.corpora import read_voxceleb2
-from common.demo_av import draw_actor
-from common.demo_mosei import (
+from common.demo import mosei as demo_mosei
+from common.corpora.readers import read_voxceleb2
+from common.demo.av import draw_actor
+from common.demo.mosei import (
     FIELDS,
     GERMAN_SCORE,
     GLOVE_FILE,
@@ -25,10 +25,10 @@ from common.demo_mosei import (
     write_demo_mosei,
     write_demo_voxceleb2_av,
 )
-from common.glove import read_glove
-from common.khare_features import WordsFile
+from common.khare.glove import read_glove
+from common.khare.features import WordsFile
 from common.media import probe, read_audio
-from common.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
+from common.corpora.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
 
 pytest.importorskip("espeakng_loader")
 SIZES = {"mosei": (write_demo_mosei, {"n_videos": 8, "segments_per_video": 3}),

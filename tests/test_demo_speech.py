@@ -15,9 +15,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchaudio.transforms import MelSpectrogram
 
-from common import demo_speech
-from common.corpora import EMODB_CLASSES, RAVDESS_CLASSES, read_emodb, read_ravdess, read_voxceleb2
-from common.demo_speech import MISTAKEN, STYLES, write_demo_emodb, write_demo_ravdess, write_demo_voxceleb2
+from common.demo import speech as demo_speech
+from common.corpora.readers import EMODB_CLASSES, RAVDESS_CLASSES, read_emodb, read_ravdess, read_voxceleb2
+from common.demo.speech import MISTAKEN, STYLES, write_demo_emodb, write_demo_ravdess, write_demo_voxceleb2
 from common.media import probe, read_audio
 
 pytest.importorskip("espeakng_loader")

@@ -26,7 +26,7 @@ TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermed
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    from common.demo_checkpoints import write_checkpoints
+    from common.demo.checkpoints import write_checkpoints
     folder = tmp_path_factory.mktemp("checkpoints")
     write_checkpoints(folder, ["i am so happy today", "leave me alone", "what a sad day it is"] * 5, "tiny", 0)
     return folder

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from common import glove
+from common.khare import glove
 from common.errors import UserError
-from common.glove import coverage, read_glove
+from common.khare.glove import coverage, read_glove
 
 
 def write(path, lines, dim=4, header="", end="\n"):

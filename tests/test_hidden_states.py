@@ -10,12 +10,12 @@ import torch
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from torch.utils.data import DataLoader
 
-from common import hidden_states
+from common.li import hidden_states
 from common.encoders import load_backbone
 from common.errors import UserError
 from common.files import free_bytes
-from common.hidden_states import Steps, Utterances, Windows, choose_place, context_windows
-from common.li_model import Design, build_system
+from common.li.hidden_states import Steps, Utterances, Windows, choose_place, context_windows
+from common.li.model import Design, build_system
 from common.manifest import Manifest, Turn
 from common.training import cut, make_accelerator, predict, size_of, to_device
 
@@ -359,7 +359,7 @@ def test_a_turn_without_audio_is_heard_as_silence(corpus):
 
 
 def test_a_model_that_gives_no_layers_over_time_is_refused(corpus, tmp_path):
-    from common.demo_checkpoints import SIZES, make_ast
+    from common.demo.checkpoints import SIZES, make_ast
     model, processor = make_ast(SIZES["tiny"], [])
     model.save_pretrained(tmp_path / "ast"), processor.save_pretrained(tmp_path / "ast")
     with pytest.raises(UserError, match="ast: takes spectrogram.*WavLM, wav2vec 2.0 or HuBERT"):

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from common import khare_data
+from common.khare import data as khare_data
 from common.errors import UserError
-from common.khare_features import ClipFeatures, Transcripts, WordsFile, write_store
+from common.khare.features import ClipFeatures, Transcripts, WordsFile, write_store
 from common.manifest import Manifest, Turn
-from common.mosei import EMOTIONS
+from common.corpora.mosei import EMOTIONS
 
 SCORES = {"train": ("1", "0", "0", "0.333", "0", "0"), "dev": ("0",) * 6, "test": ("0", "0", "0", "0", "0", "3")}
 

@@ -24,10 +24,10 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from common import khare_features as features
-from common.av_backbones import IMAGENET
+from common.khare import features
+from common.chochlakis.backbones import IMAGENET
 from common.errors import UserError
-from common.khare_features import (ClipFeatures, Clips, ClipStore, Extraction, FeatureStats, Recogniser, Source,
+from common.khare.features import (ClipFeatures, Clips, ClipStore, Extraction, FeatureStats, Recogniser, Source,
                                    Transcripts, WordsFile, english_rows, extract, filterbanks, find_row, load_vgg,
                                    mask_words, measure_stats, tidy_words, write_store)
 from common.training import Recipe, StepKeys

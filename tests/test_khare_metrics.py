@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from common import khare_metrics
-from common.khare_metrics import all_negative, confusion, interval, resampled, scores, selection_score, word_edits
-from common.khare_metrics import word_error_rate
+from common.khare import metrics as khare_metrics
+from common.khare.metrics import all_negative, confusion, interval, resampled, scores, selection_score, word_edits
+from common.khare.metrics import word_error_rate
 
 SHARES = (0.6, 0.3, 0.2, 0.1, 0.15, 0.08)
 

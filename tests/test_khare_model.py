@@ -12,12 +12,12 @@ from networks import noise, seeded
 from torch import nn
 from torch.nn import functional as F
 
-from common import khare_model
+from common.khare import model as khare_model
 from common.errors import UserError
-from common.khare_model import MODALITIES, CrossModalTransformer, EmotionClassifier, Layer, Linear, MaskedLM, Noise
-from common.khare_model import Sizes, attention_weights, balance, balanced_loss, drop_modalities, learning_rate
-from common.khare_model import nce_loss, softmax_loss
-from common.sadok_vqmae import build, count_parameters, sinusoidal
+from common.khare.model import MODALITIES, CrossModalTransformer, EmotionClassifier, Layer, Linear, MaskedLM, Noise
+from common.khare.model import Sizes, attention_weights, balance, balanced_loss, drop_modalities, learning_rate
+from common.khare.model import nce_loss, softmax_loss
+from common.sadok.vqmae import build, count_parameters, sinusoidal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

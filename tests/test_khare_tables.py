@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common import khare_figures, khare_metrics, khare_tables
+from common.khare import figures as khare_figures
+from common.khare import metrics as khare_metrics
+from common.khare import tables as khare_tables
 from common.errors import UserError
-from common.khare_data import Part
-from common.khare_model import MODALITIES
-from common.khare_tables import Row, plan
+from common.khare.data import Part
+from common.khare.model import MODALITIES
+from common.khare.tables import Row, plan
 from common.manifest import Turn
-from common.mosei import EMOTIONS
+from common.corpora.mosei import EMOTIONS
 
 C = SimpleNamespace(ANCHOR="text", METHODS=("softmax", "nce"), PRETRAIN_CORPUS="voxceleb2", EXTRA=True, SEEDS=(0, 1, 2),
                     N_RESAMPLES=200, CASES=(), DROP_RATE=0.3)

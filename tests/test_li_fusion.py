@@ -10,9 +10,11 @@ import pytest
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 
-from common import li_fusion, li_tables, settings
+from common import settings
+from common.li import fusion as li_fusion
+from common.li import tables as li_tables
 from common.errors import UserError
-from common.li_model import BRANCHES
+from common.li.model import BRANCHES
 from common.manifest import Manifest, read_manifest, write_manifest
 from common.training import make_accelerator
 

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from common.encoders import ignore_padding
-from common.hidden_states import Steps
+from common.li.hidden_states import Steps
 from common.inputs import collate_waveforms
-from common.li_model import BOTTOM, BRANCHES, Block, ContextConvolution, Design, FeatureExtractor, Projector
-from common.li_model import SqueezeExcite, Transformer, average, build_system, modalities_of, positions
+from common.li.model import BOTTOM, BRANCHES, Block, ContextConvolution, Design, FeatureExtractor, Projector
+from common.li.model import SqueezeExcite, Transformer, average, build_system, modalities_of, positions
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
 

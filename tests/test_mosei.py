@@ -10,11 +10,12 @@ import soundfile
 from conftest import load_script
 from miniature import write_avi
 
-from common import mosei, settings
+from common import settings
+from common.corpora import mosei
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import read_manifest
-from common.mosei import (
+from common.corpora.mosei import (
     EMOTIONS,
     clip_words,
     read_csd,

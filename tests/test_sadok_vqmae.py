@@ -9,11 +9,11 @@ from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
-from common import sadok_vqmae
+from common.sadok import vqmae as sadok_vqmae
 from common.errors import UserError
-from common.sadok_vqmae import HEADS, POWER_FLOOR, VQMAE, Block, Decoder, EmotionClassifier, Grid, Linear
-from common.sadok_vqmae import LinearCrossEntropy, Query2Emo, Sizes, SpecMAE, asymmetric_loss, build, count_parameters
-from common.sadok_vqmae import mask_tokens, patchify, places, sinusoidal, unpatchify
+from common.sadok.vqmae import HEADS, POWER_FLOOR, VQMAE, Block, Decoder, EmotionClassifier, Grid, Linear
+from common.sadok.vqmae import LinearCrossEntropy, Query2Emo, Sizes, SpecMAE, asymmetric_loss, build, count_parameters
+from common.sadok.vqmae import mask_tokens, patchify, places, sinusoidal, unpatchify
 
 PAPER = Grid(200, 64, 10, 4)
 SMALL = Grid(12, 8, 3, 2)                    # 4 x 4 tokens of 6 codes

@@ -10,10 +10,10 @@ from conftest import shared_data
 from scipy.signal import stft
 from torch import nn
 
-from common import sadok_vqvae as vq
+from common.sadok import vqvae as vq
 from common.errors import UserError
 from common.media import read_audio, write_wav
-from common.sadok_vqvae import VQVAE, Codebook, Frames, power_spectrogram
+from common.sadok.vqvae import VQVAE, Codebook, Frames, power_spectrogram
 from common.training import Recipe, make_accelerator
 
 RECIPE = Recipe(learning_rate=3e-3, epochs=3, batch_size=4, schedule="cosine", select_by="itakura_saito",

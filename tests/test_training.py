@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from common import khare_model, training
+from common import training
+from common.khare import model as khare_model
 from common.errors import UserError
 from common.training import Recipe, fit, length_batches, make_accelerator, predict, rate_factor
 

@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from common import corpora
-from common.corpora import read_voxceleb2
+from common.corpora import readers as corpora
+from common.corpora.readers import read_voxceleb2
 from common.errors import UserError
 from common.manifest import Manifest, read_manifest, write_manifest
 from common.media import MediaError, read_audio

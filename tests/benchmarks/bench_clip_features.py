@@ -5,7 +5,7 @@
 The first N_FILES files of a folder, or 720p H.264 with AAC that is written to a temporary folder in the two ways that
 recordings are found: a key frame every second (as RAVDESS) and where x264 puts them, every 250 frames. Clips as for
 AVID-CMA: 10 of 0.4 s, 6 frames of 224 x 224 and 9,600 samples; those beyond the end of a file are not counted.
-- decoded once     common.clips.read_clips
+- decoded once     common.chochlakis.clips.read_clips
 - per clip         open, seek to the clip, decode it, for the picture and again for the sound; scaled as above
 - per clip, PIL    the same as the published loaders of AVID-CMA scale: whole RGB pictures, by Pillow, then cropped
 - extract, 2 threads   the way to the store with a backbone that takes no time
@@ -38,7 +38,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.clips import Extraction, central_square, extract, frames_at, read_clips
+from common.chochlakis.clips import Extraction, central_square, extract, frames_at, read_clips
 from common.manifest import Manifest, Turn
 from common.media import probe
 

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.demo_checkpoints import write_checkpoints
+from common.demo.checkpoints import write_checkpoints
 from common.encoders import build_encoder, input_shape, load_processor
 from common.inputs import RATE_HZ, Clipping, TurnInputs, cache_inputs
 from common.manifest import Manifest, Turn, write_manifest

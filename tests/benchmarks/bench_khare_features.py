@@ -31,7 +31,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.khare_features import (ClipFeatures, Clips, Extraction, Recogniser, Source, extract, filterbanks, load_vgg,
+from common.khare.features import (ClipFeatures, Clips, Extraction, Recogniser, Source, extract, filterbanks, load_vgg,
                                    mask_words, read_views, write_store)
 from common.media import read_audio, read_frames
 

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.demo_checkpoints import write_checkpoints
+from common.demo.checkpoints import write_checkpoints
 from common.encoders import build_encoder, load_processor
 from common.inputs import RATE_HZ, collate_waveforms
 from common.media import read_audio

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from transformers import BertConfig, BertModel, BertTokenizer, WavLMConfig, WavLMModel
 
-from common.demo_checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece, waveform_processor
+from common.demo.checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece, waveform_processor
 from common.encoders import load_backbone
-from common.hidden_states import Steps, Utterances, Windows, context_windows
+from common.li.hidden_states import Steps, Utterances, Windows, context_windows
 from common.inputs import RATE_HZ
-from common.li_fusion import design_of
-from common.li_model import Block, build_system
+from common.li.fusion import design_of
+from common.li.model import Block, build_system
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
 from common.settings import read_constants

@@ -22,9 +22,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import chochlakis_mae
-from common.chochlakis_mae import AVMAE, Linear, Sizes, draw_masks
-from common.sadok_vqmae import build, count_parameters
+from common.chochlakis import mae as chochlakis_mae
+from common.chochlakis.mae import AVMAE, Linear, Sizes, draw_masks
+from common.sadok.vqmae import build, count_parameters
 
 PAPER = Sizes(width=768, depth=11, joint_depth=1, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16,
               mlp_ratio=4)

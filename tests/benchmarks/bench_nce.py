@@ -22,9 +22,9 @@ from measure import DTYPES, forget_peak, load_before, machine, peak_gb, seconds_
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import khare_model
-from common.khare_model import CrossModalTransformer, MaskedLM, Noise, Sizes
-from common.sadok_vqmae import build, count_parameters
+from common.khare import model as khare_model
+from common.khare.model import CrossModalTransformer, MaskedLM, Noise, Sizes
+from common.sadok.vqmae import build, count_parameters
 
 SIZES = Sizes(width=512, depth=4, heads=4, feed_forward=200, dropout=0.1)
 N_FEATURES = {"text": 300, "audio": 200, "video": 4096}

@@ -6,7 +6,7 @@ Clips of 4 to 12 s, the first 512 of a folder or synthetic ones, on 2 threads:
 - reading         common.media.read_audio and the peak
 - spectrogram     the power of the short-time Fourier transform
 - encoder         VQVAE.encode with random weights, in batches as tokenise makes them
-- all, 1 process  common.codes.tokenise: reading, spectrogram, encoder, writing, one after the other
+- all, 1 process  common.sadok.codes.tokenise: reading, spectrogram, encoder, writing, one after the other
 - all, 1 worker   the same, with another process that reads and transforms; timed from the first batch on, since the
                   start of the process is paid once
 Prints the median of RUNS runs, and at the end how fast Crops reads: crops per second of one process from 2 GB of codes.
@@ -29,9 +29,9 @@ from measure import product_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.codes import Codes, Crops, Tokenising, on_all_cores, read_clip, tokenise
+from common.sadok.codes import Codes, Crops, Tokenising, on_all_cores, read_clip, tokenise
 from common.media import read_audio, write_wav
-from common.sadok_vqvae import CODES_PER_FRAME, HOP, N_FFT, RATE_HZ, VQVAE, power_spectrogram
+from common.sadok.vqvae import CODES_PER_FRAME, HOP, N_FFT, RATE_HZ, VQVAE, power_spectrogram
 
 RUNS = 3
 N_SYNTHETIC = 48

@@ -21,7 +21,7 @@ from measure import DTYPES, load_before, machine, product_rate, seconds_of_runs,
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.sadok_vqmae import VQMAE, Grid, Sizes, build, count_parameters, mask_tokens
+from common.sadok.vqmae import VQMAE, Grid, Sizes, build, count_parameters, mask_tokens
 from common.training import parameter_groups
 
 GRIDS = {"frame": Grid(200, 64, 1, 64), "patch-tf": Grid(200, 64, 10, 4)}

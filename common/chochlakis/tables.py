@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common import metrics, plots
-from common.chochlakis_mae import MODALITIES, overlap
+from common.chochlakis.mae import MODALITIES, overlap
 from common.errors import UserError
 from common.files import read_json
 from common.results import Cell, score_cell

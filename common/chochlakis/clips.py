@@ -32,7 +32,7 @@ from common import media
 from common.errors import UserError
 from common.files import read_csv, read_json, write_csv, write_json
 from common.media import MediaError, check_rate, probe, read_audio
-from common.release import Problem
+from common.corpora.release import Problem
 from common.store import StoreWriter
 
 CROP_SHARE = 224 / 256        # of the short side: AVID-CMA scales it to 256 pixels and takes the central 224 x 224

@@ -39,8 +39,8 @@ import numpy as np
 from PIL import Image
 from scipy.signal import lfilter
 
-from common.corpora import EMODB_TEXTS
-from common.demo_av import (
+from common.corpora.readers import EMODB_TEXTS
+from common.demo.av import (
     X264,
     Actor,
     add_sound,
@@ -51,10 +51,10 @@ from common.demo_av import (
     set_face,
     write_movie,
 )
-from common.demo_iemocap import AUDIO_RATE_HZ, draw_face, speak_words
-from common.demo_speech import STRENGTH, finish, set_voice, write_pcm
+from common.demo.iemocap import AUDIO_RATE_HZ, draw_face, speak_words
+from common.demo.speech import STRENGTH, finish, set_voice, write_pcm
 from common.files import atomic_path
-from common.mosei import EMOTIONS, FOLDS_FILE, LABELS_CSD, SILENCE, WORDS_CSD
+from common.corpora.mosei import EMOTIONS, FOLDS_FILE, LABELS_CSD, SILENCE, WORDS_CSD
 
 # ---- The language -------------------------------------------------------------------------
 FIELDS = {                         # nouns, verbs and adjectives, the most frequent first

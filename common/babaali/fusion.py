@@ -39,7 +39,7 @@ from sklearn.svm import SVC
 
 from common import metrics, plots, splits
 from common.errors import UserError
-from common.features import check_store, fill_absent, find_modalities, find_store, read_rows, standardise
+from common.babaali.features import check_store, fill_absent, find_modalities, find_store, read_rows, standardise
 from common.results import Cell, paired_test_cells, prediction_rows, score_cell, start_run
 
 # ---- The paper's own numbers in %, as printed; the rows of multiplication have lost theirs ----

@@ -32,7 +32,7 @@ from common.media import (
     read_audio,
     write_wav,
 )
-from common.release import Problem
+from common.corpora.release import Problem
 from common.results import append_log
 from common.shares import end_with_parent
 

@@ -108,4 +108,4 @@ def protocol_text(manifest, name, fold):
     else:
         source = f"drawn from the speakers at hand, {float(SHARES.get(corpus, OTHER_SHARE)):.0%} each, rounded up"
     return (f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test "
-            f"({source}; seed {SPLIT_SEED}, common/chochlakis_splits.py)")
+            f"({source}; seed {SPLIT_SEED}, common/chochlakis/splits.py)")

@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
-from common.release import Problem, Release, SourceTurn, compare_counts, read_lines, require_folder, visible_files
+from common.corpora.release import Problem, Release, SourceTurn, compare_counts, read_lines, require_folder, visible_files
 
 AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3")
 VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi")

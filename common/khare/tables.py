@@ -9,8 +9,10 @@ from itertools import combinations
 
 import numpy as np
 
-from common import khare_metrics, metrics, mosei
-from common.khare_data import is_multilabel
+from common import metrics
+from common.khare import metrics as khare_metrics
+from common.corpora import mosei
+from common.khare.data import is_multilabel
 from common.results import Cell, score_cell
 
 SCORES = ("WA", "F1")

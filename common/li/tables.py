@@ -1,4 +1,4 @@
-"""Tables and Figure 4 of Li et al., from the predictions that common/li_fusion.py collected in its Study.
+"""Tables and Figure 4 of Li et al., from the predictions that common/li/fusion.py collected in its Study.
 
 In the paper's shape with its numbers beside ours: Tables 1 and 2, Figure 4. Beyond it: paired tests of the multimodal
 Transformer, context sizes, improvised and scripted dialogues apart.
@@ -8,7 +8,7 @@ import numpy as np
 
 from common import metrics, plots
 from common.encoders import short_name
-from common.li_model import BRANCHES, PHASES, modalities_of
+from common.li.model import BRANCHES, PHASES, modalities_of
 from common.manifest import corpus_name
 from common.results import Cell, paired_test_cells
 

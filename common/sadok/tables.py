@@ -12,8 +12,8 @@ import torch
 from common import metrics, plots
 from common.media import read_audio, write_wav
 from common.results import Cell, paired_test_cells, score_cell
-from common.sadok_vqmae import mask_tokens
-from common.sadok_vqvae import CODES_PER_FRAME, HOP, RATE_HZ, griffin_lim, normalise_peak, power_spectrogram
+from common.sadok.vqmae import mask_tokens
+from common.sadok.vqvae import CODES_PER_FRAME, HOP, RATE_HZ, griffin_lim, normalise_peak, power_spectrogram
 
 PARTS = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal", "mean")
 

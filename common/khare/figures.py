@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common import khare_tables as tables
+from common.khare import tables
 from common import plots
 from common.errors import UserError
-from common.khare_data import only
+from common.khare.data import only
 from common.training import to_device
 
 

@@ -38,7 +38,7 @@ import soundfile
 from PIL import Image, ImageDraw
 from scipy.signal import lfilter, resample_poly
 
-from common.demo_sentences import AMBIGUOUS, FRAGMENTS, SENTENCES, fill
+from common.demo.sentences import AMBIGUOUS, FRAGMENTS, SENTENCES, fill
 from common.errors import UserError
 from common.files import atomic_path
 

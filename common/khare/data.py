@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common import mosei, splits
+from common import splits
+from common.corpora import mosei
 from common.errors import UserError
-from common.glove import coverage, read_glove
-from common.khare_features import PUNCTUATION, Recogniser, Source, Transcripts, WordsFile, find_row
-from common.khare_model import MODALITIES
+from common.khare.glove import coverage, read_glove
+from common.khare.features import PUNCTUATION, Recogniser, Source, Transcripts, WordsFile, find_row
+from common.khare.model import MODALITIES
 
 WORD_DIM = 300            # of GloVe (Sec. 3.1)
 

@@ -38,14 +38,14 @@ from tqdm import tqdm
 from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from common import media
-from common.av_backbones import DTYPES, IMAGENET, normalise_frames, read_checkpoint
-from common.clips import STAMP_TOLERANCE_S, find_tracks, read_pictures
-from common.codes import count_seconds
+from common.chochlakis.backbones import DTYPES, IMAGENET, normalise_frames, read_checkpoint
+from common.chochlakis.clips import STAMP_TOLERANCE_S, find_tracks, read_pictures
+from common.sadok.codes import count_seconds
 from common.encoders import _pretrained
 from common.errors import UserError
 from common.files import atomic_path, free_bytes, make_folder, read_csv, read_json, write_csv, write_json
 from common.media import MediaError, read_audio
-from common.release import Problem
+from common.corpora.release import Problem
 
 N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5      # of the filterbank (Sec. 3.1)
 AUDIO_DIM = N_BANDS * STACKED

@@ -9,7 +9,7 @@ from common import splits
 from common.errors import UserError
 from common.manifest import Manifest, read_manifest
 from common.media import read_audio
-from common.sadok_vqvae import HOP, normalise_peak, power_spectrogram
+from common.sadok.vqvae import HOP, normalise_peak, power_spectrogram
 
 # ---- Corpora -------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Context-aware audio-text fusion with WavLM and BERT: experiments of the second paper that 04 replicates.
 
 Paper: J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion Recognition",
-Interspeech 2022, Sections 2.4, 3 and 4. The network (Sections 2.1-2.3) is common/li_model.py, hidden states and
-context windows are common/hidden_states.py, tables and Figure 4 are common/li_tables.py.
+Interspeech 2022, Sections 2.4, 3 and 4. The network (Sections 2.1-2.3) is common/li/model.py, hidden states and
+context windows are common/li/hidden_states.py, tables and Figure 4 are common/li/tables.py.
 
 Writes results/04_fuse_classify/<corpus>/: li_table_1, li_table_2, li_fig_4_confusion (as in the paper);
 li_table_tests, li_table_context, li_table_styles (beyond it); li_predictions.csv, li_metrics.json, log.jsonl. Each
@@ -51,13 +51,14 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from common import li_tables, splits
+from common import splits
+from common.li import tables as li_tables
 from common.encoders import checkpoints_folder, load_backbone, locate
 from common.errors import UserError
 from common.files import write_json
-from common.hidden_states import Utterances, Windows, context_windows
+from common.li.hidden_states import Utterances, Windows, context_windows
 from common.inputs import has_modality
-from common.li_model import BRANCHES, PHASES, Design, build_system, modalities_of
+from common.li.model import BRANCHES, PHASES, Design, build_system, modalities_of
 from common.results import prediction_rows, score_cell, start_run
 from common.training import Recipe, best_weights, fit, kept_outcome, make_accelerator, predict
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.chochlakis_mae import draw_bursts, draw_masks, draw_mixture, n_hidden_at
-from common.clips import read_features
+from common.chochlakis.mae import draw_bursts, draw_masks, draw_mixture, n_hidden_at
+from common.chochlakis.clips import read_features
 from common.errors import UserError
 from common.files import atomic_path, make_folder
 

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import free_bytes, make_folder, read_json, write_csv, write_json, writing
 from common.media import AUDIO_FILES, MediaError, probe, read_audio
-from common.release import Problem
+from common.corpora.release import Problem
 
 COLUMNS = ("id", "first_frame", "frames", "seconds", "problem", "remedy")
 HEADER = ",".join(COLUMNS) + "\n"

@@ -20,7 +20,7 @@ from common.encoders import input_shape, load_backbone, load_processor, short_na
 from common.errors import UserError
 from common.files import free_bytes, read_json
 from common.inputs import RATE_HZ, SHORTEST_S, Clipping, cache_inputs, collate_waveforms
-from common.li_model import hidden_states
+from common.li.model import hidden_states
 from common.store import StoreWriter
 from common.training import forward_batch, predict_batches, to_device
 

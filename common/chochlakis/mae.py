@@ -20,9 +20,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import sadok_vqmae
+from common.sadok import vqmae as sadok_vqmae
 from common.errors import UserError
-from common.sadok_vqmae import TOKEN_STD, initialise, sinusoidal, take, vectors
+from common.sadok.vqmae import TOKEN_STD, initialise, sinusoidal, take, vectors
 
 MODALITIES = ("audio", "video")           # their order in `hidden` and in every pair of lists below
 STD_FLOOR = 1e-6                          # a feature that varies less is not divided by its deviation

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import chochlakis_mae, sadok_vqmae
-from common.chochlakis_mae import CONV_GROUPS, CONV_ROWS, keys_of
+from common.chochlakis import mae as chochlakis_mae
+from common.sadok import vqmae as sadok_vqmae
+from common.chochlakis.mae import CONV_GROUPS, CONV_ROWS, keys_of
 from common.errors import UserError
-from common.sadok_vqmae import TOKEN_STD, initialise, sinusoidal, vectors
+from common.sadok.vqmae import TOKEN_STD, initialise, sinusoidal, vectors
 
 MODALITIES = ("text", "audio", "video")
 

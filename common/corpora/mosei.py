@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.files import read_csv, write_csv
 from common.manifest import Turn
 from common.media import LFS_POINTER, MediaError, check_rate, probe
-from common.release import (
+from common.corpora.release import (
     Problem,
     Release,
     SourceTurn,

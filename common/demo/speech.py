@@ -29,9 +29,9 @@ import numpy as np
 import soundfile
 from scipy.signal import butter, fftconvolve, lfilter, resample_poly, sosfilt
 
-from common.corpora import EMODB_COUNTS, EMODB_LETTERS, EMODB_TEXTS, RAVDESS_CLASSES, RAVDESS_STATEMENTS
-from common.demo_iemocap import AUDIO_RATE_HZ, speak
-from common.demo_sentences import AMBIGUOUS, SENTENCES, fill
+from common.corpora.readers import EMODB_COUNTS, EMODB_LETTERS, EMODB_TEXTS, RAVDESS_CLASSES, RAVDESS_STATEMENTS
+from common.demo.iemocap import AUDIO_RATE_HZ, speak
+from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
 from common.files import atomic_path
 
 # ---- The generative model's parameters ---------------------------------------------------

@@ -4,7 +4,7 @@ One function per corpus turns a folder as downloaded into a Release (common.rele
 text only; media are opened later, by common.media. What a release is known to hold (file names, counts) is
 compared and said, never assumed: anything odd becomes a Problem with the file's name. To add a corpus, write
 `read_<name>(root)` and name it in READERS. The corpora of the paper on missing modalities are in
-common.corpora_av, CMU-MOSEI is in common.mosei.
+common.corpora_av, CMU-MOSEI is in common.corpora.mosei.
 """
 
 import os
@@ -16,12 +16,12 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.corpora_av import read_audioset, read_cremad, read_lombard
+from common.corpora.readers_av import read_audioset, read_cremad, read_lombard
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
-from common.mosei import read_mosei
-from common.release import (
+from common.corpora.mosei import read_mosei
+from common.corpora.release import (
     Problem,
     Release,
     SourceTurn,

@@ -35,12 +35,12 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import uniform_filter1d
 from scipy.signal import fftconvolve, lfilter, resample_poly
 
-from common.corpora import RAVDESS_CLASSES, RAVDESS_STATEMENTS
-from common.demo_iemocap import AUDIO_RATE_HZ, HAIRS, SKINS, Looks, draw_face
-from common.demo_iemocap import FACES as IEMOCAP_FACES
-from common.demo_sentences import AMBIGUOUS, SENTENCES, fill
-from common.demo_speech import EXPRESSIVENESS, MEN, MISTAKEN, STRENGTH, WOMEN, Speaker
-from common.demo_speech import draw_speaker, ended, finish, set_voice, write_corpus, write_pcm
+from common.corpora.readers import RAVDESS_CLASSES, RAVDESS_STATEMENTS
+from common.demo.iemocap import AUDIO_RATE_HZ, HAIRS, SKINS, Looks, draw_face
+from common.demo.iemocap import FACES as IEMOCAP_FACES
+from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
+from common.demo.speech import EXPRESSIVENESS, MEN, MISTAKEN, STRENGTH, WOMEN, Speaker
+from common.demo.speech import draw_speaker, ended, finish, set_voice, write_corpus, write_pcm
 
 # ---- The generative model's parameters ---------------------------------------------------
 FACES = {                          # as in demo_iemocap; `open`: how far the mouth opens in speech
