@@ -52,7 +52,7 @@ DEVIATIONS
 from common import settings
 
 if __name__ == "__main__":
-    settings.parse(__file__)        # --help and refusals before the slow imports
+    settings.parse(__file__)  # --help and refusals before the slow imports
 
 import os
 import re
@@ -62,80 +62,92 @@ from pathlib import Path
 
 from common import plots
 from common.corpora import mosei
+from common.corpora.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
 from common.corpora.readers import find_root, read_corpus
+from common.corpora.release import Problem
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv, write_json
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
-from common.corpora.prepare import LENGTH_TOLERANCE_S, MediaSettings, place_media, prepare_media
-from common.corpora.release import Problem
 from common.results import start_run
 from common.splits import OFFICIAL
 
 # ---- Constants to tweak -----------------------------------------------------------------------
-DATA_ROOT = "data"                  # folder of corpora, checkpoints, features
-RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"                  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad",
-                                    # "lombard", "audioset", "mosei", a folder with a manifest.csv, or synthetic:
-                                    # "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2",
-                                    # "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset",
-                                    # "demo_mosei", "demo_voxceleb2_av"
-SEEDS = (0,)                        # the first one makes the demo corpora and the random checkpoints, and draws
-                                    # VoxCeleb2's speakers; nothing else here is random
-CORPUS_ROOT = ""                    # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
-MERGE_EXCITED_INTO_HAPPY = True     # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
-KEEP_BRACKETS = True                # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
-RAVDESS_CHANNEL = "speech"          # RAVDESS: "speech", "song" or "both"
-VOXCELEB2_SPEAKERS = 0              # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
-                                    # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
-VOXCELEB2_VIDEO = False             # VoxCeleb2: True also names the mp4 of each clip, for 07; 05 needs sound only
-MOSEI_FOLDS = ""                    # CMU-MOSEI: the official folds, the SDK's cmu_mosei_std_folds.py, a folder with
-                                    # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
-MEDIA_IN_PLACE = False              # True: name the recordings where they lie instead of converting them, with
-                                    # every rate and frame they have: RAVDESS for 06. CREMA-D, Lombard GRID,
-                                    # AudioSet, VoxCeleb2 and CMU-MOSEI always stay where they are; IEMOCAP must
-                                    # be cut
-RATE_HZ = 16000                     # sampling rate of the prepared audio; the later scripts expect 16000
-VIDEO_CRF = 18                      # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
-                                    # "maximum possible quality"
-VIDEO_PRESET = "ultrafast"          # x264 preset, to "veryslow": speed against file size; at one CRF the
-                                    # quality is about the same
-MIN_TURN_S = 0.1                    # audio shorter than this is left out and is a problem, seconds
-MAX_PROBLEM_SHARE = 0.05            # stop where more than this share of the turns has a problem
-WORKERS = 0                         # processes, 0 = one per core
-WRITE_CHECKPOINTS = ""              # "" = none; "tiny" or "small": also write models with random weights for
-                                    # every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo
-                                    # and for training from scratch; of the synthetic corpora only
-                                    # demo_iemocap gets any
-DEMO_DIALOGUES_PER_SESSION = 8      # size of the demo corpus, five sessions
-DEMO_TURNS_PER_DIALOGUE = 18        # of which about a fifth lies outside the four classes
-DEMO_ACTORS = 18                    # of demo_ravdess, at most 24
-DEMO_CLIPS_PER_EMOTION = 2          # of an actor in demo_ravdess, in speech and in song: 1 to 8
-DEMO_EMODB_CLIPS = 18               # of each of the ten speakers of demo_emodb, at most 70
-DEMO_VOXCELEB2_SPEAKERS = 40        # of demo_voxceleb2
-DEMO_VOXCELEB2_CLIPS = 6            # of each of them, 4 to 8 s long
-DEMO_CREMAD_ACTORS = 24             # of demo_cremad, at most 91
-DEMO_CREMAD_CLIPS = 18              # of each of them, at most 82
-DEMO_RAVDESS_AV_ACTORS = 8          # of demo_ravdess_av, at most 24
-DEMO_RAVDESS_AV_CLIPS = 2           # of an actor per emotion: 1 to 8
-DEMO_LOMBARD_TALKERS = 8            # of demo_lombard, at most 54
-DEMO_LOMBARD_SENTENCES = 10         # of each of them, plain and again in noise, at most 50
-DEMO_AUDIOSET_CLIPS = 120           # of demo_audioset
-DEMO_MOSEI_VIDEOS = 80              # of demo_mosei, at least 8 for the three folds
-DEMO_MOSEI_SEGMENTS = 8             # of each of them, on average, 1 to 8 s long
-DEMO_VOXCELEB2_AV_SPEAKERS = 60     # of demo_voxceleb2_av
-DEMO_VOXCELEB2_AV_CLIPS = 12        # of each of them, 2 to 8 s long
-DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}    # all that --demo changes
-SCRATCH = {"WRITE_CHECKPOINTS": "small"}     # all that --scratch changes: for 02 --scratch
-SETTINGS = {}                       # filled by settings.run: what this run used
+DATA_ROOT = "data"  # folder of corpora, checkpoints, features
+RESULTS_ROOT = "results"  # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
+CORPUS = "iemocap"  # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad",
+# "lombard", "audioset", "mosei", a folder with a manifest.csv, or synthetic:
+# "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2",
+# "demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset",
+# "demo_mosei", "demo_voxceleb2_av"
+SEEDS = (0,)  # the first one makes the demo corpora and the random checkpoints, and draws
+# VoxCeleb2's speakers; nothing else here is random
+CORPUS_ROOT = ""  # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
+MERGE_EXCITED_INTO_HAPPY = True  # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
+KEEP_BRACKETS = True  # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
+RAVDESS_CHANNEL = "speech"  # RAVDESS: "speech", "song" or "both"
+VOXCELEB2_SPEAKERS = 0  # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
+# Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
+VOXCELEB2_VIDEO = False  # VoxCeleb2: True also names the mp4 of each clip, for 07; 05 needs sound only
+MOSEI_FOLDS = ""  # CMU-MOSEI: the official folds, the SDK's cmu_mosei_std_folds.py, a folder with
+# standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
+MEDIA_IN_PLACE = False  # True: name the recordings where they lie instead of converting them, with
+# every rate and frame they have: RAVDESS for 06. CREMA-D, Lombard GRID,
+# AudioSet, VoxCeleb2 and CMU-MOSEI always stay where they are; IEMOCAP must
+# be cut
+RATE_HZ = 16000  # sampling rate of the prepared audio; the later scripts expect 16000
+VIDEO_CRF = 18  # H.264 constant rate factor: 18 is visually lossless. Paper, Sec. 3.1:
+# "maximum possible quality"
+VIDEO_PRESET = "ultrafast"  # x264 preset, to "veryslow": speed against file size; at one CRF the
+# quality is about the same
+MIN_TURN_S = 0.1  # audio shorter than this is left out and is a problem, seconds
+MAX_PROBLEM_SHARE = 0.05  # stop where more than this share of the turns has a problem
+WORKERS = 0  # processes, 0 = one per core
+WRITE_CHECKPOINTS = ""  # "" = none; "tiny" or "small": also write models with random weights for
+# every architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo
+# and for training from scratch; of the synthetic corpora only
+# demo_iemocap gets any
+DEMO_DIALOGUES_PER_SESSION = 8  # size of the demo corpus, five sessions
+DEMO_TURNS_PER_DIALOGUE = 18  # of which about a fifth lies outside the four classes
+DEMO_ACTORS = 18  # of demo_ravdess, at most 24
+DEMO_CLIPS_PER_EMOTION = 2  # of an actor in demo_ravdess, in speech and in song: 1 to 8
+DEMO_EMODB_CLIPS = 18  # of each of the ten speakers of demo_emodb, at most 70
+DEMO_VOXCELEB2_SPEAKERS = 40  # of demo_voxceleb2
+DEMO_VOXCELEB2_CLIPS = 6  # of each of them, 4 to 8 s long
+DEMO_CREMAD_ACTORS = 24  # of demo_cremad, at most 91
+DEMO_CREMAD_CLIPS = 18  # of each of them, at most 82
+DEMO_RAVDESS_AV_ACTORS = 8  # of demo_ravdess_av, at most 24
+DEMO_RAVDESS_AV_CLIPS = 2  # of an actor per emotion: 1 to 8
+DEMO_LOMBARD_TALKERS = 8  # of demo_lombard, at most 54
+DEMO_LOMBARD_SENTENCES = 10  # of each of them, plain and again in noise, at most 50
+DEMO_AUDIOSET_CLIPS = 120  # of demo_audioset
+DEMO_MOSEI_VIDEOS = 80  # of demo_mosei, at least 8 for the three folds
+DEMO_MOSEI_SEGMENTS = 8  # of each of them, on average, 1 to 8 s long
+DEMO_VOXCELEB2_AV_SPEAKERS = 60  # of demo_voxceleb2_av
+DEMO_VOXCELEB2_AV_CLIPS = 12  # of each of them, 2 to 8 s long
+DEMO = {
+    "CORPUS": "demo_iemocap",
+    "RAVDESS_CHANNEL": "both",
+    "WRITE_CHECKPOINTS": "tiny",
+}  # all that --demo changes
+SCRATCH = {"WRITE_CHECKPOINTS": "small"}  # all that --scratch changes: for 02 --scratch
+SETTINGS = {}  # filled by settings.run: what this run used
 
 
 # ---- The release ------------------------------------------------------------------------------
 
 # The corpora that are written here, and whose layout they have.
-SYNTHETIC = {"demo_iemocap": "IEMOCAP", "demo_ravdess": "RAVDESS", "demo_emodb": "EMO-DB",
-             "demo_voxceleb2": "VoxCeleb2", "demo_cremad": "CREMA-D", "demo_ravdess_av": "RAVDESS",
-             "demo_lombard": "Lombard GRID", "demo_audioset": "AudioSet", "demo_mosei": "CMU-MOSEI",
-             "demo_voxceleb2_av": "VoxCeleb2"}
+SYNTHETIC = {
+    "demo_iemocap": "IEMOCAP",
+    "demo_ravdess": "RAVDESS",
+    "demo_emodb": "EMO-DB",
+    "demo_voxceleb2": "VoxCeleb2",
+    "demo_cremad": "CREMA-D",
+    "demo_ravdess_av": "RAVDESS",
+    "demo_lombard": "Lombard GRID",
+    "demo_audioset": "AudioSet",
+    "demo_mosei": "CMU-MOSEI",
+    "demo_voxceleb2_av": "VoxCeleb2",
+}
 
 
 def release_root():
@@ -151,29 +163,46 @@ def demo_writer():
     from common.demo import av as demo_av
     from common.demo import iemocap as demo_iemocap
     from common.demo import mosei as demo_mosei
-    from common.demo import speech as demo_speech       # here: no genuine corpus needs them
+    from common.demo import speech as demo_speech  # here: no genuine corpus needs them
 
     write, sizes = {
-        "demo_iemocap": (demo_iemocap.write_demo_iemocap,
-                         {"n_dialogues_per_session": DEMO_DIALOGUES_PER_SESSION,
-                          "turns_per_dialogue": DEMO_TURNS_PER_DIALOGUE}),
-        "demo_ravdess": (demo_speech.write_demo_ravdess,
-                         {"n_actors": DEMO_ACTORS, "clips_per_emotion": DEMO_CLIPS_PER_EMOTION}),
+        "demo_iemocap": (
+            demo_iemocap.write_demo_iemocap,
+            {
+                "n_dialogues_per_session": DEMO_DIALOGUES_PER_SESSION,
+                "turns_per_dialogue": DEMO_TURNS_PER_DIALOGUE,
+            },
+        ),
+        "demo_ravdess": (
+            demo_speech.write_demo_ravdess,
+            {"n_actors": DEMO_ACTORS, "clips_per_emotion": DEMO_CLIPS_PER_EMOTION},
+        ),
         "demo_emodb": (demo_speech.write_demo_emodb, {"clips_per_speaker": DEMO_EMODB_CLIPS}),
-        "demo_voxceleb2": (demo_speech.write_demo_voxceleb2,
-                           {"n_speakers": DEMO_VOXCELEB2_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_CLIPS}),
-        "demo_cremad": (demo_av.write_demo_cremad,
-                        {"n_actors": DEMO_CREMAD_ACTORS, "clips_per_actor": DEMO_CREMAD_CLIPS}),
-        "demo_ravdess_av": (demo_av.write_demo_ravdess_av,
-                            {"n_actors": DEMO_RAVDESS_AV_ACTORS, "clips_per_emotion": DEMO_RAVDESS_AV_CLIPS}),
-        "demo_lombard": (demo_av.write_demo_lombard,
-                         {"n_talkers": DEMO_LOMBARD_TALKERS, "sentences_per_condition": DEMO_LOMBARD_SENTENCES}),
+        "demo_voxceleb2": (
+            demo_speech.write_demo_voxceleb2,
+            {"n_speakers": DEMO_VOXCELEB2_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_CLIPS},
+        ),
+        "demo_cremad": (
+            demo_av.write_demo_cremad,
+            {"n_actors": DEMO_CREMAD_ACTORS, "clips_per_actor": DEMO_CREMAD_CLIPS},
+        ),
+        "demo_ravdess_av": (
+            demo_av.write_demo_ravdess_av,
+            {"n_actors": DEMO_RAVDESS_AV_ACTORS, "clips_per_emotion": DEMO_RAVDESS_AV_CLIPS},
+        ),
+        "demo_lombard": (
+            demo_av.write_demo_lombard,
+            {"n_talkers": DEMO_LOMBARD_TALKERS, "sentences_per_condition": DEMO_LOMBARD_SENTENCES},
+        ),
         "demo_audioset": (demo_av.write_demo_audioset, {"n_clips": DEMO_AUDIOSET_CLIPS}),
-        "demo_mosei": (demo_mosei.write_demo_mosei,
-                       {"n_videos": DEMO_MOSEI_VIDEOS, "segments_per_video": DEMO_MOSEI_SEGMENTS}),
-        "demo_voxceleb2_av": (demo_mosei.write_demo_voxceleb2_av,
-                              {"n_speakers": DEMO_VOXCELEB2_AV_SPEAKERS,
-                               "clips_per_speaker": DEMO_VOXCELEB2_AV_CLIPS}),
+        "demo_mosei": (
+            demo_mosei.write_demo_mosei,
+            {"n_videos": DEMO_MOSEI_VIDEOS, "segments_per_video": DEMO_MOSEI_SEGMENTS},
+        ),
+        "demo_voxceleb2_av": (
+            demo_mosei.write_demo_voxceleb2_av,
+            {"n_speakers": DEMO_VOXCELEB2_AV_SPEAKERS, "clips_per_speaker": DEMO_VOXCELEB2_AV_CLIPS},
+        ),
     }[CORPUS]
     return write, {"seed": SEEDS[0], **sizes}
 
@@ -248,9 +277,7 @@ def start(release, folder):
     if CORPUS == "iemocap" and MERGE_EXCITED_INTO_HAPPY:
         print("  paper     counts 5,532 labelled turns; see DEVIATIONS")
     if release.classes and len({source.turn.speaker for source in release.turns if source.turn.label}) < 2:
-        print(
-            "  warning   only one speaker has labelled turns: no test on unseen speakers is possible"
-        )
+        print("  warning   only one speaker has labelled turns: no test on unseen speakers is possible")
     print(f"  will write {folder}/", flush=True)
     return run, manifest
 
@@ -277,8 +304,10 @@ def report_lengths(outcomes):
     apart = {name: pair for name, pair in both.items() if abs(pair[0] - pair[1]) > LENGTH_TOLERANCE_S}
     if apart:
         worst = max(apart, key=lambda name: abs(apart[name][0] - apart[name][1]))
-        print(f"  lengths   sound and picture differ by more than {LENGTH_TOLERANCE_S} s in {len(apart):,} of "
-              f"{len(both):,} turns, most in {worst}: {apart[worst][0]:.2f} s and {apart[worst][1]:.2f} s")
+        print(
+            f"  lengths   sound and picture differ by more than {LENGTH_TOLERANCE_S} s in {len(apart):,} of "
+            f"{len(both):,} turns, most in {worst}: {apart[worst][0]:.2f} s and {apart[worst][1]:.2f} s"
+        )
 
 
 def finish_turns(release, outcomes):
@@ -288,8 +317,14 @@ def finish_turns(release, outcomes):
     for source in release.turns:
         turn, outcome = source.turn, outcomes.get(source.turn.utterance_id)
         if has_text and not turn.text:
-            problems.append(Problem(turn.utterance_id, "", "no transcript; kept with an empty text",
-                                    "add its line to the transcript, or ignore"))
+            problems.append(
+                Problem(
+                    turn.utterance_id,
+                    "",
+                    "no transcript; kept with an empty text",
+                    "add its line to the transcript, or ignore",
+                )
+            )
         if outcome:
             turn.audio, turn.video = outcome.audio, outcome.video
             if not source.times_known and (outcome.audio_s or outcome.video_s):
@@ -312,19 +347,23 @@ def report_problems(problems, release, folder, root):
     print(f"  problems  {len(problems):,} in {affected:,} turns or files ({share:.1%}): {shown}; see {path}")
     if share > MAX_PROBLEM_SHARE:
         (folder / "manifest.csv").unlink(missing_ok=True)
-        raise UserError(f"{path}: {affected:,} of {len(release.turns):,} turns have problems, for example: "
-                        f"{problems[0].file}: {problems[0].problem} ({problems[0].remedy or 'no remedy known'}); mend "
-                        f"them or raise MAX_PROBLEM_SHARE ({MAX_PROBLEM_SHARE:g})")
+        raise UserError(
+            f"{path}: {affected:,} of {len(release.turns):,} turns have problems, for example: "
+            f"{problems[0].file}: {problems[0].problem} ({problems[0].remedy or 'no remedy known'}); mend "
+            f"them or raise MAX_PROBLEM_SHARE ({MAX_PROBLEM_SHARE:g})"
+        )
 
 
 def report_media(manifest):
     """Print how many turns have what, and the hours of audio."""
     turns = manifest.turns
     hours = sum(turn.duration_s for turn in turns if turn.audio) / 3600
-    known = f" ({hours:.2f} h)" if hours else ""       # where recordings stay in place, nobody has read them yet
-    print(f"  prepared  {len(turns):,} turns in {len({t.dialogue_id for t in turns}):,} dialogues: "
-          f"{sum(bool(t.text) for t in turns):,} with text, {sum(bool(t.audio) for t in turns):,} with audio"
-          f"{known}, {sum(bool(t.video) for t in turns):,} with video")
+    known = f" ({hours:.2f} h)" if hours else ""  # where recordings stay in place, nobody has read them yet
+    print(
+        f"  prepared  {len(turns):,} turns in {len({t.dialogue_id for t in turns}):,} dialogues: "
+        f"{sum(bool(t.text) for t in turns):,} with text, {sum(bool(t.audio) for t in turns):,} with audio"
+        f"{known}, {sum(bool(t.video) for t in turns):,} with video"
+    )
 
 
 # ---- Figure 1 ---------------------------------------------------------------------------------
@@ -357,20 +396,33 @@ def figure_1(run, manifest):
     turns = [turn for turn, _ in labels]
     name, key = group_of(turns)
     counts = Counter((key(turn), label) for turn, label in labels)
-    groups = list(dict.fromkeys(key(turn) for turn in turns)) if name == "split" else \
-        sorted({group for group, _ in counts})
+    groups = (
+        list(dict.fromkeys(key(turn) for turn in turns))
+        if name == "split"
+        else sorted({group for group, _ in counts})
+    )
     path = run.folder / "babaali_fig_1_labels.csv"
-    write_csv(path, [{name: group, "label": label, "turns": counts[group, label]}
-                     for group in groups for label in classes], (name, "label", "turns"))
-    fig = plots.grouped_bars(groups, {label: [counts[group, label] for group in groups]
-                                      for label in classes}, "labelled turns")
+    write_csv(
+        path,
+        [
+            {name: group, "label": label, "turns": counts[group, label]}
+            for group in groups
+            for label in classes
+        ],
+        (name, "label", "turns"),
+    )
+    fig = plots.grouped_bars(
+        groups, {label: [counts[group, label] for group in groups] for label in classes}, "labelled turns"
+    )
     fig.axes[0].set_xlabel(name)
-    fig.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)      # bars fill the axes
+    fig.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4)  # bars fill the axes
     if len(groups) > 8:
         fig.axes[0].tick_params(axis="x", rotation=90)
     n_labelled = len({turn.utterance_id for turn in turns})
-    caption = (f"Figure 1. Labels per {name} of {manifest.corpus}: {n_labelled:,} labelled of "
-               f"{len(manifest.turns):,} turns. Nothing here depends on a seed.")
+    caption = (
+        f"Figure 1. Labels per {name} of {manifest.corpus}: {n_labelled:,} labelled of "
+        f"{len(manifest.turns):,} turns. Nothing here depends on a seed."
+    )
     run.figure([path, *plots.save(fig, run.folder, "babaali_fig_1_labels", caption)])
 
 
@@ -379,7 +431,8 @@ def figure_1(run, manifest):
 
 def write_checkpoints(manifest):
     """Random-weight models whose tokenisers know the corpus's words (those of an official training part)."""
-    from common.demo.checkpoints import makers, write_checkpoints as write     # imports transformers
+    from common.demo.checkpoints import makers  # imports transformers
+    from common.demo.checkpoints import write_checkpoints as write
 
     texts = [
         turn.text for turn in manifest.turns if turn.text and turn.extra.get("split", "train") == "train"
@@ -390,7 +443,7 @@ def write_checkpoints(manifest):
         "seed": SEEDS[0],
         "texts": len(texts),
         "letters": sum(map(len, texts)),
-        "models": list(makers()),        # a folder of an earlier version may lack some
+        "models": list(makers()),  # a folder of an earlier version may lack some
     }
     note = folder / "made_with.json"
     if not (note.exists() and read_json(note) == made_with):
@@ -402,9 +455,17 @@ def write_checkpoints(manifest):
 def main():
     check_settings()
     root = release_root()
-    release = read_corpus(CORPUS, root, merge_excited=MERGE_EXCITED_INTO_HAPPY, keep_brackets=KEEP_BRACKETS,
-                          channel=RAVDESS_CHANNEL, n_speakers=VOXCELEB2_SPEAKERS, seed=SEEDS[0],
-                          with_video=VOXCELEB2_VIDEO, folds=MOSEI_FOLDS)
+    release = read_corpus(
+        CORPUS,
+        root,
+        merge_excited=MERGE_EXCITED_INTO_HAPPY,
+        keep_brackets=KEEP_BRACKETS,
+        channel=RAVDESS_CHANNEL,
+        n_speakers=VOXCELEB2_SPEAKERS,
+        seed=SEEDS[0],
+        with_video=VOXCELEB2_VIDEO,
+        folds=MOSEI_FOLDS,
+    )
     folder = make_folder(prepared_folder(DATA_ROOT, CORPUS))
     run, manifest = start(release, folder)
     outcomes = make_media(release, folder)

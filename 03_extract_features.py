@@ -24,7 +24,7 @@ DEVIATIONS none known; the paper says no more than the sentence above.
 from common import settings
 
 if __name__ == "__main__":
-    settings.parse(__file__)          # --help and refusals, before the slow imports
+    settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import hashlib
 import time
@@ -42,29 +42,32 @@ from common.store import StoreWriter
 from common.training import best_weights, make_accelerator, predict_batches
 
 # ---- Constants to tweak --------------------------------------------------------------------
-DATA_ROOT = "data"                  # folder of corpora, models, features
-RESULTS_ROOT = "results"            # metrics.json goes to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"                  # as given to 02
-SEEDS = (0, 1, 2)                   # those of 02's models to use. Not in the paper
-MODALITIES = ("text", "audio", "video")     # those without fine-tuned models are left out, and said so
-HIDDEN_STATES = False               # also store all hidden layers, float16: some GB per modality and fold at full size.
-                                    # Not in the paper
-BATCH_SIZE = 32                     # turns per forward pass; changes the speed, not the result
-PRECISION = "no"                    # "no" (fp32), "bf16", "fp16", "auto"; features are stored as float32 all the same
-WORKERS = 4                         # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
-TOLERANCE = 0.01                    # share of test turns whose decision may differ from 02's (bf16 there, fp32 here)
+DATA_ROOT = "data"  # folder of corpora, models, features
+RESULTS_ROOT = "results"  # metrics.json goes to <RESULTS_ROOT>/<script>/<corpus>/
+CORPUS = "iemocap"  # as given to 02
+SEEDS = (0, 1, 2)  # those of 02's models to use. Not in the paper
+MODALITIES = ("text", "audio", "video")  # those without fine-tuned models are left out, and said so
+HIDDEN_STATES = False  # also store all hidden layers, float16: some GB per modality and fold at full size.
+# Not in the paper
+BATCH_SIZE = 32  # turns per forward pass; changes the speed, not the result
+PRECISION = "no"  # "no" (fp32), "bf16", "fp16", "auto"; features are stored as float32 all the same
+WORKERS = 4  # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
+TOLERANCE = 0.01  # share of test turns whose decision may differ from 02's (bf16 there, fp32 here)
 
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}       # the models of 02 --demo
-SCRATCH = {"SEEDS": (0,), "WORKERS": 0}                # the models of 02 --scratch
-SETTINGS = {}                       # filled by settings.run: what this run used
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}  # the models of 02 --demo
+SCRATCH = {"SEEDS": (0,), "WORKERS": 0}  # the models of 02 --scratch
+SETTINGS = {}  # filled by settings.run: what this run used
 
 
 # ---- Which models --------------------------------------------------------------------------
 
+
 def model_folders(corpus, modality):
     """The fine-tuned models of a modality that 02 finished, in the order of seed and fold."""
     root = Path(DATA_ROOT) / "models" / corpus / modality
-    folders = [path.parent for seed in SEEDS for path in sorted((root / f"seed{seed}").glob("*/encoder.json"))]
+    folders = [
+        path.parent for seed in SEEDS for path in sorted((root / f"seed{seed}").glob("*/encoder.json"))
+    ]
     return [folder for folder in folders if (folder / "test.json").exists()]
 
 
@@ -75,6 +78,7 @@ def store_folder(model_folder):
 
 # ---- Extraction ----------------------------------------------------------------------------
 
+
 def represent(model, batch):
     """Representation (B, D) and logits (B, C) of a batch."""
     features, logits = model(batch["inputs"])
@@ -84,8 +88,12 @@ def represent(model, batch):
 def represent_all_layers(model, batch):
     """As `represent`, with all hidden layers (B, S, L, D) and the number of valid tokens (B,)."""
     features, logits, hidden = model(batch["inputs"], hidden_states=True)
-    return {"features": features, "logits": logits, "hidden": hidden,
-            "tokens": count_tokens(model.backbone, model.modality, hidden.shape[1], batch["inputs"])}
+    return {
+        "features": features,
+        "logits": logits,
+        "hidden": hidden,
+        "tokens": count_tokens(model.backbone, model.modality, hidden.shape[1], batch["inputs"]),
+    }
 
 
 def extract(accelerator, manifest, folder):
@@ -95,19 +103,31 @@ def extract(accelerator, manifest, folder):
     modality = description["modality"]
     turns = [t for t in manifest.turns if has_modality(t, modality)]
     shape = input_shape(str(folder), modality)
-    cache, problems = cache_inputs(manifest, turns, shape, processor, Clipping(**description["clipping"]),
-                                   Path(DATA_ROOT) / "cache" / manifest.corpus, WORKERS)
+    cache, problems = cache_inputs(
+        manifest,
+        turns,
+        shape,
+        processor,
+        Clipping(**description["clipping"]),
+        Path(DATA_ROOT) / "cache" / manifest.corpus,
+        WORKERS,
+    )
     bad = {utterance_id for utterance_id, _ in problems}
     turns = [t for t in turns if t.utterance_id not in bad]
     inputs = TurnInputs(turns, manifest.classes, shape, processor, cache)
     meta = {**description, "weights": fingerprint(best_weights(folder)), "precision": PRECISION}
     writer = StoreWriter(store_folder(folder), meta)
     hidden = StoreWriter(store_folder(folder) / "hidden", meta) if HIDDEN_STATES else None
-    done = {i for i, t in enumerate(turns)
-            if t.utterance_id in writer.done and (hidden is None or t.utterance_id in hidden.done)}
+    done = {
+        i
+        for i, t in enumerate(turns)
+        if t.utterance_id in writer.done and (hidden is None or t.utterance_id in hidden.done)
+    }
     started = time.monotonic()
     forward = represent_all_layers if HIDDEN_STATES else represent
-    for indices, found in predict_batches(accelerator, encoder, forward, inputs, BATCH_SIZE, WORKERS, skip=done):
+    for indices, found in predict_batches(
+        accelerator, encoder, forward, inputs, BATCH_SIZE, WORKERS, skip=done
+    ):
         write_batch(writer, hidden, [turns[i].utterance_id for i in indices], found)
     if hidden:
         hidden.finish()
@@ -122,7 +142,7 @@ def write_batch(writer, hidden, ids, found):
     new = [k for k, i in enumerate(ids) if hidden and i not in hidden.done]
     if new:
         counts = [int(found["tokens"][k]) for k in new]
-        rows = np.concatenate([found["hidden"][k, :n] for k, n in zip(new, counts)])          # (tokens, L, D)
+        rows = np.concatenate([found["hidden"][k, :n] for k, n in zip(new, counts)])  # (tokens, L, D)
         hidden.add([ids[k] for k in new], {"hidden": rows.astype(np.float16)}, counts)
 
 
@@ -139,19 +159,26 @@ def compare_with_02(store, folder):
     here = store["logits"][[row[i] for i in outcome["ids"]]].argmax(1)
     differ = float(np.mean(here != np.argmax(outcome["logits"], axis=1)))
     if differ > TOLERANCE:
-        raise UserError(f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; run 02 and 03 again, "
-                        "or raise TOLERANCE if the precisions differ")
+        raise UserError(
+            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; run 02 and 03 again, "
+            "or raise TOLERANCE if the precisions differ"
+        )
     return differ
 
 
 # ---- Main ----------------------------------------------------------------------------------
 
+
 def main():
     manifest = read_manifest(DATA_ROOT, CORPUS)
     accelerator = make_accelerator(PRECISION)
     if accelerator.num_processes > 1:
-        raise UserError("03_extract_features.py: a store has one writer; start it with python, not accelerate launch")
-    run = start_run(__file__, SETTINGS, manifest, "features of the models of 02, every turn", accelerator.device)
+        raise UserError(
+            "03_extract_features.py: a store has one writer; start it with python, not accelerate launch"
+        )
+    run = start_run(
+        __file__, SETTINGS, manifest, "features of the models of 02, every turn", accelerator.device
+    )
     speeds = {}
     for modality in MODALITIES:
         folders = model_folders(manifest.corpus, modality)
@@ -161,12 +188,21 @@ def main():
             store, n_new, seconds = extract(accelerator, manifest, folder)
             differ = compare_with_02(store, folder)
             speed = f"{n_new / seconds:7.1f} turns/s" if n_new else "already there"
-            print(f"{modality:<6} {folder.parent.name} {folder.name:<8} {len(store.ids):6,} turns x {store['features'].shape[1]}"
-                  f"  {speed}   test decisions as in 02: {1 - differ:.2%}", flush=True)
+            print(
+                f"{modality:<6} {folder.parent.name} {folder.name:<8} {len(store.ids):6,} turns x {store['features'].shape[1]}"
+                f"  {speed}   test decisions as in 02: {1 - differ:.2%}",
+                flush=True,
+            )
             speeds[f"{modality}/{folder.parent.name}/{folder.name}"] = {
-                "turns": len(store.ids), "new": n_new, "seconds": round(seconds, 2), "differ_from_02": differ}
+                "turns": len(store.ids),
+                "new": n_new,
+                "seconds": round(seconds, 2),
+                "differ_from_02": differ,
+            }
     if not speeds:
-        raise UserError(f"{DATA_ROOT}/models/{manifest.corpus}: no fine-tuned models; run 02_finetune_unimodal.py first")
+        raise UserError(
+            f"{DATA_ROOT}/models/{manifest.corpus}: no fine-tuned models; run 02_finetune_unimodal.py first"
+        )
     run.finish(stores=speeds)
 
 

@@ -46,7 +46,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 from common import settings
 
 if __name__ == "__main__":
-    settings.parse(__file__)          # --help and refusals, before the slow imports
+    settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import hashlib
 from collections import Counter
@@ -59,118 +59,207 @@ import torch
 from safetensors.torch import load_file
 
 from common import splits
-from common.sadok import tables as sadok_tables
-from common.sadok.codes import Crops, Tokenising, tokenise
 from common.errors import UserError
 from common.files import hash_of, read_json, write_json
 from common.manifest import prepared_folder
 from common.results import prediction_rows, start_run
+from common.sadok import tables as sadok_tables
+from common.sadok.codes import Crops, Tokenising, tokenise
 from common.sadok.data import Corpus, Memory, Powers, Repeated, read_part
-from common.sadok.vqmae import (STRATEGIES, VQMAE, EmotionClassifier, Grid, Sizes, SpecMAE, asymmetric_loss, build,
-                                count_parameters, mask_tokens)
-from common.sadok.vqvae import (CODES_PER_FRAME, HOP, N_BINS, N_CODES, N_FFT, RATE_HZ, Frames, evaluate_vqvae,
-                                power_spectrogram, train_vqvae)
+from common.sadok.vqmae import (
+    STRATEGIES,
+    VQMAE,
+    EmotionClassifier,
+    Grid,
+    Sizes,
+    SpecMAE,
+    asymmetric_loss,
+    build,
+    count_parameters,
+    mask_tokens,
+)
+from common.sadok.vqvae import (
+    CODES_PER_FRAME,
+    HOP,
+    N_BINS,
+    N_CODES,
+    N_FFT,
+    RATE_HZ,
+    Frames,
+    evaluate_vqvae,
+    power_spectrogram,
+    train_vqvae,
+)
 from common.shares import follow_parent, read_share, run_shares
 from common.store import rows_of
 from common.training import Recipe, best_weights, fit, kept_outcome, load_trained, make_accelerator, predict
 
 # ---- Constants to tweak: corpora and protocol ----------------------------------------------
-DATA_ROOT = "data"                # folder of corpora, codes, models
-RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/05_pretrain_vqmae/<corpus>/
-CORPUS = "ravdess:speech"         # of Tables 1-4 and Figures 2-3: a prepared corpus, or a part of one after a colon:
-                                  # "ravdess:speech", "ravdess:song", "iemocap", "iemocap:disgust", "emodb", ...
-TABLE_5_CORPORA = ("ravdess:speech", "ravdess:song", "iemocap:disgust", "iemocap", "emodb")     # those not prepared are
-                                  # left out, and said so
-PRETRAIN_CORPORA = ("voxceleb2",) # unlabelled speech for VQ-VAE and pretraining (Sec. 3.1.1)
-LEAVE_OUT = "tested"              # "tested": pretraining never hears the speakers that a fold tests; "nobody"
-SEEDS = (0, 1, 2)                 # one fine-tuning each; tables show mean ± sd over them. Not in the paper
-N_GROUPS = 5                      # folds (Sec. 3.1.3), where the corpus has no sessions
-VALIDATE_ON = "group"             # "group" or "speaker": who validates. Not in the paper
-SELECT_ON = "validation"          # "test": the authors' protocol, optimistic; tables name the one used
-N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
+DATA_ROOT = "data"  # folder of corpora, codes, models
+RESULTS_ROOT = "results"  # tables and figures go to <RESULTS_ROOT>/05_pretrain_vqmae/<corpus>/
+CORPUS = "ravdess:speech"  # of Tables 1-4 and Figures 2-3: a prepared corpus, or a part of one after a colon:
+# "ravdess:speech", "ravdess:song", "iemocap", "iemocap:disgust", "emodb", ...
+TABLE_5_CORPORA = (
+    "ravdess:speech",
+    "ravdess:song",
+    "iemocap:disgust",
+    "iemocap",
+    "emodb",
+)  # those not prepared are
+# left out, and said so
+PRETRAIN_CORPORA = ("voxceleb2",)  # unlabelled speech for VQ-VAE and pretraining (Sec. 3.1.1)
+LEAVE_OUT = "tested"  # "tested": pretraining never hears the speakers that a fold tests; "nobody"
+SEEDS = (0, 1, 2)  # one fine-tuning each; tables show mean ± sd over them. Not in the paper
+N_GROUPS = 5  # folds (Sec. 3.1.3), where the corpus has no sessions
+VALIDATE_ON = "group"  # "group" or "speaker": who validates. Not in the paper
+SELECT_ON = "validation"  # "test": the authors' protocol, optimistic; tables name the one used
+N_RESAMPLES = 10000  # of speakers behind every interval; sign patterns of the permutation test
 
 # ---- Tables and figures --------------------------------------------------------------------
-TABLES = ("1", "2", "3", "4", "5", "fig2", "fig3", "equal", "mean")     # which to make; "equal": frames and patches
-                                  # in models of one width; "mean": Table 1 read from the mean of tokens, not CLS
-RATIOS = (0.5, 0.6, 0.7, 0.8, 0.9)     # Figure 2
-CODE_WIDTHS = (4, 8, 16)          # Table 3, e
-DEPTHS = (6, 12, 16, 20)          # Table 4
-TOKEN_SIZES = ("5x4", "10x2", "10x4", "10x8", "20x4", "20x8")     # Figure 3, t x d; the paper's own values are lost
+TABLES = (
+    "1",
+    "2",
+    "3",
+    "4",
+    "5",
+    "fig2",
+    "fig3",
+    "equal",
+    "mean",
+)  # which to make; "equal": frames and patches
+# in models of one width; "mean": Table 1 read from the mean of tokens, not CLS
+RATIOS = (0.5, 0.6, 0.7, 0.8, 0.9)  # Figure 2
+CODE_WIDTHS = (4, 8, 16)  # Table 3, e
+DEPTHS = (6, 12, 16, 20)  # Table 4
+TOKEN_SIZES = (
+    "5x4",
+    "10x2",
+    "10x4",
+    "10x8",
+    "20x4",
+    "20x8",
+)  # Figure 3, t x d; the paper's own values are lost
 
 # ---- VQ-VAE (Sec. 2.1 and 3.1.1) -----------------------------------------------------------
-CODE_SIZE = 8                     # of a codebook vector
-VQVAE_LEARNING_RATE = 1e-3        # authors' code; the paper gives none
-VQVAE_CLIPS = 16                  # clips per step ...
-VQVAE_FRAMES = 64                 # ... and frames of each: 1,024 frames, as in the authors' code
-VQVAE_EPOCHS = 50                 # of VQVAE_STEPS each. Not in the paper
-VQVAE_STEPS = 2000                # steps per epoch. Not in the paper
+CODE_SIZE = 8  # of a codebook vector
+VQVAE_LEARNING_RATE = 1e-3  # authors' code; the paper gives none
+VQVAE_CLIPS = 16  # clips per step ...
+VQVAE_FRAMES = 64  # ... and frames of each: 1,024 frames, as in the authors' code
+VQVAE_EPOCHS = 50  # of VQVAE_STEPS each. Not in the paper
+VQVAE_STEPS = 2000  # steps per epoch. Not in the paper
 
 # ---- VQ-MAE-S (Sec. 2.2 and 2.3) -----------------------------------------------------------
-N_FRAMES = 200                    # T, 4 s (authors' code)
-TOKEN_SIZE = "10x4"               # t x d of a token (Figure 3)
-STRATEGY = "patch-tf"             # "patch-tf", "patch-t", "patch-f", "frame": of all rows that do not vary it
-RATIO = 0.8                       # share of hidden tokens
-CODE_WIDTH = 8                    # e of the embedding (Table 3)
-TRAIN_CODEBOOK = True             # Sec. 2.2: "held frozen or fine-tuned"
-DEPTH = 12                        # blocks of the encoder
-DECODER_DEPTH = 4                 # ... of the decoder
-HEADS = 4                         # of attention
-MLP_RATIO = 4                     # units of an MLP by units of the model (authors' code)
-WIDTH = 0                         # units of the model; 0 = t * d * e, which needs no projection, as in the paper
-SPECMAE = True                    # whether SpecMAE's rows are made: False saves its trainings
-SPEC_PATCH = "10x27"              # SpecMAE: frames x bins of a patch (authors' code)
-SPEC_WIDTH = 320                  # SpecMAE: units of the model (authors' code)
+N_FRAMES = 200  # T, 4 s (authors' code)
+TOKEN_SIZE = "10x4"  # t x d of a token (Figure 3)
+STRATEGY = "patch-tf"  # "patch-tf", "patch-t", "patch-f", "frame": of all rows that do not vary it
+RATIO = 0.8  # share of hidden tokens
+CODE_WIDTH = 8  # e of the embedding (Table 3)
+TRAIN_CODEBOOK = True  # Sec. 2.2: "held frozen or fine-tuned"
+DEPTH = 12  # blocks of the encoder
+DECODER_DEPTH = 4  # ... of the decoder
+HEADS = 4  # of attention
+MLP_RATIO = 4  # units of an MLP by units of the model (authors' code)
+WIDTH = 0  # units of the model; 0 = t * d * e, which needs no projection, as in the paper
+SPECMAE = True  # whether SpecMAE's rows are made: False saves its trainings
+SPEC_PATCH = "10x27"  # SpecMAE: frames x bins of a patch (authors' code)
+SPEC_WIDTH = 320  # SpecMAE: units of the model (authors' code)
 
 # ---- Pretraining (Sec. 3.1.1) --------------------------------------------------------------
-BASE_RATE = 1e-3                  # AdamW; learning rate = BASE_RATE * PRETRAIN_BATCH / 256
-PRETRAIN_BATCH = 512              # crops per step
-BETAS = (0.9, 0.95)               # of AdamW; also in fine-tuning
-WEIGHT_DECAY = 0.05               # of weight matrices; also in fine-tuning
-PRETRAIN_WARMUP = 100             # epochs of rising rate, then a cosine
-PRETRAIN_EPOCHS = 400             # not in the paper
-CROPS_PER_CLIP = 1                # random crops of a clip per epoch: more for small corpora
+BASE_RATE = 1e-3  # AdamW; learning rate = BASE_RATE * PRETRAIN_BATCH / 256
+PRETRAIN_BATCH = 512  # crops per step
+BETAS = (0.9, 0.95)  # of AdamW; also in fine-tuning
+WEIGHT_DECAY = 0.05  # of weight matrices; also in fine-tuning
+PRETRAIN_WARMUP = 100  # epochs of rising rate, then a cosine
+PRETRAIN_EPOCHS = 400  # not in the paper
+CROPS_PER_CLIP = 1  # random crops of a clip per epoch: more for small corpora
 
 # ---- Fine-tuning (Sec. 3.1.2) --------------------------------------------------------------
-FINETUNE_RATE = 1e-4              # AdamW
-FINETUNE_BATCH = 16               # clips per step (authors' code)
-FINETUNE_WARMUP = 40              # epochs of rising rate, then a cosine
-FINETUNE_EPOCHS = 100             # not in the paper
-GAMMA_POS = 0.0                   # asymmetric loss: focus on the label (authors' code)
-GAMMA_NEG = 4.0                   # ... and on the other classes (authors' code)
-SMOOTHING = 0.1                   # of labels (authors' code)
-QUERY_BLOCKS = (1, 1)             # Query2Emo: blocks of its encoder and decoder; (1, 2) in the authors' code
-QUERY_HEADS = 8                   # Query2Emo: heads of attention (authors' code)
-KEEP_MODELS = False               # also keep fine-tuned weights
+FINETUNE_RATE = 1e-4  # AdamW
+FINETUNE_BATCH = 16  # clips per step (authors' code)
+FINETUNE_WARMUP = 40  # epochs of rising rate, then a cosine
+FINETUNE_EPOCHS = 100  # not in the paper
+GAMMA_POS = 0.0  # asymmetric loss: focus on the label (authors' code)
+GAMMA_NEG = 4.0  # ... and on the other classes (authors' code)
+SMOOTHING = 0.1  # of labels (authors' code)
+QUERY_BLOCKS = (1, 1)  # Query2Emo: blocks of its encoder and decoder; (1, 2) in the authors' code
+QUERY_HEADS = 8  # Query2Emo: heads of attention (authors' code)
+KEEP_MODELS = False  # also keep fine-tuned weights
 
 # ---- Machine -------------------------------------------------------------------------------
-MEMORY_GB = 2.0                   # GB that VQ-VAE and SpecMAE keep of decoded audio; the rest is read whenever drawn
-MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of clips cannot be tokenised
-EVAL_BATCH_SIZE = 64              # clips per forward pass outside training
-PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32, as the authors), "bf16", "fp16"
-WORKERS = 4                       # processes that read audio and prepare batches, 0 = none
-JOBS = 1                          # processes that train networks side by side, on this machine; 1 = in turn
-SHARE = ""                        # "2/3": train the second of three shares of the networks and make no tables, on one
-                                  # of three machines that share DATA_ROOT; before that CODES_ONLY, after it neither
-CODES_ONLY = False                # True: stop when VQ-VAEs and codes are there
+MEMORY_GB = 2.0  # GB that VQ-VAE and SpecMAE keep of decoded audio; the rest is read whenever drawn
+MAX_PROBLEM_SHARE = 0.05  # stop where more than this share of clips cannot be tokenised
+EVAL_BATCH_SIZE = 64  # clips per forward pass outside training
+PRECISION = "auto"  # "auto" (bf16 or fp16 on a GPU), "no" (fp32, as the authors), "bf16", "fp16"
+WORKERS = 4  # processes that read audio and prepare batches, 0 = none
+JOBS = 1  # processes that train networks side by side, on this machine; 1 = in turn
+SHARE = ""  # "2/3": train the second of three shares of the networks and make no tables, on one
+# of three machines that share DATA_ROOT; before that CODES_ONLY, after it neither
+CODES_ONLY = False  # True: stop when VQ-VAEs and codes are there
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN_CORPORA": ("demo_voxceleb2",),
-        "TABLE_5_CORPORA": ("demo_ravdess:speech", "demo_emodb"), "RATIOS": (0.5, 0.8), "CODE_WIDTHS": (4, 8),
-        "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8,
-        "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 2, "VQVAE_STEPS": 250, "N_FRAMES": 60, "TOKEN_SIZE": "10x8", "DEPTH": 2,
-        "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64, "BASE_RATE": 64e-3,
-        "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 3, "PRETRAIN_EPOCHS": 28, "FINETUNE_RATE": 3e-3, "FINETUNE_WARMUP": 3,
-        "FINETUNE_EPOCHS": 16, "WORKERS": 0, "JOBS": 2}     # synthetic corpora, models of 64 units
-CPU = {"SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
-       "TABLES": ("1", "mean"), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_CLIPS": 8, "VQVAE_FRAMES": 16, "VQVAE_EPOCHS": 4,
-       "VQVAE_STEPS": 500, "N_FRAMES": 160, "TOKEN_SIZE": "20x8", "DEPTH": 4, "DECODER_DEPTH": 2, "WIDTH": 128,
-       "SPECMAE": False, "BASE_RATE": 16e-3, "PRETRAIN_BATCH": 16, "PRETRAIN_WARMUP": 2, "PRETRAIN_EPOCHS": 40,
-       "FINETUNE_RATE": 3e-4, "FINETUNE_WARMUP": 2, "FINETUNE_EPOCHS": 20, "WORKERS": 0}
-                                  # RAVDESS and EMO-DB without VoxCeleb2, on two CPU cores
-SETTINGS = {}                     # filled by settings.run: what this run used
+DEMO = {
+    "CORPUS": "demo_ravdess:speech",
+    "SEEDS": (0,),
+    "N_GROUPS": 3,
+    "PRETRAIN_CORPORA": ("demo_voxceleb2",),
+    "TABLE_5_CORPORA": ("demo_ravdess:speech", "demo_emodb"),
+    "RATIOS": (0.5, 0.8),
+    "CODE_WIDTHS": (4, 8),
+    "DEPTHS": (1, 2),
+    "TOKEN_SIZES": ("10x8", "20x8"),
+    "VQVAE_LEARNING_RATE": 3e-3,
+    "VQVAE_CLIPS": 8,
+    "VQVAE_FRAMES": 16,
+    "VQVAE_EPOCHS": 2,
+    "VQVAE_STEPS": 250,
+    "N_FRAMES": 60,
+    "TOKEN_SIZE": "10x8",
+    "DEPTH": 2,
+    "DECODER_DEPTH": 1,
+    "WIDTH": 64,
+    "SPEC_PATCH": "20x27",
+    "SPEC_WIDTH": 64,
+    "BASE_RATE": 64e-3,
+    "PRETRAIN_BATCH": 16,
+    "PRETRAIN_WARMUP": 3,
+    "PRETRAIN_EPOCHS": 28,
+    "FINETUNE_RATE": 3e-3,
+    "FINETUNE_WARMUP": 3,
+    "FINETUNE_EPOCHS": 16,
+    "WORKERS": 0,
+    "JOBS": 2,
+}  # synthetic corpora, models of 64 units
+CPU = {
+    "SEEDS": (0,),
+    "PRETRAIN_CORPORA": ("ravdess", "emodb"),
+    "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
+    "TABLES": ("1", "mean"),
+    "VQVAE_LEARNING_RATE": 3e-3,
+    "VQVAE_CLIPS": 8,
+    "VQVAE_FRAMES": 16,
+    "VQVAE_EPOCHS": 4,
+    "VQVAE_STEPS": 500,
+    "N_FRAMES": 160,
+    "TOKEN_SIZE": "20x8",
+    "DEPTH": 4,
+    "DECODER_DEPTH": 2,
+    "WIDTH": 128,
+    "SPECMAE": False,
+    "BASE_RATE": 16e-3,
+    "PRETRAIN_BATCH": 16,
+    "PRETRAIN_WARMUP": 2,
+    "PRETRAIN_EPOCHS": 40,
+    "FINETUNE_RATE": 3e-4,
+    "FINETUNE_WARMUP": 2,
+    "FINETUNE_EPOCHS": 20,
+    "WORKERS": 0,
+}
+# RAVDESS and EMO-DB without VoxCeleb2, on two CPU cores
+SETTINGS = {}  # filled by settings.run: what this run used
 
 
 # ---- What a run works on -------------------------------------------------------------------
+
 
 def table_5_corpora(c, first):
     """{name: Corpus} of TABLE_5_CORPORA, those that are prepared and can be divided; CORPUS comes first.
@@ -194,9 +283,9 @@ def table_5_corpora(c, first):
 class Outcome:
     """Fine-tunings of one row on one corpus: predictions (seeds, N), and accuracies of the best test epoch in %."""
 
-    predicted: np.ndarray      # -1 where a clip could not be tokenised
-    best_test: list            # one per run, as in the authors' protocol
-    runs: list                 # (seed, fold name) of each
+    predicted: np.ndarray  # -1 where a clip could not be tokenised
+    best_test: list  # one per run, as in the authors' protocol
+    runs: list  # (seed, fold name) of each
 
 
 class Study:
@@ -211,8 +300,12 @@ class Study:
         """{(corpus, speaker)} kept from the pretraining `part`: "all", or the number of a fold."""
         if part == "all":
             return set()
-        return {(corpus.base, turn.speaker) for corpus in self.corpora.values() if corpus.base in PRETRAIN_CORPORA
-                for turn in (corpus.folds[part].test if part < len(corpus.folds) else ())}
+        return {
+            (corpus.base, turn.speaker)
+            for corpus in self.corpora.values()
+            if corpus.base in PRETRAIN_CORPORA
+            for turn in (corpus.folds[part].test if part < len(corpus.folds) else ())
+        }
 
     def part_of(self, corpus, k):
         """The pretraining that serves fold k of a corpus: "all" where it hears none of its tested speakers anyway."""
@@ -221,16 +314,26 @@ class Study:
     def pretraining_turns(self, part):
         """(training, held-out) turns of PRETRAIN_CORPORA as (corpus, Turn); about 5 % of the speakers are held out."""
         left_out = self.left_out(part)
-        turns = [(base, turn) for base, manifest in self.sources.items() for turn in manifest.turns
-                 if (base, turn.speaker) not in left_out]
+        turns = [
+            (base, turn)
+            for base, manifest in self.sources.items()
+            for turn in manifest.turns
+            if (base, turn.speaker) not in left_out
+        ]
         speakers = sorted({(base, turn.speaker) for base, turn in turns})
         if len(speakers) < 2:
-            raise UserError(f"PRETRAIN_CORPORA={','.join(PRETRAIN_CORPORA)}: {len(speakers)} speakers are left; two or "
-                            "more are needed")
-        chosen = np.random.default_rng((SEEDS[0], 5)).permutation(len(speakers))[:max(1, len(speakers) // 20)]
+            raise UserError(
+                f"PRETRAIN_CORPORA={','.join(PRETRAIN_CORPORA)}: {len(speakers)} speakers are left; two or "
+                "more are needed"
+            )
+        chosen = np.random.default_rng((SEEDS[0], 5)).permutation(len(speakers))[
+            : max(1, len(speakers) // 20)
+        ]
         aside = {speakers[i] for i in chosen}
-        return ([(base, turn) for base, turn in turns if (base, turn.speaker) not in aside],
-                [(base, turn) for base, turn in turns if (base, turn.speaker) in aside])
+        return (
+            [(base, turn) for base, turn in turns if (base, turn.speaker) not in aside],
+            [(base, turn) for base, turn in turns if (base, turn.speaker) in aside],
+        )
 
     def paths(self, turns):
         return [self.sources[base].path(turn.audio) for base, turn in turns]
@@ -249,20 +352,40 @@ class Study:
 
 # ---- 1. VQ-VAE (Section 2.1) ---------------------------------------------------------------
 
+
 def vqvae_of(study, part):
     """The VQ-VAE of a pretraining and a hash of its weights; trained first where it is not there."""
     if part not in study.vqvaes:
         train, aside = (study.paths(turns) for turns in study.pretraining_turns(part))
-        recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_CLIPS, schedule="cosine", select_by="itakura_saito",
-                        higher_is_better=False, seed=SEEDS[0], workers=WORKERS)
+        recipe = Recipe(
+            VQVAE_LEARNING_RATE,
+            VQVAE_EPOCHS,
+            VQVAE_CLIPS,
+            schedule="cosine",
+            select_by="itakura_saito",
+            higher_is_better=False,
+            seed=SEEDS[0],
+            workers=WORKERS,
+        )
         folder = study.pretraining_folder(part) / "vqvae"
-        model = train_vqvae(study.accelerator, Frames(train, VQVAE_FRAMES, VQVAE_CLIPS * VQVAE_STEPS, MEMORY_GB),
-                            Frames(aside, VQVAE_FRAMES, 0, MEMORY_GB), CODE_SIZE, recipe, folder, {})
-        study.vqvaes[part] = model.to(study.accelerator.device).eval(), read_json(folder / "vqvae.json")["weights"]
+        model = train_vqvae(
+            study.accelerator,
+            Frames(train, VQVAE_FRAMES, VQVAE_CLIPS * VQVAE_STEPS, MEMORY_GB),
+            Frames(aside, VQVAE_FRAMES, 0, MEMORY_GB),
+            CODE_SIZE,
+            recipe,
+            folder,
+            {},
+        )
+        study.vqvaes[part] = (
+            model.to(study.accelerator.device).eval(),
+            read_json(folder / "vqvae.json")["weights"],
+        )
     return study.vqvaes[part]
 
 
 # ---- 2. Codes ------------------------------------------------------------------------------
+
 
 def codes_of(study, base, part):
     """The store of codes of a corpus under the VQ-VAE of a pretraining; clips are tokenised once."""
@@ -270,11 +393,27 @@ def codes_of(study, base, part):
         model, weights = vqvae_of(study, part)
         manifest = study.sources[base] if base in study.sources else read_part(DATA_ROOT, base)
         clips = [(turn.utterance_id, manifest.path(turn.audio)) for turn in manifest.turns]
-        settings_ = Tokenising(RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 1, 1e-4, power_spectrogram, MAX_PROBLEM_SHARE,
-                               8192, WORKERS, str(study.accelerator.device))
+        settings_ = Tokenising(
+            RATE_HZ,
+            HOP,
+            N_FFT,
+            CODES_PER_FRAME,
+            1,
+            1e-4,
+            power_spectrogram,
+            MAX_PROBLEM_SHARE,
+            8192,
+            WORKERS,
+            str(study.accelerator.device),
+        )
         with study.accelerator.main_process_first():
-            study.stores[base, part] = tokenise(clips, model.encode, codes_folder(base, part),
-                                                {"weights": weights, "manifest": manifest.fingerprint()}, settings_)
+            study.stores[base, part] = tokenise(
+                clips,
+                model.encode,
+                codes_folder(base, part),
+                {"weights": weights, "manifest": manifest.fingerprint()},
+                settings_,
+            )
     return study.stores[base, part]
 
 
@@ -286,11 +425,16 @@ def codes_folder(base, part):
 
 def stores_needed(study):
     """(corpus, pretraining) of all stores that this run reads."""
-    return dict.fromkeys((base, study.part_of(corpus, k)) for corpus in study.corpora.values()
-                         for k in range(len(corpus.folds)) for base in (*study.sources, corpus.base))
+    return dict.fromkeys(
+        (base, study.part_of(corpus, k))
+        for corpus in study.corpora.values()
+        for k in range(len(corpus.folds))
+        for base in (*study.sources, corpus.base)
+    )
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
+
 
 def grid_of(network):
     return Grid(N_FRAMES, CODES_PER_FRAME if network.kind == "vqmae" else N_BINS, network.t, network.d)
@@ -318,7 +462,9 @@ def crops(study, network, turns, part, random, labels=None):
         parts = [(study.stores[base, part], rows) for base, (_, rows) in found.items()]
         return Crops(parts, N_FRAMES, random, labels), kept
     folders = {base: prepared_folder(DATA_ROOT, base) for base in by_base}
-    return Powers([folders[base] / turn.audio for base, turn in kept], N_FRAMES, random, labels, study.memory), kept
+    return Powers(
+        [folders[base] / turn.audio for base, turn in kept], N_FRAMES, random, labels, study.memory
+    ), kept
 
 
 def masked_loss(network):
@@ -343,7 +489,9 @@ def held_out_figures(study, network, dataset):
         model.eval()
         generator, sums = torch.Generator().manual_seed(0), {}
         for rows in batches:
-            x = dataset.collate([dataset[i, (0, i)] for i in rows])[what_it_reads(network)].to(study.accelerator.device)
+            x = dataset.collate([dataset[i, (0, i)] for i in rows])[what_it_reads(network)].to(
+                study.accelerator.device
+            )
             hidden = mask_tokens(grid, network.strategy, network.ratio, len(x), generator)
             with study.accelerator.autocast():
                 for name, value in model(x, hidden).items():
@@ -359,28 +507,65 @@ def pretrain(study, network, part):
         train, aside = study.pretraining_turns(part)
         train_set, used = crops(study, network, train, part, True)
         aside_set, _ = crops(study, network, aside, part, False)
-        recipe = Recipe(BASE_RATE * PRETRAIN_BATCH / 256, PRETRAIN_EPOCHS, PRETRAIN_BATCH, WEIGHT_DECAY, "cosine",
-                        PRETRAIN_WARMUP / PRETRAIN_EPOCHS, "epoch", BETAS, clip_norm=0.0, select_by="loss",
-                        higher_is_better=False, keep="last", seed=SEEDS[0], workers=WORKERS)
+        recipe = Recipe(
+            BASE_RATE * PRETRAIN_BATCH / 256,
+            PRETRAIN_EPOCHS,
+            PRETRAIN_BATCH,
+            WEIGHT_DECAY,
+            "cosine",
+            PRETRAIN_WARMUP / PRETRAIN_EPOCHS,
+            "epoch",
+            BETAS,
+            clip_norm=0.0,
+            select_by="loss",
+            higher_is_better=False,
+            keep="last",
+            seed=SEEDS[0],
+            workers=WORKERS,
+        )
         vqvae, weights = vqvae_of(study, part)
-        identity = {**sizes_identity(network), "vqvae": weights, "clips": ids_hash([turn for _, turn in used])}
+        identity = {
+            **sizes_identity(network),
+            "vqvae": weights,
+            "clips": ids_hash([turn for _, turn in used]),
+        }
         folder = study.pretraining_folder(part) / network.slug()
         model = build_network(network, vqvae.codebook.vectors)
-        history = fit(study.accelerator, model, masked_loss(network), Repeated(train_set, CROPS_PER_CLIP),
-                      held_out_figures(study, network, aside_set), recipe, folder, identity, network.slug(),
-                      epoch_lines=False)
+        history = fit(
+            study.accelerator,
+            model,
+            masked_loss(network),
+            Repeated(train_set, CROPS_PER_CLIP),
+            held_out_figures(study, network, aside_set),
+            recipe,
+            folder,
+            identity,
+            network.slug(),
+            epoch_lines=False,
+        )
         last = history["log"][-1]
-        print(f"  pretrained {network.slug():<36} {'' if part == 'all' else f'without fold {part + 1} '}"
-              f"{history['seconds']:7.1f} s  held-out loss {last['valid_loss']:.3f}"
-              + (f"  codes found {100 * last['valid_accuracy']:.1f} %" if "valid_accuracy" in last else ""), flush=True)
+        print(
+            f"  pretrained {network.slug():<36} {'' if part == 'all' else f'without fold {part + 1} '}"
+            f"{history['seconds']:7.1f} s  held-out loss {last['valid_loss']:.3f}"
+            + (f"  codes found {100 * last['valid_accuracy']:.1f} %" if "valid_accuracy" in last else ""),
+            flush=True,
+        )
         study.pretrained[network, part] = folder, history
     return study.pretrained[network, part]
 
 
 def sizes_identity(network):
     """What a network depends on besides its training; JSON-ready."""
-    return {"network": asdict(network), "frames": N_FRAMES, "decoder_depth": DECODER_DEPTH, "heads": HEADS,
-            "mlp_ratio": MLP_RATIO, "train_codebook": TRAIN_CODEBOOK, "code_size": CODE_SIZE, "crops": CROPS_PER_CLIP}
+    return {
+        "network": asdict(network),
+        "frames": N_FRAMES,
+        "decoder_depth": DECODER_DEPTH,
+        "heads": HEADS,
+        "mlp_ratio": MLP_RATIO,
+        "train_codebook": TRAIN_CODEBOOK,
+        "code_size": CODE_SIZE,
+        "crops": CROPS_PER_CLIP,
+    }
 
 
 def ids_hash(turns):
@@ -389,17 +574,41 @@ def ids_hash(turns):
 
 # ---- 4. Fine-tuning (Section 3.1.2) --------------------------------------------------------
 
+
 def classifier_of(study, row, n_classes, part, seed):
     """The encoder of a row, pretrained or fresh, under its head."""
-    autoencoder = (study.load_pretrained(row.network, part) if row.pretrained else
-                   build_network(row.network, vqvae_of(study, part)[0].codebook.vectors))
-    return build(seed, EmotionClassifier, autoencoder.encoder, row.head, n_classes, row.freeze, QUERY_BLOCKS,
-                 QUERY_HEADS, MLP_RATIO)
+    autoencoder = (
+        study.load_pretrained(row.network, part)
+        if row.pretrained
+        else build_network(row.network, vqvae_of(study, part)[0].codebook.vectors)
+    )
+    return build(
+        seed,
+        EmotionClassifier,
+        autoencoder.encoder,
+        row.head,
+        n_classes,
+        row.freeze,
+        QUERY_BLOCKS,
+        QUERY_HEADS,
+        MLP_RATIO,
+    )
 
 
 def finetune_recipe(seed):
-    return Recipe(FINETUNE_RATE, FINETUNE_EPOCHS, FINETUNE_BATCH, WEIGHT_DECAY, "cosine",
-                  FINETUNE_WARMUP / FINETUNE_EPOCHS, "epoch", BETAS, clip_norm=0.0, seed=seed, workers=0)
+    return Recipe(
+        FINETUNE_RATE,
+        FINETUNE_EPOCHS,
+        FINETUNE_BATCH,
+        WEIGHT_DECAY,
+        "cosine",
+        FINETUNE_WARMUP / FINETUNE_EPOCHS,
+        "epoch",
+        BETAS,
+        clip_norm=0.0,
+        seed=seed,
+        workers=0,
+    )
 
 
 def finetune(study, row, corpus, k, seed):
@@ -421,11 +630,17 @@ def finetune(study, row, corpus, k, seed):
 def finetune_identity(study, row, corpus, kept, part):
     """What a fine-tuning depends on besides its recipe; JSON-ready."""
     before = pretrain(study, row.network, part)[1]["identity"] if row.pretrained else vqvae_of(study, part)[1]
-    return {"row": asdict(row), **sizes_identity(row.network), "select_on": SELECT_ON,
-            "loss": [GAMMA_POS, GAMMA_NEG, SMOOTHING], "query": [*QUERY_BLOCKS, QUERY_HEADS],
-            "classes": list(corpus.manifest.classes), "precision": study.accelerator.mixed_precision,
-            "before": hash_of(before),
-            "turns": {name: ids_hash(turns) for name, turns in kept.items()}}
+    return {
+        "row": asdict(row),
+        **sizes_identity(row.network),
+        "select_on": SELECT_ON,
+        "loss": [GAMMA_POS, GAMMA_NEG, SMOOTHING],
+        "query": [*QUERY_BLOCKS, QUERY_HEADS],
+        "classes": list(corpus.manifest.classes),
+        "precision": study.accelerator.mixed_precision,
+        "before": hash_of(before),
+        "turns": {name: ids_hash(turns) for name, turns in kept.items()},
+    }
 
 
 def train_and_test(study, row, corpus, data, test_turns, recipe, folder, identity, part):
@@ -435,27 +650,39 @@ def train_and_test(study, row, corpus, data, test_turns, recipe, folder, identit
 
     def loss(model, batch):
         logits = model(batch[reads])
-        return asymmetric_loss(logits, batch["labels"], GAMMA_POS, GAMMA_NEG, SMOOTHING) * len(logits), len(logits)
+        return asymmetric_loss(logits, batch["labels"], GAMMA_POS, GAMMA_NEG, SMOOTHING) * len(logits), len(
+            logits
+        )
 
     def accuracy_and_logits(name):
-        logits = predict(accelerator, model, lambda m, batch: {"logits": m(batch[reads])}, data[name], EVAL_BATCH_SIZE,
-                         0)["logits"]
+        logits = predict(
+            accelerator, model, lambda m, batch: {"logits": m(batch[reads])}, data[name], EVAL_BATCH_SIZE, 0
+        )["logits"]
         return float(np.mean(logits.argmax(1) == data[name].labels)), logits
 
     def evaluate(_):
         return {"accuracy": accuracy_and_logits("valid")[0], "test_accuracy": accuracy_and_logits("test")[0]}
 
     title = f"{corpus.name} {row.network.slug()} {row.slug()} {folder.name}"
-    history = fit(accelerator, model, loss, data["train"], evaluate, recipe, folder, identity, title, epoch_lines=False)
+    history = fit(
+        accelerator, model, loss, data["train"], evaluate, recipe, folder, identity, title, epoch_lines=False
+    )
     accuracy, logits = accuracy_and_logits("test")
-    outcome = {"history": history, "ids": [turn.utterance_id for turn in test_turns], "logits": logits.tolist()}
+    outcome = {
+        "history": history,
+        "ids": [turn.utterance_id for turn in test_turns],
+        "logits": logits.tolist(),
+    }
     if accelerator.is_main_process:
         write_json(folder / "test.json", outcome)
         if not KEEP_MODELS:
             best_weights(folder).unlink()
     accelerator.wait_for_everyone()
-    print(f"  {title:<72} seed {recipe.seed} {history['seconds']:6.1f} s  validation {100 * history['best']:5.1f}  "
-          f"test {100 * accuracy:5.1f} %", flush=True)
+    print(
+        f"  {title:<72} seed {recipe.seed} {history['seconds']:6.1f} s  validation {100 * history['best']:5.1f}  "
+        f"test {100 * accuracy:5.1f} %",
+        flush=True,
+    )
     return outcome
 
 
@@ -473,20 +700,34 @@ def run_row(study, run, row, corpus):
             outcome.best_test.append(100 * max(epoch["test_accuracy"] for epoch in kept["history"]["log"]))
             outcome.runs.append((seed, fold.name))
             if run:
-                run.log({"event": "fine-tuned", "corpus": corpus.name, "network": row.network.slug(), "row": row.slug(),
-                         "fold": fold.name, "seed": seed, "epochs": kept["history"]["log"]})
+                run.log(
+                    {
+                        "event": "fine-tuned",
+                        "corpus": corpus.name,
+                        "network": row.network.slug(),
+                        "row": row.slug(),
+                        "fold": fold.name,
+                        "seed": seed,
+                        "epochs": kept["history"]["log"],
+                    }
+                )
     n_missing = int((outcome.predicted[0] < 0).sum())
     if n_missing:
-        print(f"  {corpus.name}: {n_missing:,} of {len(corpus.turns):,} labelled turns have no codes, hence no score")
+        print(
+            f"  {corpus.name}: {n_missing:,} of {len(corpus.turns):,} labelled turns have no codes, hence no score"
+        )
     study.outcomes[row, corpus.name] = outcome
 
 
 # ---- Main ----------------------------------------------------------------------------------
 
+
 def share_out(entries):
     """The entries of this run's SHARE: a network with all its rows is one process's, those with most rows first."""
     number, n_shares = read_share(SHARE)
-    networks = Counter(row.network for row, _ in {(entry.row, entry.corpus): None for entry in entries}).most_common()
+    networks = Counter(
+        row.network for row, _ in {(entry.row, entry.corpus): None for entry in entries}
+    ).most_common()
     own = {network for network, _ in networks[number::n_shares]}
     return [entry for entry in entries if entry.row.network in own]
 
@@ -494,11 +735,16 @@ def share_out(entries):
 def check_codes(study):
     """Refuse a SHARE whose VQ-VAEs and codes are not there: all shares would make them at once."""
     for base, part in stores_needed(study):
-        found = study.pretraining_folder(part) / "vqvae" / "vqvae.json", codes_folder(base, part) / "meta.json"
+        found = (
+            study.pretraining_folder(part) / "vqvae" / "vqvae.json",
+            codes_folder(base, part) / "meta.json",
+        )
         for path in found:
             if not path.exists():
-                raise UserError(f"{path}: not there, and SHARE={SHARE} does not make it; first run with "
-                                "CODES_ONLY=true and without SHARE")
+                raise UserError(
+                    f"{path}: not there, and SHARE={SHARE} does not make it; first run with "
+                    "CODES_ONLY=true and without SHARE"
+                )
 
 
 def check_constants():
@@ -511,7 +757,9 @@ def check_constants():
     if unknown or not TABLES:
         raise UserError(f"TABLES={','.join(unknown)}: choose among {', '.join(sadok_tables.PARTS)}")
     if not 0 <= PRETRAIN_WARMUP < PRETRAIN_EPOCHS or not 0 <= FINETUNE_WARMUP < FINETUNE_EPOCHS:
-        raise UserError("PRETRAIN_WARMUP and FINETUNE_WARMUP must be shorter than PRETRAIN_EPOCHS and FINETUNE_EPOCHS")
+        raise UserError(
+            "PRETRAIN_WARMUP and FINETUNE_WARMUP must be shorter than PRETRAIN_EPOCHS and FINETUNE_EPOCHS"
+        )
 
 
 def vqvae_figures(study):
@@ -530,7 +778,11 @@ def main():
     c, accelerator = SimpleNamespace(**SETTINGS), make_accelerator(PRECISION)
     corpus = Corpus(c, CORPUS)
     is_main, makes_tables = accelerator.is_main_process, accelerator.is_main_process and not SHARE
-    run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device) if makes_tables else None
+    run = (
+        start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device)
+        if makes_tables
+        else None
+    )
     lines = splits.check_folds(corpus.folds, corpus.manifest)
     print(*(lines if not SHARE else [f"share {SHARE} of the networks"]), sep="\n")
     study = Study(c, accelerator, table_5_corpora(c, corpus))
@@ -548,17 +800,25 @@ def main():
         run_row(study, run, entry.row, study.corpora[entry.corpus])
     if SHARE:
         return
-    figures = vqvae_figures(study)               # by all processes together
+    figures = vqvae_figures(study)  # by all processes together
     if not is_main:
         return
-    networks = {network: count_parameters(build_network(network, None))
-                for network in {row.network for row, _ in study.outcomes}}
+    networks = {
+        network: count_parameters(build_network(network, None))
+        for network in {row.network for row, _ in study.outcomes}
+    }
     sadok_tables.write(study, run, networks, figures)
-    predicted = {f"{row.slug()} {row.network.slug()}": outcome.predicted
-                 for (row, name), outcome in study.outcomes.items() if name == corpus.name}
+    predicted = {
+        f"{row.slug()} {row.network.slug()}": outcome.predicted
+        for (row, name), outcome in study.outcomes.items()
+        if name == corpus.name
+    }
     have_codes = np.flatnonzero(np.all([labels[0] >= 0 for labels in predicted.values()], axis=0))
-    runs = {(seed, fold.name): (slice(i, i + 1), np.intersect1d(tested, have_codes)) for i, seed in enumerate(SEEDS)
-            for fold, tested in zip(corpus.folds, corpus.tested)}
+    runs = {
+        (seed, fold.name): (slice(i, i + 1), np.intersect1d(tested, have_codes))
+        for i, seed in enumerate(SEEDS)
+        for fold, tested in zip(corpus.folds, corpus.tested)
+    }
     run.predictions(prediction_rows(corpus.turns, corpus.manifest.classes, runs, predicted))
     run.finish()
 

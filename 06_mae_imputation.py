@@ -39,7 +39,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 from common import settings
 
 if __name__ == "__main__":
-    settings.parse(__file__)          # --help and refusals, before the slow imports
+    settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import re
 import time
@@ -53,13 +53,38 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common.chochlakis import tables
-from common.chochlakis.backbones import NAMES, load_backbone, measure_stats, random_checkpoints, training_seconds
-from common.chochlakis.data import (Hiding, Imputed, count_of, curriculum, draw_test_masks, generator_of, read_part,
-                                    write_masks)
-from common.chochlakis.mae import (AVMAE, GRUHead, LinearHead, Sizes, backoff, draw_mixture, impute_last, impute_linear,
-                                   impute_mean, impute_zeros, load_cavmae)
-from common.chochlakis.splits import corpus_of, fold_of, protocol_text
+from common.chochlakis.backbones import (
+    NAMES,
+    load_backbone,
+    measure_stats,
+    random_checkpoints,
+    training_seconds,
+)
 from common.chochlakis.clips import Extraction, clip_batches, extract
+from common.chochlakis.data import (
+    Hiding,
+    Imputed,
+    count_of,
+    curriculum,
+    draw_test_masks,
+    generator_of,
+    read_part,
+    write_masks,
+)
+from common.chochlakis.mae import (
+    AVMAE,
+    GRUHead,
+    LinearHead,
+    Sizes,
+    backoff,
+    draw_mixture,
+    impute_last,
+    impute_linear,
+    impute_mean,
+    impute_zeros,
+    load_cavmae,
+)
+from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.errors import UserError
 from common.files import hash_of
 from common.manifest import corpus_name, read_manifest
@@ -67,85 +92,123 @@ from common.results import prediction_rows, start_run
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator
 
 # ---- Constants to tweak: corpora and protocol ----------------------------------------------
-DATA_ROOT = "data"                # folder of corpora, clip features, models
-RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/06_mae_imputation/<corpus>/
-CORPUS = "cremad"                 # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: prepared by 01
-PRETRAIN_CORPUS = "audioset"      # unlabelled recordings (Sec. 3.3); "" = none
-BACKBONES = ("avid-cma", "crisscross")      # Figures 2 and 3; "kinetics": torchvision's video network
-SEEDS = (0, 1, 2)                 # one autoencoder and one set of classifiers each. Not in the paper
-N_MASKS = 10                      # random masks of each test recording and level (Sec. 4.3)
-MASK_SEED = 0                     # draws them. Not in the paper
-N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
-BEYOND = True                     # also what is not in the paper: other baselines, unequal rates, bursts, costs
+DATA_ROOT = "data"  # folder of corpora, clip features, models
+RESULTS_ROOT = "results"  # tables and figures go to <RESULTS_ROOT>/06_mae_imputation/<corpus>/
+CORPUS = "cremad"  # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: prepared by 01
+PRETRAIN_CORPUS = "audioset"  # unlabelled recordings (Sec. 3.3); "" = none
+BACKBONES = ("avid-cma", "crisscross")  # Figures 2 and 3; "kinetics": torchvision's video network
+SEEDS = (0, 1, 2)  # one autoencoder and one set of classifiers each. Not in the paper
+N_MASKS = 10  # random masks of each test recording and level (Sec. 4.3)
+MASK_SEED = 0  # draws them. Not in the paper
+N_RESAMPLES = 10000  # of speakers behind every interval; sign patterns of the permutation test
+BEYOND = True  # also what is not in the paper: other baselines, unequal rates, bursts, costs
 
 # ---- Clips and backbones (Sec. 3.2 and 4.2) ------------------------------------------------
-N_CLIPS = 0                       # N; 0 = the paper's: 5 of CREMA-D and Lombard, 10 of RAVDESS and AudioSet
-CLIP_S = 0.0                      # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of Lombard and AudioSet
-AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"  # both nets
-AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"     # "" = measured on PRETRAIN_CORPUS
-CRISSCROSS_VIDEO = "data/checkpoints/vid_crisscross_audioset.pth.tar"    # the authors' file
-CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"    # the authors' file
-KINETICS_VIDEO = ""               # "kinetics": file of torchvision's weights; "" = torchvision downloads them
-RANDOM_BACKBONES = False          # where none are at hand: of random weights, calibrated on PRETRAIN_CORPUS. Where
-                                  # that is "", both this and AVID_STATS take training clips of CORPUS
-BACKBONE_WIDTH = 64               # of the first layer; features have 8 times as many dimensions
-FRAME_SIZE = 0                    # side of a frame in pixels; 0 = the backbone's own, 224 or 112
-ALLOW_PICKLE = False              # load checkpoints that hold more than tensors, which lets them run code
-BACKBONE_BATCH = 64               # clips per forward pass of a backbone
-MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of the recordings cannot be read
+N_CLIPS = 0  # N; 0 = the paper's: 5 of CREMA-D and Lombard, 10 of RAVDESS and AudioSet
+CLIP_S = 0.0  # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of Lombard and AudioSet
+AVID_CHECKPOINT = (
+    "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"  # both nets
+)
+AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"  # "" = measured on PRETRAIN_CORPUS
+CRISSCROSS_VIDEO = "data/checkpoints/vid_crisscross_audioset.pth.tar"  # the authors' file
+CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"  # the authors' file
+KINETICS_VIDEO = ""  # "kinetics": file of torchvision's weights; "" = torchvision downloads them
+RANDOM_BACKBONES = False  # where none are at hand: of random weights, calibrated on PRETRAIN_CORPUS. Where
+# that is "", both this and AVID_STATS take training clips of CORPUS
+BACKBONE_WIDTH = 64  # of the first layer; features have 8 times as many dimensions
+FRAME_SIZE = 0  # side of a frame in pixels; 0 = the backbone's own, 224 or 112
+ALLOW_PICKLE = False  # load checkpoints that hold more than tensors, which lets them run code
+BACKBONE_BATCH = 64  # clips per forward pass of a backbone
+MAX_PROBLEM_SHARE = 0.05  # stop where more than this share of the recordings cannot be read
 
 # ---- Masked autoencoder (Sec. 3.3 and 4.2) -------------------------------------------------
-CAVMAE_CHECKPOINT = "data/checkpoints/audio_model.21.pth"     # first weights; "" = random
-MAE_WIDTH = 768                   # CAV-MAE's
-MAE_DEPTH = 11                    # blocks of each modality; CAV-MAE's
-MAE_JOINT_DEPTH = 1               # blocks of both together; CAV-MAE's
-MAE_HEADS = 12                    # CAV-MAE's
-DECODER_WIDTH = 512               # CAV-MAE's
-DECODER_DEPTH = 8                 # CAV-MAE's
-DECODER_HEADS = 16                # CAV-MAE's
-MLP_RATIO = 4                     # CAV-MAE's
-FIXED_SHARE = 0.7                 # of the clips, hidden in pretraining and by the fixed-rate autoencoder of Figure 4
-PRETRAIN_EPOCHS = 50              # on PRETRAIN_CORPUS (Sec. 4.2)
-PRETRAIN_RATE = 1e-4              # learning rate on PRETRAIN_CORPUS (Sec. 4.2)
-MAE_EPOCHS = 50                   # on CORPUS (Sec. 4.2)
-MAE_RATE = 0.0                    # 0 = the paper's: 5e-4 on RAVDESS, else 1e-4
-CURRICULUM_STEP = 0               # epochs until one more clip is hidden; 0 = the paper's: 5 with 10 clips, else 10
-MAE_BATCH = 64                    # recordings per step. Not in the paper
-BETAS = (0.95, 0.999)             # of AdamW (CAV-MAE's), of heads too
-WEIGHT_DECAY = 5e-7               # CAV-MAE's
+CAVMAE_CHECKPOINT = "data/checkpoints/audio_model.21.pth"  # first weights; "" = random
+MAE_WIDTH = 768  # CAV-MAE's
+MAE_DEPTH = 11  # blocks of each modality; CAV-MAE's
+MAE_JOINT_DEPTH = 1  # blocks of both together; CAV-MAE's
+MAE_HEADS = 12  # CAV-MAE's
+DECODER_WIDTH = 512  # CAV-MAE's
+DECODER_DEPTH = 8  # CAV-MAE's
+DECODER_HEADS = 16  # CAV-MAE's
+MLP_RATIO = 4  # CAV-MAE's
+FIXED_SHARE = 0.7  # of the clips, hidden in pretraining and by the fixed-rate autoencoder of Figure 4
+PRETRAIN_EPOCHS = 50  # on PRETRAIN_CORPUS (Sec. 4.2)
+PRETRAIN_RATE = 1e-4  # learning rate on PRETRAIN_CORPUS (Sec. 4.2)
+MAE_EPOCHS = 50  # on CORPUS (Sec. 4.2)
+MAE_RATE = 0.0  # 0 = the paper's: 5e-4 on RAVDESS, else 1e-4
+CURRICULUM_STEP = 0  # epochs until one more clip is hidden; 0 = the paper's: 5 with 10 clips, else 10
+MAE_BATCH = 64  # recordings per step. Not in the paper
+BETAS = (0.95, 0.999)  # of AdamW (CAV-MAE's), of heads too
+WEIGHT_DECAY = 5e-7  # CAV-MAE's
 
 # ---- Classifiers (Sec. 3.4, 3.5 and 4.2) ---------------------------------------------------
-HEADS = ("linear", "gru")         # Figures 2 and 3, (a) and (b)
-GRU_WIDTH = 512                   # not in the paper
-HEAD_RATE = 1e-3                  # learning rate (Sec. 4.2)
-HEAD_EPOCHS = 30                  # of training and of fine-tuning. Not in the paper
-HEAD_BATCH = 64                   # recordings per step. Not in the paper
-TRAIN_MASKS = 5                   # of each recording for fine-tuning. Not in the paper
-MIXTURES = ("0.4", "0.7", "0.4+0.7")     # Figure 4: shares of hidden clips that a head is fine-tuned on
+HEADS = ("linear", "gru")  # Figures 2 and 3, (a) and (b)
+GRU_WIDTH = 512  # not in the paper
+HEAD_RATE = 1e-3  # learning rate (Sec. 4.2)
+HEAD_EPOCHS = 30  # of training and of fine-tuning. Not in the paper
+HEAD_BATCH = 64  # recordings per step. Not in the paper
+TRAIN_MASKS = 5  # of each recording for fine-tuning. Not in the paper
+MIXTURES = ("0.4", "0.7", "0.4+0.7")  # Figure 4: shares of hidden clips that a head is fine-tuned on
 
 # ---- Machine -------------------------------------------------------------------------------
-PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
-WORKERS = 4                       # threads that decode recordings, 0 = none
-IMPUTE_BATCH = 512                # recordings per forward pass of the autoencoder outside training
+PRECISION = "auto"  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+WORKERS = 4  # threads that decode recordings, 0 = none
+IMPUTE_BATCH = 512  # recordings per forward pass of the autoencoder outside training
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0,), "N_RESAMPLES": 1000,
-        "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64,
-        "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1, "DECODER_HEADS": 4,
-        "PRETRAIN_RATE": 1e-3, "MAE_RATE": 1e-3, "MAE_BATCH": 32, "GRU_WIDTH": 64, "HEAD_BATCH": 32,
-        "WORKERS": 2}             # synthetic corpora, narrow networks of random weights
-SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
-           "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
-           "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_RATE": 1e-3, "MAE_BATCH": 16, "GRU_WIDTH": 64,
-           "HEAD_BATCH": 16}      # neither weights nor AudioSet at hand: narrow networks of random weights
-SETTINGS = {}                     # filled by settings.run: what this run used
+DEMO = {
+    "CORPUS": "demo_cremad",
+    "PRETRAIN_CORPUS": "demo_audioset",
+    "SEEDS": (0,),
+    "N_RESAMPLES": 1000,
+    "FRAME_SIZE": 48,
+    "RANDOM_BACKBONES": True,
+    "BACKBONE_WIDTH": 16,
+    "CAVMAE_CHECKPOINT": "",
+    "MAE_WIDTH": 64,
+    "MAE_DEPTH": 2,
+    "MAE_HEADS": 4,
+    "DECODER_WIDTH": 64,
+    "DECODER_DEPTH": 1,
+    "DECODER_HEADS": 4,
+    "PRETRAIN_RATE": 1e-3,
+    "MAE_RATE": 1e-3,
+    "MAE_BATCH": 32,
+    "GRU_WIDTH": 64,
+    "HEAD_BATCH": 32,
+    "WORKERS": 2,
+}  # synthetic corpora, narrow networks of random weights
+SCRATCH = {
+    "PRETRAIN_CORPUS": "",
+    "FRAME_SIZE": 112,
+    "RANDOM_BACKBONES": True,
+    "BACKBONE_WIDTH": 8,
+    "CAVMAE_CHECKPOINT": "",
+    "MAE_WIDTH": 64,
+    "MAE_DEPTH": 2,
+    "MAE_HEADS": 4,
+    "DECODER_WIDTH": 64,
+    "DECODER_DEPTH": 1,
+    "DECODER_HEADS": 4,
+    "MAE_RATE": 1e-3,
+    "MAE_BATCH": 16,
+    "GRU_WIDTH": 64,
+    "HEAD_BATCH": 16,
+}  # neither weights nor AudioSet at hand: narrow networks of random weights
+SETTINGS = {}  # filled by settings.run: what this run used
 
 # The paper's clips (Sec. 4.2): number, seconds; and the autoencoder's learning rate.
-PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.5, 1e-4), "audioset": (10, 0.5, 1e-4)}
+PAPER = {
+    "cremad": (5, 0.4, 1e-4),
+    "ravdess": (10, 0.4, 5e-4),
+    "lombard": (5, 0.5, 1e-4),
+    "audioset": (10, 0.5, 1e-4),
+}
 IMPUTERS = {"zeros": impute_zeros, "mean": impute_mean, "last": impute_last, "linear": impute_linear}
 
 
 # ---- 1. Features of clips (Sections 3.1 and 3.2) -------------------------------------------
+
 
 def clips_of(corpus):
     """(number of clips, seconds of each) of a corpus."""
@@ -179,7 +242,13 @@ def turns_with_media(manifest):
 def backbone_of(name, accelerator, manifest, train):
     """A frozen Backbone; manifest, train: from `turns_to_measure`."""
     device, precision = str(accelerator.device), accelerator.mixed_precision
-    load = {"name": name, "width": BACKBONE_WIDTH, "size": FRAME_SIZE, "device": device, "precision": precision}
+    load = {
+        "name": name,
+        "width": BACKBONE_WIDTH,
+        "size": FRAME_SIZE,
+        "device": device,
+        "precision": precision,
+    }
     files = random_files(load, manifest, train) if RANDOM_BACKBONES else checkpoints_of(name)
     backbone = load_backbone(**load, **files, random_seed=None, allow_pickle=ALLOW_PICKLE)
     print(*(f"  {line}" for line in backbone.report), sep="\n")
@@ -191,10 +260,19 @@ def backbone_of(name, accelerator, manifest, train):
 
 def random_files(load, manifest, train):
     """Files in the authors' formats with random networks, calibrated on training clips; written once for these."""
-    folder = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / (
-        f"{load['name']}_{BACKBONE_WIDTH}_{FRAME_SIZE}_seed{SEEDS[0]}")
-    clips = hash_of([clips_of(manifest.corpus), [[turn.utterance_id, turn.audio, turn.video] for turn in train]])
-    return random_checkpoints(folder, load, SEEDS[0], clips, lambda backbone: some_batches(backbone, manifest, train))
+    folder = (
+        Path(DATA_ROOT)
+        / "checkpoints"
+        / manifest.corpus
+        / "chochlakis"
+        / (f"{load['name']}_{BACKBONE_WIDTH}_{FRAME_SIZE}_seed{SEEDS[0]}")
+    )
+    clips = hash_of(
+        [clips_of(manifest.corpus), [[turn.utterance_id, turn.audio, turn.video] for turn in train]]
+    )
+    return random_checkpoints(
+        folder, load, SEEDS[0], clips, lambda backbone: some_batches(backbone, manifest, train)
+    )
 
 
 def some_batches(backbone, manifest, train):
@@ -212,6 +290,7 @@ def features_of(manifest, turns, backbone):
 
 # ---- The study of one backbone -------------------------------------------------------------
 
+
 class Study:
     """Features, autoencoders, classifiers and predictions of one backbone on CORPUS."""
 
@@ -220,14 +299,22 @@ class Study:
         self.name = backbone.name
         turns = [turn for part in (fold.train, fold.valid, fold.test) for turn in part]
         store, self.extracted = features_of(manifest, turns, backbone)
-        self.parts = {name: read_part(store, getattr(fold, name), manifest.classes)
-                      for name in ("train", "valid", "test")}
-        self.features_hash = hash_of({**store.meta, "parts": [[(turn.utterance_id, turn.label) for turn in part.turns]
-                                                              for part in self.parts.values()]})
+        self.parts = {
+            name: read_part(store, getattr(fold, name), manifest.classes)
+            for name in ("train", "valid", "test")
+        }
+        self.features_hash = hash_of(
+            {
+                **store.meta,
+                "parts": [
+                    [(turn.utterance_id, turn.label) for turn in part.turns] for part in self.parts.values()
+                ],
+            }
+        )
         self.folder = Path(DATA_ROOT) / "models" / manifest.corpus / "chochlakis" / self.name
         self.n_clips, self.test = self.parts["train"].n_clips, self.parts["test"]
-        self.mean = self.parts["train"].mean                                         # (2, D)
-        self.is_known = (~self.parts["train"].missing).any(0).any(1)                 # (2,), by modality
+        self.mean = self.parts["train"].mean  # (2, D)
+        self.is_known = (~self.parts["train"].missing).any(0).any(1)  # (2,), by modality
         self.masks = test_masks(self.test, self.n_clips)
         self.autoencoders, self.heads, self.predicted, self.errors, self.seconds = {}, {}, {}, {}, {}
         self.curves = {}
@@ -236,7 +323,11 @@ class Study:
         """Counts of hidden clips of a System's `tuned`: "all", "largest", or shares of the clips."""
         if shares == "all":
             return tuple(range(1, self.n_clips))
-        return (self.n_clips - 1,) if shares == "largest" else tuple(count_of(share, self.n_clips) for share in shares)
+        return (
+            (self.n_clips - 1,)
+            if shares == "largest"
+            else tuple(count_of(share, self.n_clips) for share in shares)
+        )
 
 
 def test_masks(test, n_clips):
@@ -248,12 +339,24 @@ def test_masks(test, n_clips):
 
 # ---- 2. and 3. Masked autoencoder (Section 3.3) --------------------------------------------
 
+
 def new_autoencoder(size, seed):
     """An AVMAE with CAV-MAE's weights, or random ones."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AVMAE(size, Sizes(MAE_WIDTH, MAE_DEPTH, MAE_JOINT_DEPTH, MAE_HEADS, DECODER_WIDTH, DECODER_DEPTH,
-                                  DECODER_HEADS, MLP_RATIO))
+        model = AVMAE(
+            size,
+            Sizes(
+                MAE_WIDTH,
+                MAE_DEPTH,
+                MAE_JOINT_DEPTH,
+                MAE_HEADS,
+                DECODER_WIDTH,
+                DECODER_DEPTH,
+                DECODER_HEADS,
+                MLP_RATIO,
+            ),
+        )
     if CAVMAE_CHECKPOINT:
         print(f"  {load_cavmae(model, CAVMAE_CHECKPOINT)}")
     return model
@@ -274,26 +377,62 @@ def train_autoencoder(study, model, train, valid, levels_at, rate, epochs, seed,
         model.eval()
         total = 0.0
         for rows in torch.arange(len(valid)).split(IMPUTE_BATCH):
-            batch = (x[rows].to(accelerator.device) for x in (valid.audio, valid.video, hidden, valid.missing))
+            batch = (
+                x[rows].to(accelerator.device) for x in (valid.audio, valid.video, hidden, valid.missing)
+            )
             with accelerator.autocast():
                 total += float(model(*batch)["loss"]) * len(rows)
         return {"loss": total / len(valid)}
 
-    recipe = Recipe(rate, epochs, MAE_BATCH, WEIGHT_DECAY, "constant", betas=BETAS, clip_norm=0.0, select_by="loss",
-                    higher_is_better=False, seed=seed)
-    history = fit(accelerator, model, loss, Hiding(train, levels_at), evaluate, recipe, folder, identity, folder.name,
-                  epoch_lines=False)
-    print(f"  {study.name} {folder.parent.name} {folder.name:<10} {history['seconds']:7.1f} s  best epoch "
-          f"{history['best_epoch']:>3}  validation loss {history['best']:.3f} (1 per modality: the mean feature)",
-          flush=True)
+    recipe = Recipe(
+        rate,
+        epochs,
+        MAE_BATCH,
+        WEIGHT_DECAY,
+        "constant",
+        betas=BETAS,
+        clip_norm=0.0,
+        select_by="loss",
+        higher_is_better=False,
+        seed=seed,
+    )
+    history = fit(
+        accelerator,
+        model,
+        loss,
+        Hiding(train, levels_at),
+        evaluate,
+        recipe,
+        folder,
+        identity,
+        folder.name,
+        epoch_lines=False,
+    )
+    print(
+        f"  {study.name} {folder.parent.name} {folder.name:<10} {history['seconds']:7.1f} s  best epoch "
+        f"{history['best_epoch']:>3}  validation loss {history['best']:.3f} (1 per modality: the mean feature)",
+        flush=True,
+    )
     return model.eval(), history
 
 
 def mae_identity(study, **more):
     """What an autoencoder depends on besides its training; JSON-ready."""
-    return {"features": study.features_hash, "sizes": [MAE_WIDTH, MAE_DEPTH, MAE_JOINT_DEPTH, MAE_HEADS, DECODER_WIDTH,
-                                                       DECODER_DEPTH, DECODER_HEADS, MLP_RATIO],
-            "first": CAVMAE_CHECKPOINT, **more}
+    return {
+        "features": study.features_hash,
+        "sizes": [
+            MAE_WIDTH,
+            MAE_DEPTH,
+            MAE_JOINT_DEPTH,
+            MAE_HEADS,
+            DECODER_WIDTH,
+            DECODER_DEPTH,
+            DECODER_HEADS,
+            MLP_RATIO,
+        ],
+        "first": CAVMAE_CHECKPOINT,
+        **more,
+    }
 
 
 def pretrained_weights(study, manifest):
@@ -303,14 +442,28 @@ def pretrained_weights(study, manifest):
     turns = turns_with_media(manifest)
     store, _ = features_of(manifest, turns, study.backbone)
     part = read_part(store, turns, ())
-    aside = set(torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))[: max(1, len(part) // 20)].tolist())
-    train, valid = (read_part(store, [turn for i, turn in enumerate(part.turns) if (i in aside) == held], ())
-                    for held in (False, True))
+    aside = set(
+        torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))[: max(1, len(part) // 20)].tolist()
+    )
+    train, valid = (
+        read_part(store, [turn for i, turn in enumerate(part.turns) if (i in aside) == held], ())
+        for held in (False, True)
+    )
     n_hidden = count_of(FIXED_SHARE, part.n_clips)
     folder = Path(DATA_ROOT) / "models" / manifest.corpus / "chochlakis" / study.name / "pretrained"
     identity = mae_identity(study, features=hash_of({**store.meta, "ids": store.ids}), hidden=n_hidden)
-    _, history = train_autoencoder(study, new_autoencoder(part.size, SEEDS[0]), train, valid, lambda epoch: (n_hidden,),
-                                   PRETRAIN_RATE, PRETRAIN_EPOCHS, SEEDS[0], folder, identity)
+    _, history = train_autoencoder(
+        study,
+        new_autoencoder(part.size, SEEDS[0]),
+        train,
+        valid,
+        lambda epoch: (n_hidden,),
+        PRETRAIN_RATE,
+        PRETRAIN_EPOCHS,
+        SEEDS[0],
+        folder,
+        identity,
+    )
     return load_file(best_weights(folder)), history["identity"]
 
 
@@ -326,13 +479,22 @@ def autoencoders_of(study, seed, first):
             load_trained(model, weights)
         train, valid = study.parts["train"], study.parts["valid"]
         study.autoencoders[name], history = train_autoencoder(
-            study, model, train, valid, levels_at, MAE_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2],
-            MAE_EPOCHS, seed, study.folder / f"seed{seed}" / name,
-            mae_identity(study, kind=[name, step, fixed], pretrained=hash_of(identity)))
+            study,
+            model,
+            train,
+            valid,
+            levels_at,
+            MAE_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2],
+            MAE_EPOCHS,
+            seed,
+            study.folder / f"seed{seed}" / name,
+            mae_identity(study, kind=[name, step, fixed], pretrained=hash_of(identity)),
+        )
         study.seconds[name, seed] = history["seconds"] / len(history["log"]), history["identity"]
 
 
 # ---- 4. Classifiers (Sections 3.4 and 3.5) -------------------------------------------------
+
 
 def impute(study, imputer, part, hidden):
     """Features (M, R, N, 2 D) of a part with the hidden clips (M, R, 2, N) imputed; those that never were, too.
@@ -364,7 +526,11 @@ def training_features(study, system, seed, name):
 def new_head(kind, n_features, n_classes, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LinearHead(n_features, n_classes) if kind == "linear" else GRUHead(n_features, GRU_WIDTH, n_classes)
+        return (
+            LinearHead(n_features, n_classes)
+            if kind == "linear"
+            else GRUHead(n_features, GRU_WIDTH, n_classes)
+        )
 
 
 def head_of(study, system, seed, data):
@@ -383,13 +549,31 @@ def head_of(study, system, seed, data):
     def evaluate(model):
         return {"accuracy": float((labels_of(study, model, valid.x) == valid.labels).float().mean())}
 
-    recipe = Recipe(HEAD_RATE, HEAD_EPOCHS, HEAD_BATCH, WEIGHT_DECAY, "constant", betas=BETAS, clip_norm=0.0, seed=seed)
+    recipe = Recipe(
+        HEAD_RATE, HEAD_EPOCHS, HEAD_BATCH, WEIGHT_DECAY, "constant", betas=BETAS, clip_norm=0.0, seed=seed
+    )
     name = f"{system.head}_{system.slug()}"
-    identity = {"features": study.features_hash, "classes": list(study.manifest.classes), "gru_width": GRU_WIDTH,
-                "tuned": system.tuned, "masks": TRAIN_MASKS, "imputer": system.imputer,
-                "autoencoder": hash_of(study.seconds.get((system.imputer, seed), (0, ""))[1])}
-    fit(study.accelerator, model, loss, train, evaluate, recipe, study.folder / f"seed{seed}" / name, identity, name,
-        epoch_lines=False)
+    identity = {
+        "features": study.features_hash,
+        "classes": list(study.manifest.classes),
+        "gru_width": GRU_WIDTH,
+        "tuned": system.tuned,
+        "masks": TRAIN_MASKS,
+        "imputer": system.imputer,
+        "autoencoder": hash_of(study.seconds.get((system.imputer, seed), (0, ""))[1]),
+    }
+    fit(
+        study.accelerator,
+        model,
+        loss,
+        train,
+        evaluate,
+        recipe,
+        study.folder / f"seed{seed}" / name,
+        identity,
+        name,
+        epoch_lines=False,
+    )
     return model.eval()
 
 
@@ -397,8 +581,17 @@ def head_of(study, system, seed, data):
 def labels_of(study, model, x):
     """The most likely class under a head, x (M, R, N, n) -> (M, R)."""
     model.eval()
-    return torch.stack([torch.cat([model.predict(rows.to(study.accelerator.device)).argmax(-1).cpu()
-                                   for rows in mask.split(IMPUTE_BATCH)]) for mask in x])
+    return torch.stack(
+        [
+            torch.cat(
+                [
+                    model.predict(rows.to(study.accelerator.device)).argmax(-1).cpu()
+                    for rows in mask.split(IMPUTE_BATCH)
+                ]
+            )
+            for mask in x
+        ]
+    )
 
 
 def run_seed(study, seed, first, systems):
@@ -412,7 +605,9 @@ def run_seed(study, seed, first, systems):
                 data = {name: training_features(study, group[0], seed, name) for name in ("train", "valid")}
                 study.heads.update({system: head_of(study, system, seed, data) for system in group})
             else:
-                study.heads.update({system: study.heads[tables.System(system.head, "none")] for system in group})
+                study.heads.update(
+                    {system: study.heads[tables.System(system.head, "none")] for system in group}
+                )
         if imputer in ("none", "audio", "video"):
             x = training_features(study, own[0], seed, "test")
             for system in own:
@@ -447,8 +642,8 @@ def unexplained(study, x, hidden):
     """Share of the variance of hidden clips that imputation left, (audio, video) in %; 100 = the training mean."""
     shares = []
     for m, (found, real) in enumerate(zip(x.chunk(2, -1), (study.test.audio, study.test.video))):
-        asked = (hidden & ~study.test.missing)[:, :, m]                              # (M, R, N)
-        real = real.expand_as(found)[asked]                                          # (clips, D)
+        asked = (hidden & ~study.test.missing)[:, :, m]  # (M, R, N)
+        real = real.expand_as(found)[asked]  # (clips, D)
         off, all_of_it = (found[asked] - real).square().sum(0), (real - study.mean[m]).square().sum(0)
         shares.append(100 * float((off / all_of_it.clamp(min=1e-12)).median()) if len(real) else float("nan"))
     return shares
@@ -459,8 +654,13 @@ def predict_backoff(study, system):
     """The linear classifier's baseline (Section 3.5): a unimodal classifier where only one modality is there."""
     test, device = study.test, study.accelerator.device
     both, audio, video = (
-        study.heads[tables.System("linear", name)].clip_probabilities(x.to(device)).cpu() for name, x in
-        (("none", torch.cat([test.audio, test.video], -1)), ("audio", test.audio), ("video", test.video)))
+        study.heads[tables.System("linear", name)].clip_probabilities(x.to(device)).cpu()
+        for name, x in (
+            ("none", torch.cat([test.audio, test.video], -1)),
+            ("audio", test.audio),
+            ("video", test.video),
+        )
+    )
     prior = F.one_hot(study.parts["train"].labels, len(study.manifest.classes)).float().mean(0)
     for setting, hidden in study.masks.items():
         if not tables.is_tested(system, setting):
@@ -470,6 +670,7 @@ def predict_backoff(study, system):
 
 # ---- Costs (Section 4.2) -------------------------------------------------------------------
 
+
 def costs(study):
     """Seconds of an epoch of the backbone, were it trained, and of the autoencoder; both on this machine.
 
@@ -477,11 +678,13 @@ def costs(study):
     """
     n_clips, clip_s = clips_of(study.manifest.corpus)
     n_trained = n_clips * len(study.parts["train"])
-    return {"backbone": n_trained * training_seconds(study.backbone, clip_s, study.accelerator),
-            "autoencoder": float(np.median([study.seconds["curri-MAE", seed][0] for seed in SEEDS])),
-            "backbone_parameters": study.backbone.n_parameters,
-            "autoencoder_parameters": sum(p.numel() for p in study.autoencoders["curri-MAE"].parameters()),
-            "latency_ms": latency(study)}
+    return {
+        "backbone": n_trained * training_seconds(study.backbone, clip_s, study.accelerator),
+        "autoencoder": float(np.median([study.seconds["curri-MAE", seed][0] for seed in SEEDS])),
+        "backbone_parameters": study.backbone.n_parameters,
+        "autoencoder_parameters": sum(p.numel() for p in study.autoencoders["curri-MAE"].parameters()),
+        "latency_ms": latency(study),
+    }
 
 
 def latency(study):
@@ -498,6 +701,7 @@ def latency(study):
 
 # ---- Main ----------------------------------------------------------------------------------
 
+
 def check_constants():
     """Refuse what would fail after hours."""
     if set(BACKBONES) - set(NAMES) or not BACKBONES:
@@ -505,22 +709,40 @@ def check_constants():
     if set(HEADS) - {"linear", "gru"} or not HEADS:
         raise UserError(f"HEADS={','.join(HEADS)}: choose among linear, gru")
     if RANDOM_BACKBONES and "kinetics" in BACKBONES:
-        raise UserError("BACKBONES=kinetics: has no random weights; set RANDOM_BACKBONES=False or leave it out")
+        raise UserError(
+            "BACKBONES=kinetics: has no random weights; set RANDOM_BACKBONES=False or leave it out"
+        )
     if not SEEDS:
         raise UserError("SEEDS: give at least one")
-    for name in ("N_MASKS", "TRAIN_MASKS", "N_RESAMPLES", "PRETRAIN_EPOCHS", "MAE_EPOCHS", "HEAD_EPOCHS",
-                 "BACKBONE_BATCH", "MAE_BATCH", "HEAD_BATCH", "IMPUTE_BATCH"):
+    for name in (
+        "N_MASKS",
+        "TRAIN_MASKS",
+        "N_RESAMPLES",
+        "PRETRAIN_EPOCHS",
+        "MAE_EPOCHS",
+        "HEAD_EPOCHS",
+        "BACKBONE_BATCH",
+        "MAE_BATCH",
+        "HEAD_BATCH",
+        "IMPUTE_BATCH",
+    ):
         if globals()[name] < 1:
             raise UserError(f"{name}={globals()[name]}: give 1 or more")
     if N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0:
-        raise UserError(f"N_CLIPS={N_CLIPS} and CLIP_S={CLIP_S:g}: give 2 clips or more, or 0 for the paper's")
+        raise UserError(
+            f"N_CLIPS={N_CLIPS} and CLIP_S={CLIP_S:g}: give 2 clips or more, or 0 for the paper's"
+        )
     if not MIXTURES or not all(re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES):
         raise UserError(f"MIXTURES={','.join(MIXTURES)}: give shares of the clips, such as 0.4,0.4+0.7")
     if corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS):
-        raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds the test recordings of CORPUS; choose another, or "
-                        "\"\" for none")
+        raise UserError(
+            f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds the test recordings of CORPUS; choose another, or "
+            '"" for none'
+        )
     if CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file():
-        raise UserError(f"CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE's, or \"\" for none")
+        raise UserError(
+            f'CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE\'s, or "" for none'
+        )
 
 
 def main():

@@ -21,12 +21,14 @@ from common.errors import UserError
 from common.files import read_json, write_json
 from common.training import best_weights
 
-disable_progress_bar()    # a bar per loaded checkpoint would drown the training lines
+disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
 # transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
-SPECTROGRAM = "audio-spectrogram-transformer"      # the audio architecture that takes a spectrogram of fixed length
+SPECTROGRAM = (
+    "audio-spectrogram-transformer"  # the audio architecture that takes a spectrogram of fixed length
+)
 
 
 def checkpoints_folder(checkpoints, data_root, corpus):
@@ -47,13 +49,15 @@ def locate(name, checkpoints):
         return name
     folder = Path(checkpoints) / Path(name).name
     if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no checkpoint there; write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny "
-                        "or small, or set CHECKPOINTS=hub")
+        raise UserError(
+            f"{folder}: no checkpoint there; write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny "
+            "or small, or set CHECKPOINTS=hub"
+        )
     return str(folder)
 
 
 def short_name(name):
-    """"wav2vec2-base" for "facebook/wav2vec2-base" or a folder of that name."""
+    """ "wav2vec2-base" for "facebook/wav2vec2-base" or a folder of that name."""
     return Path(name).name
 
 
@@ -62,8 +66,10 @@ def _pretrained(auto_class, source, **options):
         return auto_class.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: cannot be loaded with {auto_class.__name__} ({first}); check the name, the network "
-                        "or name a local folder written by save_pretrained") from error
+        raise UserError(
+            f"{source}: cannot be loaded with {auto_class.__name__} ({first}); check the name, the network "
+            "or name a local folder written by save_pretrained"
+        ) from error
 
 
 def load_processor(source, modality):
@@ -75,9 +81,9 @@ def load_processor(source, modality):
 class InputShape:
     """What a checkpoint expects of its input; read once from its configuration."""
 
-    kind: str             # "tokens", "waveform", "spectrogram" or "frames"
-    frames: int = 0       # video frames per clip, or spectrogram frames
-    size: int = 0         # side of a video frame in pixels
+    kind: str  # "tokens", "waveform", "spectrogram" or "frames"
+    frames: int = 0  # video frames per clip, or spectrogram frames
+    size: int = 0  # side of a video frame in pixels
     max_tokens: int = 0
 
 
@@ -117,25 +123,26 @@ class EmotionEncoder(nn.Module):
         Returns representation (B, D), logits (B, C) and, if asked for, all L hidden layers (B, S, L, D).
         """
         output = self.backbone(**inputs, output_hidden_states=hidden_states)
-        representation = self.pool(output, inputs)           # (B, D)
-        logits = self.classifier(self.dropout(representation))                       # (B, C)
+        representation = self.pool(output, inputs)  # (B, D)
+        logits = self.classifier(self.dropout(representation))  # (B, C)
         if hidden_states:
             return representation, logits, torch.stack(output.hidden_states, dim=2)
         return representation, logits
 
     def pool(self, output, inputs):
         """One vector per turn: the CLS token where the architecture has one, else the mean over valid tokens."""
-        tokens = output.last_hidden_state                                            # (B, S, D)
+        tokens = output.last_hidden_state  # (B, S, D)
         if self.modality == "text":
             return tokens[:, 0]
         if self.backbone.config.model_type == SPECTROGRAM:
-            return output.pooler_output          # mean of AST's CLS and distillation tokens
-        counts = count_tokens(self.backbone, self.modality, tokens.shape[1], inputs)[:, None]        # (B, 1)
-        visible = torch.arange(tokens.shape[1], device=tokens.device) < counts       # (B, S)
+            return output.pooler_output  # mean of AST's CLS and distillation tokens
+        counts = count_tokens(self.backbone, self.modality, tokens.shape[1], inputs)[:, None]  # (B, 1)
+        visible = torch.arange(tokens.shape[1], device=tokens.device) < counts  # (B, S)
         return (tokens * visible[..., None]).sum(1) / counts.to(tokens.dtype)
 
 
 # ---- Padding -------------------------------------------------------------------------------
+
 
 def count_tokens(backbone, modality, n_tokens, inputs):
     """How many of a model's output tokens are not padding; padding is at the end.
@@ -193,15 +200,15 @@ def ignore_padding_in_group_norm(backbone):
     """
     layer = backbone.feature_extractor.conv_layers[0]
     kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-    n_samples = {}        # set at each forward pass of the backbone, read by its first layer
+    n_samples = {}  # set at each forward pass of the backbone, read by its first layer
 
     def remember(module, args, kwargs):
-        n_samples["now"] = kwargs["attention_mask"].sum(1)                           # (B,)
+        n_samples["now"] = kwargs["attention_mask"].sum(1)  # (B,)
 
     def masked(module, args, output):
-        x = args[0].float()                                                          # (B, channels, frames)
+        x = args[0].float()  # (B, channels, frames)
         n_frames = torch.div(n_samples["now"] - kernel, stride, rounding_mode="floor") + 1
-        n_frames = n_frames.clamp(1, x.shape[-1])[:, None]                           # (B, 1)
+        n_frames = n_frames.clamp(1, x.shape[-1])[:, None]  # (B, 1)
         valid = (torch.arange(x.shape[-1], device=x.device) < n_frames)[:, None].float()
         mean = (x * valid).sum(-1, keepdim=True) / n_frames[:, None]
         variance = ((x - mean).square() * valid).sum(-1, keepdim=True) / n_frames[:, None]
@@ -214,6 +221,7 @@ def ignore_padding_in_group_norm(backbone):
 
 # ---- Load and describe ---------------------------------------------------------------------
 
+
 def load_backbone(source):
     """The pretrained model at `source`, a hub name or a folder, with outputs that padding does not change."""
     return ignore_padding(_pretrained(AutoModel, source))
@@ -221,7 +229,7 @@ def load_backbone(source):
 
 def build_encoder(source, modality, n_classes, dropout, seed):
     """A fresh EmotionEncoder on the checkpoint at `source`; the new layer's weights depend on `seed` alone."""
-    torch.manual_seed(seed)       # before loading too: a checkpoint may lack weights, such as BERT's pooler
+    torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
     return EmotionEncoder(load_backbone(source), modality, n_classes, dropout)
 
 
@@ -242,6 +250,8 @@ def load_encoder(folder):
         raise UserError(f"{folder}: no fine-tuned model there; run 02_finetune_unimodal.py first")
     description = read_json(folder / "encoder.json")
     backbone = ignore_padding(AutoModel.from_config(_pretrained(AutoConfig, str(folder))))
-    encoder = EmotionEncoder(backbone, description["modality"], len(description["classes"]), description["dropout"])
+    encoder = EmotionEncoder(
+        backbone, description["modality"], len(description["classes"]), description["dropout"]
+    )
     encoder.load_state_dict(load_file(best_weights(folder)))
     return encoder.eval(), load_processor(str(folder), description["modality"]), description

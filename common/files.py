@@ -88,7 +88,9 @@ def read_json(path):
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; run the script that writes it first") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the script that writes it") from error
+        raise UserError(
+            f"{path}: not valid JSON ({error}); delete it and run the script that writes it"
+        ) from error
 
 
 def hash_of(content):
@@ -99,7 +101,9 @@ def hash_of(content):
 def write_csv(path, rows, columns):
     """Write dicts as UTF-8 CSV with the given columns; absent keys become empty cells."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(columns), restval="", extrasaction="raise", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, fieldnames=list(columns), restval="", extrasaction="raise", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 

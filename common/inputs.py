@@ -23,19 +23,19 @@ from common.store import StoreWriter
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-RATE_HZ = 16000           # of every checkpoint used here
-SHORTEST_S = 0.4          # waveforms are padded to this at least: SpecAugment's spans of 10 frames must fit in
-CHUNK = 64                # turns written to the cache at a time
+RATE_HZ = 16000  # of every checkpoint used here
+SHORTEST_S = 0.4  # waveforms are padded to this at least: SpecAugment's spans of 10 frames must fit in
+CHUNK = 64  # turns written to the cache at a time
 
 
 @dataclass
 class Clipping:
     """How much of a turn a model sees."""
 
-    audio_max_s: float        # longer turns are cut at the end
+    audio_max_s: float  # longer turns are cut at the end
     video_max_s: float
-    video_fps: float          # frame rate at which a clip is sampled ...
-    video_stride: int         # ... of which every n-th frame is taken
+    video_fps: float  # frame rate at which a clip is sampled ...
+    video_stride: int  # ... of which every n-th frame is taken
 
 
 def has_modality(turn, modality):
@@ -44,6 +44,7 @@ def has_modality(turn, modality):
 
 
 # ---- Decode once ---------------------------------------------------------------------------
+
 
 def cache_inputs(manifest, turns, shape, processor, clipping, cache_root, workers):
     """Decode what a checkpoint reads of some turns, unless that is done already.
@@ -71,14 +72,20 @@ def cache_inputs(manifest, turns, shape, processor, clipping, cache_root, worker
 def _plan(shape, processor, clipping):
     """(decoder, name of the store, bytes per row, rows per second or per turn)"""
     if shape.kind == "waveform":
-        return (partial(decode_waveform, max_s=clipping.audio_max_s), f"waveforms_{clipping.audio_max_s:g}s",
-                2, RATE_HZ)
+        return (
+            partial(decode_waveform, max_s=clipping.audio_max_s),
+            f"waveforms_{clipping.audio_max_s:g}s",
+            2,
+            RATE_HZ,
+        )
     if shape.kind == "spectrogram":
         decode = partial(decode_spectrogram, processor=processor, max_s=clipping.audio_max_s)
         key = hashlib.sha256(repr(sorted(processor.to_dict().items())).encode()).hexdigest()[:8]
         return decode, f"spectrograms_{clipping.audio_max_s:g}s_{key}", 2 * processor.num_mel_bins, 0
     step_s = clipping.video_stride / clipping.video_fps
-    decode = partial(decode_frames, step_s=step_s, n_frames=shape.frames, size=shape.size, max_s=clipping.video_max_s)
+    decode = partial(
+        decode_frames, step_s=step_s, n_frames=shape.frames, size=shape.size, max_s=clipping.video_max_s
+    )
     name = f"frames_{shape.frames}x{shape.size}px_{step_s * 1000:.0f}ms_{clipping.video_max_s:g}s"
     return decode, name, 3 * shape.size**2, 1 / step_s
 
@@ -87,10 +94,14 @@ def _announce(folder, turns, row_bytes, rows_per_s, clipping, shape):
     longest = clipping.video_max_s if shape.kind == "frames" else clipping.audio_max_s
     rows = sum(max(shape.frames, min(longest, t.duration_s) * rows_per_s) for t in turns)
     need, free = rows * row_bytes, shutil.disk_usage(folder).free
-    print(f"decoding {len(turns):,} turns into {folder.name}: about {need / 1e9:.2f} GB, {free / 1e9:.0f} GB free")
+    print(
+        f"decoding {len(turns):,} turns into {folder.name}: about {need / 1e9:.2f} GB, {free / 1e9:.0f} GB free"
+    )
     if need > free:
-        raise UserError(f"{folder}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another DATA_ROOT, "
-                        "or lower VIDEO_MAX_S")
+        raise UserError(
+            f"{folder}: needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; choose another DATA_ROOT, "
+            "or lower VIDEO_MAX_S"
+        )
 
 
 def _decode_all(manifest, turns, decode, writer, workers):
@@ -98,7 +109,11 @@ def _decode_all(manifest, turns, decode, writer, workers):
     paths = [manifest.path(t.video if decode.func is decode_frames else t.audio) for t in turns]
     workers = min(workers or os.cpu_count(), max(1, len(turns) // 16))
     # One thread each: a forked process must not enter its parent's thread pool.
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) if workers > 1 else _Here() as pool:
+    with (
+        ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        if workers > 1
+        else _Here() as pool
+    ):
         with tqdm(total=len(turns), desc="decoding", disable=None, leave=False) as bar:
             for start in range(0, len(turns), CHUNK):
                 ids = [t.utterance_id for t in turns[start : start + CHUNK]]
@@ -106,8 +121,11 @@ def _decode_all(manifest, turns, decode, writer, workers):
                 good = [(i, x) for i, x in zip(ids, decoded) if not isinstance(x, str)]
                 problems += [(i, x) for i, x in zip(ids, decoded) if isinstance(x, str)]
                 if good:
-                    writer.add([i for i, _ in good], {"inputs": np.concatenate([x for _, x in good])},
-                               [len(x) for _, x in good])
+                    writer.add(
+                        [i for i, _ in good],
+                        {"inputs": np.concatenate([x for _, x in good])},
+                        [len(x) for _, x in good],
+                    )
                 bar.update(len(ids))
     for utterance_id, reason in problems[:5]:
         print(f"  cannot be decoded, skipped: {utterance_id}: {reason}")
@@ -156,7 +174,7 @@ def decode_frames(path, step_s, n_frames, size, max_s):
     info = probe(path)
     scale = size / min(info.width, info.height)
     height, width = max(size, round(info.height * scale)), max(size, round(info.width * scale))
-    frames, times_s = read_frames(path, 0.0, max_s, size=(height, width))            # (T, H, W, 3)
+    frames, times_s = read_frames(path, 0.0, max_s, size=(height, width))  # (T, H, W, 3)
     span_s = min(max_s, times_s[-1] + (times_s[-1] / max(1, len(times_s) - 1)))
     wanted_s = np.arange(max(1, int(span_s / step_s))) * step_s
     if len(wanted_s) < n_frames:
@@ -168,6 +186,7 @@ def decode_frames(path, step_s, n_frames, size, max_s):
 
 # ---- Batches -------------------------------------------------------------------------------
 
+
 class TurnInputs:
     """Some turns as a dataset for training.fit and training.predict.
 
@@ -177,7 +196,13 @@ class TurnInputs:
     """
 
     def __init__(self, turns, classes, shape, processor, store, mirror=0.0):
-        self.turns, self.shape, self.processor, self.store, self.mirror = turns, shape, processor, store, mirror
+        self.turns, self.shape, self.processor, self.store, self.mirror = (
+            turns,
+            shape,
+            processor,
+            store,
+            mirror,
+        )
         self.labels = np.array([classes.index(t.label) if t.label else -1 for t in turns])
         self.lengths = [self._length(turn) for turn in turns]
 
@@ -201,7 +226,7 @@ class TurnInputs:
         if self.shape.kind == "spectrogram":
             return rows, False, label
         generator = None if seed is None else np.random.default_rng(seed)
-        clip = rows[choose_frames(len(rows), self.shape.frames, generator)]          # (T, H, W, 3)
+        clip = rows[choose_frames(len(rows), self.shape.frames, generator)]  # (T, H, W, 3)
         return clip, generator is not None and generator.random() < self.mirror, label
 
     def collate(self, items):
@@ -212,7 +237,7 @@ class TurnInputs:
         elif self.shape.kind == "waveform":
             batch = collate_waveforms(self.processor, inputs)
         elif self.shape.kind == "spectrogram":
-            batch = {"input_values": torch.from_numpy(np.stack(inputs).astype(np.float32))}      # (B, T, mel)
+            batch = {"input_values": torch.from_numpy(np.stack(inputs).astype(np.float32))}  # (B, T, mel)
         else:
             batch = collate_frames(self.processor, inputs, mirrored)
         return {"inputs": batch, "labels": torch.tensor(labels)}
@@ -220,8 +245,16 @@ class TurnInputs:
 
 def collate_text(processor, texts, max_tokens):
     """Token ids padded to the longest text: input_ids and attention_mask (B, S)."""
-    return dict(processor(texts, padding=True, truncation=True, max_length=max_tokens, return_tensors="pt",
-                          return_token_type_ids=False))
+    return dict(
+        processor(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=max_tokens,
+            return_tensors="pt",
+            return_token_type_ids=False,
+        )
+    )
 
 
 def collate_waveforms(processor, waveforms):
@@ -243,7 +276,7 @@ def collate_waveforms(processor, waveforms):
 def collate_frames(processor, clips, mirrored):
     """Clips of frames (T, H, W, 3) uint8, mirrored where asked: pixel_values (B, T, 3, H, W), normalised."""
     clips = [clip[:, :, ::-1] if mirror else clip for clip, mirror in zip(clips, mirrored)]
-    pixels = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255         # (B, T, 3, H, W)
+    pixels = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3).float() / 255  # (B, T, 3, H, W)
     mean = torch.tensor(processor.image_mean).view(3, 1, 1)
     std = torch.tensor(processor.image_std).view(3, 1, 1)
     return {"pixel_values": (pixels - mean) / std}

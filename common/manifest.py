@@ -22,16 +22,16 @@ class Turn:
 
     utterance_id: str
     dialogue_id: str
-    turn: int                 # position in the dialogue by start time, from 0
+    turn: int  # position in the dialogue by start time, from 0
     speaker: str
-    session: str              # "" where the corpus has none
-    start_s: float            # within the dialogue; 0 where turns stand alone
+    session: str  # "" where the corpus has none
+    start_s: float  # within the dialogue; 0 where turns stand alone
     end_s: float
     text: str = ""
-    label: str = ""           # "" = outside the label set: context only, never scored
+    label: str = ""  # "" = outside the label set: context only, never scored
     audio: str = ""
     video: str = ""
-    extra: dict = field(default_factory=dict)     # further columns, such as raw_label or split
+    extra: dict = field(default_factory=dict)  # further columns, such as raw_label or split
 
     @property
     def duration_s(self):
@@ -65,7 +65,7 @@ class Manifest:
 
 
 def corpus_name(corpus):
-    """"iemocap" for "iemocap", the folder's own name for a folder with a manifest.csv."""
+    """ "iemocap" for "iemocap", the folder's own name for a folder with a manifest.csv."""
     return Path(corpus).resolve().name if "/" in corpus else corpus
 
 
@@ -90,20 +90,30 @@ def read_manifest(data_root, corpus):
     folder = prepared_folder(data_root, corpus)
     path = folder / "manifest.csv"
     if not path.exists():
-        raise UserError(f"{path}: the corpus is not prepared; run 01_prepare_data.py with CORPUS={corpus} first")
+        raise UserError(
+            f"{path}: the corpus is not prepared; run 01_prepare_data.py with CORPUS={corpus} first"
+        )
     classes = tuple(read_json(folder / "classes.json")["classes"])
     rows = read_csv(path)
     absent = [name for name in COLUMNS if rows and name not in rows[0]]
     if absent or not rows:
-        raise UserError(f"{path}: {'no rows' if not rows else 'lacks the columns ' + ', '.join(absent)}; "
-                        "run 01_prepare_data.py again")
+        raise UserError(
+            f"{path}: {'no rows' if not rows else 'lacks the columns ' + ', '.join(absent)}; "
+            "run 01_prepare_data.py again"
+        )
     return Manifest(corpus_name(corpus), folder, classes, [_turn(row, path) for row in rows])
 
 
 def _turn(row, path):
     try:
-        return Turn(turn=int(row["turn"]), start_s=float(row["start_s"]), end_s=float(row["end_s"]),
-                    extra={name: value for name, value in row.items() if name not in COLUMNS},
-                    **{name: row[name] for name in COLUMNS if name not in ("turn", "start_s", "end_s")})
+        return Turn(
+            turn=int(row["turn"]),
+            start_s=float(row["start_s"]),
+            end_s=float(row["end_s"]),
+            extra={name: value for name, value in row.items() if name not in COLUMNS},
+            **{name: row[name] for name in COLUMNS if name not in ("turn", "start_s", "end_s")},
+        )
     except ValueError as error:
-        raise UserError(f"{path}: turn {row['utterance_id']}: {error}; run 01_prepare_data.py again") from error
+        raise UserError(
+            f"{path}: turn {row['utterance_id']}: {error}; run 01_prepare_data.py again"
+        ) from error

@@ -20,12 +20,14 @@ from torchaudio.functional import resample
 
 from common.files import atomic_path, writing
 
-AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}     # what libsndfile reads by itself
-HEADED_FILES = {".wav", ".flac"}     # ... of which it need read no more than the header to know the length
+AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}  # what libsndfile reads by itself
+HEADED_FILES = {".wav", ".flac"}  # ... of which it need read no more than the header to know the length
 LFS_POINTER = b"version https://git-lfs"
-MAX_HIDDEN_FRAMES = 2        # an edit list that is off by the encoder's delay hides no more than these
-END_TOLERANCE_S = 0.1        # a clip may end this much after its video before it is a problem
-MAX_RATE_FACTOR = 1000       # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
+MAX_HIDDEN_FRAMES = 2  # an edit list that is off by the encoder's delay hides no more than these
+END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
+MAX_RATE_FACTOR = (
+    1000  # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
+)
 
 
 class MediaError(Exception):
@@ -139,7 +141,9 @@ def check_rate(path, source_hz, rate_hz):
     The resampling filter grows with source_hz / gcd(source_hz, rate_hz): 44101 to 16000 Hz would take gigabytes.
     """
     if source_hz <= 0 or source_hz // math.gcd(source_hz, rate_hz) > MAX_RATE_FACTOR:
-        raise MediaError(path, f"an odd sampling rate ({source_hz} Hz)", "its header may be damaged; download it again")
+        raise MediaError(
+            path, f"an odd sampling rate ({source_hz} Hz)", "its header may be damaged; download it again"
+        )
 
 
 def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
@@ -154,13 +158,13 @@ def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
     """
     check_file(path)
     read = _read_audio_file if Path(path).suffix.lower() in AUDIO_FILES else _read_audio_stream
-    samples, source_hz = read(path, start_s or 0.0, end_s)      # (T, channels)
+    samples, source_hz = read(path, start_s or 0.0, end_s)  # (T, channels)
     check_rate(path, source_hz, rate_hz)
     if not len(samples):
         raise MediaError(path, "no audio samples" + (f" from {start_s:.2f} s on" if start_s else ""))
     if not np.isfinite(samples).all():
         raise MediaError(path, "samples that are not finite (NaN or infinity)")
-    mono = samples.mean(axis=1, dtype=np.float32)               # (T,)
+    mono = samples.mean(axis=1, dtype=np.float32)  # (T,)
     if source_hz != rate_hz:
         mono = resample(torch.from_numpy(mono), source_hz, rate_hz).numpy()
     return mono
@@ -188,12 +192,14 @@ def _read_audio_stream(path, start_s, end_s):
             part.to_ndarray() for frame in _decoded(container, stream) for part in to_float.resample(frame)
         ]
     samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
-    return samples[round(start_s * source_hz): None if end_s is None else round(end_s * source_hz)], source_hz
+    return samples[
+        round(start_s * source_hz) : None if end_s is None else round(end_s * source_hz)
+    ], source_hz
 
 
 def write_wav(path, samples, rate_hz=16000):
     """Write float samples (T,) as 16-bit mono PCM, whole or not at all, clipped to full scale."""
-    coded = io.BytesIO()      # libsndfile does not say why it cannot write, the operating system does
+    coded = io.BytesIO()  # libsndfile does not say why it cannot write, the operating system does
     soundfile.write(coded, np.clip(samples, -1.0, 1.0), rate_hz, subtype="PCM_16", format="WAV")
     with atomic_path(path) as temporary:
         temporary.write_bytes(coded.getvalue())
@@ -211,7 +217,7 @@ def _decoded(container, stream):
             except av.error.InvalidDataError:
                 continue
     except av.error.InvalidDataError:
-        return              # the container breaks off here: what came before counts
+        return  # the container breaks off here: what came before counts
 
 
 def _edit_list_loses_frames(path):
@@ -225,8 +231,10 @@ def _edit_list_loses_frames(path):
         return False
     with _container(path) as container:
         end = (container.duration or 0) / av.time_base
-        hidden = sum(packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
-                     for packet in container.demux(video=0))
+        hidden = sum(
+            packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
+            for packet in container.demux(video=0)
+        )
     return 0 < hidden <= MAX_HIDDEN_FRAMES
 
 
@@ -301,7 +309,7 @@ def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_thre
         raise MediaError(
             path, "no video frame could be decoded" + (f" from {start_s:.2f} s on" if start_s else "")
         )
-    if wanted is not None:      # frames asked for twice, or lost at a damaged end
+    if wanted is not None:  # frames asked for twice, or lost at a damaged end
         order = np.searchsorted(np.unique(wanted), wanted).clip(max=len(pictures) - 1)
         return np.stack([pictures[k] for k in order]), np.array([times[k] for k in order])
     return np.stack(pictures), np.array(times)
@@ -332,10 +340,14 @@ class _ClipWriter:
 
     def _encoder(self, frame):
         has_x264 = "libx264" in av.codecs_available
-        options = {"crf": str(self.crf), "preset": self.preset} if has_x264 else \
-                  {"flags": "+qscale", "global_quality": str(2 * 118)}          # near-lossless MPEG-4
-        encoder = self.container.add_stream("libx264" if has_x264 else "mpeg4",
-                                            rate=self.stream.average_rate or 30, options=options)
+        options = (
+            {"crf": str(self.crf), "preset": self.preset}
+            if has_x264
+            else {"flags": "+qscale", "global_quality": str(2 * 118)}
+        )  # near-lossless MPEG-4
+        encoder = self.container.add_stream(
+            "libx264" if has_x264 else "mpeg4", rate=self.stream.average_rate or 30, options=options
+        )
         encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
         encoder.codec_context.time_base = self.stream.time_base
         encoder.codec_context.thread_count = self.n_threads
@@ -350,7 +362,7 @@ class _ClipWriter:
 
     def abandon(self):
         """Drop the unfinished file."""
-        with suppress(Exception):      # closing it fails again where writing it failed
+        with suppress(Exception):  # closing it fails again where writing it failed
             self.stack.__exit__(InterruptedError, InterruptedError(), None)
 
 
@@ -364,7 +376,7 @@ def crop_half(frame, half):
     for source, target, scale in zip(frame.planes, cropped.planes, (1, 2, 2), strict=True):
         rows = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
         into = np.frombuffer(target, np.uint8).reshape(target.height, target.line_size)
-        into[:, :width // scale] = rows[:height // scale, x // scale:(x + width) // scale]
+        into[:, : width // scale] = rows[: height // scale, x // scale : (x + width) // scale]
     return cropped
 
 

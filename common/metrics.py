@@ -9,7 +9,7 @@ from math import comb
 
 import numpy as np
 
-EXACT_CLUSTERS = 12       # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
+EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
 
 
 def confusion(y_true, y_pred, n_classes=None):
@@ -95,9 +95,9 @@ def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, level
     n_classes = n_classes or int(max(y_true.max(), y_pred.max())) + 1
     per_cluster = _cluster_confusions(y_true, y_pred, member, len(names), n_classes)
     equal = np.full(len(names), 1 / len(names))
-    draws = np.random.default_rng(seed).multinomial(len(names), equal, n_resamples)      # (R, K)
-    counts = np.tensordot(draws.astype(np.float64), per_cluster, axes=1)     # (R, S, C, C)
-    scores = metric(counts).mean(-1)                                         # (R,)
+    draws = np.random.default_rng(seed).multinomial(len(names), equal, n_resamples)  # (R, K)
+    counts = np.tensordot(draws.astype(np.float64), per_cluster, axes=1)  # (R, S, C, C)
+    scores = metric(counts).mean(-1)  # (R,)
     tail = (1 - level) / 2
     return float(np.quantile(scores, tail)), float(np.quantile(scores, 1 - tail))
 
@@ -114,7 +114,7 @@ def mcnemar(correct_a, correct_b):
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     n = only_a + only_b
     tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1))
-    return only_a, only_b, min(1.0, 2 * tail / 2 ** n)
+    return only_a, only_b, min(1.0, 2 * tail / 2**n)
 
 
 def paired_permutation(correct_a, correct_b, clusters, n_resamples, seed):
@@ -128,12 +128,12 @@ def paired_permutation(correct_a, correct_b, clusters, n_resamples, seed):
     """
     better = _mean_over_seeds(correct_a) - _mean_over_seeds(correct_b)
     _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    per_cluster = np.bincount(member, weights=better)                          # (K,)
+    per_cluster = np.bincount(member, weights=better)  # (K,)
     observed = abs(per_cluster.sum())
     n_clusters = len(per_cluster)
     exact = n_clusters <= EXACT_CLUSTERS
     if exact:
-        bits = np.arange(2 ** n_clusters)[:, None] >> np.arange(n_clusters) & 1
+        bits = np.arange(2**n_clusters)[:, None] >> np.arange(n_clusters) & 1
     else:
         bits = np.random.default_rng(seed).integers(0, 2, (n_resamples, n_clusters))
     # Ties count as at least as large, whatever the rounding of the seeds' averages.
@@ -161,16 +161,18 @@ def compare(y_true, ours, theirs, clusters, n_resamples):
     """
     right, other = ours == y_true, theirs == y_true
     difference, p_clusters = paired_permutation(right, other, clusters, n_resamples, 0)
-    low, high = cluster_bootstrap(gain, right.astype(int), other.astype(int), clusters, n_resamples, 0, n_classes=2)
+    low, high = cluster_bootstrap(
+        gain, right.astype(int), other.astype(int), clusters, n_resamples, 0, n_classes=2
+    )
     return difference, low, high, max(mcnemar(a, b)[2] for a, b in zip(right, other)), p_clusters
 
 
 def _cluster_confusions(y_true, y_pred, member, n_clusters, n_classes):
-    cell = (member * n_classes + y_true) * n_classes + y_pred                # (S, N)
+    cell = (member * n_classes + y_true) * n_classes + y_pred  # (S, N)
     size = n_clusters * n_classes * n_classes
     counts = np.stack([np.bincount(row, minlength=size) for row in cell], -1)
     counts = counts.reshape(n_clusters, n_classes, n_classes, len(cell))
-    return counts.transpose(0, 3, 1, 2).astype(np.float64)                   # (K, S, C, C)
+    return counts.transpose(0, 3, 1, 2).astype(np.float64)  # (K, S, C, C)
 
 
 def _mean_over_seeds(correct):

@@ -1,7 +1,7 @@
 """One look for all figures: Okabe-Ito colours, readable sizes, caption beneath, reproducible files.
 
-    fig = confusion_map(counts, classes)
-    save(fig, folder, "babaali_fig_12_confusion", "Figure 12. ... n = 5,531; seeds 0, 1, 2.")
+fig = confusion_map(counts, classes)
+save(fig, folder, "babaali_fig_12_confusion", "Figure 12. ... n = 5,531; seeds 0, 1, 2.")
 """
 
 import textwrap
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import matplotlib
 
-matplotlib.use("Agg")     # figures go to files, also where there is no display
+matplotlib.use("Agg")  # figures go to files, also where there is no display
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,14 +20,30 @@ from common.files import atomic_path
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3)))
-DODGE = 0.035             # between the points of neighbouring curves, as a share of the step along x
+DODGE = 0.035  # between the points of neighbouring curves, as a share of the step along x
 # The colours that Babaali's Sec. 4.2 names (red, yellow, blue, green), in tones that differ for everyone.
-EMOTIONS = {"angry": ("#D55E00", "^"), "happy": ("#F0C800", "o"), "neutral": ("#0072B2", "s"),
-            "sad": ("#009E73", "D")}
-STYLE = {"figure.figsize": (5.6, 4.2), "font.size": 10, "axes.labelsize": 10, "axes.titlesize": 11,
-         "legend.fontsize": 9, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.5, "figure.constrained_layout.use": True,
-         "pdf.fonttype": 42, "svg.hashsalt": "fixed"}
+EMOTIONS = {
+    "angry": ("#D55E00", "^"),
+    "happy": ("#F0C800", "o"),
+    "neutral": ("#0072B2", "s"),
+    "sad": ("#009E73", "D"),
+}
+STYLE = {
+    "figure.figsize": (5.6, 4.2),
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 11,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.5,
+    "figure.constrained_layout.use": True,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "fixed",
+}
 CAPTION_SIZE = 8
 plt.rcParams.update(STYLE)
 
@@ -67,8 +83,14 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
         if "train" in parts:
             axes.plot(*parts["train"], color=colour, alpha=0.8, linewidth=1, label=f"{name} train")
         if "valid" in parts:
-            axes.plot(*parts["valid"], color=colour, linestyle="--", marker=MARKERS[i % len(MARKERS)],
-                      markersize=4, label=f"{name} validation")
+            axes.plot(
+                *parts["valid"],
+                color=colour,
+                linestyle="--",
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+                label=f"{name} validation",
+            )
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -84,11 +106,13 @@ def confusion_map(counts, classes):
 def confusion_grid(panels, classes, n_columns):
     """Heat maps {title: counts (C, C)} in rows of n_columns, as `confusion_map` draws one."""
     n_rows, size = -(-len(panels) // n_columns), 2.4 + 0.75 * len(classes)
-    fig, grid = plt.subplots(n_rows, n_columns, figsize=(size * n_columns + 0.6, size * n_rows), squeeze=False)
+    fig, grid = plt.subplots(
+        n_rows, n_columns, figsize=(size * n_columns + 0.6, size * n_rows), squeeze=False
+    )
     for axes, (title, counts) in zip(grid.flat, panels.items()):
         image = _draw_confusion(axes, np.asarray(counts), classes)
         axes.set_title(title)
-    for axes in grid.flat[len(panels):]:
+    for axes in grid.flat[len(panels) :]:
         axes.remove()
     fig.colorbar(image, ax=grid, label="share of the true class (%)", shrink=0.8 / n_rows)
     return fig
@@ -98,8 +122,15 @@ def _draw_confusion(axes, counts, classes):
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
     for i, j in np.ndindex(counts.shape):
-        axes.text(j, i, f"{counts[i, j]:,}\n{share[i, j]:.0f} %", ha="center", va="center", fontsize=8,
-                  color="white" if share[i, j] < 55 else "black")
+        axes.text(
+            j,
+            i,
+            f"{counts[i, j]:,}\n{share[i, j]:.0f} %",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if share[i, j] < 55 else "black",
+        )
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -113,8 +144,16 @@ def scatter(points, labels, classes, xlabel, ylabel):
     labels = np.asarray(labels)
     for name, (colour, marker) in class_style(classes).items():
         chosen = labels == name
-        axes.scatter(*points[chosen].T, s=16, c=colour, marker=marker, alpha=0.75, linewidths=0.3,
-                     edgecolors="black", label=f"{name} ({chosen.sum():,})")
+        axes.scatter(
+            *points[chosen].T,
+            s=16,
+            c=colour,
+            marker=marker,
+            alpha=0.75,
+            linewidths=0.3,
+            edgecolors="black",
+            label=f"{name} ({chosen.sum():,})",
+        )
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(loc="best")
     return fig
@@ -129,8 +168,15 @@ def grouped_bars(groups, series, ylabel):
     width = 0.8 / len(series)
     style = class_style(list(series))
     for i, (name, values) in enumerate(series.items()):
-        axes.bar(np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width, values, width,
-                 color=style[name][0], edgecolor="black", linewidth=0.4, label=name)
+        axes.bar(
+            np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width,
+            values,
+            width,
+            color=style[name][0],
+            edgecolor="black",
+            linewidth=0.4,
+            label=name,
+        )
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylabel=ylabel)
     axes.legend(ncols=2)
@@ -148,14 +194,17 @@ def curve_panels(panels, xlabel, ylabel, chance):
     What does not vary along x is a black broken line without markers. Names that are alike up to a comma have one
     colour, the second of them with open markers. Points of one panel stand a little beside each other.
     """
-    varies = {}                            # in the order of the legend
+    varies = {}  # in the order of the legend
     for series in panels.values():
         for name, (_, y, _, _) in series.items():
             varies[name] = varies.get(name, False) or len(set(y)) > 1
     style = curve_styles(varies)
-    is_beside = len(panels) > 1 or len(varies) > 5     # the legend then stands beside the panels, which needs room
-    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True,
-                             squeeze=False)
+    is_beside = (
+        len(panels) > 1 or len(varies) > 5
+    )  # the legend then stands beside the panels, which needs room
+    fig, grid = plt.subplots(
+        1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True, squeeze=False
+    )
     for axes, (title, series) in zip(grid.flat, panels.items()):
         moving = [name for name in series if varies[name]]
         for name, (x, y, low, high) in series.items():
@@ -166,7 +215,9 @@ def curve_panels(panels, xlabel, ylabel, chance):
             axes.errorbar(x, y, error, capsize=3, label=name, **style[name])
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
         axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())
+    }
     if is_beside:
         fig.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3.5)
     else:
@@ -182,12 +233,17 @@ def curve_styles(varies):
     for i, names in enumerate(groups.values()):
         for j, name in enumerate(names):
             colour = OKABE_ITO[i % len(OKABE_ITO)]
-            styles[name] = {"color": colour, "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
-                            "markerfacecolor": "white" if j else colour,
-                            "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)]}
+            styles[name] = {
+                "color": colour,
+                "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
+                "markerfacecolor": "white" if j else colour,
+                "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)],
+            }
     levels = (name for name in varies if not varies[name])
-    return styles | {name: {"color": "black", "marker": "", "linestyle": dash} for name, dash in
-                     zip(levels, cycle(DASHES[1:]))}
+    return styles | {
+        name: {"color": "black", "marker": "", "linestyle": dash}
+        for name, dash in zip(levels, cycle(DASHES[1:]))
+    }
 
 
 def value_map(values, row_label, column_label, value_label):
@@ -205,8 +261,15 @@ def value_maps(panels, row_label, column_label, value_label):
         grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
         image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
         for i, j in zip(*np.nonzero(np.isfinite(grid))):
-            axes.text(j, i, f"{grid[i, j]:.1f}", ha="center", va="center", fontsize=10 if len(columns) < 8 else 7,
-                      color="white" if grid[i, j] < (low + high) / 2 else "black")
+            axes.text(
+                j,
+                i,
+                f"{grid[i, j]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=10 if len(columns) < 8 else 7,
+                color="white" if grid[i, j] < (low + high) / 2 else "black",
+            )
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(title=title, xlabel=column_label, ylabel=row_label)
@@ -220,8 +283,15 @@ def spectrograms(panels, step_s, top_khz):
     fig, grid = plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True, squeeze=False)
     top = max(np.nanmax(panel) for panel in panels.values())
     for axes, (title, panel) in zip(grid.flat, panels.items()):
-        image = axes.imshow(panel, origin="lower", aspect="auto", cmap="magma", vmin=top - 80, vmax=top,
-                            extent=(0, panel.shape[1] * step_s, 0, top_khz))
+        image = axes.imshow(
+            panel,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=top - 80,
+            vmax=top,
+            extent=(0, panel.shape[1] * step_s, 0, top_khz),
+        )
         axes.set(title=title, ylabel="frequency (kHz)")
         axes.grid(False)
     grid.flat[-1].set_xlabel("time (s)")

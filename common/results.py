@@ -30,8 +30,21 @@ from common.metrics import cluster_bootstrap, compare, confusion, holm
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "torch", "transformers", "accelerate", "scikit-learn", "xgboost")
-TABLE_COLUMNS = ("row", "column", "unit", "paper", "mean", "sd", "ci_low", "ci_high", "n", "n_runs",
-                 "corpus", "protocol", "command")
+TABLE_COLUMNS = (
+    "row",
+    "column",
+    "unit",
+    "paper",
+    "mean",
+    "sd",
+    "ci_low",
+    "ci_high",
+    "n",
+    "n_runs",
+    "corpus",
+    "protocol",
+    "command",
+)
 PREDICTION_COLUMNS = ("utterance_id", "speaker", "fold", "seed", "system", "y_true", "y_pred")
 BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
@@ -42,15 +55,15 @@ class Cell:
 
     row: str
     column: str
-    values: list = field(default_factory=list)    # one per fold and seed; empty: only the paper has a number
-    runs: list = field(default_factory=list)      # (seed, fold name) of each value, for metrics.json
-    paper: float | None = None                    # as printed in the paper, same unit
-    low: float | None = None                      # 95 % interval of the pooled predictions
+    values: list = field(default_factory=list)  # one per fold and seed; empty: only the paper has a number
+    runs: list = field(default_factory=list)  # (seed, fold name) of each value, for metrics.json
+    paper: float | None = None  # as printed in the paper, same unit
+    low: float | None = None  # 95 % interval of the pooled predictions
     high: float | None = None
-    n: int | None = None                          # utterances scored
+    n: int | None = None  # utterances scored
     unit: str = "%"
     digits: int = 2
-    word: str = ""                                # shown in place of the number, such as a verdict
+    word: str = ""  # shown in place of the number, such as a verdict
 
     @property
     def mean(self):
@@ -79,8 +92,9 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
             values.append(100 * float(np.mean(scores)))
             names.append(name)
     scored = (y_pred >= 0).all(0)
-    low, high = cluster_bootstrap(metric, y_true[scored], y_pred[:, scored], speakers[scored], n_resamples, 0,
-                                  n_classes=n_classes)
+    low, high = cluster_bootstrap(
+        metric, y_true[scored], y_pred[:, scored], speakers[scored], n_resamples, 0, n_classes=n_classes
+    )
     return Cell(row, column, values, names, paper, 100 * low, 100 * high, int(scored.sum()))
 
 
@@ -90,27 +104,36 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
     column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
     y_true    (N,) integers; speakers (N,): of the scored turns alone
     """
-    found = np.array([compare(y_true, ours, theirs, speakers, n_resamples) for ours, theirs in pairs.values()])
-    tests = {"McNemar p": found[:, 3], "McNemar, Holm": holm(found[:, 3]),
-             "by speaker p": found[:, 4], "by speaker, Holm": holm(found[:, 4])}
+    found = np.array(
+        [compare(y_true, ours, theirs, speakers, n_resamples) for ours, theirs in pairs.values()]
+    )
+    tests = {
+        "McNemar p": found[:, 3],
+        "McNemar, Holm": holm(found[:, 3]),
+        "by speaker p": found[:, 4],
+        "by speaker, Holm": holm(found[:, 4]),
+    }
     cells, n, n_speakers = [], len(y_true), len(set(speakers))
     for j, row in enumerate(pairs):
         gain, low, high = 100 * found[j, :3]
         cells.append(Cell(row, column, [gain], low=low, high=high, n=n, unit="points"))
         cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
-    return cells, ("McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems "
-                   f"are swapped for whole speakers; with {n_speakers} of them p is at least "
-                   f"{2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction over the rows of this table.")
+    return cells, (
+        "McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems "
+        f"are swapped for whole speakers; with {n_speakers} of them p is at least "
+        f"{2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction over the rows of this table."
+    )
 
 
 # ---- Run: header, log, tables, metrics ------------------------------------------------------
+
 
 @dataclass
 class Run:
     """One execution of a script on one corpus; `folder` is where its results go."""
 
-    script: str               # stem of the script's file
-    paper: str                # prefix of predictions.csv and metrics.json, "" for none
+    script: str  # stem of the script's file
+    paper: str  # prefix of predictions.csv and metrics.json, "" for none
     corpus: str
     protocol: str
     folder: Path
@@ -119,13 +142,14 @@ class Run:
     command: str
     started: float = field(default_factory=time.monotonic)
     written: list = field(default_factory=list)
-    cells: dict = field(default_factory=dict)     # "<stem>/<row>/<column>" -> Cell
+    cells: dict = field(default_factory=dict)  # "<stem>/<row>/<column>" -> Cell
 
     def table(self, stem, title, cells, note="", protocol=None):
         """Write <stem>.csv and <stem>.md and keep the cells for metrics.json; protocol: where not the run's."""
         provenance = {"command": self.command, "seeds": self.settings.get("SEEDS", ()), "device": self.device}
-        self.written += write_table(self.folder, stem, title, cells, self.corpus, protocol or self.protocol, note,
-                                    provenance)
+        self.written += write_table(
+            self.folder, stem, title, cells, self.corpus, protocol or self.protocol, note, provenance
+        )
         self.cells.update({f"{stem}/{cell.row}/{cell.column}": cell for cell in cells})
 
     def figure(self, paths):
@@ -149,15 +173,29 @@ class Run:
         """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and print this run's files."""
         path = self.own("metrics.json")
         commit, dirty = git_state()
-        write_json(path, {
-            "script": self.script, "corpus": self.corpus, "protocol": self.protocol, "command": self.command,
-            "metrics": {name: _metric(cell) for name, cell in self.cells.items()}, **more,
-            "settings": public(self.settings), "commit": commit, "dirty": dirty, "versions": versions(),
-            "device": self.device, "seconds": round(time.monotonic() - self.started, 1)})
+        write_json(
+            path,
+            {
+                "script": self.script,
+                "corpus": self.corpus,
+                "protocol": self.protocol,
+                "command": self.command,
+                "metrics": {name: _metric(cell) for name, cell in self.cells.items()},
+                **more,
+                "settings": public(self.settings),
+                "commit": commit,
+                "dirty": dirty,
+                "versions": versions(),
+                "device": self.device,
+                "seconds": round(time.monotonic() - self.started, 1),
+            },
+        )
         self.log({"event": "finished", "seconds": round(time.monotonic() - self.started, 1)})
         names = sorted({p.name for p in [*self.written, path]})
-        print(f"wrote {len(names)} files to {public(str(self.folder))}/ in "
-              f"{time.monotonic() - self.started:.0f} s: {', '.join(names)}")
+        print(
+            f"wrote {len(names)} files to {public(str(self.folder))}/ in "
+            f"{time.monotonic() - self.started:.0f} s: {', '.join(names)}"
+        )
 
 
 def start_run(script, settings, manifest, protocol, device=None, paper=""):
@@ -173,15 +211,25 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
     stem = Path(script).stem
     refuse_demo_on_real(manifest.corpus, sys.argv[1:])
     folder = make_folder(results_folder(settings["RESULTS_ROOT"], stem, manifest.corpus))
-    run = Run(stem, paper, manifest.corpus, protocol, folder, dict(settings), hardware(device),
-              command_line(sys.argv))
+    run = Run(
+        stem,
+        paper,
+        manifest.corpus,
+        protocol,
+        folder,
+        dict(settings),
+        hardware(device),
+        command_line(sys.argv),
+    )
     labelled = manifest.labelled
     per_class = ", ".join(f"{name} {sum(t.label == name for t in labelled):,}" for name in manifest.classes)
-    print(f"{run.command}\n  device    {run.device}\n"
-          f"  corpus    {manifest.corpus}: {len(manifest.turns):,} turns, "
-          f"{f'{len(labelled):,} labelled ({per_class})' if labelled else 'no labels'}, "
-          f"{len({t.speaker for t in labelled or manifest.turns}):,} speakers\n"
-          f"  protocol  {protocol}\n  results   {public(str(folder))}/")
+    print(
+        f"{run.command}\n  device    {run.device}\n"
+        f"  corpus    {manifest.corpus}: {len(manifest.turns):,} turns, "
+        f"{f'{len(labelled):,} labelled ({per_class})' if labelled else 'no labels'}, "
+        f"{len({t.speaker for t in labelled or manifest.turns}):,} speakers\n"
+        f"  protocol  {protocol}\n  results   {public(str(folder))}/"
+    )
     run.log({"event": "started", "command": run.command, "settings": public(settings)})
     return run
 
@@ -195,8 +243,10 @@ def refuse_demo_on_real(corpus, argv):
     """UserError where the demo's small settings would write over the results of a real corpus."""
     own_root = any(word.startswith("--RESULTS_ROOT") for word in argv)
     if "--demo" in argv and not corpus.startswith("demo") and not own_root:
-        raise UserError(f"--demo with CORPUS={corpus}: would write over the results of a real corpus; "
-                        "leave --demo out, or give another --RESULTS_ROOT")
+        raise UserError(
+            f"--demo with CORPUS={corpus}: would write over the results of a real corpus; "
+            "leave --demo out, or give another --RESULTS_ROOT"
+        )
 
 
 def append_log(path, record):
@@ -218,9 +268,15 @@ def prediction_rows(turns, classes, runs, predicted):
     for system, labels in predicted.items():
         for (seed, fold), (rows, tested) in runs.items():
             for i in tested:
-                yield {"utterance_id": turns[i].utterance_id, "speaker": turns[i].speaker, "fold": fold,
-                       "seed": seed, "system": str(system), "y_true": turns[i].label,
-                       "y_pred": classes[np.atleast_2d(labels[rows])[0, i]]}
+                yield {
+                    "utterance_id": turns[i].utterance_id,
+                    "speaker": turns[i].speaker,
+                    "fold": fold,
+                    "seed": seed,
+                    "system": str(system),
+                    "y_true": turns[i].label,
+                    "y_pred": classes[np.atleast_2d(labels[rows])[0, i]],
+                }
 
 
 def _last_byte(file):
@@ -232,13 +288,21 @@ def _metric(cell):
     per_seed = defaultdict(list)
     for (seed, _), value in zip(cell.runs, cell.values):
         per_seed[str(seed)].append(value)
-    return {"per_seed": {seed: float(np.mean(v)) for seed, v in per_seed.items()},
-            "per_run": [{"seed": s, "fold": f, "value": v} for (s, f), v in zip(cell.runs, cell.values)],
-            "mean": cell.mean, "sd": cell.sd, "ci_low": cell.low, "ci_high": cell.high,
-            "n": cell.n, "unit": cell.unit, "paper": cell.paper}
+    return {
+        "per_seed": {seed: float(np.mean(v)) for seed, v in per_seed.items()},
+        "per_run": [{"seed": s, "fold": f, "value": v} for (s, f), v in zip(cell.runs, cell.values)],
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "ci_low": cell.low,
+        "ci_high": cell.high,
+        "n": cell.n,
+        "unit": cell.unit,
+        "paper": cell.paper,
+    }
 
 
 # ---- Tables ---------------------------------------------------------------------------------
+
 
 def write_table(folder, stem, title, cells, corpus, protocol, note, provenance):
     """Write a table as <stem>.csv (one line per number) and <stem>.md (the paper's own grid).
@@ -249,10 +313,24 @@ def write_table(folder, stem, title, cells, corpus, protocol, note, provenance):
     Returns the two paths.
     """
     folder = Path(folder)
-    rows = [{"row": c.row, "column": c.column, "unit": c.unit, "paper": c.paper, "mean": _plain(c.mean),
-             "sd": _plain(c.sd), "ci_low": _plain(c.low), "ci_high": _plain(c.high), "n": c.n,
-             "n_runs": len(c.values), "corpus": corpus, "protocol": protocol,
-             "command": provenance["command"]} for c in cells]
+    rows = [
+        {
+            "row": c.row,
+            "column": c.column,
+            "unit": c.unit,
+            "paper": c.paper,
+            "mean": _plain(c.mean),
+            "sd": _plain(c.sd),
+            "ci_low": _plain(c.low),
+            "ci_high": _plain(c.high),
+            "n": c.n,
+            "n_runs": len(c.values),
+            "corpus": corpus,
+            "protocol": protocol,
+            "command": provenance["command"],
+        }
+        for c in cells
+    ]
     write_csv(folder / f"{stem}.csv", rows, TABLE_COLUMNS)
     caption = _caption(title, cells, corpus, protocol, note, provenance)
     write_text(folder / f"{stem}.md", caption[0] + "\n\n" + _grid(cells) + "\n\n" + caption[1] + "\n")
@@ -262,8 +340,8 @@ def write_table(folder, stem, title, cells, corpus, protocol, note, provenance):
 def shown(cell):
     """A cell as text: "75.42 ± 1.31 [72.10, 78.40] (paper 75.42)"."""
     text = cell.word or ("–" if cell.mean is None else f"{cell.mean:.{cell.digits}f}")
-    if not cell.word and cell.unit == "" and cell.mean and abs(cell.mean) < 10 ** -cell.digits:
-        text = f"< {10 ** -cell.digits:g}"       # a p-value is never zero
+    if not cell.word and cell.unit == "" and cell.mean and abs(cell.mean) < 10**-cell.digits:
+        text = f"< {10**-cell.digits:g}"  # a p-value is never zero
     if cell.sd is not None:
         text += f" ± {cell.sd:.{cell.digits}f}"
     if cell.low is not None and np.isfinite(cell.low):
@@ -278,8 +356,9 @@ def _grid(cells):
     at = {(c.row, c.column): shown(c) for c in cells}
     heads = [f"{name} ({units[name]})" if units[name] else name for name in columns]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {row} | " + " | ".join(at.get((row, column), "") for column in columns) + " |"
-              for row in rows]
+    lines += [
+        f"| {row} | " + " | ".join(at.get((row, column), "") for column in columns) + " |" for row in rows
+    ]
     return "\n".join(lines)
 
 
@@ -290,8 +369,11 @@ def _caption(title, cells, corpus, protocol, note, provenance):
     meaning = []
     if any(c.sd is not None for c in cells):
         counts = sorted({len(c.values) for c in cells if c.sd is not None})
-        meaning.append(f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds"
-                       + ", where pooled: seeds)" * (len(counts) > 1) + ")" * (len(counts) == 1))
+        meaning.append(
+            f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds"
+            + ", where pooled: seeds)" * (len(counts) > 1)
+            + ")" * (len(counts) == 1)
+        )
     if any(c.low is not None and np.isfinite(c.low) for c in cells):
         meaning.append("[95 % interval of the pooled predictions, speakers resampled]")
     if any(c.paper is not None for c in cells):
@@ -310,6 +392,7 @@ def _plain(value):
 
 
 # ---- README ---------------------------------------------------------------------------------
+
 
 def fill_tables(readme):
     """Replace what stands between `<!-- table: results/.../x.md -->` and `<!-- end -->` by that file."""
@@ -331,8 +414,10 @@ def write_overview(results_root, paper, corpus, stem="overview"):
     Reads every <results_root>/<script>/<corpus>/<paper>_table_*.csv and writes
     <results_root>/<paper>_<stem>_<corpus>.md; returns its path, or None where the paper prints no number.
     """
-    lines = ["| table | row | column | paper | ours mean ± sd [95 % interval] | gap | command |",
-             "|---" * 7 + "|"]
+    lines = [
+        "| table | row | column | paper | ours mean ± sd [95 % interval] | gap | command |",
+        "|---" * 7 + "|",
+    ]
     for path in sorted(Path(results_root).glob(f"*/{corpus}/{paper}_table_*.csv")):
         for row in read_csv(path):
             if row["paper"] and row["mean"]:
@@ -342,11 +427,12 @@ def write_overview(results_root, paper, corpus, stem="overview"):
                 gap = float(row["mean"]) - float(row["paper"])
                 unit = f" ({row['unit']})" if row["unit"] else ""
                 name = f"{path.stem.split('_table_')[1]} | {row['row']} | {row['column']}{unit}"
-                lines.append(f"| {name} | {float(row['paper']):g} | {ours} | {gap:+.2f} "
-                             f"| `{row['command']}` |")
+                lines.append(
+                    f"| {name} | {float(row['paper']):g} | {ours} | {gap:+.2f} | `{row['command']}` |"
+                )
     path = Path(results_root) / f"{paper}_{stem}_{corpus}.md"
     if len(lines) == 2:
-        return None               # a corpus of which the paper says nothing
+        return None  # a corpus of which the paper says nothing
     write_text(path, "\n".join(lines) + "\n")
     return path
 
@@ -359,6 +445,7 @@ def _table_text(path):
 
 
 # ---- Provenance -----------------------------------------------------------------------------
+
 
 def public(value):
     """The value without this machine's folders: absolute paths relative to the working directory or "~"."""
@@ -379,7 +466,7 @@ def _public_text(text):
     if text.startswith("/"):
         inside = Path(text).is_relative_to(Path.cwd())
         if not inside and len(home) > 1 and Path(text).is_relative_to(home):
-            return "~" + text[len(home):]
+            return "~" + text[len(home) :]
         text = os.path.relpath(text)
     return text
 
@@ -419,6 +506,7 @@ def hardware(device=None):
     device = str(device or "cpu")
     if device.startswith("cuda"):
         import torch
+
         return f"{device}: {torch.cuda.get_device_name(device)}"
     try:
         models = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())

@@ -25,15 +25,15 @@ from pathlib import Path
 
 from common.errors import UserError
 
-APPLIED = "SETTINGS"      # the global that holds what a run used: name -> value, written beside its results
+APPLIED = "SETTINGS"  # the global that holds what a run used: name -> value, written beside its results
 
 
 @dataclass
 class Constant:
     name: str
-    value: object         # as written in the source
+    value: object  # as written in the source
     comment: str
-    heading: str = ""     # the comment lines right above it
+    heading: str = ""  # the comment lines right above it
 
 
 def read_constants(source):
@@ -41,7 +41,9 @@ def read_constants(source):
     lines = source.splitlines()
     found = []
     for node in ast.parse(source).body:
-        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+        if not (
+            isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
+        ):
             continue
         name = node.targets[0].id
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
@@ -49,9 +51,15 @@ def read_constants(source):
         try:
             value = ast.literal_eval(node.value)
         except ValueError:
-            continue      # derived from others: not a setting
-        found.append(Constant(name, value, _comment(lines, node.end_lineno, node.end_col_offset),
-                              _heading(lines, node.lineno)))
+            continue  # derived from others: not a setting
+        found.append(
+            Constant(
+                name,
+                value,
+                _comment(lines, node.end_lineno, node.end_col_offset),
+                _heading(lines, node.lineno),
+            )
+        )
     return found
 
 
@@ -80,8 +88,9 @@ def _comment(lines, end_line, end_column):
 def split_presets(constants):
     """Separate presets (dicts keyed by the names of other constants) from plain constants."""
     names = {c.name for c in constants}
-    presets = {c.name: c for c in constants
-               if isinstance(c.value, dict) and c.value and set(c.value) <= names}
+    presets = {
+        c.name: c for c in constants if isinstance(c.value, dict) and c.value and set(c.value) <= names
+    }
     plain = {c.name: c for c in constants if c.name not in presets and not isinstance(c.value, dict)}
     return plain, presets
 
@@ -90,7 +99,9 @@ def convert(text, like, name):
     """Turn a command-line text into the type of `like`; UserError says what was expected."""
     try:
         if isinstance(like, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
         if isinstance(like, (tuple, list)):
             item = like[0] if like else ""
             return tuple(convert(part.strip(), item, name) for part in text.split(",") if part.strip())
@@ -142,8 +153,12 @@ def _unknown(word, names):
 def help_text(script, source):
     """The script's docstring and every constant with its default and comment."""
     plain, presets = split_presets(read_constants(source))
-    lines = [(ast.get_docstring(ast.parse(source)) or "").strip(), "",
-             f"usage: python {script} [--preset] [--NAME=value ...]", ""]
+    lines = [
+        (ast.get_docstring(ast.parse(source)) or "").strip(),
+        "",
+        f"usage: python {script} [--preset] [--NAME=value ...]",
+        "",
+    ]
     for name, preset in presets.items():
         changes = ", ".join(f"{key}={value!r}" for key, value in preset.value.items())
         lines += [f"  --{name.lower()}", *_indented(f"{preset.comment}. Sets {changes}".lstrip(". "))]
@@ -194,6 +209,7 @@ def run(main, module, argv=None):
         sys.exit("stopped: run the same command again to go on from the last saved state")
     except OSError as error:
         from common.files import REMEDIES
+
         if error.errno not in REMEDIES:
             raise
         sys.exit(f"error: {error.filename}: {REMEDIES[error.errno]}")

@@ -13,7 +13,7 @@ import time
 
 from common.errors import UserError
 
-PARENT = "SHARES_PARENT"      # environment variable: the process that started this one
+PARENT = "SHARES_PARENT"  # environment variable: the process that started this one
 
 
 def read_share(text):
@@ -33,9 +33,21 @@ def run_shares(n_jobs):
     Raises UserError where one of them fails; the others are then ended, and what they finished is kept.
     """
     threads = max(1, (os.cpu_count() or 1) // n_jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1", PARENT: str(os.getpid())}
-    jobs = [subprocess.Popen([sys.executable, *sys.argv, f"--SHARE={i + 1}/{n_jobs}"], env=environment, text=True,
-                             stdout=subprocess.PIPE) for i in range(n_jobs)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TQDM_DISABLE": "1",
+        PARENT: str(os.getpid()),
+    }
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, *sys.argv, f"--SHARE={i + 1}/{n_jobs}"],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+        )
+        for i in range(n_jobs)
+    ]
     readers = [threading.Thread(target=pass_on, args=(job.stdout,), daemon=True) for job in jobs]
     for reader in readers:
         reader.start()
@@ -46,7 +58,7 @@ def run_shares(n_jobs):
         for job, reader in zip(jobs, readers):
             job.terminate()
             job.wait()
-            reader.join(10)         # its own workers may outlive a job that was ended for a moment
+            reader.join(10)  # its own workers may outlive a job that was ended for a moment
     if any(job.returncode for job in jobs):
         raise UserError(f"JOBS={n_jobs}: a process failed, as it says above; what was finished is kept")
 
@@ -60,6 +72,7 @@ def pass_on(lines):
 
 def end_with_parent(parent):
     """End this process when the one with the number `parent` that started it is gone: a killed one cannot do it."""
+
     def watch():
         while os.getppid() == parent:
             time.sleep(0.5)

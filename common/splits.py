@@ -13,8 +13,8 @@ import numpy as np
 
 from common.errors import UserError
 
-MIN_GROUPS = 3            # one each to train, to validate and to test
-MIN_TURNS = 2             # of a class: one to train on, one to test
+MIN_GROUPS = 3  # one each to train, to validate and to test
+MIN_TURNS = 2  # of a class: one to train on, one to test
 OFFICIAL = ("train", "dev", "test")
 
 
@@ -22,7 +22,7 @@ OFFICIAL = ("train", "dev", "test")
 class Fold:
     """One division of the labelled turns; under SELECT_ON = "test" `valid` holds the test turns."""
 
-    name: str             # "fold1", "choice", "out_1_2"
+    name: str  # "fold1", "choice", "out_1_2"
     train: list
     valid: list
     test: list
@@ -32,9 +32,9 @@ class Fold:
 class Parts:
     """Row numbers of the labelled turns that a classifier of a fold uses for what."""
 
-    fit: np.ndarray       # it is fitted here while its settings are chosen
-    choose: np.ndarray    # ... by the score here
-    refit: np.ndarray     # fit and choose together: the final classifier
+    fit: np.ndarray  # it is fitted here while its settings are chosen
+    choose: np.ndarray  # ... by the score here
+    refit: np.ndarray  # fit and choose together: the final classifier
     test: np.ndarray
 
 
@@ -67,9 +67,11 @@ def speaker_groups(turns, n_groups):
     units = sorted({turn.session if whole else turn.speaker for turn in turns})
     if min(len(units), n_groups) < MIN_GROUPS:
         kind = "session" if whole else "speaker"
-        raise UserError(f"manifest.csv: {len(units)} {kind}(s) ({', '.join(units[:4])}), {n_groups} groups; "
-                        f"training, validation and test take one each: give {MIN_GROUPS} {kind}s or more "
-                        f"and N_GROUPS of at least {MIN_GROUPS}")
+        raise UserError(
+            f"manifest.csv: {len(units)} {kind}(s) ({', '.join(units[:4])}), {n_groups} groups; "
+            f"training, validation and test take one each: give {MIN_GROUPS} {kind}s or more "
+            f"and N_GROUPS of at least {MIN_GROUPS}"
+        )
     n_groups = min(n_groups, len(units))
     group_of = {unit: i % n_groups for i, unit in enumerate(units)}
     groups = [set() for _ in range(n_groups)]
@@ -132,8 +134,9 @@ def leave_two_out(manifest, n_groups, seed):
     """
     _check_labels(manifest)
     if has_official_split(manifest):
-        raise UserError(f"{manifest.corpus}: an official split has no groups to leave out; "
-                        "set OUT_OF_FOLD=false")
+        raise UserError(
+            f"{manifest.corpus}: an official split has no groups to leave out; set OUT_OF_FOLD=false"
+        )
     groups = speaker_groups(manifest.labelled, n_groups)
     folds = []
     for i, j in combinations(range(len(groups)), 2):
@@ -183,8 +186,12 @@ def divide(fold, turns):
         aside = set(speakers_of(fold.train)[::4])
         fit = [turn for turn in fold.train if turn.speaker not in aside]
         choose = [turn for turn in fold.train if turn.speaker in aside]
-    return Parts(*(np.array([row[turn.utterance_id] for turn in part])
-                   for part in (fit, choose, fit + choose, fold.test)))
+    return Parts(
+        *(
+            np.array([row[turn.utterance_id] for turn in part])
+            for part in (fit, choose, fit + choose, fold.test)
+        )
+    )
 
 
 def choice_protocol_text(manifest, n_groups):
@@ -197,7 +204,7 @@ def choice_protocol_text(manifest, n_groups):
 
 
 def folds_text(manifest, folds):
-    """"5-fold by session", "5-fold by speaker group" or "official train/dev/test split"."""
+    """ "5-fold by session", "5-fold by speaker group" or "official train/dev/test split"."""
     if has_official_split(manifest):
         return "official train/dev/test split"
     return f"{len(folds)}-fold by {'session' if by_session(manifest.labelled) else 'speaker group'}"
@@ -222,17 +229,22 @@ def protocol_text(manifest, folds, validate_on, select_on):
 def _fold(manifest, name, test_speakers, valid_speakers):
     turns = manifest.labelled
     held_out = set(test_speakers) | set(valid_speakers)
-    return Fold(name, [t for t in turns if t.speaker not in held_out],
-                [t for t in turns if t.speaker in valid_speakers],
-                [t for t in turns if t.speaker in test_speakers])
+    return Fold(
+        name,
+        [t for t in turns if t.speaker not in held_out],
+        [t for t in turns if t.speaker in valid_speakers],
+        [t for t in turns if t.speaker in test_speakers],
+    )
 
 
 def _official_fold(manifest, name, select_on):
     train, dev, test = ([t for t in manifest.labelled if t.extra["split"] == part] for part in OFFICIAL)
     for part, turns in zip(OFFICIAL, (train, dev, test)):
         if not turns:
-            raise UserError(f"{manifest.folder}/manifest.csv: no labelled turn has split={part}; prepare the "
-                            "whole corpus, or remove the column `split` to use speaker groups")
+            raise UserError(
+                f"{manifest.folder}/manifest.csv: no labelled turn has split={part}; prepare the "
+                "whole corpus, or remove the column `split` to use speaker groups"
+            )
     return Fold(name, train + dev, test, test) if select_on == "test" else Fold(name, train, dev, test)
 
 
@@ -240,8 +252,10 @@ def _draw_speaker(groups, seed):
     """One random speaker who does not leave the others with nobody to train on."""
     speakers = sorted(speaker for group in groups for speaker in group)
     if len(speakers) < 2:
-        raise UserError(f"manifest.csv: only speaker {speakers[0]} is left to train and to validate; "
-                        "add speakers, or set VALIDATE_ON=group and OUT_OF_FOLD=false")
+        raise UserError(
+            f"manifest.csv: only speaker {speakers[0]} is left to train and to validate; "
+            "add speakers, or set VALIDATE_ON=group and OUT_OF_FOLD=false"
+        )
     return [speakers[np.random.default_rng(seed).integers(len(speakers))]]
 
 
@@ -257,15 +271,19 @@ def _check_labels(manifest):
         raise UserError(f"{path}: no labelled turn; check the column `label`")
     unknown = sorted(set(counts) - set(manifest.classes))
     if unknown:
-        raise UserError(f"{path}: label {unknown[0]!r} is not among the classes "
-                        f"{', '.join(manifest.classes)}; correct it or leave it empty")
+        raise UserError(
+            f"{path}: label {unknown[0]!r} is not among the classes "
+            f"{', '.join(manifest.classes)}; correct it or leave it empty"
+        )
     nameless = sum(not turn.speaker for turn in manifest.labelled)
     if nameless:
         raise UserError(f"{path}: {nameless} labelled turns have no speaker; fill in the column `speaker`")
     for label in manifest.classes:
         if counts[label] < MIN_TURNS:
-            raise UserError(f"{path}: class {label!r} has {counts[label]} labelled turn(s), training and test need "
-                            f"{MIN_TURNS}; add turns, or leave the label empty to exclude the class")
+            raise UserError(
+                f"{path}: class {label!r} has {counts[label]} labelled turn(s), training and test need "
+                f"{MIN_TURNS}; add turns, or leave the label empty to exclude the class"
+            )
 
 
 def _check_classes(manifest, folds):
@@ -274,9 +292,11 @@ def _check_classes(manifest, folds):
         absent = sorted(set(manifest.classes) - {turn.label for turn in fold.train})
         if absent:
             speakers = sorted({t.speaker for t in manifest.labelled if t.label == absent[0]})
-            raise UserError(f"{manifest.folder}/manifest.csv: class {absent[0]!r} is absent from the training"
-                            f" turns of {fold.name} (only {', '.join(speakers[:4])} have it); add speakers "
-                            "with it, change N_GROUPS, or leave the label empty to exclude it")
+            raise UserError(
+                f"{manifest.folder}/manifest.csv: class {absent[0]!r} is absent from the training"
+                f" turns of {fold.name} (only {', '.join(speakers[:4])} have it); add speakers "
+                "with it, change N_GROUPS, or leave the label empty to exclude it"
+            )
 
 
 def _part(name, turns):
@@ -289,8 +309,9 @@ def _check_coverage(folds, manifest, official, times_tested):
     due = [t.utterance_id for t in manifest.labelled if not official or t.extra["split"] == "test"]
     tested = Counter(turn.utterance_id for fold in folds for turn in fold.test)
     wrong = [i for i in due if tested[i] != times_tested]
-    assert not wrong and len(tested) == len(due), \
+    assert not wrong and len(tested) == len(due), (
         f"{len(wrong)} turns not tested {times_tested} time(s): {wrong[:3]}"
+    )
     times = "exactly once" if times_tested == 1 else f"{times_tested} times each"
     if official:
         return f"pooled n = {len(due):,}: every labelled turn of the test part is tested {times}"

@@ -20,7 +20,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import make_folder, read_csv, read_json, write_json, writing
 
-HEADER_BYTES = 128         # fixed, so that the header can be rewritten as rows are appended
+HEADER_BYTES = 128  # fixed, so that the header can be rewritten as rows are appended
 
 
 class Store:
@@ -30,21 +30,29 @@ class Store:
         self.folder = Path(folder)
         index = read_csv(self.folder / "index.csv")
         if not index or "utterance_id" not in index[0]:
-            raise UserError(f"{self.folder / 'index.csv'}: needs a header line with utterance_id and a line "
-                            "per row of the arrays")
+            raise UserError(
+                f"{self.folder / 'index.csv'}: needs a header line with utterance_id and a line "
+                "per row of the arrays"
+            )
         self.ids = [line["utterance_id"] for line in index]
         self.slices = {line["utterance_id"]: _slice(line, i) for i, line in enumerate(index)}
         if len(self.slices) != len(self.ids):
-            raise UserError(f"{self.folder / 'index.csv'}: an utterance_id stands there twice; keep one row each")
+            raise UserError(
+                f"{self.folder / 'index.csv'}: an utterance_id stands there twice; keep one row each"
+            )
         meta = self.folder / "meta.json"
         self.meta = read_json(meta) if meta.exists() else {}
         if not self.meta.get("complete", True):
-            raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it goes on where it stopped")
+            raise UserError(
+                f"{self.folder}: unfinished; run the script that writes it again, it goes on where it stopped"
+            )
         self.arrays = {path.stem: _open_array(path) for path in sorted(self.folder.glob("*.npy"))}
         end = max(s.stop for s in self.slices.values())
         short = [name for name, array in self.arrays.items() if len(array) < end]
         if short:
-            raise UserError(f"{self.folder / short[0]}.npy: fewer rows than index.csv names; write the store again")
+            raise UserError(
+                f"{self.folder / short[0]}.npy: fewer rows than index.csv names; write the store again"
+            )
 
     def __getitem__(self, name):
         return self.arrays[name]
@@ -115,7 +123,9 @@ class StoreWriter:
         for path in self.folder.glob("*.npy"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             self._attach(path.stem, array.dtype, array.shape[1:])
-            self.files[path.stem].truncate(HEADER_BYTES + self.total * _row_bytes(array.dtype, array.shape[1:]))
+            self.files[path.stem].truncate(
+                HEADER_BYTES + self.total * _row_bytes(array.dtype, array.shape[1:])
+            )
             self.files[path.stem].seek(0, 2)
 
     def _attach(self, name, dtype, shape):
@@ -143,7 +153,10 @@ class StoreWriter:
             with writing(self.folder / f"{name}.npy"):
                 self.files[name].write(array.data if array.size else b"")
                 self.files[name].flush()
-        with writing(self.folder / "index.csv"), open(self.folder / "index.csv", "a", encoding="utf-8") as index:
+        with (
+            writing(self.folder / "index.csv"),
+            open(self.folder / "index.csv", "a", encoding="utf-8") as index,
+        ):
             for utterance_id, count in zip(ids, rows):
                 index.write(f"{utterance_id},{self.total},{count}\n")
                 self.total += count
@@ -184,7 +197,12 @@ def _row_bytes(dtype, shape):
 def _header(dtype, shape):
     """A version-1.0 .npy header of exactly HEADER_BYTES."""
     fields = f"{{'descr': {np.lib.format.dtype_to_descr(np.dtype(dtype))!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + fields.ljust(HEADER_BYTES - 11).encode() + b"\n"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + (HEADER_BYTES - 10).to_bytes(2, "little")
+        + fields.ljust(HEADER_BYTES - 11).encode()
+        + b"\n"
+    )
 
 
 def rows_of(store, turns):

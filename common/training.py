@@ -28,36 +28,41 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.files import atomic_path, make_folder, read_json, write_json
 
-POOL_BATCHES = 32         # batches that are sorted by length together: more pads less but shuffles less
-CHECK_EVERY_STEPS = 20    # the loss is looked at this often; looking at each step would stall a GPU
-LATER = {"warmup_steps": 0, "eps": 1e-8}     # came to Recipe later: with these values identities stay what they were
+POOL_BATCHES = 32  # batches that are sorted by length together: more pads less but shuffles less
+CHECK_EVERY_STEPS = 20  # the loss is looked at this often; looking at each step would stall a GPU
+LATER = {
+    "warmup_steps": 0,
+    "eps": 1e-8,
+}  # came to Recipe later: with these values identities stay what they were
 
 
 @dataclass
 class Recipe:
     """How a model is trained."""
 
-    learning_rate: float              # peak
+    learning_rate: float  # peak
     epochs: int
-    batch_size: int                   # samples per step, over all processes and micro-batches
-    weight_decay: float = 0.0         # not on biases and normalisation weights
-    schedule: str = "linear"          # to zero: "linear", "cosine"; or "constant"; or "inverse_sqrt" of the step
-    warmup_share: float = 0.0         # share of all steps with a rising rate
-    rate_per: str = "step"            # the rate changes from "step" to step or from "epoch" to epoch
-    betas: tuple = (0.9, 0.999)       # of AdamW
-    clip_norm: float = 1.0            # 0 = off
-    select_by: str = "accuracy"       # the figure of `evaluate` that chooses the epoch
+    batch_size: int  # samples per step, over all processes and micro-batches
+    weight_decay: float = 0.0  # not on biases and normalisation weights
+    schedule: str = "linear"  # to zero: "linear", "cosine"; or "constant"; or "inverse_sqrt" of the step
+    warmup_share: float = 0.0  # share of all steps with a rising rate
+    rate_per: str = "step"  # the rate changes from "step" to step or from "epoch" to epoch
+    betas: tuple = (0.9, 0.999)  # of AdamW
+    clip_norm: float = 1.0  # 0 = off
+    select_by: str = "accuracy"  # the figure of `evaluate` that chooses the epoch
     higher_is_better: bool = True
-    patience: int = 0                 # epochs without a better figure before stopping; 0 = off
-    keep: str = "best"                # the weights that are left: "best" by select_by, or "last"
-    best_before: float | None = None  # where this goes on with an earlier run, with keep="last": its best figure ...
-    epochs_since_best: int = 0        # ... and for how many epochs it had not improved
-    micro_batch: int = 0              # samples per forward pass to start with; 0 = as many as a step has
+    patience: int = 0  # epochs without a better figure before stopping; 0 = off
+    keep: str = "best"  # the weights that are left: "best" by select_by, or "last"
+    best_before: float | None = (
+        None  # where this goes on with an earlier run, with keep="last": its best figure ...
+    )
+    epochs_since_best: int = 0  # ... and for how many epochs it had not improved
+    micro_batch: int = 0  # samples per forward pass to start with; 0 = as many as a step has
     seed: int = 0
-    workers: int = 0                  # processes that prepare batches; 0 = this one
-    save_every_s: float = 600.0       # a state is written at each epoch's end and this often within
-    warmup_steps: int = 0             # steps with a rising rate, of "inverse_sqrt" alone
-    eps: float = 1e-8                 # of AdamW
+    workers: int = 0  # processes that prepare batches; 0 = this one
+    save_every_s: float = 600.0  # a state is written at each epoch's end and this often within
+    warmup_steps: int = 0  # steps with a rising rate, of "inverse_sqrt" alone
+    eps: float = 1e-8  # of AdamW
 
     def __post_init__(self):
         if (self.schedule == "inverse_sqrt") != (self.warmup_steps > 0):
@@ -68,9 +73,11 @@ class Recipe:
     def identity(self):
         """What must be the same for a run to be gone on with: all but how the machine is used."""
         machine = ("workers", "save_every_s", "micro_batch")
-        return {name: list(value) if isinstance(value, tuple) else value       # as it comes back from JSON
-                for name, value in dataclasses.asdict(self).items()
-                if name not in machine and not (name in LATER and value == LATER[name])}
+        return {
+            name: list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
+            for name, value in dataclasses.asdict(self).items()
+            if name not in machine and not (name in LATER and value == LATER[name])
+        }
 
 
 @dataclass
@@ -78,10 +85,10 @@ class State:
     """What a killed run needs to go on, besides model and optimiser."""
 
     epoch: int = 0
-    step: int = 0                     # steps done in this epoch
-    loss_sum: float = 0.0             # over the samples of this epoch so far
+    step: int = 0  # steps done in this epoch
+    loss_sum: float = 0.0  # over the samples of this epoch so far
     loss_count: float = 0.0
-    micro_batch: int = 0              # samples per forward pass and process
+    micro_batch: int = 0  # samples per forward pass and process
     best: float | None = None
     best_epoch: int = -1
     seconds: float = 0.0
@@ -93,15 +100,18 @@ def make_accelerator(precision):
     if precision == "auto":
         on_gpu = torch.cuda.is_available()
         precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
-    torch.use_deterministic_algorithms(True, warn_only=True)     # with two threads sums would differ from run to run
-    gc.freeze()       # free_memory collects after every training: 0.2 s less where it passes over what imports left
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # with two threads sums would differ from run to run
+    gc.freeze()  # free_memory collects after every training: 0.2 s less where it passes over what imports left
     accelerator = Accelerator(mixed_precision=precision)
     if not accelerator.is_main_process:
-        sys.stdout = open(os.devnull, "w")       # one process speaks for all
+        sys.stdout = open(os.devnull, "w")  # one process speaks for all
     return accelerator
 
 
 # ---- Order of samples ----------------------------------------------------------------------
+
 
 def length_batches(lengths, batch_size, seed, epoch):
     """Shuffled batches of samples of similar length.
@@ -151,6 +161,7 @@ class StepKeys:
 
 # ---- One step ------------------------------------------------------------------------------
 
+
 def seed_step(*numbers):
     """Seed Python, numpy and torch from a tuple of integers."""
     seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
@@ -181,21 +192,25 @@ def to_device(batch, device):
 
 def rate_factor(recipe, step, total):
     """Learning rate at a step, or epoch, of `total` as a share of the peak."""
-    if recipe.schedule == "inverse_sqrt":            # min(n^-0.5, n * warmup^-1.5) over its peak, n = step + 1
+    if recipe.schedule == "inverse_sqrt":  # min(n^-0.5, n * warmup^-1.5) over its peak, n = step + 1
         n = (step + 1) / recipe.warmup_steps
         return min(n**-0.5, n)
     warmup = int(recipe.warmup_share * total + 1e-9)
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[recipe.schedule]
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+        recipe.schedule
+    ]
 
 
 def parameter_groups(model, weight_decay):
     """Weight decay on matrices only, as transformers' Trainer does it."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    return [{"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 class Training:
@@ -214,17 +229,28 @@ class Training:
         self.identity = json.loads(json.dumps({"recipe": recipe.identity(), **identity}, default=str))
         self.keys = StepKeys(train_set, recipe, accelerator)
         self.steps = len(self.keys)
-        self.loader = DataLoader(train_set, batch_sampler=self.keys, collate_fn=train_set.collate,
-                                 num_workers=recipe.workers, persistent_workers=False,
-                                 pin_memory=accelerator.device.type == "cuda")
-        if accelerator.scaler:      # fp16: a scale that an earlier run had come to would make this one depend on it
+        self.loader = DataLoader(
+            train_set,
+            batch_sampler=self.keys,
+            collate_fn=train_set.collate,
+            num_workers=recipe.workers,
+            persistent_workers=False,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        if (
+            accelerator.scaler
+        ):  # fp16: a scale that an earlier run had come to would make this one depend on it
             accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = accelerator.prepare(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas,
-                                                               eps=recipe.eps))
+        self.optimizer = accelerator.prepare(
+            torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+        )
         self.parameters = [p for group in groups for p in group["params"]]
-        self.state = State(micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
-                           best=recipe.best_before, best_epoch=-1 - recipe.epochs_since_best)
+        self.state = State(
+            micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
+            best=recipe.best_before,
+            best_epoch=-1 - recipe.epochs_since_best,
+        )
         self.saved_at = time.monotonic()
 
     def train_epoch(self, bar):
@@ -246,10 +272,12 @@ class Training:
 
     def count_losses(self, pending):
         """Add the (sum, count) pairs of some steps to the epoch's; stop if one is not finite."""
-        sums = torch.stack(pending).double().cpu()                                   # (steps, 2)
+        sums = torch.stack(pending).double().cpu()  # (steps, 2)
         if not torch.isfinite(sums).all():
-            raise UserError(f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}, within the last "
-                            f"{len(pending)} steps; lower the learning rate or set PRECISION=no")
+            raise UserError(
+                f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}, within the last "
+                f"{len(pending)} steps; lower the learning rate or set PRECISION=no"
+            )
         self.state.loss_sum += float(sums[:, 0].sum())
         self.state.loss_count += float(sums[:, 1].sum())
 
@@ -262,12 +290,16 @@ class Training:
             except torch.OutOfMemoryError:
                 self.optimizer.zero_grad()
                 if self.state.micro_batch <= 1:
-                    raise UserError("out of memory with one sample per forward pass; choose a smaller model or shorter "
-                                    "inputs") from None
+                    raise UserError(
+                        "out of memory with one sample per forward pass; choose a smaller model or shorter "
+                        "inputs"
+                    ) from None
                 self.state.micro_batch = -(-self.state.micro_batch // 2)
                 torch.cuda.empty_cache()
-                print(f"out of memory: going on with {self.state.micro_batch} samples per forward pass, "
-                      f"still {self.recipe.batch_size} per step")
+                print(
+                    f"out of memory: going on with {self.state.micro_batch} samples per forward pass, "
+                    f"still {self.recipe.batch_size} per step"
+                )
         totals = self.share_gradients(totals)
         recipe, steps = self.recipe, self.steps if self.recipe.rate_per == "step" else 1
         number = self.state.epoch * steps + (self.state.step if recipe.rate_per == "step" else 0)
@@ -290,7 +322,9 @@ class Training:
                 total, count = self.loss(self.model, cut(batch, start, start + self.state.micro_batch))
             # Divided by a constant only to stay within fp16's range; share_gradients divides by the true count.
             self.accelerator.backward(total / self.recipe.batch_size)
-            totals += torch.stack([total.detach().float(), torch.as_tensor(count, device=totals.device).float()])
+            totals += torch.stack(
+                [total.detach().float(), torch.as_tensor(count, device=totals.device).float()]
+            )
         return totals
 
     def share_gradients(self, totals):
@@ -302,13 +336,21 @@ class Training:
         gradients = [p.grad for p in self.parameters]
         if self.accelerator.num_processes > 1:
             used = torch.tensor([float(g is not None) for g in gradients], device=totals.device)
-            flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-                              for p in self.parameters])
+            flat = torch.cat(
+                [
+                    torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
+                    for p in self.parameters
+                ]
+            )
             used, flat, totals = (self.accelerator.reduce(x, "sum") for x in (used, flat, totals))
-            for p, piece, u in zip(self.parameters, flat.split([p.numel() for p in self.parameters]), used.tolist()):
+            for p, piece, u in zip(
+                self.parameters, flat.split([p.numel() for p in self.parameters]), used.tolist()
+            ):
                 p.grad = piece.view_as(p) if u else None
             gradients = [p.grad for p in self.parameters]
-        torch._foreach_mul_([g for g in gradients if g is not None], self.recipe.batch_size / totals[1].clamp(min=1e-8))
+        torch._foreach_mul_(
+            [g for g in gradients if g is not None], self.recipe.batch_size / totals[1].clamp(min=1e-8)
+        )
         return totals
 
     # ---- State on disk
@@ -316,10 +358,21 @@ class Training:
     def end_epoch(self, train_loss, figures, seconds):
         """Log an epoch, keep its weights if it is the best so far, move on to the next."""
         state, value = self.state, figures[self.recipe.select_by]
-        better = state.best is None or (value > state.best if self.recipe.higher_is_better else value < state.best)
-        state.log.append({"epoch": state.epoch + 1, "step": (state.epoch + 1) * self.steps, "train_loss": train_loss,
-                          **{name if name.startswith("test_") else f"valid_{name}": float(x)
-                             for name, x in figures.items()}, "seconds": seconds})
+        better = state.best is None or (
+            value > state.best if self.recipe.higher_is_better else value < state.best
+        )
+        state.log.append(
+            {
+                "epoch": state.epoch + 1,
+                "step": (state.epoch + 1) * self.steps,
+                "train_loss": train_loss,
+                **{
+                    name if name.startswith("test_") else f"valid_{name}": float(x)
+                    for name, x in figures.items()
+                },
+                "seconds": seconds,
+            }
+        )
         state.seconds += seconds
         if better:
             state.best, state.best_epoch = float(value), state.epoch
@@ -334,8 +387,13 @@ class Training:
 
     def save(self):
         scaler = self.accelerator.scaler
-        content = {"identity": self.identity, "state": dataclasses.asdict(self.state), "model": trained_state(self.model),
-                   "optimizer": self.optimizer.state_dict(), "scaler": scaler.state_dict() if scaler else None}
+        content = {
+            "identity": self.identity,
+            "state": dataclasses.asdict(self.state),
+            "model": trained_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
         self.write(self.folder / "last.pt", lambda path: torch.save(content, path))
         self.saved_at = time.monotonic()
 
@@ -364,7 +422,10 @@ class Training:
         load_trained(self.model, load_file(best_weights(self.folder)))
 
     def stopped_early(self):
-        return bool(self.recipe.patience) and self.state.epoch - 1 - self.state.best_epoch >= self.recipe.patience
+        return (
+            bool(self.recipe.patience)
+            and self.state.epoch - 1 - self.state.best_epoch >= self.recipe.patience
+        )
 
 
 def frozen_names(model):
@@ -374,8 +435,11 @@ def frozen_names(model):
 def trained_state(model):
     """A copy of a model's state_dict without its frozen parameters, which a run cannot change."""
     frozen = frozen_names(model)
-    return {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()
-            if name not in frozen}
+    return {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name not in frozen
+    }
 
 
 def load_trained(model, state):
@@ -383,7 +447,9 @@ def load_trained(model, state):
     missing, unexpected = model.load_state_dict(state, strict=False)
     needed = set(missing) - frozen_names(model)
     if needed or unexpected:
-        raise ValueError(f"weights do not fit the model: missing {sorted(needed)[:3]}, unexpected {unexpected[:3]}")
+        raise ValueError(
+            f"weights do not fit the model: missing {sorted(needed)[:3]}, unexpected {unexpected[:3]}"
+        )
 
 
 def best_weights(folder):
@@ -407,23 +473,34 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     Raises UserError on a loss that is not finite.
     """
     model.to(accelerator.device)
-    if accelerator.num_processes > 1:        # every process starts from the weights of the first
+    if accelerator.num_processes > 1:  # every process starts from the weights of the first
         for tensor in model.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
     run = Training(accelerator, model, loss, train_set, recipe, folder, identity)
     finished = run.folder / "history.json"
-    if finished.exists() and best_weights(folder).exists() and read_json(finished)["identity"] == run.identity:
+    if (
+        finished.exists()
+        and best_weights(folder).exists()
+        and read_json(finished)["identity"] == run.identity
+    ):
         run.load_kept()
         print(f"{title}: already trained")
         accelerator.free_memory()
         return read_json(finished)
-    if accelerator.is_main_process:          # what is there was made otherwise, and its weights go with the first epoch
+    if (
+        accelerator.is_main_process
+    ):  # what is there was made otherwise, and its weights go with the first epoch
         for outdated in (finished, run.folder / "test.json"):
             outdated.unlink(missing_ok=True)
     if run.resume():
         print(f"{title}: going on after epoch {run.state.epoch}, step {run.state.step}")
-    with tqdm(total=run.steps * recipe.epochs, initial=run.state.epoch * run.steps + run.state.step, desc=title,
-              disable=None if accelerator.is_main_process else True, leave=False) as bar:
+    with tqdm(
+        total=run.steps * recipe.epochs,
+        initial=run.state.epoch * run.steps + run.state.step,
+        desc=title,
+        disable=None if accelerator.is_main_process else True,
+        leave=False,
+    ) as bar:
         while run.state.epoch < recipe.epochs and not run.stopped_early():
             started = time.monotonic()
             train_loss = run.train_epoch(bar)
@@ -435,15 +512,21 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     if recipe.keep == "last":
         run.keep_weights()
     run.load_kept()
-    history = {"identity": run.identity, "best_epoch": run.state.best_epoch + 1, "best": run.state.best,
-               "epochs_since_best": run.state.epoch - 1 - run.state.best_epoch,
-               "seconds": run.state.seconds, "steps_per_epoch": run.steps, "micro_batch": run.state.micro_batch,
-               "log": run.state.log}
+    history = {
+        "identity": run.identity,
+        "best_epoch": run.state.best_epoch + 1,
+        "best": run.state.best,
+        "epochs_since_best": run.state.epoch - 1 - run.state.best_epoch,
+        "seconds": run.state.seconds,
+        "steps_per_epoch": run.steps,
+        "micro_batch": run.state.micro_batch,
+        "log": run.state.log,
+    }
     if accelerator.is_main_process:
         write_json(finished, history)
         (run.folder / "last.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
-    accelerator.free_memory()       # else it would hold on to this model's weights and optimiser state
+    accelerator.free_memory()  # else it would hold on to this model's weights and optimiser state
     return history
 
 
@@ -454,18 +537,26 @@ def kept_outcome(folder, recipe, identity):
         return None
     outcome = read_json(path)
     found = outcome["history"]["identity"]
-    same = found["recipe"] == recipe.identity() and all(found[name] == value for name, value in identity.items())
+    same = found["recipe"] == recipe.identity() and all(
+        found[name] == value for name, value in identity.items()
+    )
     return outcome if same else None
 
 
 def _epoch_line(title, entry, better):
-    figures = "  ".join(f"{name.removeprefix('valid_')} {value:7.4f}" for name, value in entry.items()
-                        if name.startswith("valid_"))
-    return (f"{title:<28} epoch {entry['epoch']:3d}  train loss {entry['train_loss']:7.4f}  valid: {figures}  "
-            f"{entry['seconds']:6.1f} s{'  best' if better else ''}")
+    figures = "  ".join(
+        f"{name.removeprefix('valid_')} {value:7.4f}"
+        for name, value in entry.items()
+        if name.startswith("valid_")
+    )
+    return (
+        f"{title:<28} epoch {entry['epoch']:3d}  train loss {entry['train_loss']:7.4f}  valid: {figures}  "
+        f"{entry['seconds']:6.1f} s{'  best' if better else ''}"
+    )
 
 
 # ---- Prediction ----------------------------------------------------------------------------
+
 
 def predict_batches(accelerator, model, forward, dataset, batch_size, workers, skip=()):
     """Yield (indices, outputs) over a dataset, in batches of similar length, on this process's share of it.
@@ -482,9 +573,13 @@ def predict_batches(accelerator, model, forward, dataset, batch_size, workers, s
     order = wanted[np.argsort(np.asarray(dataset.lengths)[wanted], kind="stable")]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    loader = DataLoader(dataset, batch_sampler=[[(int(i), None) for i in batch] for batch in batches],
-                        collate_fn=dataset.collate, num_workers=workers,
-                        pin_memory=accelerator.device.type == "cuda")
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[[(int(i), None) for i in batch] for batch in batches],
+        collate_fn=dataset.collate,
+        num_workers=workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
     for indices, batch in zip(batches, loader):
         yield indices, forward_batch(accelerator, model, forward, to_device(batch, accelerator.device))
 
@@ -497,9 +592,14 @@ def forward_batch(accelerator, model, forward, batch):
     except torch.OutOfMemoryError:
         n = size_of(batch)
         if n == 1:
-            raise UserError("out of memory with one sample; choose a smaller model or shorter inputs") from None
+            raise UserError(
+                "out of memory with one sample; choose a smaller model or shorter inputs"
+            ) from None
         torch.cuda.empty_cache()
-        halves = [forward_batch(accelerator, model, forward, cut(batch, *part)) for part in ((0, n // 2), (n // 2, n))]
+        halves = [
+            forward_batch(accelerator, model, forward, cut(batch, *part))
+            for part in ((0, n // 2), (n // 2, n))
+        ]
         return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
 

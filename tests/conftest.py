@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("HF_HUB_OFFLINE", "1")          # tests never wait for a network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never wait for a network
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
@@ -25,8 +25,14 @@ def load_script(name):
 
 def command(script, folder, *options):
     """The command that runs a numbered script's demo with data/ and results/ in a folder."""
-    return [sys.executable, str(ROOT / script), "--demo", f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results",
-            *options]
+    return [
+        sys.executable,
+        str(ROOT / script),
+        "--demo",
+        f"--DATA_ROOT={folder}/data",
+        f"--RESULTS_ROOT={folder}/results",
+        *options,
+    ]
 
 
 def run(script, folder, *options, code=0):
@@ -70,7 +76,7 @@ def linked(demo, folder, *parts):
 @pytest.fixture(scope="module")
 def one_thread():
     """For models so small that threads only wait for each other: two took 15 times as long on a busy machine."""
-    import torch             # slow to import, and not needed by every test
+    import torch  # slow to import, and not needed by every test
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

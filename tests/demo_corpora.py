@@ -21,5 +21,8 @@ def planned(monkeypatch, module, sized, seed, **changes):
 
 def file_bytes(root):
     """{path: content} of all files, save the name of the folder itself where they mention it."""
-    return {str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")
-            for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }

@@ -8,21 +8,37 @@ import soundfile
 
 RATE = Fraction(30000, 1001)
 WIDTH, HEIGHT = 96, 64
-N_FRAMES = 120                # 4.004 s
+N_FRAMES = 120  # 4.004 s
 
 # dialogue: (session, [(start_s, end_s, utterance, label, ratings)]) in the release's order, first F, then M
 DIALOGUES = {
-    "Ses01F_impro01": (1, [(0.3000, 1.6000, "F000", "neu", "[2.5000, 2.5000, 2.5000]"),
-                           (2.1000, 3.1000, "F001", "exc", "[5.5000, 0.5000, 3.0000]"),
-                           (1.2000, 2.4000, "M000", "fru", "[1.0000, 4.0000, 4.0000]")]),
-    "Ses03M_impro05a": (3, [(1.9000, 3.0000, "F000", "sad", "[2.0000, 2.0000, 2.0000]"),
-                            (0.5000, 1.5000, "M000", "ang", "[1.5000, 4.5000, 4.0000]")]),
+    "Ses01F_impro01": (
+        1,
+        [
+            (0.3000, 1.6000, "F000", "neu", "[2.5000, 2.5000, 2.5000]"),
+            (2.1000, 3.1000, "F001", "exc", "[5.5000, 0.5000, 3.0000]"),
+            (1.2000, 2.4000, "M000", "fru", "[1.0000, 4.0000, 4.0000]"),
+        ],
+    ),
+    "Ses03M_impro05a": (
+        3,
+        [
+            (1.9000, 3.0000, "F000", "sad", "[2.0000, 2.0000, 2.0000]"),
+            (0.5000, 1.5000, "M000", "ang", "[1.5000, 4.5000, 4.0000]"),
+        ],
+    ),
     "Ses03M_impro05b": (3, [(0.5000, 1.5000, "M000", "xxx", "[1.5000, 4.5000, 4.0000]")]),
     "Ses03F_script01_1b": (3, [(0.2000, 1.2000, "F000", "hap", "[4.0000, 3.0000, 3.0000]")]),
 }
-TEXTS = {"Ses01F_impro01_F000": "Excuse me.", "Ses01F_impro01_F001": "Well: yes [LAUGHTER] of course.",
-         "Ses01F_impro01_M000": "Do you have your forms?", "Ses03M_impro05a_F000": "A caf\u00e9.",
-         "Ses03M_impro05a_M000": "No.", "Ses03M_impro05b_M000": "What?", "Ses03F_script01_1b_F000": "Hello."}
+TEXTS = {
+    "Ses01F_impro01_F000": "Excuse me.",
+    "Ses01F_impro01_F001": "Well: yes [LAUGHTER] of course.",
+    "Ses01F_impro01_M000": "Do you have your forms?",
+    "Ses03M_impro05a_F000": "A caf\u00e9.",
+    "Ses03M_impro05a_M000": "No.",
+    "Ses03M_impro05b_M000": "What?",
+    "Ses03F_script01_1b_F000": "Hello.",
+}
 RATERS = "C-E2:\tNeutral; Anger;\t(hm)\nC-F1:\tOther;\t()\nA-E3:\tval 2; act 4; dom  4;\t()\n"
 
 
@@ -42,8 +58,10 @@ def write_iemocap(root, video=True):
 
 
 def _write_evaluation(folder, name, turns, header):
-    blocks = [f"[{start:.4f} - {end:.4f}]\t{name}_{utterance}\t{label}\t{ratings}\n{RATERS}"
-              for start, end, utterance, label, ratings in turns]
+    blocks = [
+        f"[{start:.4f} - {end:.4f}]\t{name}_{utterance}\t{label}\t{ratings}\n{RATERS}"
+        for start, end, utterance, label, ratings in turns
+    ]
     head = f"{header}[START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
     _write(folder / f"{name}.txt", head + "\n".join(blocks))
     _write(folder / f"._{name}.txt", "\0\5\26\7 not text")
@@ -52,8 +70,10 @@ def _write_evaluation(folder, name, turns, header):
 
 
 def _write_transcript(folder, name, turns):
-    lines = [f"{name}_{utterance} [{start:08.4f}-{end:08.4f}]: {TEXTS[f'{name}_{utterance}']}"
-             for start, end, utterance, _, _ in reversed(turns)]      # not in order of time
+    lines = [
+        f"{name}_{utterance} [{start:08.4f}-{end:08.4f}]: {TEXTS[f'{name}_{utterance}']}"
+        for start, end, utterance, _, _ in reversed(turns)
+    ]  # not in order of time
     lines += [f"{name}_MXX0 [003.1000-003.2000]: Mhm.", "M: (to himself) F000 what?"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.txt").write_bytes("\n".join(lines).encode("latin-1"))
@@ -80,7 +100,7 @@ def write_avi(path, n_frames=N_FRAMES, gop=60, b_frames=0):
         stream.bit_rate = 4_000_000
         for i in range(n_frames):
             picture = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
-            picture[:HEIGHT, :WIDTH // 2], picture[:HEIGHT, WIDTH // 2:] = 20 + i, 220 - i
+            picture[:HEIGHT, : WIDTH // 2], picture[:HEIGHT, WIDTH // 2 :] = 20 + i, 220 - i
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
         container.mux(stream.encode(None))
     return path
@@ -89,4 +109,4 @@ def write_avi(path, n_frames=N_FRAMES, gop=60, b_frames=0):
 def luma(path):
     """The mean luma of every frame of a video, in display order."""
     with av.open(str(path)) as container:
-        return np.array([frame.to_ndarray()[:frame.height].mean() for frame in container.decode(video=0)])
+        return np.array([frame.to_ndarray()[: frame.height].mean() for frame in container.decode(video=0)])

@@ -32,8 +32,14 @@ def prepare(tmp_path, corpus, root, *more):
 
 
 def arguments(tmp_path, corpus, root, *more):
-    return [f"--CORPUS={corpus}", f"--CORPUS_ROOT={root}", f"--DATA_ROOT={tmp_path / 'data'}",
-            f"--RESULTS_ROOT={tmp_path / 'results'}", "--WORKERS=1", *more]
+    return [
+        f"--CORPUS={corpus}",
+        f"--CORPUS_ROOT={root}",
+        f"--DATA_ROOT={tmp_path / 'data'}",
+        f"--RESULTS_ROOT={tmp_path / 'results'}",
+        "--WORKERS=1",
+        *more,
+    ]
 
 
 def refusal(capsys, *args):
@@ -50,8 +56,12 @@ def problems_of(tmp_path, corpus="iemocap"):
 
 
 def write_emodb(root, n_speakers=2, seconds=0.2):
-    names = [f"{speaker:02d}{text}{letter}a" for speaker in range(3, 3 + n_speakers)
-             for text in EMODB_TEXTS for letter in EMODB_LETTERS]
+    names = [
+        f"{speaker:02d}{text}{letter}a"
+        for speaker in range(3, 3 + n_speakers)
+        for text in EMODB_TEXTS
+        for letter in EMODB_LETTERS
+    ]
     for name in names:
         write_tone(root / "wav" / f"{name}.wav", seconds)
     return root
@@ -64,8 +74,14 @@ def test_iemocap_end_to_end(tmp_path, capsys):
     manifest = prepare(tmp_path, "iemocap", write_iemocap(tmp_path / "raw"))
     printed = capsys.readouterr().out
     assert [t.utterance_id for t in manifest.turns] == [
-        "Ses01F_impro01_F000", "Ses01F_impro01_M000", "Ses01F_impro01_F001", "Ses03F_script01_1b_F000",
-        "Ses03M_impro05a_M000", "Ses03M_impro05a_F000", "Ses03M_impro05b_M000"]
+        "Ses01F_impro01_F000",
+        "Ses01F_impro01_M000",
+        "Ses01F_impro01_F001",
+        "Ses03F_script01_1b_F000",
+        "Ses03M_impro05a_M000",
+        "Ses03M_impro05a_F000",
+        "Ses03M_impro05b_M000",
+    ]
     assert len(manifest.labelled) == 5 and manifest.classes == ("angry", "happy", "neutral", "sad")
     assert "Session2, Session4, Session5" in printed and "5,532" in printed and "problems  none" in printed
     assert problems_of(tmp_path) == []
@@ -165,11 +181,13 @@ def write_voxceleb2(root, n_speakers=3):
 def test_voxceleb2_stays_where_it_is(tmp_path, capsys, monkeypatch):
     root = write_voxceleb2(tmp_path / "raw")
     monkeypatch.chdir(tmp_path)
-    manifest = prepare(tmp_path, "voxceleb2", "raw")             # a relative folder
+    manifest = prepare(tmp_path, "voxceleb2", "raw")  # a relative folder
     printed = capsys.readouterr().out
     assert "media     not copied" in printed and "no Figure 1" in printed and "problems  none" in printed
-    assert "6 with audio, 0 with video" in printed and "dev speakers: 3 (the full release has 5,994)" in printed
-    assert "only one speaker" not in printed                     # of those with labels: there are none to split by
+    assert (
+        "6 with audio, 0 with video" in printed and "dev speakers: 3 (the full release has 5,994)" in printed
+    )
+    assert "only one speaker" not in printed  # of those with labels: there are none to split by
     assert len(manifest.turns) == 6 and manifest.labelled == [] and manifest.classes == ()
     assert {manifest.path(turn.audio) for turn in manifest.turns} == set(root.rglob("*.m4a"))
     folder = tmp_path / "data" / "prepared" / "voxceleb2"
@@ -192,15 +210,27 @@ def test_voxceleb2_odd_names_count_as_problems(tmp_path, capsys):
 def test_demo_of_the_other_synthetic_corpora(tmp_path, capsys):
     """--demo --CORPUS=...: written once per size, both channels of RAVDESS, no checkpoints."""
     pytest.importorskip("espeakng_loader")
-    sizes = ("--demo", "--DEMO_ACTORS=2", "--DEMO_CLIPS_PER_EMOTION=1", "--DEMO_VOXCELEB2_SPEAKERS=1",
-             "--DEMO_VOXCELEB2_CLIPS=2")
+    sizes = (
+        "--demo",
+        "--DEMO_ACTORS=2",
+        "--DEMO_CLIPS_PER_EMOTION=1",
+        "--DEMO_VOXCELEB2_SPEAKERS=1",
+        "--DEMO_VOXCELEB2_CLIPS=2",
+    )
     ravdess = prepare(tmp_path, "demo_ravdess", "", *sizes)
-    assert len(ravdess.turns) == 2 * (8 + 6) and {t.extra["channel"] for t in ravdess.turns} == {"speech", "song"}
+    assert len(ravdess.turns) == 2 * (8 + 6) and {t.extra["channel"] for t in ravdess.turns} == {
+        "speech",
+        "song",
+    }
     assert all(soundfile.info(str(ravdess.path(t.audio))).samplerate == 16000 for t in ravdess.turns)
     voxceleb2 = prepare(tmp_path, "demo_voxceleb2", "", *sizes)
-    assert len(voxceleb2.turns) == 2 and len(read_audio(voxceleb2.path(voxceleb2.turns[0].audio))) >= 4 * 16000
+    assert (
+        len(voxceleb2.turns) == 2 and len(read_audio(voxceleb2.path(voxceleb2.turns[0].audio))) >= 4 * 16000
+    )
     printed = capsys.readouterr().out
-    assert printed.count("writing the synthetic corpus") == 2 and "synthetic, in VoxCeleb2's layout" in printed
+    assert (
+        printed.count("writing the synthetic corpus") == 2 and "synthetic, in VoxCeleb2's layout" in printed
+    )
     assert not (tmp_path / "data" / "checkpoints").exists()
     song = prepare(tmp_path, "demo_ravdess", "", *sizes, "--RAVDESS_CHANNEL=song")
     assert {t.extra["channel"] for t in song.turns} == {"song"}
@@ -221,7 +251,7 @@ def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
     write_tone(root / "Session3/sentences/wav/Ses03M_impro05b/Ses03M_impro05b_M000.wav", 2.0)
     avi = root / "Session3/dialog/avi/DivX/Ses03M_impro05a.avi"
     data = avi.read_bytes()
-    avi.write_bytes(data[:len(data) // 3])
+    avi.write_bytes(data[: len(data) // 3])
     (root / "Session3/dialog/avi/DivX/Ses03F_script01_1b.avi").unlink()
     transcript = root / "Session3/dialog/transcriptions/Ses03F_script01_1b.txt"
     transcript.write_text("Ses03F_script01_1b_F000 [000.2000-001.2000]: \n")
@@ -237,7 +267,8 @@ def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
         ("Ses03M_impro05a_F000", "no frame from 1.90 s on"),
         ("Ses03M_impro05a_M000", "clip to 1.50 s is past the end of the video"),
         ("Ses03F_script01_1b_F000", "No such file or directory"),
-        ("Ses03F_script01_1b_F000", "no transcript")}
+        ("Ses03F_script01_1b_F000", "no transcript"),
+    }
     assert len(manifest.turns) == 7
     turns = {t.utterance_id: t for t in manifest.turns}
     assert not turns["Ses01F_impro01_F000"].audio and turns["Ses01F_impro01_F000"].video
@@ -316,7 +347,7 @@ def test_full_disk(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "data" / "prepared" / "emodb"
     assert not (folder / "manifest.csv").exists() and not list(folder.rglob(".*"))
     assert len(list(folder.rglob("*.wav"))) == 20
-    assert len(prepare(tmp_path, "emodb", root).turns) == 70      # with room again, it goes on
+    assert len(prepare(tmp_path, "emodb", root).turns) == 70  # with room again, it goes on
 
 
 # ---- Resuming ---------------------------------------------------------------------------------
@@ -334,13 +365,13 @@ def test_rerun_keeps_what_matches_and_remakes_what_changed(tmp_path, capsys):
     again.path(again.turns[3].audio).unlink()
     prepare(tmp_path, "emodb", root)
     assert again.path(again.turns[3].audio).exists()
-    prepare(tmp_path, "emodb", root, "--MIN_TURN_S=0.05")          # another setting: all of them anew
+    prepare(tmp_path, "emodb", root, "--MIN_TURN_S=0.05")  # another setting: all of them anew
     assert "kept" not in capsys.readouterr().out.rsplit("python", 1)[1]
 
 
 def test_killed_run_goes_on(tmp_path):
     """SIGKILL in the middle; the rerun keeps what was done and ends with the same manifest."""
-    root = write_emodb(tmp_path / "raw", n_speakers=8, seconds=8.0)      # 560 files
+    root = write_emodb(tmp_path / "raw", n_speakers=8, seconds=8.0)  # 560 files
     calm = prepare(tmp_path / "calm", "emodb", root)
     folder = tmp_path / "killed" / "data" / "prepared" / "emodb"
     run = subprocess.Popen(

@@ -15,11 +15,14 @@ def run_04(root, *words):
     script.main()
 
 
-@pytest.mark.parametrize("words, named", [
-    (("--PAPERS=babali",), "PAPERS=babali: choose from babaali, li"),
-    (("--PAPERS=li,khare,babaali,sadok",), "PAPERS=khare,sadok: choose from babaali, li"),
-    (("--PAPERS=",), "PAPERS=: choose from babaali, li"),
-])
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (("--PAPERS=babali",), "PAPERS=babali: choose from babaali, li"),
+        (("--PAPERS=li,khare,babaali,sadok",), "PAPERS=khare,sadok: choose from babaali, li"),
+        (("--PAPERS=",), "PAPERS=: choose from babaali, li"),
+    ],
+)
 def test_unknown_papers_are_refused_before_anything_runs(tmp_path, words, named):
     with pytest.raises(UserError) as caught:
         run_04(tmp_path, *words)
@@ -27,12 +30,15 @@ def test_unknown_papers_are_refused_before_anything_runs(tmp_path, words, named)
 
 
 def test_a_paper_gets_the_constants_of_the_command_line_and_the_manifest(tmp_path, monkeypatch, capsys):
-    write_manifest(Manifest("toy", tmp_path / "prepared" / "toy", ("sad",),
-                            [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]))
+    write_manifest(
+        Manifest(
+            "toy", tmp_path / "prepared" / "toy", ("sad",), [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
+        )
+    )
     calls = []
     monkeypatch.setattr(babaali_fusion, "run", lambda c, manifest: calls.append((c, manifest)))
     run_04(tmp_path, "--PAPERS=babaali", "--SVM_C=2,4", "--SEEDS=7")
-    (c, manifest), = calls
+    ((c, manifest),) = calls
     assert (c.SVM_C, c.SEEDS, c.NN_BATCH, c.CORPUS) == ((2.0, 4.0), (7,), 64, "toy")
     assert [turn.utterance_id for turn in manifest.turns] == ["u1"]
     assert "babaali" in capsys.readouterr().out.splitlines()[0]

@@ -16,9 +16,9 @@ from conftest import command, linked, load_script, prepare, rows, run_here, shar
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from common import settings
+from common.corpora import mosei
 from common.khare import data as khare_data
 from common.khare import tables as khare_tables
-from common.corpora import mosei
 from common.khare.features import ClipStore
 from common.manifest import read_manifest
 from common.training import make_accelerator
@@ -26,9 +26,20 @@ from common.training import make_accelerator
 pytest.importorskip("espeakng_loader")
 pytestmark = pytest.mark.usefixtures("one_thread")
 SCRIPT = "07_crossmodal_mosei.py"
-SHORT = ["--SEEDS=0,1", "--WIDTH=16", "--HEADS=2", "--FEED_FORWARD=16", "--FPS=1", "--PRETRAIN_EPOCHS=3",
-         "--WARMUP_STEPS=4", "--NOISE_WORDS=4", "--FINETUNE_EPOCHS=2", "--N_RESAMPLES=50", "--HELD_OUT=0.3",
-         "--N_SUBSTITUTES=2"]
+SHORT = [
+    "--SEEDS=0,1",
+    "--WIDTH=16",
+    "--HEADS=2",
+    "--FEED_FORWARD=16",
+    "--FPS=1",
+    "--PRETRAIN_EPOCHS=3",
+    "--WARMUP_STEPS=4",
+    "--NOISE_WORDS=4",
+    "--FINETUNE_EPOCHS=2",
+    "--N_RESAMPLES=50",
+    "--HELD_OUT=0.3",
+    "--N_SUBSTITUTES=2",
+]
 MAIN = [f"{first}_text+audio+video_anchor-text" for first in ("scratch", "softmax", "nce")]
 N_ROWS = 9
 
@@ -37,7 +48,9 @@ N_ROWS = 9
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("khare")
     prepare(folder, "--CORPUS=demo_mosei", "--DEMO_MOSEI_VIDEOS=12", "--DEMO_MOSEI_SEGMENTS=4")
-    prepare(folder, "--CORPUS=demo_voxceleb2_av", "--DEMO_VOXCELEB2_AV_SPEAKERS=6", "--DEMO_VOXCELEB2_AV_CLIPS=4")
+    prepare(
+        folder, "--CORPUS=demo_voxceleb2_av", "--DEMO_VOXCELEB2_AV_SPEAKERS=6", "--DEMO_VOXCELEB2_AV_CLIPS=4"
+    )
     run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:])
     return folder
 
@@ -47,6 +60,7 @@ def results(folder, corpus="demo_mosei"):
 
 
 # ---- Tables against scikit-learn -----------------------------------------------------------
+
 
 class Predicted:
     """predictions.csv as arrays: {(system, seed): (N, 6)} and the truth (N, 6)."""
@@ -72,13 +86,16 @@ def present(lines, column):
     return np.array([[name in line[column].split("+") for name in mosei.EMOTIONS] for line in lines])
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")          # a class that does not occur
+@pytest.mark.filterwarnings("ignore::UserWarning")  # a class that does not occur
 def sklearn_score(true, found, kind, place):
     """WA or F1 in %, of an emotion or (-1) averaged over all."""
+
     def one(e):
         if kind == "WA":
             return balanced_accuracy_score(true[:, e], found[:, e])
-        how = {"F1": "weighted", "weighted F1": "weighted", "macro F1": "macro", "positive F1": "binary"}[kind]
+        how = {"F1": "weighted", "weighted F1": "weighted", "macro F1": "macro", "positive F1": "binary"}[
+            kind
+        ]
         return f1_score(true[:, e], found[:, e], average=how, zero_division=0.0)
 
     return 100 * float(np.mean([one(e) for e in (range(6) if place == -1 else [place])]))
@@ -92,7 +109,9 @@ def predicted(demo):
 def best_seed(demo, slug):
     """The seed whose dev score is highest, from what the trainings left."""
     folder = demo / "data" / "models" / "demo_mosei" / "khare" / slug
-    dev = [json.loads((folder / f"seed{seed}" / "test.json").read_text())["history"]["best"] for seed in (0, 1)]
+    dev = [
+        json.loads((folder / f"seed{seed}" / "test.json").read_text())["history"]["best"] for seed in (0, 1)
+    ]
     return int(np.argmax(dev))
 
 
@@ -109,9 +128,10 @@ def test_every_test_clip_is_predicted_once_per_system(demo, predicted):
         assert sorted(ids) == sorted(test)
     key = next(iter(predicted.ids))
     assert [[name for name, there in zip(mosei.EMOTIONS, line) if there] for line in predicted.true] == [
-        test[name] for name in predicted.ids[key]]
+        test[name] for name in predicted.ids[key]
+    ]
     systems = {name for name, _ in predicted.of}
-    assert len(systems) == 4 + 2 + 3 + 3 + 7 + 4 + 4                 # conditions of the nine rows, ASR
+    assert len(systems) == 4 + 2 + 3 + 3 + 7 + 4 + 4  # conditions of the nine rows, ASR
     assert all(predicted.seeds(f"{slug}: text+audio+video") == [0, 1] for slug in MAIN)
 
 
@@ -141,7 +161,9 @@ def test_gains_are_differences_of_table_1(demo):
         own = table[line["row"], line["column"]]
         assert float(line["mean"]) == pytest.approx(float(own["mean"]) - float(base["mean"]), abs=1e-4)
         if line["paper"]:
-            assert float(line["paper"]) == pytest.approx(float(own["paper"]) - float(base["paper"]), abs=0.051)
+            assert float(line["paper"]) == pytest.approx(
+                float(own["paper"]) - float(base["paper"]), abs=0.051
+            )
 
 
 def test_table_2_is_what_scikit_learn_finds(demo, predicted):
@@ -149,16 +171,26 @@ def test_table_2_is_what_scikit_learn_finds(demo, predicted):
     for line in table:
         kind, inputs = line["row"].split(": ")
         condition = inputs.replace(" + ", "+")
-        slug = {"baseline": MAIN[0], "trained on these": f"scratch_{condition}_anchor-text",
-                "survives": MAIN[0] + "_survives", "anchor audio": "scratch_text+audio+video_anchor-audio",
-                "anchor video": "scratch_text+audio+video_anchor-video"}[kind]
+        slug = {
+            "baseline": MAIN[0],
+            "trained on these": f"scratch_{condition}_anchor-text",
+            "survives": MAIN[0] + "_survives",
+            "anchor audio": "scratch_text+audio+video_anchor-audio",
+            "anchor video": "scratch_text+audio+video_anchor-video",
+        }[kind]
         seen[kind] += 1
         if line["column"] in ("WA", "F1"):
             found = predicted.score(f"{slug}: {condition}", best_seed(demo, slug), line["column"], -1)
             assert float(line["mean"]) == pytest.approx(found, abs=1e-4), line["row"]
         if line["paper"]:
             assert kind == "baseline"
-    assert seen == {"baseline": 16, "trained on these": 12, "survives": 28, "anchor audio": 16, "anchor video": 16}
+    assert seen == {
+        "baseline": 16,
+        "trained on these": 12,
+        "survives": 28,
+        "anchor audio": 16,
+        "anchor video": 16,
+    }
 
 
 def test_f1_table_is_what_scikit_learn_finds(demo, predicted):
@@ -180,18 +212,24 @@ def test_asr_table(demo, predicted):
     for slug, label in zip(MAIN, khare_tables.LABELS.values()):
         seed = best_seed(demo, slug)
         for score in ("WA", "F1"):
-            before, after = (predicted.score(f"{slug}: {condition}", seed, score, -1)
-                             for condition in ("text+audio+video", "recognised"))
+            before, after = (
+                predicted.score(f"{slug}: {condition}", seed, score, -1)
+                for condition in ("text+audio+video", "recognised")
+            )
             assert float(table[f"{label}: reference", score]["mean"]) == pytest.approx(before, abs=1e-4)
             assert float(table[f"{label}: recognised", score]["mean"]) == pytest.approx(after, abs=1e-4)
             assert float(table[f"{label}: recognised", f"change in {score}"]["mean"]) == pytest.approx(
-                after - before, abs=1e-4)
+                after - before, abs=1e-4
+            )
     wer = table["words", "word error rate"]
     assert 15 < float(wer["mean"]) < 45 and float(wer["paper"]) == 29
 
 
 def test_costs_and_figures(demo):
-    cost = {(line["row"], line["column"]): float(line["mean"]) for line in rows(results(demo) / "khare_table_cost.csv")}
+    cost = {
+        (line["row"], line["column"]): float(line["mean"])
+        for line in rows(results(demo) / "khare_table_cost.csv")
+    }
     for label in ("pretrained, full softmax", "pretrained, NCE"):
         assert cost[label, "perplexity"] == pytest.approx(np.exp(cost[label, "held-out loss"]), rel=1e-3)
         assert cost[label, "a step"] > 0 and 1 <= cost[label, "best epoch"] <= 3
@@ -203,16 +241,21 @@ def test_costs_and_figures(demo):
 
 # ---- Nothing of the test is seen -----------------------------------------------------------
 
+
 @pytest.fixture
 def lab(demo, tmp_path):
     """The script with the demo's constants and all that it has trained, to be used in this process."""
+
     def load(*options):
         linked(demo, tmp_path, "prepared", "clips", "models", "raw")
         script = load_script(SCRIPT)
         settings.apply(vars(script), command(SCRIPT, tmp_path, *SHORT, *options)[2:])
         manifest = read_manifest(script.DATA_ROOT, script.CORPUS)
         fold = khare_data.fold_of(manifest, script.N_GROUPS)
-        return script, script.Study(SimpleNamespace(**script.SETTINGS), make_accelerator("no"), manifest, fold)
+        return script, script.Study(
+            SimpleNamespace(**script.SETTINGS), make_accelerator("no"), manifest, fold
+        )
+
     return load
 
 
@@ -222,14 +265,16 @@ def test_statistics_and_vocabulary_come_from_training_clips(lab, monkeypatch):
     audio = np.concatenate([study.store.audio(i) for i in train.rows]).astype(np.float64)
     assert np.allclose(study.stats.audio_mean, audio.mean(0), atol=1e-2)
     store = study.pretrain_store
-    words = Counter(khare_data.word_form(word) for i in study.unlabelled["train"] for word, *_ in store.words(i))
+    words = Counter(
+        khare_data.word_form(word) for i in study.unlabelled["train"] for word, *_ in store.words(i)
+    )
     words = {word: n for word, n in words.items() if word in study.vectors.row_of}
     assert dict(zip(study.vocabulary, study.counts.tolist())) == words
     assert study.counts.tolist() == sorted(words.values(), reverse=True)
     speakers = {name: {study_speaker(store.ids[i]) for i in own} for name, own in study.unlabelled.items()}
     assert not speakers["train"] & speakers["valid"] and len(speakers["valid"]) == 2
     assert (store.score[np.concatenate([*study.unlabelled.values()])] >= script.MIN_SCORE).all()
-    assert (store.score < script.MIN_SCORE).any()                                    # German clips are in the store
+    assert (store.score < script.MIN_SCORE).any()  # German clips are in the store
 
 
 def study_speaker(clip_id):
@@ -244,7 +289,8 @@ def test_a_corpus_that_is_pretrained_on_itself_hides_its_test_part(lab):
     assert {int(i) for i in study.unlabelled["train"]} <= set(study.parts["train"].rows)
     assert {int(i) for i in study.unlabelled["valid"]} <= set(study.parts["valid"].rows)
     only_test = {word for i in test for word, *_ in study.store.words(i)} - {
-        word for i in study.parts["train"].rows for word, *_ in study.store.words(i)}
+        word for i in study.parts["train"].rows for word, *_ in study.store.words(i)
+    }
     assert not only_test & set(study.vocabulary)
 
 
@@ -257,7 +303,8 @@ def test_no_choice_looks_at_test_labels(lab, tmp_path):
     study.folder = lambda corpus: tmp_path / "inverted"
     other = script.finetune(study, row, 0)
     assert [{k: v for k, v in epoch.items() if k != "seconds"} for epoch in other["history"]["log"]] == [
-        {k: v for k, v in epoch.items() if k != "seconds"} for epoch in history["log"]]
+        {k: v for k, v in epoch.items() if k != "seconds"} for epoch in history["log"]
+    ]
 
 
 def test_missing_inputs_are_really_missing(lab):
@@ -289,12 +336,17 @@ def test_pretrained_rows_start_from_the_pretrained_encoder(lab):
 
 # ---- Killed and repeated -------------------------------------------------------------------
 
+
 def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys):
     """Without what is beyond the paper; must find what the demo has found, never killed."""
     linked(demo, tmp_path, "prepared", "raw", "clips")
     options = [*SHORT, "--EXTRA=False"]
-    process = subprocess.Popen(command(SCRIPT, tmp_path, *options), stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, cwd=tmp_path)
+    process = subprocess.Popen(
+        command(SCRIPT, tmp_path, *options),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     network = tmp_path / "data" / "models" / "demo_voxceleb2_av" / "khare" / "softmax"
     while process.poll() is None and not (network / "last.pt").exists():
         time.sleep(0.001)
@@ -308,7 +360,9 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys)
     systems = {line["system"] for line in rows(results(tmp_path) / "predictions.csv")}
     assert len(systems) == 4 + 2 + 3
     theirs = rows(results(demo) / "predictions.csv")
-    assert rows(results(tmp_path) / "predictions.csv") == [line for line in theirs if line["system"] in systems]
+    assert rows(results(tmp_path) / "predictions.csv") == [
+        line for line in theirs if line["system"] in systems
+    ]
     table = (results(tmp_path) / "khare_table_1.csv").read_text()
 
     run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
@@ -320,6 +374,7 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys)
 
 # ---- Constants -----------------------------------------------------------------------------
 
+
 def test_default_constants_are_the_papers():
     script = load_script(SCRIPT)
     c = {name: getattr(script, name) for name in dir(script) if name.isupper()}
@@ -329,27 +384,42 @@ def test_default_constants_are_the_papers():
     assert (c["CORPUS"], c["PRETRAIN_CORPUS"], c["FRAME_SIZE"]) == ("mosei", "voxceleb2", 0)
 
 
-@pytest.mark.parametrize("option, told", [
-    ("--MODALITIES=text,smell", "choose among text"), ("--METHODS=", "choose among softmax"),
-    ("--ANCHOR=touch", "choose one of MODALITIES"), ("--ANCHOR=audio", "predicted by text"),
-    ("--SEEDS=", "at least one"),
-    ("--HIDDEN_SHARE=1.5", "between 0 and 1"), ("--DROP_RATE=0", "between 0 and 1"), ("--WARMUP_STEPS=0", "1 or more"),
-    ("--FINETUNE_EPOCHS=0", "1 or more"), ("--GLOVE=no.txt", "no such file"), ("--HEADS=3", "do not divide"),
-    ("--CORPUS=mosei", "not prepared"), ("--PRETRAIN_CORPUS=voxceleb2", "not prepared"),
-    ("--MIN_SCORE=0.5", "no clip with words is left"), ("--CASES=nobody[1]", "no such clip in the test part"),
-    ("--TERM_WEIGHTS=1", "three weights"), ("--FPS=0", "above 0")])
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        ("--MODALITIES=text,smell", "choose among text"),
+        ("--METHODS=", "choose among softmax"),
+        ("--ANCHOR=touch", "choose one of MODALITIES"),
+        ("--ANCHOR=audio", "predicted by text"),
+        ("--SEEDS=", "at least one"),
+        ("--HIDDEN_SHARE=1.5", "between 0 and 1"),
+        ("--DROP_RATE=0", "between 0 and 1"),
+        ("--WARMUP_STEPS=0", "1 or more"),
+        ("--FINETUNE_EPOCHS=0", "1 or more"),
+        ("--GLOVE=no.txt", "no such file"),
+        ("--HEADS=3", "do not divide"),
+        ("--CORPUS=mosei", "not prepared"),
+        ("--PRETRAIN_CORPUS=voxceleb2", "not prepared"),
+        ("--MIN_SCORE=0.5", "no clip with words is left"),
+        ("--CASES=nobody[1]", "no such clip in the test part"),
+        ("--TERM_WEIGHTS=1", "three weights"),
+        ("--FPS=0", "above 0"),
+    ],
+)
 def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option, told):
     linked(demo, tmp_path, "prepared", "clips", "raw", *["models"] * ("CASES" in option))
     with pytest.raises(SystemExit) as ended:
         run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, option)[2:])
-    message = ended.value.code                             # Python prints it and exits with 1
+    message = ended.value.code  # Python prints it and exits with 1
     assert message.startswith("error: ") and told in message and "\n" not in message
 
 
 def test_named_cases_and_features_only(demo, tmp_path, capsys):
     linked(demo, tmp_path, "prepared", "clips", "raw", "models")
     run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, "--FEATURES_ONLY=True")[2:])
-    assert "already extracted" in capsys.readouterr().out and not (results(tmp_path) / "metrics.json").exists()
+    assert (
+        "already extracted" in capsys.readouterr().out and not (results(tmp_path) / "metrics.json").exists()
+    )
     name = rows(results(demo) / "predictions.csv")[0]["utterance_id"]
     run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, f"--CASES={name}")[2:])
     assert (results(tmp_path) / "khare_fig_cases.png").stat().st_size > 10000
@@ -357,8 +427,15 @@ def test_named_cases_and_features_only(demo, tmp_path, capsys):
 
 # ---- Real recordings and dialogues ---------------------------------------------------------
 
-TINY = ["--SEEDS=0", "--WIDTH=16", "--DEPTH=1", "--FINETUNE_EPOCHS=1", "--N_RESAMPLES=20", "--PRETRAIN_EPOCHS=1",
-        "--WARMUP_STEPS=5"]
+TINY = [
+    "--SEEDS=0",
+    "--WIDTH=16",
+    "--DEPTH=1",
+    "--FINETUNE_EPOCHS=1",
+    "--N_RESAMPLES=20",
+    "--PRETRAIN_EPOCHS=1",
+    "--WARMUP_STEPS=5",
+]
 
 
 def test_words_of_meld(tmp_path):
@@ -374,10 +451,11 @@ def test_words_of_meld(tmp_path):
     prepare(tmp_path, "--CORPUS=meld", f"--CORPUS_ROOT={tmp_path}/raw")
     run_here(tmp_path, SCRIPT, "--scratch", "--CORPUS=meld", *command(SCRIPT, tmp_path, *TINY)[3:])
     table = rows(results(tmp_path, "meld") / "khare_table_1.csv")
-    assert {line["row"] for line in table} == {f"{label}, {kind}" for label in khare_tables.LABELS.values()
-                                               for kind in ("best", "mean")}
+    assert {line["row"] for line in table} == {
+        f"{label}, {kind}" for label in khare_tables.LABELS.values() for kind in ("best", "mean")
+    }
     assert not any(line["paper"] for line in table)
-    assert not (results(tmp_path, "meld") / "khare_table_2.csv").exists()            # there is one modality
+    assert not (results(tmp_path, "meld") / "khare_table_2.csv").exists()  # there is one modality
     predictions = rows(results(tmp_path, "meld") / "predictions.csv")
     n_test = sum(turn.extra["split"] == "test" for turn in read_manifest(tmp_path / "data", "meld").turns)
     assert len(predictions) == 3 * n_test
@@ -391,8 +469,16 @@ def test_sound_of_ravdess(tmp_path):
         (tmp_path / "raw" / path.parent.name).mkdir(parents=True, exist_ok=True)
         (tmp_path / "raw" / path.parent.name / path.name).symlink_to(path.resolve())
     prepare(tmp_path, "--CORPUS=ravdess", f"--CORPUS_ROOT={tmp_path}/raw", "--MEDIA_IN_PLACE=True")
-    run_here(tmp_path, SCRIPT, "--scratch", "--CORPUS=ravdess", *command(SCRIPT, tmp_path, *TINY)[3:],
-             "--PRETRAIN_CORPUS=", "--MODALITIES=audio", "--ANCHOR=audio")
+    run_here(
+        tmp_path,
+        SCRIPT,
+        "--scratch",
+        "--CORPUS=ravdess",
+        *command(SCRIPT, tmp_path, *TINY)[3:],
+        "--PRETRAIN_CORPUS=",
+        "--MODALITIES=audio",
+        "--ANCHOR=audio",
+    )
     table = rows(results(tmp_path, "ravdess") / "khare_table_classes.csv")
     assert {line["row"] for line in table} == {"scratch_audio_anchor-audio"}
     store = ClipStore(tmp_path / "data" / "clips" / "ravdess" / "khare")

@@ -12,18 +12,38 @@ from networks import noise, seeded
 from torch.nn import functional as F
 
 from common.chochlakis import backbones as av_backbones
-from common.chochlakis.backbones import (AVID_BINS, AVIDAudio, CrissCrossAudio, R2Plus1D, R2Plus1DBlock, calibrate,
-                                 load_backbone, log_mel, log_spectrogram, measure_audio_stats, normalise_frames,
-                                 read_audio_stats, write_checkpoints)
+from common.chochlakis.backbones import (
+    AVID_BINS,
+    AVIDAudio,
+    CrissCrossAudio,
+    R2Plus1D,
+    R2Plus1DBlock,
+    calibrate,
+    load_backbone,
+    log_mel,
+    log_spectrogram,
+    measure_audio_stats,
+    normalise_frames,
+    read_audio_stats,
+    write_checkpoints,
+)
 from common.errors import UserError
 from tests.conftest import shared_data
 
-SIZE = 32                                    # of a frame: 1 x 1 is left of it at the end
+SIZE = 32  # of a frame: 1 x 1 is left of it at the end
 
 
 def backbone_of(name="avid-cma", width=4, **changes):
-    given = {"size": SIZE, "video_checkpoint": "", "audio_checkpoint": "", "audio_stats": "", "random_seed": 1,
-             "allow_pickle": False, "device": "cpu", "precision": "no"} | changes
+    given = {
+        "size": SIZE,
+        "video_checkpoint": "",
+        "audio_checkpoint": "",
+        "audio_stats": "",
+        "random_seed": 1,
+        "allow_pickle": False,
+        "device": "cpu",
+        "precision": "no",
+    } | changes
     return load_backbone(name, width, **given)
 
 
@@ -37,7 +57,7 @@ def clips(n, rate_hz, seed=0, seconds=0.4, n_frames=6):
     for i, colour in enumerate(torch.randint(60, 256, (n, 3), dtype=torch.uint8, generator=generator)):
         at = int(torch.randint(SIZE // 2, (), generator=generator))
         for f in range(n_frames):
-            video[i, f, at:at + 8, 2 * f:2 * f + 10] = colour
+            video[i, f, at : at + 8, 2 * f : 2 * f + 10] = colour
     return audio, video
 
 
@@ -53,23 +73,55 @@ def calibrated(name="avid-cma", folder=None, **changes):
 
 # ---- Networks ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("network, n_parameters, n_keys, examples", [
-    (R2Plus1D(64, "max"), 15_379_136, 201, {
-        "conv1.0.weight": (64, 3, 3, 7, 7), "conv3x.0.res_conv.weight": (128, 64, 1, 1, 1),
-        "conv5x.1.out_bn.weight": (512,), "conv2x.1.tmp_conv2.weight": (64, 64, 3, 1, 1),
-        "conv4x.0.spt_conv1.weight": (256, 128, 1, 3, 3), "conv1.1.running_mean": (64,)}),
-    (AVIDAudio(64), 4_725_696, 54, {
-        "conv1.0.weight": (64, 1, 7, 7), "block1.conv1.weight": (64, 64, 3, 3), "block4.conv2.weight": (512, 512, 3, 3),
-        "block2.bn2.weight": (128,)}),
-    (CrissCrossAudio(64), 11_170_240, 120, {
-        "conv1.0.weight": (64, 1, 7, 7), "conv1.1.weight": (64,), "block2.0.downsample.0.weight": (128, 64, 1, 1),
-        "block4.1.conv2.weight": (512, 512, 3, 3)})])
+
+@pytest.mark.parametrize(
+    "network, n_parameters, n_keys, examples",
+    [
+        (
+            R2Plus1D(64, "max"),
+            15_379_136,
+            201,
+            {
+                "conv1.0.weight": (64, 3, 3, 7, 7),
+                "conv3x.0.res_conv.weight": (128, 64, 1, 1, 1),
+                "conv5x.1.out_bn.weight": (512,),
+                "conv2x.1.tmp_conv2.weight": (64, 64, 3, 1, 1),
+                "conv4x.0.spt_conv1.weight": (256, 128, 1, 3, 3),
+                "conv1.1.running_mean": (64,),
+            },
+        ),
+        (
+            AVIDAudio(64),
+            4_725_696,
+            54,
+            {
+                "conv1.0.weight": (64, 1, 7, 7),
+                "block1.conv1.weight": (64, 64, 3, 3),
+                "block4.conv2.weight": (512, 512, 3, 3),
+                "block2.bn2.weight": (128,),
+            },
+        ),
+        (
+            CrissCrossAudio(64),
+            11_170_240,
+            120,
+            {
+                "conv1.0.weight": (64, 1, 7, 7),
+                "conv1.1.weight": (64,),
+                "block2.0.downsample.0.weight": (128, 64, 1, 1),
+                "block4.1.conv2.weight": (512, 512, 3, 3),
+            },
+        ),
+    ],
+)
 def test_parameters_and_keys_of_the_published_networks(network, n_parameters, n_keys, examples):
     state = network.state_dict()
     assert sum(p.numel() for p in network.parameters()) == n_parameters
     assert len(state) == n_keys
     assert {key: tuple(state[key].shape) for key in examples} == examples
-    assert not [key for key in state if key.endswith("bias") and state[key.replace("bias", "weight")].ndim > 1]
+    assert not [
+        key for key in state if key.endswith("bias") and state[key.replace("bias", "weight")].ndim > 1
+    ]
 
 
 def test_a_block_is_what_the_paper_composes_it_of():
@@ -86,7 +138,9 @@ def test_a_block_is_what_the_paper_composes_it_of():
         return y.view(b, h, w, y.shape[1], -1).permute(0, 3, 4, 1, 2)
 
     def norm(x, name):
-        state = [getattr(getattr(block, name), key) for key in ("running_mean", "running_var", "weight", "bias")]
+        state = [
+            getattr(getattr(block, name), key) for key in ("running_mean", "running_var", "weight", "bias")
+        ]
         return F.batch_norm(x, *state)
 
     y = norm(in_space(x, block.spt_conv1.weight, 2), "spt_bn1").relu()
@@ -103,8 +157,10 @@ def test_a_block_is_what_the_paper_composes_it_of():
 
 def uneven(network):
     """Evaluation mode, with BatchNorms whose weights and statistics are nobody's default."""
-    state = {key: 0.5 + torch.rand(value.shape, generator=seeded(i)) if value.ndim == 1 else value
-             for i, (key, value) in enumerate(network.state_dict().items())}
+    state = {
+        key: 0.5 + torch.rand(value.shape, generator=seeded(i)) if value.ndim == 1 else value
+        for i, (key, value) in enumerate(network.state_dict().items())
+    }
     network.load_state_dict(state)
     return network.eval()
 
@@ -116,8 +172,13 @@ def test_the_video_network_is_its_stages_and_a_global_pool(pool):
     for name in ("conv1", "conv2x", "conv3x", "conv4x", "conv5x"):
         getattr(network, name).register_forward_hook(lambda *call: seen.append(call[2]))
     found = network(x)
-    assert [tuple(y.shape[1:]) for y in seen] == [(4, 8, 16, 16), (4, 8, 16, 16), (8, 4, 8, 8), (16, 2, 4, 4),
-                                                  (32, 1, 2, 2)]
+    assert [tuple(y.shape[1:]) for y in seen] == [
+        (4, 8, 16, 16),
+        (4, 8, 16, 16),
+        (8, 4, 8, 8),
+        (16, 2, 4, 4),
+        (32, 1, 2, 2),
+    ]
     pooled = seen[-1].flatten(2)
     torch.testing.assert_close(found, pooled.max(2).values if pool == "max" else pooled.mean(2))
 
@@ -155,22 +216,23 @@ def test_the_audio_network_of_avid_by_torchs_functions():
 
 # ---- Inputs --------------------------------------------------------------------------------
 
+
 def naive_power(samples, hop, n_frames):
     """|DFT|^2 of Hann windows centred on every hop-th sample of the mirrored signal, by a matrix: (frames, 513)."""
     n = np.arange(1024)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / 1024)
     dft = np.exp(-2j * np.pi * np.outer(np.arange(513), n) / 1024)
     mirrored = np.concatenate([samples[512:0:-1], samples, samples[-2:-514:-1]])
-    frames = np.stack([mirrored[t * hop:t * hop + 1024] * window for t in range(n_frames)])
+    frames = np.stack([mirrored[t * hop : t * hop + 1024] * window for t in range(n_frames)])
     return np.abs(frames @ dft.T) ** 2
 
 
 def test_log_spectrogram_of_avid_against_a_naive_one():
     audio = clips(3, 24000)[0]
-    audio[1] *= 1e-3                          # soft: its floor is 100 dB below its own loudest bin
+    audio[1] *= 1e-3  # soft: its floor is 100 dB below its own loudest bin
     audio[2, 4000:] = 0
     found = log_spectrogram(audio)
-    assert found.shape == (3, 1, 40, 257)     # 100 frames per second
+    assert found.shape == (3, 1, 40, 257)  # 100 frames per second
     for i in range(3):
         power = naive_power(audio[i].double().numpy(), 240, 40)
         bins = np.column_stack([power[:, 0], power[:, 1:].reshape(40, 256, 2).mean(2)])
@@ -183,7 +245,7 @@ def test_log_spectrogram_of_avid_against_a_naive_one():
 def test_log_mel_of_crisscross_against_a_naive_one():
     audio = clips(2, 16000)[0]
 
-    def to_mel(hz):                           # Slaney's: linear to 1 kHz, then 27 steps for a factor of 6.4
+    def to_mel(hz):  # Slaney's: linear to 1 kHz, then 27 steps for a factor of 6.4
         return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1) / 1000) / np.log(6.4))
 
     def to_hz(mel):
@@ -193,7 +255,7 @@ def test_log_mel_of_crisscross_against_a_naive_one():
     hz = np.arange(513) * 16000 / 1024
     up = (hz[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - hz[:, None]) / (edges[2:] - edges[1:-1])
-    filters = np.maximum(0, np.minimum(up, down)) * 2 / (edges[2:] - edges[:-2])     # (513, 80)
+    filters = np.maximum(0, np.minimum(up, down)) * 2 / (edges[2:] - edges[:-2])  # (513, 80)
     found = log_mel(audio)
     assert found.shape == (2, 1, 80, 41)
     for i in range(2):
@@ -217,10 +279,14 @@ def test_statistics_are_those_of_all_training_frames(tmp_path):
     backbone, audio = backbone_of(), clips(7, 24000)[0]
     with pytest.raises(ValueError, match="call measure_audio_stats first"):
         backbone.features(audio, None)
-    measure_audio_stats(backbone, [(audio[:3], None), (None, None), (audio[3:], None)], tmp_path / "stats.npz")
+    measure_audio_stats(
+        backbone, [(audio[:3], None), (None, None), (audio[3:], None)], tmp_path / "stats.npz"
+    )
     bins = log_spectrogram(audio).flatten(0, 2)
     torch.testing.assert_close(torch.tensor(backbone.audio_stats[0]), bins.mean(0), atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(torch.tensor(backbone.audio_stats[1]), bins.std(0, correction=0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(backbone.audio_stats[1]), bins.std(0, correction=0), atol=1e-4, rtol=1e-4
+    )
     np.testing.assert_array_equal(read_audio_stats(tmp_path / "stats.npz"), backbone.audio_stats)
     standardised = backbone.audio_input(audio).flatten(0, 2)
     assert standardised.mean(0).abs().max() < 1e-3 and (standardised.std(0) - 1).abs().max() < 0.01
@@ -230,12 +296,20 @@ def test_statistics_are_those_of_all_training_frames(tmp_path):
         measure_audio_stats(backbone, [], tmp_path / "none.npz")
 
 
-@pytest.mark.parametrize("content, problem", [
-    ({"mean": np.zeros(257)}, "not an npz file with mean and std"),
-    ({"mean": np.zeros(513), "std": np.ones(513)}, r"must be 257 finite numbers each, these have shapes \(513,\)"),
-    ({"mean": np.full(257, np.nan), "std": np.ones(257)}, "must be 257 finite numbers"),
-    ({"mean": np.array([{}]), "std": np.ones(257)}, "not an npz file with mean and std"),
-    (b"version https://git-lfs", "not an npz file"), (None, "No such file")])
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        ({"mean": np.zeros(257)}, "not an npz file with mean and std"),
+        (
+            {"mean": np.zeros(513), "std": np.ones(513)},
+            r"must be 257 finite numbers each, these have shapes \(513,\)",
+        ),
+        ({"mean": np.full(257, np.nan), "std": np.ones(257)}, "must be 257 finite numbers"),
+        ({"mean": np.array([{}]), "std": np.ones(257)}, "not an npz file with mean and std"),
+        (b"version https://git-lfs", "not an npz file"),
+        (None, "No such file"),
+    ],
+)
 def test_bad_statistics_are_refused(tmp_path, content, problem):
     path = tmp_path / "stats.npz"
     if isinstance(content, bytes):
@@ -249,9 +323,17 @@ def test_bad_statistics_are_refused(tmp_path, content, problem):
 
 # ---- Features ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, width, n_parameters", [
-    ("avid-cma", 64, 15_379_136 + 4_725_696), ("crisscross", 64, 26_549_376), ("crisscross", 4, None),
-    ("avid-cma", 16, None), ("kinetics", 64, None)])
+
+@pytest.mark.parametrize(
+    "name, width, n_parameters",
+    [
+        ("avid-cma", 64, 15_379_136 + 4_725_696),
+        ("crisscross", 64, 26_549_376),
+        ("crisscross", 4, None),
+        ("avid-cma", 16, None),
+        ("kinetics", 64, None),
+    ],
+)
 def test_what_each_pair_reads_and_gives(tmp_path, name, width, n_parameters):
     backbone = backbone_of(name, width)
     assert backbone.dim == 8 * width and backbone.fps == 16
@@ -264,8 +346,9 @@ def test_what_each_pair_reads_and_gives(tmp_path, name, width, n_parameters):
     backbone.audio_stats = (np.zeros(257), np.ones(257))
     audio, video = backbone.features(*clips(2, backbone.rate_hz))
     assert audio.shape == video.shape == (2, 8 * width) and audio.dtype == video.dtype == torch.float32
-    assert not audio.requires_grad and not [p for n in (backbone.audio, backbone.video) for p in n.parameters()
-                                            if p.requires_grad]
+    assert not audio.requires_grad and not [
+        p for n in (backbone.audio, backbone.video) for p in n.parameters() if p.requires_grad
+    ]
     assert backbone.features(None, clips(1, 16000)[1])[0] is None
     assert backbone.features(clips(1, backbone.rate_hz)[0], None)[1] is None
 
@@ -274,19 +357,26 @@ def test_what_each_pair_reads_and_gives(tmp_path, name, width, n_parameters):
 def test_features_belong_to_their_clip_alone_and_nothing_moves(tmp_path, name):
     backbone = calibrated(name, tmp_path)
     audio, video = clips(6, backbone.rate_hz, seed=2)
-    before = {part: {key: value.clone() for key, value in getattr(backbone, part).state_dict().items()}
-              for part in ("audio", "video")}
+    before = {
+        part: {key: value.clone() for key, value in getattr(backbone, part).state_dict().items()}
+        for part in ("audio", "video")
+    }
     first = backbone.features(audio, video)
     again = backbone.features(audio.numpy(), video.numpy())
     assert all(torch.equal(x, y) for x, y in zip(first, again))
-    assert all(torch.equal(value, before[part][key]) for part in before
-               for key, value in getattr(backbone, part).state_dict().items())
+    assert all(
+        torch.equal(value, before[part][key])
+        for part in before
+        for key, value in getattr(backbone, part).state_dict().items()
+    )
     assert not backbone.audio.training and not backbone.video.training
-    louder = backbone.features(torch.cat([audio[:1], 100 * audio[1:]]), torch.cat([video[:1], 255 - video[1:]]))
+    louder = backbone.features(
+        torch.cat([audio[:1], 100 * audio[1:]]), torch.cat([video[:1], 255 - video[1:]])
+    )
     for x, y in zip(first, louder):
         torch.testing.assert_close(x[0], y[0], atol=1e-4, rtol=1e-4)
         assert (x[1] - y[1]).abs().max() > 0.01
-    backbone.video.requires_grad_(True)       # as where the cost of training it is measured
+    backbone.video.requires_grad_(True)  # as where the cost of training it is measured
     assert not backbone.features(None, video)[1].requires_grad
 
 
@@ -326,7 +416,9 @@ def explained(x, y):
     """Share of the variance of y (N, n) that a ridge regression on features x (N, D) explains in the last third."""
     n = 2 * len(x) // 3
     x = torch.cat([(x - x[:n].mean(0)) / x[:n].std(0), torch.ones(len(x), 1)], 1).double()
-    weight = torch.linalg.solve(x[:n].T @ x[:n] + 30 * torch.eye(x.shape[1]).double(), x[:n].T @ y[:n].double())
+    weight = torch.linalg.solve(
+        x[:n].T @ x[:n] + 30 * torch.eye(x.shape[1]).double(), x[:n].T @ y[:n].double()
+    )
     return 1 - ((x[n:] @ weight - y[n:]).square().mean() / y[n:].double().var(0).mean()).item()
 
 
@@ -335,8 +427,8 @@ def test_features_of_random_networks_can_be_read_linearly():
     backbone = calibrated("crisscross", width=8)
     audio, video = clips(360, backbone.rate_hz, seed=9)
     loudness = torch.linspace(-1.5, 0, 360)[torch.randperm(360, generator=seeded(3))][:, None]
-    colour = video.amax((1, 2, 3)).float()                                           # of the square: the ground is dim
-    heard, seen = backbone.features(10 ** loudness * audio, video)
+    colour = video.amax((1, 2, 3)).float()  # of the square: the ground is dim
+    heard, seen = backbone.features(10**loudness * audio, video)
     assert explained(heard, loudness) > 0.9
     assert explained(seen, colour) > 0.3
 
@@ -355,7 +447,9 @@ def test_calibration_takes_the_statistics_of_the_clips(tmp_path):
     assert mixed.untrained == ("audio",)
     calibrate(mixed, [clips(8, 16000, seed=1), clips(8, 16000, seed=2)])
     torch.testing.assert_close(mixed.video.conv1[1].running_mean, norm.running_mean)
-    halves = [mixed.audio.conv1[0](mixed.audio_input(clips(8, 16000, seed=s)[0])).mean((0, 2, 3)) for s in (1, 2)]
+    halves = [
+        mixed.audio.conv1[0](mixed.audio_input(clips(8, 16000, seed=s)[0])).mean((0, 2, 3)) for s in (1, 2)
+    ]
     torch.testing.assert_close(mixed.audio.conv1[1].running_mean, sum(halves) / 2, atol=1e-5, rtol=1e-4)
     for nothing in ([], [(None, clips(8, 16000)[1])]):
         with pytest.raises(ValueError, match="no clips"):
@@ -388,6 +482,7 @@ def test_identity_changes_with_whatever_changes_features(tmp_path):
 
 # ---- Checkpoints ---------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", ["avid-cma", "crisscross"])
 def test_checkpoints_as_the_authors_write_them_come_back(tmp_path, name):
     backbone = calibrated(name, tmp_path)
@@ -402,26 +497,37 @@ def test_checkpoints_as_the_authors_write_them_come_back(tmp_path, name):
         assert names == {av_backbones.AVID_FILE, av_backbones.STATS_FILE}
         content = torch.load(paths["video_checkpoint"], weights_only=True)
         assert set(content) == {"epoch", "model", "optimizer", "train_criterion"}
-        assert {key.split(".")[1] for key in content["model"]} == {f"{part}_{kind}" for part in ("video", "audio")
-                                                                   for kind in ("model", "proj")}
-        assert loaded.report[0] == (f"avid-cma, video: 201 keys loaded from {av_backbones.AVID_FILE}, skipped "
-                                    "54 of audio_model, 1 of audio_proj, 1 of video_proj, 0 missing")
+        assert {key.split(".")[1] for key in content["model"]} == {
+            f"{part}_{kind}" for part in ("video", "audio") for kind in ("model", "proj")
+        }
+        assert loaded.report[0] == (
+            f"avid-cma, video: 201 keys loaded from {av_backbones.AVID_FILE}, skipped "
+            "54 of audio_model, 1 of audio_proj, 1 of video_proj, 0 missing"
+        )
         once = backbone_of(name, random_seed=None, **paths | {"audio_checkpoint": ""})
         assert torch.equal(once.features(*given)[0], loaded.features(*given)[0])
     else:
         bare = torch.load(paths["audio_checkpoint"], weights_only=True)
         assert len(bare) == 120 and "block1.0.conv1.weight" in bare
-        assert loaded.report[1] == ("crisscross, audio: 120 keys loaded from aud_crisscross_audioset.pth.tar, skipped "
-                                    "none, 0 missing")
+        assert loaded.report[1] == (
+            "crisscross, audio: 120 keys loaded from aud_crisscross_audioset.pth.tar, skipped none, 0 missing"
+        )
 
 
 def test_the_old_format_of_files_is_read_too(tmp_path):
     """Files of before PyTorch 1.6 are no archives, and BatchNorms of before 0.4 counted no batches."""
     backbone = calibrated("crisscross")
     paths = write_checkpoints(tmp_path, backbone)
-    state = {key: value for key, value in backbone.video.state_dict().items() if not key.endswith("batches_tracked")}
-    torch.save({"model": {"module." + key: value for key, value in state.items()}}, paths["video_checkpoint"],
-               _use_new_zipfile_serialization=False)
+    state = {
+        key: value
+        for key, value in backbone.video.state_dict().items()
+        if not key.endswith("batches_tracked")
+    }
+    torch.save(
+        {"model": {"module." + key: value for key, value in state.items()}},
+        paths["video_checkpoint"],
+        _use_new_zipfile_serialization=False,
+    )
     loaded = backbone_of("crisscross", random_seed=None, **paths)
     given = clips(2, 16000)
     assert torch.equal(loaded.features(*given)[1], backbone.features(*given)[1])
@@ -440,8 +546,12 @@ def test_torchvisions_kinetics_network(tmp_path, monkeypatch):
         reference(((video / 255 - mean) / std).permute(0, 4, 1, 2, 3))
     torch.testing.assert_close(backbone.features(None, video)[1], seen[0], atol=1e-4, rtol=1e-4)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *a, **k: reference.state_dict())
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: reference.state_dict())
-    calibrated_audio = write_checkpoints(tmp_path, calibrated("avid-cma", tmp_path, width=64))["audio_checkpoint"]
+    monkeypatch.setattr(
+        "torchvision.models._api.load_state_dict_from_url", lambda *a, **k: reference.state_dict()
+    )
+    calibrated_audio = write_checkpoints(tmp_path, calibrated("avid-cma", tmp_path, width=64))[
+        "audio_checkpoint"
+    ]
     downloaded = backbone_of("kinetics", 64, audio_checkpoint=calibrated_audio, random_seed=None)
     assert torch.equal(downloaded.features(None, video)[1], backbone.features(None, video)[1])
     assert "loaded from torchvision" in downloaded.report[0] and "54 keys" in downloaded.report[1]
@@ -460,14 +570,18 @@ def damage(path, kind):
     """Replace a checkpoint by something that is none."""
     content = torch.load(path, weights_only=True)
     if kind == "half":
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif kind == "old half":
         torch.save(content, path, _use_new_zipfile_serialization=False)
         path.write_bytes(path.read_bytes()[:-100])
     elif kind == "absent":
         path.unlink()
     elif kind in ("object", "old object"):
-        torch.save(content | {"args": argparse.Namespace(lr=1)}, path, _use_new_zipfile_serialization=kind == "object")
+        torch.save(
+            content | {"args": argparse.Namespace(lr=1)},
+            path,
+            _use_new_zipfile_serialization=kind == "object",
+        )
     elif kind == "list":
         torch.save([1, 2], path)
     elif kind == "other":
@@ -479,18 +593,25 @@ def damage(path, kind):
         path.write_bytes(kind)
 
 
-@pytest.mark.parametrize("kind, problem", [
-    ("absent", "no such file; correct the path of the checkpoint"),
-    ("half", "not a whole PyTorch checkpoint .PytorchStreamReader failed reading"),
-    ("old half", "not a whole PyTorch checkpoint"),
-    (b"", "not a whole PyTorch checkpoint .an empty file"),
-    (b"<!DOCTYPE html><html>", "not a whole PyTorch checkpoint .a web page"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a pointer of git-lfs"),
-    ("object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
-    ("old object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
-    ("list", "holds a list, not a dict of weights"),
-    ("other", "168 of 201 weights of the video network are missing, first conv1.0.weight; the file has 1 others"),
-    ("one short", "1 of 201 weights of the video network are missing, first conv4x.1.tmp_conv1.weight")])
+@pytest.mark.parametrize(
+    "kind, problem",
+    [
+        ("absent", "no such file; correct the path of the checkpoint"),
+        ("half", "not a whole PyTorch checkpoint .PytorchStreamReader failed reading"),
+        ("old half", "not a whole PyTorch checkpoint"),
+        (b"", "not a whole PyTorch checkpoint .an empty file"),
+        (b"<!DOCTYPE html><html>", "not a whole PyTorch checkpoint .a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a pointer of git-lfs"),
+        ("object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
+        ("old object", "holds an object of argparse.Namespace.*set ALLOW_PICKLE=True if you trust"),
+        ("list", "holds a list, not a dict of weights"),
+        (
+            "other",
+            "168 of 201 weights of the video network are missing, first conv1.0.weight; the file has 1 others",
+        ),
+        ("one short", "1 of 201 weights of the video network are missing, first conv4x.1.tmp_conv1.weight"),
+    ],
+)
 def test_bad_checkpoints_are_refused_in_one_line(tmp_path, kind, problem):
     backbone = backbone_of()
     backbone.audio_stats = (np.zeros(257), np.ones(257))
@@ -507,12 +628,16 @@ def test_bad_checkpoints_are_refused_in_one_line(tmp_path, kind, problem):
 def test_a_checkpoint_of_another_width_is_refused(tmp_path):
     backbone = backbone_of("crisscross", 4)
     paths = write_checkpoints(tmp_path, backbone)
-    with pytest.raises(UserError, match=re.escape("is (4, 3, 3, 7, 7) where a network of width 8 has (8, 3, 3, 7, 7)")):
+    with pytest.raises(
+        UserError, match=re.escape("is (4, 3, 3, 7, 7) where a network of width 8 has (8, 3, 3, 7, 7)")
+    ):
         backbone_of("crisscross", 8, **paths)
 
 
 def test_names_and_random_weights_are_refused():
-    with pytest.raises(UserError, match="backbone 'AVID': unknown; choose one of avid-cma, crisscross, kinetics"):
+    with pytest.raises(
+        UserError, match="backbone 'AVID': unknown; choose one of avid-cma, crisscross, kinetics"
+    ):
         backbone_of("AVID")
     with pytest.raises(UserError, match="no checkpoint named for its video network"):
         backbone_of("avid-cma", random_seed=None)
@@ -520,12 +645,14 @@ def test_names_and_random_weights_are_refused():
 
 # ---- Real recordings -----------------------------------------------------------------------
 
+
 def test_real_clips_have_finite_features(tmp_path):
     from common.media import read_audio, read_frames
+
     folder = shared_data("ravdess_av")
     path = next(iter(sorted(folder.rglob("*.mp4"))))
     backbone = calibrated("avid-cma", tmp_path)
     audio = torch.from_numpy(read_audio(path, rate_hz=backbone.rate_hz))
     frames, _ = read_frames(path, n_frames=24, size=(SIZE, SIZE))
-    found = backbone.features(audio[:4 * 9600].view(4, 9600), frames.reshape(4, 6, SIZE, SIZE, 3))
+    found = backbone.features(audio[: 4 * 9600].view(4, 9600), frames.reshape(4, 6, SIZE, SIZE, 3))
     assert all(torch.isfinite(x).all() and x.std(0).max() > 0.01 for x in found)

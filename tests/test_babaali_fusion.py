@@ -13,15 +13,14 @@ from conftest import load_script
 from sklearn.svm import SVC
 
 from common import settings, splits
-from common.babaali import fusion as babaali_fusion
 from common.babaali import features
+from common.babaali import fusion as babaali_fusion
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
 
 CLASSES = ("neutral", "happy", "angry", "sad")
-QUICK = ("--SEEDS=0", "--NN_EPOCHS=3", "--NN_HIDDEN=16", "--XGB_ROUNDS=3",
-         "--N_RESAMPLES=200")
+QUICK = ("--SEEDS=0", "--NN_EPOCHS=3", "--NN_HIDDEN=16", "--XGB_ROUNDS=3", "--N_RESAMPLES=200")
 TABLES = ("5", "6", "7", "sec4_3", "subsets", "tests")
 FIGURES = ("8_text", "9_speech", "10_video", "11_fused", "12_confusion")
 
@@ -33,8 +32,11 @@ def make_corpus(root, corpus="demo_iemocap", per_speaker=8, split=None):
         for i in range(per_speaker):
             session = "" if split else f"Ses0{s // 2 + 1}"
             extra = {"split": split(i)} if split else {}
-            turns.append(Turn(f"s{s}_{i}", f"d{s}", i, f"s{s}", session, i, i + 1, "hello", CLASSES[i % 4],
-                              extra=extra))
+            turns.append(
+                Turn(
+                    f"s{s}_{i}", f"d{s}", i, f"s{s}", session, i, i + 1, "hello", CLASSES[i % 4], extra=extra
+                )
+            )
     manifest = Manifest(corpus, Path(root) / "prepared" / corpus, CLASSES, turns)
     write_manifest(manifest)
     return manifest
@@ -53,8 +55,12 @@ def make_store(folder, manifest, arrays, fold=None):
     meta = {"classes": list(CLASSES)}
     if fold:
         parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
-        meta |= {"fold": fold.name, "select_on": "validation", "validate_on": "group",
-                 **{f"{part}_speakers": splits.speakers_of(turns) for part, turns in parts.items()}}
+        meta |= {
+            "fold": fold.name,
+            "select_on": "validation",
+            "validate_on": "group",
+            **{f"{part}_speakers": splits.speakers_of(turns) for part, turns in parts.items()},
+        }
     writer = StoreWriter(folder, meta)
     writer.add([turn.utterance_id for turn in manifest.labelled], arrays)
     writer.finish()
@@ -65,15 +71,28 @@ def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
     for (modality, strength), width in zip(strengths.items(), widths):
         for k, fold in enumerate(folds):
             features, logits = vectors(manifest, width, strength, [len(modality), ord(modality[0]), k])
-            make_store(root / "features" / corpus / modality / "seed0" / fold.name, manifest,
-                       {"features": features, "logits": logits}, fold)
+            make_store(
+                root / "features" / corpus / modality / "seed0" / fold.name,
+                manifest,
+                {"features": features, "logits": logits},
+                fold,
+            )
 
 
 def run_04(root, *words):
     """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
     script = load_script("04_fuse_classify.py")
-    settings.apply(vars(script), [f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results",
-                                  "--CORPUS=demo_iemocap", "--PAPERS=babaali", *QUICK, *words])
+    settings.apply(
+        vars(script),
+        [
+            f"--DATA_ROOT={root}",
+            f"--RESULTS_ROOT={root}/results",
+            "--CORPUS=demo_iemocap",
+            "--PAPERS=babaali",
+            *QUICK,
+            *words,
+        ],
+    )
     script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
@@ -151,12 +170,12 @@ def test_nothing_learns_from_test_turns(name):
     parts = splits.Parts(np.arange(60), np.arange(60, 80), np.arange(80), np.arange(80, 120))
     before, chosen = classify(x, y, parts, 3, 0, c)
     altered_x, altered_y = x.copy(), y.copy()
-    altered_y[80:] = 0                            # the labels of all test turns
-    altered_x[100:] += 1000                       # the features of half of them
+    altered_y[80:] = 0  # the labels of all test turns
+    altered_x[100:] += 1000  # the features of half of them
     after, chosen_again = classify(altered_x, altered_y, parts, 3, 0, c)
     assert (before[:20] == after[:20]).all() and chosen == chosen_again
     assert np.mean(before == y[80:]) > 0.5
-    altered_y[:80] = (y[:80] + 1) % 3             # the check can fail: other training labels, other answers
+    altered_y[:80] = (y[:80] + 1) % 3  # the check can fail: other training labels, other answers
     assert (classify(x, altered_y, parts, 3, 0, c)[0] != before).any()
 
 
@@ -186,8 +205,12 @@ def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
         marks[fold.name] = number
         for modality in ("text", "audio"):
             array = np.full((len(manifest.labelled), 4), number, np.float32)
-            make_store(tmp_path / "features" / "demo_iemocap" / modality / fold.name, manifest,
-                       {"features": array, "logits": array}, fold)
+            make_store(
+                tmp_path / "features" / "demo_iemocap" / modality / fold.name,
+                manifest,
+                {"features": array, "logits": array},
+                fold,
+            )
     c = constants(f"--DATA_ROOT={tmp_path}", "--CORPUS=demo_iemocap")
     study = babaali_fusion.Study(c, manifest, folds)
     mixed = babaali_fusion.read_fold(study, 0, 1)["out-of-fold"]["text"][:, 0]
@@ -203,7 +226,7 @@ def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):
         folder.mkdir(parents=True)
         kept = manifest.labelled[:-3] if modality == "audio" else manifest.labelled
         x, _ = vectors(manifest, width, 0.9, width)
-        np.save(folder / "features.npy", x[:len(kept)])
+        np.save(folder / "features.npy", x[: len(kept)])
         (folder / "index.csv").write_text("\n".join(["utterance_id", *(turn.utterance_id for turn in kept)]))
     folder = run_04(tmp_path, f"--FEATURES_ROOT={own}", "--FUSIONS=concatenation")
     shown = capsys.readouterr().out
@@ -214,10 +237,14 @@ def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):
 
 def test_an_official_split_with_one_modality(tmp_path, capsys):
     manifest = make_corpus(tmp_path, per_speaker=12, split=lambda i: ("train", "dev", "test")[i // 4])
-    fold, = splits.make_folds(manifest, 5, "group", "validation", 0)
+    (fold,) = splits.make_folds(manifest, 5, "group", "validation", 0)
     x, logits = vectors(manifest, 6, 0.9, 1)
-    make_store(tmp_path / "features" / "demo_iemocap" / "text" / "seed0" / "fold1", manifest,
-               {"features": x, "logits": logits}, fold)
+    make_store(
+        tmp_path / "features" / "demo_iemocap" / "text" / "seed0" / "fold1",
+        manifest,
+        {"features": x, "logits": logits},
+        fold,
+    )
     folder = run_04(tmp_path)
     assert "pooled n = 40" in capsys.readouterr().out
     names = {path.name for path in folder.iterdir()}
@@ -251,18 +278,37 @@ def claim_to_have_seen(meta, speaker):
     meta.write_text(meta.read_text().replace('"train_speakers": [', f'"train_speakers": ["{speaker}", '))
 
 
-@pytest.mark.parametrize("break_it, words, remedy", [
-    (lambda f: shutil.rmtree(f), (), "run 03_extract_features.py.*PAPERS=li"),
-    (lambda f: shutil.rmtree(f / "audio" / "seed0" / "fold3"), (), "fold3: absent; run 03"),
-    (lambda f: None, ("--OUT_OF_FOLD=true",), "out_1_2: absent; run 02 and 03 with OUT_OF_FOLD=true"),
-    (lambda f: None, ("--SELECT_ON=test",), "made with SELECT_ON=validation"),
-    (lambda f: None, ("--SEEDS=5",), "seed5/fold1: absent"),
-    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", nan_in_row_3), (), "NaN or infinity"),
-    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:9]), (), "fewer rows"),
-    (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:, :2]), (), "equal width"),
-    (lambda f: rename_ids(f / "text" / "seed0" / "fold1" / "index.csv"), (), "utterance_id must be those"),
-    (lambda f: claim_to_have_seen(f / "text" / "seed0" / "fold1" / "meta.json", "s0"), (), "test speakers"),
-])
+@pytest.mark.parametrize(
+    "break_it, words, remedy",
+    [
+        (lambda f: shutil.rmtree(f), (), "run 03_extract_features.py.*PAPERS=li"),
+        (lambda f: shutil.rmtree(f / "audio" / "seed0" / "fold3"), (), "fold3: absent; run 03"),
+        (lambda f: None, ("--OUT_OF_FOLD=true",), "out_1_2: absent; run 02 and 03 with OUT_OF_FOLD=true"),
+        (lambda f: None, ("--SELECT_ON=test",), "made with SELECT_ON=validation"),
+        (lambda f: None, ("--SEEDS=5",), "seed5/fold1: absent"),
+        (
+            lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", nan_in_row_3),
+            (),
+            "NaN or infinity",
+        ),
+        (lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:9]), (), "fewer rows"),
+        (
+            lambda f: spoil(f / "text" / "seed0" / "fold1" / "features.npy", lambda a: a[:, :2]),
+            (),
+            "equal width",
+        ),
+        (
+            lambda f: rename_ids(f / "text" / "seed0" / "fold1" / "index.csv"),
+            (),
+            "utterance_id must be those",
+        ),
+        (
+            lambda f: claim_to_have_seen(f / "text" / "seed0" / "fold1" / "meta.json", "s0"),
+            (),
+            "test speakers",
+        ),
+    ],
+)
 def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
     root, _, features = small
     break_it(features)

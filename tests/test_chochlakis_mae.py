@@ -11,22 +11,57 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.chochlakis import mae as chochlakis_mae
-from common.chochlakis.mae import AVMAE, Block, GRUHead, Linear, LinearHead, Sizes, backoff, draw_bursts, draw_masks
-from common.chochlakis.mae import draw_mixture, impute_last, impute_linear, impute_mean, impute_zeros, load_cavmae
-from common.chochlakis.mae import n_hidden_at, overlap, own_name, visible_first
+from common.chochlakis.mae import (
+    AVMAE,
+    Block,
+    GRUHead,
+    Linear,
+    LinearHead,
+    Sizes,
+    backoff,
+    draw_bursts,
+    draw_masks,
+    draw_mixture,
+    impute_last,
+    impute_linear,
+    impute_mean,
+    impute_zeros,
+    load_cavmae,
+    n_hidden_at,
+    overlap,
+    own_name,
+    visible_first,
+)
 from common.errors import UserError
 from common.sadok.vqmae import build, count_parameters, sinusoidal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 D, N = 6, 5
-SIZES = Sizes(width=16, depth=2, joint_depth=1, heads=4, decoder_width=8, decoder_depth=2, decoder_heads=2, mlp_ratio=2)
-CAVMAE = Sizes(width=768, depth=11, joint_depth=1, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16,
-               mlp_ratio=4)
+SIZES = Sizes(
+    width=16, depth=2, joint_depth=1, heads=4, decoder_width=8, decoder_depth=2, decoder_heads=2, mlp_ratio=2
+)
+CAVMAE = Sizes(
+    width=768,
+    depth=11,
+    joint_depth=1,
+    heads=12,
+    decoder_width=512,
+    decoder_depth=8,
+    decoder_heads=16,
+    mlp_ratio=4,
+)
 # Recordings of five clips: nothing hidden, ragged counts, no audio, no video, nothing at all, one clip of either left.
-GAPS = torch.tensor([[[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]], [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]],
-                     [[1, 1, 1, 1, 1], [0, 1, 0, 1, 1]], [[0, 0, 0, 1, 0], [1, 1, 1, 1, 1]],
-                     [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]], [[1, 1, 1, 0, 1], [0, 1, 1, 1, 1]]]).bool()
+GAPS = torch.tensor(
+    [
+        [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
+        [[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]],
+        [[1, 1, 1, 1, 1], [0, 1, 0, 1, 1]],
+        [[0, 0, 0, 1, 0], [1, 1, 1, 1, 1]],
+        [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
+        [[1, 1, 1, 0, 1], [0, 1, 1, 1, 1]],
+    ]
+).bool()
 BASELINES = (impute_zeros, impute_mean, impute_last, impute_linear)
 
 
@@ -49,6 +84,7 @@ def spoiled(features, hidden, value):
 
 # ---- Which clips are lost ------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("n_audio, n_video", [(0, 0), (1, 1), (9, 9), (10, 10), (7, 2), (0, 10)])
 def test_exactly_as_many_clips_are_lost_as_asked_for(n_audio, n_video):
     hidden = draw_masks(40, 10, n_audio, n_video, 3, seeded())
@@ -59,10 +95,12 @@ def test_exactly_as_many_clips_are_lost_as_asked_for(n_audio, n_video):
 
 def test_masks_differ_between_recordings_masks_and_modalities():
     hidden = draw_masks(2000, 5, 2, 2, 2, seeded()).float()
-    assert (hidden.mean((0, 1)) - 0.4).abs().max() < 0.03           # every clip as often: four standard errors
+    assert (hidden.mean((0, 1)) - 0.4).abs().max() < 0.03  # every clip as often: four standard errors
     audio, video = hidden[0, :, 0], hidden[0, :, 1]
     for other in (video, hidden[1, :, 0], audio.roll(1, 0)):
-        both = (audio[:, :, None] * other[:, None, :]).mean(0)      # independent: 0.4 * 0.4 for every pair of clips
+        both = (audio[:, :, None] * other[:, None, :]).mean(
+            0
+        )  # independent: 0.4 * 0.4 for every pair of clips
         assert (both - 0.16).abs().max() < 0.035
 
 
@@ -72,7 +110,7 @@ def test_counts_of_every_recording_can_differ():
     assert torch.equal(hidden.sum(3), torch.stack([counts, 5 - counts], 2))
     counts = draw_mixture(500, 10, (4, 7), 2, seeded()).sum(3)
     assert torch.equal(counts[..., 0], counts[..., 1]) and set(counts.unique().tolist()) == {4, 7}
-    assert (((counts == 4).float().mean((1, 2)) - 0.5).abs() < 0.1).all()            # in either mask
+    assert (((counts == 4).float().mean((1, 2)) - 0.5).abs() < 0.1).all()  # in either mask
 
 
 @pytest.mark.parametrize("count", [-1, 11, 7.5, torch.tensor([3, 12])])
@@ -97,7 +135,17 @@ def test_bursts_are_one_run(n_hidden, together):
 
 
 def test_the_curriculum_goes_from_one_clip_to_all_but_one():
-    assert [n_hidden_at(epoch, 5, 10) for epoch in (0, 4, 5, 9, 10, 39, 40, 45, 49)] == [1, 1, 2, 2, 3, 8, 9, 9, 9]
+    assert [n_hidden_at(epoch, 5, 10) for epoch in (0, 4, 5, 9, 10, 39, 40, 45, 49)] == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        8,
+        9,
+        9,
+        9,
+    ]
     assert [n_hidden_at(epoch, 10, 5) for epoch in (0, 9, 10, 29, 30, 39, 49)] == [1, 1, 2, 3, 4, 4, 4]
     with pytest.raises(UserError, match="two or more"):
         n_hidden_at(0, 5, 1)
@@ -105,14 +153,21 @@ def test_the_curriculum_goes_from_one_clip_to_all_but_one():
 
 # ---- The network against a plain one -------------------------------------------------------
 
+
 def torch_layer(weights, heads):
     """torch's own layer with the weights of one block, named as in CAV-MAE."""
     width, hidden = weights["norm1.weight"].shape[0], weights["mlp.fc1.weight"].shape[0]
-    layer = nn.TransformerEncoderLayer(width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True,
-                                       norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        width, heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
     theirs = {"self_attn.in_proj_weight": "attn.qkv.weight", "self_attn.in_proj_bias": "attn.qkv.bias"}
-    for ours, name in (("self_attn.out_proj", "attn.proj"), ("linear1", "mlp.fc1"), ("linear2", "mlp.fc2"),
-                       ("norm1", "norm1"), ("norm2", "norm2")):
+    for ours, name in (
+        ("self_attn.out_proj", "attn.proj"),
+        ("linear1", "mlp.fc1"),
+        ("linear2", "mlp.fc2"),
+        ("norm1", "norm1"),
+        ("norm2", "norm2"),
+    ):
         theirs |= {f"{ours}.{part}": f"{name}.{part}" for part in ("weight", "bias")}
     layer.load_state_dict({ours: weights[name] for ours, name in theirs.items()})
     return layer
@@ -123,14 +178,17 @@ def run_blocks(checkpoint, prefix, x, heads):
     number = 0
     while f"module.{prefix}.{number}.norm1.weight" in checkpoint:
         start = f"module.{prefix}.{number}."
-        x = torch_layer({name.removeprefix(start): w for name, w in checkpoint.items() if name.startswith(start)},
-                        heads)(x[None])[0]
+        x = torch_layer(
+            {name.removeprefix(start): w for name, w in checkpoint.items() if name.startswith(start)}, heads
+        )(x[None])[0]
         number += 1
     return x
 
 
 def norm(checkpoint, name, x):
-    return F.layer_norm(x, x.shape[-1:], checkpoint[f"module.{name}.weight"], checkpoint[f"module.{name}.bias"])
+    return F.layer_norm(
+        x, x.shape[-1:], checkpoint[f"module.{name}.weight"], checkpoint[f"module.{name}.bias"]
+    )
 
 
 def plain_encoder(model, checkpoint, sizes, x, hidden):
@@ -139,9 +197,15 @@ def plain_encoder(model, checkpoint, sizes, x, hidden):
     for m, letter in enumerate("av"):
         seen = [n for n in range(x.shape[1]) if not hidden[m, n]]
         if seen:
-            part = torch.stack([model.embed[m].weight @ x[m, n] + model.embed[m].bias
-                                + sinusoidal(x.shape[1], sizes.width, "cpu")[n]
-                                + checkpoint[f"module.modality_{letter}"][0, 0] for n in seen])
+            part = torch.stack(
+                [
+                    model.embed[m].weight @ x[m, n]
+                    + model.embed[m].bias
+                    + sinusoidal(x.shape[1], sizes.width, "cpu")[n]
+                    + checkpoint[f"module.modality_{letter}"][0, 0]
+                    for n in seen
+                ]
+            )
             tokens.append(run_blocks(checkpoint, f"blocks_{letter}", part, sizes.heads))
     if not tokens:
         return torch.zeros(0, sizes.width)
@@ -154,8 +218,13 @@ def plain_prediction(model, checkpoint, sizes, x, hidden):
     positions, tokens = sinusoidal(x.shape[1], sizes.decoder_width, "cpu"), []
     for m, letter in enumerate("av"):
         for n in range(x.shape[1]):
-            token = (checkpoint["module.mask_token"][0, 0] if hidden[m, n] else
-                     F.linear(next(encoded), *(checkpoint[f"module.decoder_embed.{p}"] for p in ("weight", "bias"))))
+            token = (
+                checkpoint["module.mask_token"][0, 0]
+                if hidden[m, n]
+                else F.linear(
+                    next(encoded), *(checkpoint[f"module.decoder_embed.{p}"] for p in ("weight", "bias"))
+                )
+            )
             tokens.append(token + positions[n] + checkpoint[f"module.decoder_modality_{letter}"][0, 0])
     tokens = run_blocks(checkpoint, "decoder_blocks", torch.stack(tokens), sizes.decoder_heads)
     tokens = norm(checkpoint, "decoder_norm", tokens).unflatten(0, (2, -1))
@@ -173,24 +242,39 @@ def block_shapes(prefix, width, mlp_ratio):
 def cavmae_shapes(sizes):
     """The names and shapes of all tensors in a checkpoint of CAV-MAE of some sizes."""
     w, decoder = sizes.width, sizes.decoder_width
-    layers = {"patch_embed_a.proj": (w, 1, 16, 16), "patch_embed_v.proj": (w, 3, 16, 16), "decoder_embed": (decoder, w),
-              "decoder_norm": (decoder,), "decoder_pred_a": (256, decoder), "decoder_pred_v": (768, decoder),
-              **{name: (w,) for name in ("norm", "norm_a", "norm_v")}}
-    for name, depth, width in (("blocks_a", sizes.depth, w), ("blocks_v", sizes.depth, w),
-                               ("blocks_u", sizes.joint_depth, w), ("decoder_blocks", sizes.decoder_depth, decoder)):
+    layers = {
+        "patch_embed_a.proj": (w, 1, 16, 16),
+        "patch_embed_v.proj": (w, 3, 16, 16),
+        "decoder_embed": (decoder, w),
+        "decoder_norm": (decoder,),
+        "decoder_pred_a": (256, decoder),
+        "decoder_pred_v": (768, decoder),
+        **{name: (w,) for name in ("norm", "norm_a", "norm_v")},
+    }
+    for name, depth, width in (
+        ("blocks_a", sizes.depth, w),
+        ("blocks_v", sizes.depth, w),
+        ("blocks_u", sizes.joint_depth, w),
+        ("decoder_blocks", sizes.decoder_depth, decoder),
+    ):
         for number in range(depth):
             layers |= block_shapes(f"{name}.{number}", width, sizes.mlp_ratio)
     shapes = {f"module.{name}.weight": shape for name, shape in layers.items()}
     shapes |= {f"module.{name}.bias": shape[:1] for name, shape in layers.items()}
     for start, width in (("", w), ("decoder_", decoder)):
         shapes |= {f"module.{start}modality_{letter}": (1, 1, width) for letter in "av"}
-        shapes |= {f"module.{start}pos_embed_a": (1, 512, width), f"module.{start}pos_embed_v": (1, 196, width)}
+        shapes |= {
+            f"module.{start}pos_embed_a": (1, 512, width),
+            f"module.{start}pos_embed_v": (1, 196, width),
+        }
     return shapes | {"module.mask_token": (1, 1, decoder)}
 
 
 def cavmae_checkpoint(sizes, seed=3):
     generator = seeded(seed)
-    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in cavmae_shapes(sizes).items()}
+    return {
+        name: 0.3 * torch.randn(shape, generator=generator) for name, shape in cavmae_shapes(sizes).items()
+    }
 
 
 def loaded_avmae(folder, sizes=SIZES):
@@ -204,11 +288,23 @@ def loaded_avmae(folder, sizes=SIZES):
 @pytest.mark.parametrize("heads", [4, 1])
 def test_a_block_is_torchs_transformer_layer(heads):
     block, x = uneven(Block(16, heads, 2)), noise(3, 7, 16)
-    theirs = {"qkv": "attn.qkv", "out": "attn.proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2", "norm_attention": "norm1",
-              "norm_mlp": "norm2"}
+    theirs = {
+        "qkv": "attn.qkv",
+        "out": "attn.proj",
+        "mlp.0": "mlp.fc1",
+        "mlp.2": "mlp.fc2",
+        "norm_attention": "norm1",
+        "norm_mlp": "norm2",
+    }
     state = block.state_dict()
-    layer = torch_layer({f"{name}.{part}": state[f"{ours}.{part}"] for ours, name in theirs.items()
-                         for part in ("weight", "bias")}, heads)
+    layer = torch_layer(
+        {
+            f"{name}.{part}": state[f"{ours}.{part}"]
+            for ours, name in theirs.items()
+            for part in ("weight", "bias")
+        },
+        heads,
+    )
     torch.testing.assert_close(block(x, None), layer(x), atol=1e-5, rtol=1e-5)
     lost = torch.arange(7) >= torch.tensor([[7], [3], [1]])
     found, expected = block(x, ~lost[:, None, None]), layer(x, src_key_padding_mask=lost)
@@ -222,14 +318,23 @@ def test_linear_is_torchs_with_its_gradients(n_samples, n_tokens):
     results = []
     for layer in (ours, theirs):
         x = noise(n_samples, n_tokens + 2, 16).requires_grad_()
-        y = layer(x[:, 2:])                  # not contiguous
+        y = layer(x[:, 2:])  # not contiguous
         (y * noise(*y.shape, seed=1)).sum().backward()
         results.append([y, x.grad, *(parameter.grad for parameter in layer.parameters())])
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("hidden", [GAPS, GAPS[1:2], GAPS[2:3], GAPS[4:5], draw_masks(6, 5, 3, 3, 1, seeded())[0],
-                                    draw_masks(6, 5, 4, 1, 1, seeded())[0]])
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        GAPS,
+        GAPS[1:2],
+        GAPS[2:3],
+        GAPS[4:5],
+        draw_masks(6, 5, 3, 3, 1, seeded())[0],
+        draw_masks(6, 5, 4, 1, 1, seeded())[0],
+    ],
+)
 def test_encoder_and_decoder_are_plain_ones_on_the_visible_clips(tmp_path, hidden):
     """Uniform and ragged masks, a modality or all of it hidden, against a loop over samples without any padding."""
     model, checkpoint = loaded_avmae(tmp_path)
@@ -255,6 +360,7 @@ def test_visible_clips_come_first_in_their_order():
 
 def test_attention_is_the_softmax_of_the_paper(monkeypatch):
     """The benchmark's unfused attention is the same function."""
+
     def unfused(q, k, v, is_key):
         scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
         return (scores if is_key is None else scores.masked_fill(~is_key, -torch.inf)).softmax(3) @ v
@@ -274,7 +380,15 @@ def test_parameters_at_the_papers_size():
     with torch.device("meta"):
         model = AVMAE(512, CAVMAE)
     blocks = 23 * (12 * 768**2 + 13 * 768) + 8 * (12 * 512**2 + 13 * 512)
-    others = 2 * (768 + 512) + 768 * 512 + 512 + 512 + 2 * (768 + 512) + 2 * (512 * 768 + 768) + 2 * (512 * 512 + 512)
+    others = (
+        2 * (768 + 512)
+        + 768 * 512
+        + 512
+        + 512
+        + 2 * (768 + 512)
+        + 2 * (512 * 768 + 768)
+        + 2 * (512 * 512 + 512)
+    )
     assert count_parameters(model) == blocks + others == 189_952_768
     with pytest.raises(UserError, match="model width 16: 5 attention heads"):
         Block(16, 5, 4)
@@ -282,9 +396,10 @@ def test_parameters_at_the_papers_size():
 
 # ---- Loss and imputation -------------------------------------------------------------------
 
+
 def test_features_are_standardised_per_modality_and_dimension():
     features, missing = features_of(20), torch.zeros(20, 2, N, dtype=torch.bool)
-    features[1][..., 2] = 4.0                # a feature that never varies
+    features[1][..., 2] = 4.0  # a feature that never varies
     model = avmae(features=features)
     for m, x in enumerate(features):
         np.testing.assert_allclose(model.mean[m], x.numpy().mean((0, 1)), rtol=1e-5)
@@ -392,7 +507,9 @@ def test_many_masks_and_small_batches_are_the_same_as_one_by_one(batch_size):
     assert all(torch.equal(x, y) for x, y in zip(features, before)), "the caller's features have changed"
     for mask in range(3):
         for sample in range(6):
-            alone = model.impute(*(x[sample : sample + 1] for x in features), hidden[mask, sample : sample + 1])
+            alone = model.impute(
+                *(x[sample : sample + 1] for x in features), hidden[mask, sample : sample + 1]
+            )
             for x, y in zip(found, alone):
                 torch.testing.assert_close(x[mask, sample], y[0], atol=1e-3, rtol=1e-4)
 
@@ -425,10 +542,11 @@ def test_it_learns_eight_samples():
     hidden = draw_masks(8, N, 3, 3, 10, seeded(99))
     for m, x in enumerate(model.impute(*features, hidden)):
         error = ((x - features[m]) / model.std[m])[hidden[:, :, m]].square().mean()
-        assert error < 0.1                   # of the 1 that the mean has
+        assert error < 0.1  # of the 1 that the mean has
 
 
 # ---- Checkpoints of CAV-MAE ----------------------------------------------------------------
+
 
 def test_names_of_the_authors_checkpoint():
     """647 tensors, of which 383 have a place of the same size in the model of the paper's size."""
@@ -437,8 +555,9 @@ def test_names_of_the_authors_checkpoint():
         own = {name: tuple(tensor.shape) for name, tensor in AVMAE(512, CAVMAE).state_dict().items()}
     used = {name for name, shape in shapes.items() if own.get(own_name(name)) == shape}
     assert len(shapes) == 647 and len(used) == 383
-    assert {own_name(name) for name in used} == {name for name in own
-                                                 if not name.startswith(("embed", "outputs", "mean", "std"))}
+    assert {own_name(name) for name in used} == {
+        name for name in own if not name.startswith(("embed", "outputs", "mean", "std"))
+    }
 
 
 def test_a_checkpoint_of_cavmae_is_loaded(tmp_path):
@@ -450,12 +569,15 @@ def test_a_checkpoint_of_cavmae_is_loaded(tmp_path):
     state = model.state_dict()
     assert len(report.loaded) == 383 and len(report.skipped) == 264
     assert all(torch.equal(state[own_name(name)], checkpoint[name]) for name in report.loaded)
-    assert report.missing == [f"{name}.{m}.{part}" for name in ("embed", "outputs") for m in (0, 1)
-                              for part in ("bias", "weight")]
+    assert report.missing == [
+        f"{name}.{m}.{part}" for name in ("embed", "outputs") for m in (0, 1) for part in ("bias", "weight")
+    ]
     assert all(torch.equal(state[name], before[name]) for name in [*report.missing, "mean", "std"])
-    assert str(report) == ("383 of 647 tensors of CAV-MAE loaded; skipped: reading of patches (4), prediction of "
-                           "patches (4), contrastive loss (252), positions of patches (4); left as they were: "
-                           + ", ".join(report.missing))
+    assert str(report) == (
+        "383 of 647 tensors of CAV-MAE loaded; skipped: reading of patches (4), prediction of "
+        "patches (4), contrastive loss (252), positions of patches (4); left as they were: "
+        + ", ".join(report.missing)
+    )
 
 
 def test_a_smaller_model_takes_what_fits(tmp_path):
@@ -489,8 +611,13 @@ def test_files_that_are_no_checkpoint_of_cavmae_are_refused(tmp_path):
     torch.save({"weights": Code()}, path)
     with pytest.raises(UserError, match="not a checkpoint of weights"):
         load_cavmae(model, path)
-    for content in ([torch.zeros(2)], {"epoch": 3, "model": {}}, {"blocks.0.norm1.weight": torch.zeros(16)}, {},
-                    nn.Linear(2, 2).state_dict()):
+    for content in (
+        [torch.zeros(2)],
+        {"epoch": 3, "model": {}},
+        {"blocks.0.norm1.weight": torch.zeros(16)},
+        {},
+        nn.Linear(2, 2).state_dict(),
+    ):
         torch.save(content, path)
         with pytest.raises(UserError, match="not a checkpoint of CAV-MAE"):
             load_cavmae(model, path)
@@ -501,11 +628,14 @@ def test_files_that_are_no_checkpoint_of_cavmae_are_refused(tmp_path):
 
 # ---- Classifiers ---------------------------------------------------------------------------
 
+
 def test_the_linear_head_classifies_every_clip_alone():
     head = uneven(LinearHead(2 * D, 3)).train()
     x, labels = torch.cat(features_of(8), 2), torch.arange(8) % 3
     clips = x.reshape(-1, 2 * D)
-    scaled = (clips - clips.mean(0)) / (clips.var(0, correction=0) + 1e-5).sqrt() * head.norm.weight + head.norm.bias
+    scaled = (clips - clips.mean(0)) / (
+        clips.var(0, correction=0) + 1e-5
+    ).sqrt() * head.norm.weight + head.norm.bias
     logits = (scaled @ head.linear.weight.T + head.linear.bias).view(8, N, 3)
     wanted = -torch.stack([logits[b, n].log_softmax(0)[labels[b]] for b in range(8) for n in range(N)]).mean()
     torch.testing.assert_close(head.loss(x, labels), wanted, atol=1e-4, rtol=1e-4)
@@ -541,10 +671,13 @@ def test_heads_learn_eight_samples(head):
 
 # ---- Baselines -----------------------------------------------------------------------------
 
+
 def test_backoff_by_hand():
     """Three clips: both present, audio lost, both lost. Two masks more: only video lost, and nothing left."""
     both, audio, video = (torch.tensor([[[p, 1 - p]] * 3]) for p in (0.9, 0.6, 0.2))
-    hidden = torch.tensor([[[[0, 1, 1], [0, 0, 1]]], [[[0, 0, 0], [1, 1, 0]]], [[[1, 1, 1], [1, 1, 1]]]]).bool()
+    hidden = torch.tensor(
+        [[[[0, 1, 1], [0, 0, 1]]], [[[0, 0, 0], [1, 1, 0]]], [[[1, 1, 1], [1, 1, 1]]]]
+    ).bool()
     found = backoff(both, audio, video, hidden, torch.tensor([0.3, 0.7]))
     assert found.shape == (3, 1, 2)
     assert found[:, 0, 0].tolist() == pytest.approx([(0.9 + 0.2) / 2, (0.6 + 0.6 + 0.9) / 3, 0.3])
@@ -575,7 +708,8 @@ def test_baselines_of_imputation_by_hand():
         impute_zeros: ([[10, 0, 0, 40, 50], [0, 20, 0, 0, 0]], [[0, 0, 0, 0, 0], [1, 2, 0, 4, 0]]),
         impute_mean: ([[10, 7, 7, 40, 50], [7, 20, 7, 7, 7]], [[9, 9, 9, 9, 9], [1, 2, 9, 4, 9]]),
         impute_last: ([[10, 10, 10, 40, 50], [20, 20, 20, 20, 20]], [[9, 9, 9, 9, 9], [1, 2, 2, 4, 4]]),
-        impute_linear: ([[10, 20, 30, 40, 50], [20, 20, 20, 20, 20]], [[9, 9, 9, 9, 9], [1, 2, 3, 4, 4]])}
+        impute_linear: ([[10, 20, 30, 40, 50], [20, 20, 20, 20, 20]], [[9, 9, 9, 9, 9], [1, 2, 3, 4, 4]]),
+    }
     for impute, wanted in expected.items():
         found = impute(audio, video, hidden, torch.tensor([[7.0], [9.0]]))
         assert [x[..., 0].tolist() for x in found] == list(wanted), impute.__name__
@@ -606,5 +740,11 @@ def test_baselines_never_read_what_is_hidden(impute):
 
 def test_the_papers_rule():
     assert [overlap(0.6, 0.05, b, 0.04) for b in (0.5, 0.51, 0.52, 0.6, 0.68, 0.7)] == [
-        "win", "tie", "tie", "tie", "tie", "loss"]
+        "win",
+        "tie",
+        "tie",
+        "tie",
+        "tie",
+        "loss",
+    ]
     assert overlap(0.5, 0.0, 0.5, 0.0) == "tie" and overlap(0.75, 0.125, 0.5, 0.125) == "tie"

@@ -10,13 +10,20 @@ from common.errors import UserError
 from common.manifest import Manifest, Turn
 from common.splits import speakers_of
 
-SIZES = {"cremad": (91, 14), "ravdess": (24, 4), "lombard": (54, 8)}       # speakers; of the test, and of validation
+SIZES = {
+    "cremad": (91, 14),
+    "ravdess": (24, 4),
+    "lombard": (54, 8),
+}  # speakers; of the test, and of validation
 
 
 def corpus(speakers, classes=("sad", "happy"), **extra):
     """Two labelled turns and one without a label of every speaker."""
-    turns = [Turn(f"{name}_{i}", f"{name}_{i}", 0, name, "", 0.0, 1.0, label=label, extra=dict(extra))
-             for name in speakers for i, label in enumerate((*classes, ""))]
+    turns = [
+        Turn(f"{name}_{i}", f"{name}_{i}", 0, name, "", 0.0, 1.0, label=label, extra=dict(extra))
+        for name in speakers
+        for i, label in enumerate((*classes, ""))
+    ]
     return Manifest("toy", Path("toy"), classes, turns)
 
 
@@ -28,13 +35,13 @@ def test_the_committed_speakers_are_the_drawn_ones(name):
     assert len(cs.ALL_SPEAKERS[name]) == len(set(cs.ALL_SPEAKERS[name])) == n_speakers
     assert len(test) == len(valid) == n_test and not set(test) & set(valid)
     assert {*test, *valid} < set(cs.ALL_SPEAKERS[name])
-    assert test != tuple(sorted(cs.ALL_SPEAKERS[name])[:n_test])           # drawn, not the first ones
+    assert test != tuple(sorted(cs.ALL_SPEAKERS[name])[:n_test])  # drawn, not the first ones
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_whole_corpus_gets_the_committed_split(name, monkeypatch):
     manifest = corpus(cs.ALL_SPEAKERS[name])
-    monkeypatch.setattr(cs, "SPLIT_SEED", 0)            # the lists count, not a drawing
+    monkeypatch.setattr(cs, "SPLIT_SEED", 0)  # the lists count, not a drawing
     fold = cs.fold_of(manifest, name)
     assert tuple(speakers_of(fold.test)) == cs.TEST_SPEAKERS[name]
     assert tuple(speakers_of(fold.valid)) == cs.VALID_SPEAKERS[name]
@@ -49,25 +56,28 @@ def test_men_and_women_of_ravdess_in_every_part():
     for speakers in cs.draw_speakers(first_twelve, cs.SHARES["ravdess"], cs.SPLIT_SEED):
         assert sorted(int(name[-2:]) % 2 for name in speakers) == [0, 1]
     men = [name for name in first_twelve if int(name[-2:]) % 2]
-    test, valid = cs.draw_speakers(men, Fraction(1, 3), 0)                 # no women to balance with
+    test, valid = cs.draw_speakers(men, Fraction(1, 3), 0)  # no women to balance with
     assert len(test) == len(valid) == 2 and {*test, *valid} < set(men)
 
 
-@pytest.mark.parametrize("name, speakers, n_test", [
-    ("ravdess", [f"Actor_{k:02d}" for k in range(1, 13)], 2),
-    ("demo_ravdess_av", [f"Actor_{k:02d}" for k in range(1, 9)], 2),
-    ("demo_cremad", [str(k) for k in range(1001, 1013)], 2),
-    ("demo_lombard", [f"s{k}" for k in range(2, 10)], 2),
-    ("lombard", [f"s{k}" for k in range(2, 55)], 8),           # one talker short of the whole corpus
-    ("my_folder", [f"p{k}" for k in range(20)], 3),
-    ("my_folder", ["a", "b", "c"], 1),
-])
+@pytest.mark.parametrize(
+    "name, speakers, n_test",
+    [
+        ("ravdess", [f"Actor_{k:02d}" for k in range(1, 13)], 2),
+        ("demo_ravdess_av", [f"Actor_{k:02d}" for k in range(1, 9)], 2),
+        ("demo_cremad", [str(k) for k in range(1001, 1013)], 2),
+        ("demo_lombard", [f"s{k}" for k in range(2, 10)], 2),
+        ("lombard", [f"s{k}" for k in range(2, 55)], 8),  # one talker short of the whole corpus
+        ("my_folder", [f"p{k}" for k in range(20)], 3),
+        ("my_folder", ["a", "b", "c"], 1),
+    ],
+)
 def test_other_speakers_are_drawn_by_the_same_rule(name, speakers, n_test):
     fold = cs.fold_of(corpus(speakers), name)
     train, valid, test = (set(speakers_of(part)) for part in (fold.train, fold.valid, fold.test))
     assert len(test) == len(valid) == n_test and len(train) == len(speakers) - 2 * n_test
     assert not (train & test or train & valid or valid & test)
-    again = cs.fold_of(corpus(reversed(speakers)), name)       # the order of the manifest does not matter
+    again = cs.fold_of(corpus(reversed(speakers)), name)  # the order of the manifest does not matter
     assert set(speakers_of(again.test)) == test
 
 
@@ -110,8 +120,10 @@ def test_protocol_text_says_whose_split_it_is():
         return cs.protocol_text(manifest, name, cs.fold_of(manifest, name))
 
     assert "63 speakers train, 14 validate, 14 test (the paper's 70-15-15; seed 2024" in text(
-        "cremad", cs.ALL_SPEAKERS["cremad"])
+        "cremad", cs.ALL_SPEAKERS["cremad"]
+    )
     assert "16 speakers train, 4 validate, 4 test (the paper's 4 test speakers, validation ours" in text(
-        "ravdess", cs.ALL_SPEAKERS["ravdess"])
+        "ravdess", cs.ALL_SPEAKERS["ravdess"]
+    )
     assert "38 speakers train, 8 validate, 8 test" in text("lombard", cs.ALL_SPEAKERS["lombard"])
     assert "(drawn from the speakers at hand, 17% each" in text("ravdess", cs.ALL_SPEAKERS["ravdess"][:12])

@@ -21,10 +21,30 @@ from common.manifest import Manifest, Turn
 from common.media import MediaError
 
 WIDTH, HEIGHT, SIZE = 96, 64, 16
-STEADY_MS = range(0, 2000, 40)                                                          # 50 frames
-UNSTEADY_MS = [0, 33, 67, 100, 260, 270, 300, 310, 420, 500, 733, 740, 900, 1100, 1140, 1200, 1377, 1500, 1950]
+STEADY_MS = range(0, 2000, 40)  # 50 frames
+UNSTEADY_MS = [
+    0,
+    33,
+    67,
+    100,
+    260,
+    270,
+    300,
+    310,
+    420,
+    500,
+    733,
+    740,
+    900,
+    1100,
+    1140,
+    1200,
+    1377,
+    1500,
+    1950,
+]
 KIND = {"n_clips": 5, "clip_s": 0.4, "rate_hz": 24000, "fps": 16, "size": SIZE}
-FRAMES = 6                                                                              # round(0.4 * 16)
+FRAMES = 6  # round(0.4 * 16)
 
 
 def gray(value):
@@ -69,24 +89,32 @@ def numbers(video):
 def newest(times_ms, start_ms=0):
     """Numbers (5, FRAMES) of the newest frames by the times of the clips, the first before it is shown."""
     wanted_ms = np.arange(5)[:, None] * 400 + np.arange(FRAMES) * 1000 / 16 - start_ms
-    return np.array([[max((i for i, t in enumerate(times_ms) if t <= w), default=0) for w in row] for row in wanted_ms])
+    return np.array(
+        [[max((i for i, t in enumerate(times_ms) if t <= w), default=0) for w in row] for row in wanted_ms]
+    )
 
 
 # ---- Pictures ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("ending, codec", [("mp4", "libx264"), ("mov", "mpeg4"), ("flv", "flv"), ("mp4", "mpeg4")])
+
+@pytest.mark.parametrize(
+    "ending, codec", [("mp4", "libx264"), ("mov", "mpeg4"), ("flv", "flv"), ("mp4", "mpeg4")]
+)
 @pytest.mark.parametrize("times_ms", [STEADY_MS, UNSTEADY_MS], ids=["steady", "unsteady"])
 def test_frames_are_those_that_a_player_shows(tmp_path, ending, codec, times_ms):
     found = read_clips(None, write_video(tmp_path / f"v.{ending}", times_ms, codec=codec), **KIND)
     assert found.video.shape == (5, FRAMES, SIZE, SIZE, 3) and found.video.dtype == np.uint8
     assert np.array_equal(numbers(found.video), newest(times_ms))
-    assert found.has_video and not found.has_audio and not found.audio.any() and found.audio.shape == (5, 9600)
+    assert (
+        found.has_video and not found.has_audio and not found.audio.any() and found.audio.shape == (5, 9600)
+    )
     assert np.allclose(found.video_s[:4], 0.4, atol=1e-6) and found.video_s[4] > 0.3
 
 
 def test_b_frames_that_are_not_wanted_are_not_decoded(tmp_path, monkeypatch):
     def moving(i):
         return np.roll(np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3), 5 * i, 1)
+
     path = write_video(tmp_path / "b.mp4", range(0, 2000, 20), picture=moving)
     decode, counts = media._timed_frames, []
 
@@ -94,20 +122,25 @@ def test_b_frames_that_are_not_wanted_are_not_decoded(tmp_path, monkeypatch):
         frames = list(decode(*args))
         counts.append(len(frames))
         return iter(frames)
+
     monkeypatch.setattr(media, "_timed_frames", counted)
     some = read_clips(None, path, **KIND)
-    monkeypatch.setattr(clips, "SWAPPED_STAMPS", 1000)             # all are wanted
+    monkeypatch.setattr(clips, "SWAPPED_STAMPS", 1000)  # all are wanted
     assert np.array_equal(read_clips(None, path, **KIND).video, some.video)
     assert counts[1] == 100 and counts[0] < 90
     assert len({picture.tobytes() for picture in some.video.reshape(-1, SIZE * SIZE * 3)}) == 30
 
 
 def test_only_wanted_frames_are_scaled_and_decoding_ends_with_the_last_clip(tmp_path, monkeypatch):
-    path = write_video(tmp_path / "long.mp4", range(0, 12000, 50), picture=lambda i: gray(i % 200), codec="mpeg4")
+    path = write_video(
+        tmp_path / "long.mp4", range(0, 12000, 50), picture=lambda i: gray(i % 200), codec="mpeg4"
+    )
     scale, scaled, packets = clips.central_square, [], []
     monkeypatch.setattr(clips, "central_square", lambda *args: scaled.append(1) or scale(*args))
     demux = clips.Packets.demux
-    monkeypatch.setattr(clips.Packets, "demux", lambda self, *args: packets.extend(self.packets) or demux(self, *args))
+    monkeypatch.setattr(
+        clips.Packets, "demux", lambda self, *args: packets.extend(self.packets) or demux(self, *args)
+    )
     found = read_clips(None, path, **{**KIND, "n_clips": 2})
     assert len(scaled) == len({min(k, 15) for k in newest(range(0, 12000, 50))[:2].ravel()}) == 12
     assert len(packets) < 0.8 / 0.05 + clips.DECODER_DELAY + 4 and np.allclose(found.video_s, 0.4, atol=1e-6)
@@ -122,11 +155,13 @@ def test_repeated_frames_are_scaled_once(tmp_path, monkeypatch):
 
 def test_central_square_is_the_centre_as_pillow_scales_it():
     rng = np.random.default_rng(0)
-    coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize((640, 360), Image.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 16, 3), dtype=np.uint8)).resize(
+        (640, 360), Image.BICUBIC
+    )
     frame = av.VideoFrame.from_image(coarse).reformat(format="yuv420p")
-    frame.colorspace = 1                                                   # BT.709, as most cameras have it
+    frame.colorspace = 1  # BT.709, as most cameras have it
     found = central_square(frame, 112, VideoReformatter())
-    scaled = frame.to_image().resize((228, 128), Image.BILINEAR)           # AVID-CMA's order: scale, then crop
+    scaled = frame.to_image().resize((228, 128), Image.BILINEAR)  # AVID-CMA's order: scale, then crop
     reference = np.asarray(scaled.crop((58, 8, 170, 120)))
     assert found.shape == (112, 112, 3) and np.abs(found.astype(int) - reference).mean() < 2
     other = central_square(frame.reformat(format="yuv422p"), 112, VideoReformatter())
@@ -158,6 +193,7 @@ def test_a_video_that_starts_after_the_clips_is_none(tmp_path):
 
 # ---- Sound ---------------------------------------------------------------------------------
 
+
 def test_stereo_is_mixed_and_resampled_clip_by_clip(tmp_path):
     stereo = np.stack([tone(2.0), 0.2 * tone(2.0, 1000)], 1)
     path = write_video(tmp_path / "s.mov", STEADY_MS, stereo, "mpeg4")
@@ -166,14 +202,16 @@ def test_stereo_is_mixed_and_resampled_clip_by_clip(tmp_path):
     half = read_clips(None, path, **KIND)
     expected = (tone(2.0, 440, 24000) + 0.2 * tone(2.0, 1000, 24000)).reshape(5, 9600) / 2
     assert half.audio.shape == (5, 9600) and half.has_audio
-    assert np.abs(half.audio - expected)[:, 20:-20].max() < 2e-3           # the filter meets silence at the edges
+    assert np.abs(half.audio - expected)[:, 20:-20].max() < 2e-3  # the filter meets silence at the edges
 
 
 @pytest.mark.parametrize("rate_hz", [11025, 22050, 44100])
 def test_other_sampling_rates_fill_the_clips(tmp_path, rate_hz):
     soundfile.write(tmp_path / "a.wav", tone(2.0, rate_hz=rate_hz), rate_hz)
     found = read_clips(tmp_path / "a.wav", None, **KIND)
-    assert found.audio.shape == (5, 9600) and found.video.shape == (5, 6, SIZE, SIZE, 3) and not found.has_video
+    assert (
+        found.audio.shape == (5, 9600) and found.video.shape == (5, 6, SIZE, SIZE, 3) and not found.has_video
+    )
     assert np.abs(found.audio - tone(2.0, rate_hz=24000).reshape(5, 9600))[:, 30:-30].max() < 5e-3
 
 
@@ -181,7 +219,7 @@ def test_a_clip_holds_nothing_of_its_neighbours(tmp_path):
     rng = np.random.default_rng(0)
     before, noise = tone(2.0), rng.normal(0, 0.3, 19200).clip(-0.9, 0.9)
     after = before.copy()
-    after[19200 : 2 * 19200] = noise                                       # clip 1
+    after[19200 : 2 * 19200] = noise  # clip 1
     found = []
     for name, samples in (("a.wav", before), ("b.wav", after)):
         soundfile.write(tmp_path / name, samples, 48000)
@@ -191,12 +229,18 @@ def test_a_clip_holds_nothing_of_its_neighbours(tmp_path):
 
 def test_what_lies_beyond_the_end_is_silence_and_the_last_frame(tmp_path):
     soundfile.write(tmp_path / "a.wav", tone(0.9), 48000)
-    path = write_video(tmp_path / "v.flv", range(0, 1000, 40), codec="flv")                # 25 frames, 1 s
+    path = write_video(tmp_path / "v.flv", range(0, 1000, 40), codec="flv")  # 25 frames, 1 s
     found = read_clips(tmp_path / "a.wav", path, **{**KIND, "rate_hz": 48000})
-    assert np.allclose(found.audio.ravel()[:43200], tone(0.9), atol=1e-4) and not found.audio.ravel()[43200:].any()
+    assert (
+        np.allclose(found.audio.ravel()[:43200], tone(0.9), atol=1e-4)
+        and not found.audio.ravel()[43200:].any()
+    )
     assert np.allclose(found.audio_s, [0.4, 0.4, 0.1, 0, 0], atol=1e-6)
     assert np.allclose(found.video_s, [0.4, 0.4, 0.2, 0, 0], atol=0.002)
-    assert np.array_equal(numbers(found.video), newest(range(0, 1000, 40))) and (numbers(found.video)[3:] == 24).all()
+    assert (
+        np.array_equal(numbers(found.video), newest(range(0, 1000, 40)))
+        and (numbers(found.video)[3:] == 24).all()
+    )
 
 
 def test_flv_without_sound_takes_the_wav(tmp_path):
@@ -211,22 +255,29 @@ def test_flv_without_sound_takes_the_wav(tmp_path):
 def test_files_that_cannot_be_used_say_why(tmp_path):
     whole = write_video(tmp_path / "v.mov", codec="mpeg4").read_bytes()
     (tmp_path / "no_moov.mov").write_bytes(whole[: whole.index(b"moov") - 4])
-    (tmp_path / "pointer.flv").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    (tmp_path / "pointer.flv").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    )
     soundfile.write(tmp_path / "a.wav", tone(0.5), 48000)
-    for paths, reason in (((None, tmp_path / "no_moov.mov"), "not a readable recording"),
-                          ((tmp_path / "a.wav", tmp_path / "pointer.flv"), "git-lfs pointer"),
-                          ((None, tmp_path / "absent.mp4"), "No such file"),
-                          ((tmp_path / "pointer.flv", tmp_path / "v.mov"), "git-lfs pointer"),
-                          ((tmp_path / "v.mov", None), "no audio track"),
-                          ((None, tmp_path / "a.wav"), "no video track"),
-                          ((None, None), "neither audio nor video")):
+    for paths, reason in (
+        ((None, tmp_path / "no_moov.mov"), "not a readable recording"),
+        ((tmp_path / "a.wav", tmp_path / "pointer.flv"), "git-lfs pointer"),
+        ((None, tmp_path / "absent.mp4"), "No such file"),
+        ((tmp_path / "pointer.flv", tmp_path / "v.mov"), "git-lfs pointer"),
+        ((tmp_path / "v.mov", None), "no audio track"),
+        ((None, tmp_path / "a.wav"), "no video track"),
+        ((None, None), "neither audio nor video"),
+    ):
         with pytest.raises(MediaError, match=reason):
             read_clips(*paths, **KIND)
 
 
 def test_a_video_that_breaks_off_gives_what_decodes(tmp_path):
-    path = write_video(tmp_path / "v.flv", codec="flv", picture=lambda i: np.random.default_rng(i).integers(
-        0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    path = write_video(
+        tmp_path / "v.flv",
+        codec="flv",
+        picture=lambda i: np.random.default_rng(i).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8),
+    )
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
     found = read_clips(None, path, **KIND)
@@ -234,6 +285,7 @@ def test_a_video_that_breaks_off_gives_what_decodes(tmp_path):
 
 
 # ---- Genuine recordings --------------------------------------------------------------------
+
 
 def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
     path = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
@@ -267,6 +319,7 @@ def test_real_ravdess_sound_without_any_video(tmp_path):
 
 # ---- The store -----------------------------------------------------------------------------
 
+
 class MeanBackbone:
     """Features to be worked out by hand: means of the samples, of their squares, of the pixels by colour.
 
@@ -292,7 +345,10 @@ def settings(n_clips=5, batch_clips=15, workers=0, share=0.5):
 
 def corpus_of(folder, paths):
     """A Manifest of turns u00, u01, ... with (audio, video), and the turns."""
-    turns = [Turn(f"u{i:02}", "d", i, "s", "", 0.0, 0.0, audio=str(a), video=str(v)) for i, (a, v) in enumerate(paths)]
+    turns = [
+        Turn(f"u{i:02}", "d", i, "s", "", 0.0, 0.0, audio=str(a), video=str(v))
+        for i, (a, v) in enumerate(paths)
+    ]
     return Manifest("corpus", folder, (), turns), turns
 
 
@@ -317,7 +373,9 @@ def contents(folder):
 
 def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
     corpus, turns = recordings
-    store, figures = extract(corpus, turns, MeanBackbone(), tmp_path / "s", {"weights": "w"}, settings(workers=2))
+    store, figures = extract(
+        corpus, turns, MeanBackbone(), tmp_path / "s", {"weights": "w"}, settings(workers=2)
+    )
     assert store.ids == [f"u{i:02}" for i in (0, 1, 3, 4, 5, 6, 7)] and store.length("u00") == 5
     for i in (0, 3, 7):
         level = (i + 1) / 16
@@ -327,10 +385,22 @@ def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
         assert np.allclose(store.rows(f"u{i:02}", "video_s"), [0.4, 0.4, 0.2, 0, 0], atol=1e-3)
     assert not store.rows("u06", "video").any() and not store.rows("u06", "video_s").any()
     assert store["audio"].dtype == store["video"].dtype == np.float32
-    counts = {"new": 7, "recorded_s": pytest.approx(14.0), "recordings": 7, "left_out": 1, "shorter": 0,
-              "without_audio": 0, "padded_audio": 0, "partly_padded_audio": 0,
-              "without_video": 1, "padded_video": 12, "partly_padded_video": 6}
-    assert {name: figures[name] for name in counts} == counts and figures["seconds"] >= figures["backbone_s"] > 0
+    counts = {
+        "new": 7,
+        "recorded_s": pytest.approx(14.0),
+        "recordings": 7,
+        "left_out": 1,
+        "shorter": 0,
+        "without_audio": 0,
+        "padded_audio": 0,
+        "partly_padded_audio": 0,
+        "without_video": 1,
+        "padded_video": 12,
+        "partly_padded_video": 6,
+    }
+    assert {name: figures[name] for name in counts} == counts and figures["seconds"] >= figures[
+        "backbone_s"
+    ] > 0
     said = capsys.readouterr().out
     assert "extracting 8 recordings x 5 clips of 0.4 s" in said
     assert "left out: 1 of 8 recordings (12.5%): 1 x a git-lfs pointer" in said
@@ -338,7 +408,11 @@ def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
     problems = (tmp_path / "s" / "problems.csv").read_text()
     assert problems.startswith("utterance_id,file,problem,remedy\nu02,") and problems.count("\n") == 2
     features = read_features(store, turns[::-1])
-    assert [turn.utterance_id for turn in features.turns] == store.ids[::-1] and features.audio.shape == (7, 5, 3)
+    assert [turn.utterance_id for turn in features.turns] == store.ids[::-1] and features.audio.shape == (
+        7,
+        5,
+        3,
+    )
     assert features.has_video.tolist() == [True, False] + [True] * 5
     unused = MeanBackbone(lambda audio, video: pytest.fail("a finished store was extracted again"))
     again, later = extract(corpus, turns, unused, tmp_path / "s", {"weights": "w"}, settings())
@@ -356,6 +430,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, recordings, after, n_n
         calls.append(1)
         if len(calls) > after:
             raise KeyboardInterrupt
+
     with pytest.raises(KeyboardInterrupt):
         extract(corpus, turns, MeanBackbone(kill, by_batch=1e-3), tmp_path / "s", {}, settings())
     _, figures = extract(corpus, turns, backbone, tmp_path / "s", {}, settings(workers=2))
@@ -367,7 +442,7 @@ def test_an_index_torn_within_a_batch_is_mended(tmp_path, recordings):
     extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "whole", {}, settings())
     extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "s", {}, settings())
     index = tmp_path / "s" / "index.csv"
-    index.write_text("\n".join(index.read_text().split("\n")[:4]) + "\nu04,1")                # 3 of 7 and a part
+    index.write_text("\n".join(index.read_text().split("\n")[:4]) + "\nu04,1")  # 3 of 7 and a part
     meta = json.loads((tmp_path / "s" / "meta.json").read_text())
     (tmp_path / "s" / "meta.json").write_text(json.dumps({**meta, "complete": False}))
     extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "s", {}, settings())
@@ -377,8 +452,11 @@ def test_an_index_torn_within_a_batch_is_mended(tmp_path, recordings):
 def test_other_weights_clips_or_recordings_start_over(tmp_path, recordings, capsys):
     corpus, turns = recordings
     extract(corpus, turns, MeanBackbone(), tmp_path / "s", {"weights": "a"}, settings())
-    for identity, which, kind in (({"weights": "b"}, turns, settings()), ({"weights": "b"}, turns[:5], settings()),
-                                  ({"weights": "b"}, turns[:5], settings(n_clips=3))):
+    for identity, which, kind in (
+        ({"weights": "b"}, turns, settings()),
+        ({"weights": "b"}, turns[:5], settings()),
+        ({"weights": "b"}, turns[:5], settings(n_clips=3)),
+    ):
         capsys.readouterr()
         store, figures = extract(corpus, which, MeanBackbone(), tmp_path / "s", identity, kind)
         assert figures["new"] == len(which) - 1 and "starting over" in capsys.readouterr().out
@@ -391,7 +469,9 @@ def test_too_many_problems_stop_the_run_and_mended_files_are_taken(tmp_path, rec
     video = tmp_path / "2.mov"
     video.write_bytes(b"")
     corpus, turns = corpus_of(tmp_path, [*paths[:2], (paths[2][0], video)])
-    with pytest.raises(UserError, match=r"problems.csv: 1 of 3 recordings cannot be used.*2.mov: the file is empty"):
+    with pytest.raises(
+        UserError, match=r"problems.csv: 1 of 3 recordings cannot be used.*2.mov: the file is empty"
+    ):
         extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.2))
     video.write_bytes(paths[0][1].read_bytes())
     store, figures = extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.2))
@@ -405,7 +485,9 @@ def test_too_many_problems_stop_the_run_and_mended_files_are_taken(tmp_path, rec
 def test_a_hopeless_run_stops_early(tmp_path, recordings, monkeypatch):
     monkeypatch.setattr(clips, "MANY_PROBLEMS", 3)
     read = []
-    monkeypatch.setattr(clips, "read_clips", lambda *args: read.append(1) or media.check_file(tmp_path / "absent"))
+    monkeypatch.setattr(
+        clips, "read_clips", lambda *args: read.append(1) or media.check_file(tmp_path / "absent")
+    )
     corpus, turns = corpus_of(tmp_path, [("a", "")] * 60)
     with pytest.raises(UserError, match="6 of 60 recordings"):
         extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.01))
@@ -443,11 +525,17 @@ def test_features_depend_on_their_own_clip_alone(tmp_path):
         sound, shown = tone(2.0), [10 + 4 * k for k in range(50)]
         if i:
             sound[19200 : 2 * 19200] *= -0.7
-            shown[30:40] = [200] * 10                                      # 1.2 to 1.6 s
+            shown[30:40] = [200] * 10  # 1.2 to 1.6 s
         soundfile.write(tmp_path / f"{i}.wav", sound, 48000)
         # Lossless, so that coding does not carry a change over to later frames.
-        paths.append((tmp_path / f"{i}.wav", write_video(tmp_path / f"{i}.mkv", codec="ffv1",
-                                                         picture=lambda k, shown=shown: gray(shown[k]))))
+        paths.append(
+            (
+                tmp_path / f"{i}.wav",
+                write_video(
+                    tmp_path / f"{i}.mkv", codec="ffv1", picture=lambda k, shown=shown: gray(shown[k])
+                ),
+            )
+        )
     corpus, turns = corpus_of(tmp_path, paths)
     store, _ = extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings())
     for name, changed in (("audio", 1), ("video", 3)):
@@ -458,8 +546,8 @@ def test_features_depend_on_their_own_clip_alone(tmp_path):
 def test_clip_batches_hold_whole_clips_alone(recordings):
     corpus, turns = recordings
     batches = list(clips.clip_batches(corpus, turns, MeanBackbone(), settings()))
-    assert [len(audio) for audio, _ in batches] == [10, 15, 10]           # 2 s of sound each, one recording left out
-    assert [len(video) for _, video in batches] == [4, 6, 2]              # 1 s of video: 2 whole clips each
+    assert [len(audio) for audio, _ in batches] == [10, 15, 10]  # 2 s of sound each, one recording left out
+    assert [len(video) for _, video in batches] == [4, 6, 2]  # 1 s of video: 2 whole clips each
     assert isinstance(read_clips(corpus.folder / "0.wav", None, **KIND), clips.Clips)
     [(audio, video)] = clips.clip_batches(corpus, [turns[6]], MeanBackbone(), settings())
     assert len(audio) == 5 and video is None

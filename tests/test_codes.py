@@ -17,9 +17,18 @@ import torch
 from conftest import ROOT, shared_data
 from torch.utils.data import DataLoader
 
-from common.sadok import codes as codes_module
-from common.sadok.codes import Codes, Crops, Tokenising, open_codes, power_pieces, random_starts, read_clip, tokenise
 from common.errors import UserError
+from common.sadok import codes as codes_module
+from common.sadok.codes import (
+    Codes,
+    Crops,
+    Tokenising,
+    open_codes,
+    power_pieces,
+    random_starts,
+    read_clip,
+    tokenise,
+)
 from common.training import Recipe, StepKeys
 
 HOP, WINDOW = 320, 1024
@@ -37,8 +46,18 @@ def encode(power):
     return level.round().add(128).clamp(0, 255).to(torch.uint8)
 
 
-SETTINGS = Tokenising(rate_hz=16000, hop=HOP, window=WINDOW, codes_per_frame=64, min_frames=4, silence_peak=1e-4,
-                      spectrogram=spectrogram, max_problem_share=0.0, batch_frames=100, workers=0)
+SETTINGS = Tokenising(
+    rate_hz=16000,
+    hop=HOP,
+    window=WINDOW,
+    codes_per_frame=64,
+    min_frames=4,
+    silence_peak=1e-4,
+    spectrogram=spectrogram,
+    max_problem_share=0.0,
+    batch_frames=100,
+    workers=0,
+)
 FILES = ("codes.u8", "clips.csv", "problems.csv", "meta.json")
 
 
@@ -53,7 +72,7 @@ def write_corpus(folder, n_clips=12):
     for i in range(n_clips):
         path = folder / f"{i}.wav"
         soundfile.write(path, noise(4800 + 1500 * (7 * i % 12), i), 16000)
-        clips.append((f"speaker {i % 3}, clip {i}", path))         # the comma is quoted in the index
+        clips.append((f"speaker {i % 3}, clip {i}", path))  # the comma is quoted in the index
     return clips
 
 
@@ -72,6 +91,7 @@ def expected_codes(path):
 
 # ---- Content and order ---------------------------------------------------------------------
 
+
 def test_codes_of_every_clip_in_the_order_of_the_list(tmp_path, capsys):
     clips = write_corpus(tmp_path / "wav")
     codes = make(clips, tmp_path / "codes")
@@ -87,7 +107,7 @@ def test_codes_of_every_clip_in_the_order_of_the_list(tmp_path, capsys):
     assert codes.meta["frames"] == n_frames == (tmp_path / "codes" / "codes.u8").stat().st_size // 64
     assert codes.meta["hours"] == pytest.approx(n_frames * 0.02 / 3600)
     before = contents(tmp_path / "codes")
-    make(clips, tmp_path / "codes", encode=None)                   # finished: nothing is read or encoded
+    make(clips, tmp_path / "codes", encode=None)  # finished: nothing is read or encoded
     assert "already tokenised, 12 clips" in capsys.readouterr().out and contents(tmp_path / "codes") == before
 
 
@@ -119,7 +139,9 @@ def test_slices_on_several_threads_stay_in_order_and_the_thread_count_comes_back
     before, power, sizes = torch.get_num_threads(), torch.rand(32, 513), []
     torch.set_num_threads(n_threads)
     try:
-        with codes_module.on_all_cores(lambda part: sizes.append(len(part)) or encode(part), "cpu") as encode_batch:
+        with codes_module.on_all_cores(
+            lambda part: sizes.append(len(part)) or encode(part), "cpu"
+        ) as encode_batch:
             assert torch.get_num_threads() == 1 and torch.equal(encode_batch(power), encode(power))
         assert torch.get_num_threads() == n_threads and sorted(sizes) == [2, 5, 5, 5, 5, 5, 5]
         with codes_module.on_all_cores(encode, "cuda") as encode_batch:
@@ -139,10 +161,13 @@ def test_long_files_in_pieces_join_to_the_whole(tmp_path, monkeypatch):
     assert clip.power is None and [len(piece) for piece in pieces] == [40, 40, 40, 31]
     assert clip.peak == pytest.approx(whole.peak, rel=1e-5) and clip.n_frames == whole.n_frames == 151
     assert torch.allclose(torch.cat(pieces), whole.power, rtol=1e-3, atol=1e-5)
-    assert np.array_equal(make([("a", tmp_path / "long.wav")], tmp_path / "codes").clip(0), encode(torch.cat(pieces)))
+    assert np.array_equal(
+        make([("a", tmp_path / "long.wav")], tmp_path / "codes").clip(0), encode(torch.cat(pieces))
+    )
 
 
 # ---- Interrupted and gone on with ----------------------------------------------------------
+
 
 class Killed(Exception):
     pass
@@ -175,12 +200,22 @@ def bad_clips(folder):
     (folder / "empty.wav").write_bytes(b"")
     (folder / "broken.wav").write_bytes(b"RIFF\x00\x00\x00\x00WAVEgarbage and more garbage")
     (folder / "broken.m4a").write_bytes(b"not a recording at all" * 9)
-    kinds = {"short.wav": "too short: 0.056 s", "tiny.wav": "too short: 0.000 s",
-             "zero.wav": "silence", "faint.wav": "silence", "none.wav": "no audio samples",
-             "nan.wav": "samples that are not finite", "inf.wav": "samples that are not finite",
-             "pointer.wav": "a git-lfs pointer", "pointer.m4a": "a git-lfs pointer", "empty.wav": "the file is empty",
-             "broken.wav": "not a readable recording", "broken.m4a": "not a readable recording",
-             "absent.wav": "No such file", "absent.m4a": "No such file"}
+    kinds = {
+        "short.wav": "too short: 0.056 s",
+        "tiny.wav": "too short: 0.000 s",
+        "zero.wav": "silence",
+        "faint.wav": "silence",
+        "none.wav": "no audio samples",
+        "nan.wav": "samples that are not finite",
+        "inf.wav": "samples that are not finite",
+        "pointer.wav": "a git-lfs pointer",
+        "pointer.m4a": "a git-lfs pointer",
+        "empty.wav": "the file is empty",
+        "broken.wav": "not a readable recording",
+        "broken.m4a": "not a readable recording",
+        "absent.wav": "No such file",
+        "absent.m4a": "No such file",
+    }
     return {name: (name, folder / name, problem) for name, problem in kinds.items()}
 
 
@@ -188,7 +223,7 @@ def mixed(folder):
     """Good and bad clips in turn."""
     good = write_corpus(folder / "good")
     bad = [clip[:2] for clip in bad_clips(folder / "bad").values()]
-    return [clip for pair in zip(good, bad) for clip in pair] + bad[len(good):]
+    return [clip for pair in zip(good, bad) for clip in pair] + bad[len(good) :]
 
 
 @pytest.mark.parametrize("n_batches", [0, 1, 2, 4])
@@ -199,15 +234,29 @@ def test_killed_while_encoding_and_started_again_gives_the_same_bytes(tmp_path, 
         make(clips, tmp_path / "cut", encode=killed_at(n_batches), max_problem_share=0.9)
     with pytest.raises(UserError, match="unfinished"):
         open_codes(tmp_path / "cut")
-    if n_batches > 1:       # and once more
+    if n_batches > 1:  # and once more
         with pytest.raises(Killed):
             make(clips, tmp_path / "cut", encode=killed_at(2), max_problem_share=0.9)
     make(clips, tmp_path / "cut", max_problem_share=0.9)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("codes_cut, index_cut", [(0, 1), (0, 30), (0, 200), (1, 0), (64, 0), (5000, 0), (100, 100),
-                                                  (-77, 0), (-6400, 3), (10**9, 0), (0, 10**9)])
+@pytest.mark.parametrize(
+    "codes_cut, index_cut",
+    [
+        (0, 1),
+        (0, 30),
+        (0, 200),
+        (1, 0),
+        (64, 0),
+        (5000, 0),
+        (100, 100),
+        (-77, 0),
+        (-6400, 3),
+        (10**9, 0),
+        (0, 10**9),
+    ],
+)
 def test_torn_tails_of_both_files_are_cut_back(tmp_path, codes_cut, index_cut):
     """A kill leaves any length of either file; a negative cut leaves codes that no index line names yet."""
     clips = mixed(tmp_path)
@@ -236,7 +285,8 @@ def test_going_on_after_a_kill_does_not_repeat_what_is_done(tmp_path, capsys, mo
 
 def test_the_encoder_gets_the_same_batches_after_a_kill(tmp_path):
     """Sums in other batches may be rounded otherwise, and then a code may be another one."""
-    def level_in_batch(power):       # depends on the whole batch, which the real encoder does only by rounding
+
+    def level_in_batch(power):  # depends on the whole batch, which the real encoder does only by rounding
         return encode(power * power.sum())
 
     clips = write_corpus(tmp_path / "wav")
@@ -259,14 +309,17 @@ def test_another_identity_or_list_of_clips_starts_over(tmp_path, capsys):
     make(clips, tmp_path / "codes")
     capsys.readouterr()
     codes = make(clips[1:], tmp_path / "codes")
-    assert "starting over" in capsys.readouterr().out and codes.ids.tolist() == [clip_id for clip_id, _ in clips[1:]]
-    (tmp_path / "codes" / "meta.json").write_text("{")                     # damaged
+    assert "starting over" in capsys.readouterr().out and codes.ids.tolist() == [
+        clip_id for clip_id, _ in clips[1:]
+    ]
+    (tmp_path / "codes" / "meta.json").write_text("{")  # damaged
     make(clips, tmp_path / "codes")
     make(clips, tmp_path / "fresh")
     assert contents(tmp_path / "codes") == contents(tmp_path / "fresh")
 
 
 # ---- Bad input -----------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_each_kind_of_bad_clip_is_reported_counted_and_left_out(tmp_path, capsys, workers):
@@ -281,7 +334,9 @@ def test_each_kind_of_bad_clip_is_reported_counted_and_left_out(tmp_path, capsys
         assert row["file"] == str(path) and row["problem"].startswith(problem)
         assert row["remedy"] or problem in ("no audio samples", "samples that are not finite")
     said = capsys.readouterr().out
-    assert f"left out: {len(bad)} of {len(clips)} clips" in said and "4 x not a readable recording" not in said
+    assert (
+        f"left out: {len(bad)} of {len(clips)} clips" in said and "4 x not a readable recording" not in said
+    )
     assert codes.meta["left_out"] == len(bad) and codes.meta["clips"] == 12
 
 
@@ -290,12 +345,14 @@ def test_too_many_problems_stop_the_run_and_lose_nothing(tmp_path, capsys):
     pointer = tmp_path / "wav" / "0.wav"
     audio = pointer.read_bytes()
     pointer.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(UserError, match=r"1 of 12 clips cannot be used, the first one: .*0\.wav: a git-lfs pointer"):
+    with pytest.raises(
+        UserError, match=r"1 of 12 clips cannot be used, the first one: .*0\.wav: a git-lfs pointer"
+    ):
         make(clips, tmp_path / "codes", max_problem_share=0.05)
-    pointer.write_bytes(audio)                                             # git lfs pull
+    pointer.write_bytes(audio)  # git lfs pull
     codes = make(clips, tmp_path / "codes", max_problem_share=0.05)
     assert "going on" in capsys.readouterr().out and len(codes) == 12
-    for clip_id, path in clips:                                            # the mended one lies at another place
+    for clip_id, path in clips:  # the mended one lies at another place
         assert np.array_equal(codes.clip(codes.row_of(clip_id)), expected_codes(path))
     assert (tmp_path / "codes" / "problems.csv").read_text().count("\n") == 1
     assert sorted(codes.first) == [sum(codes.n_frames[np.argsort(codes.first)][:i]) for i in range(12)]
@@ -306,13 +363,21 @@ def test_hopeless_lists_end_early_and_unusable_ones_say_so(tmp_path):
     soundfile.write(tmp_path / "399.wav", noise(16000, 0), 16000)
     with pytest.raises(UserError, match="101 of 400 clips cannot be used"):
         make(clips, tmp_path / "codes", max_problem_share=0.1)
-    for i in range(399):                                                   # all mended: one run is enough
+    for i in range(399):  # all mended: one run is enough
         soundfile.write(tmp_path / f"{i}.wav", noise(1600, i), 16000)
     assert len(make(clips, tmp_path / "codes", max_problem_share=0.1)) == 400
     with pytest.raises(UserError, match="3 of 3 clips cannot be used"):
-        make([(str(i), tmp_path / f"absent{i}.wav") for i in range(3)], tmp_path / "none", max_problem_share=1.0)
-    for clips, message in [([], "no clips"), ([("a", "x"), ("a", "y")], "a: 2 clips have this id"),
-                           ([("a\nb", "x")], "not an id"), ([("", "x")], "not an id")]:
+        make(
+            [(str(i), tmp_path / f"absent{i}.wav") for i in range(3)],
+            tmp_path / "none",
+            max_problem_share=1.0,
+        )
+    for clips, message in [
+        ([], "no clips"),
+        ([("a", "x"), ("a", "y")], "a: 2 clips have this id"),
+        ([("a\nb", "x")], "not an id"),
+        ([("", "x")], "not an id"),
+    ]:
         with pytest.raises(UserError, match=message):
             make(clips, tmp_path / "never")
     assert not (tmp_path / "never").exists()
@@ -334,7 +399,7 @@ def test_a_disk_that_fills_up_on_the_way_loses_nothing(tmp_path, monkeypatch):
     def refuse(writer, group, codes):
         if next(calls, None) is None:
             with codes_module.writing(writer.codes_path), open(writer.codes_path, "ab") as file:
-                file.write(b"x" * 777)                                     # a part of the codes
+                file.write(b"x" * 777)  # a part of the codes
                 raise OSError(28, "No space left on device", str(writer.codes_path))
         add(writer, group, codes)
 
@@ -362,6 +427,7 @@ def test_what_a_decoder_cannot_cope_with_is_a_problem_of_its_clip(tmp_path, monk
 def write_m4a(path, samples, rate_hz):
     """AAC in an MP4 container; samples (channels, n)."""
     import av
+
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=rate_hz, layout="stereo")
         stream.bit_rate = 256_000
@@ -383,7 +449,7 @@ def test_stereo_and_48_khz_wav_and_m4a_are_mixed_down_and_resampled(tmp_path):
         clip = read_clip(name, str(tmp_path / name), SETTINGS)
         assert not clip.problem and clip.seconds == pytest.approx(2.0, abs=0.05)
         assert (clip.power[10:90].argmax(1) == 64).all()
-        assert torch.allclose(clip.power[10:90, 64], reference.power[10:90, 64], rtol=0.2)      # peak-normalised
+        assert torch.allclose(clip.power[10:90, 64], reference.power[10:90, 64], rtol=0.2)  # peak-normalised
     clips = [(name, tmp_path / name) for name in ("x.wav", "x.m4a", "mono16.wav")]
     codes = make(clips, tmp_path / "codes")
     assert len(codes) == 3 and codes_module.count_seconds(clips)[0] == pytest.approx(6.0, abs=0.1)
@@ -413,6 +479,7 @@ def test_real_ravdess_clips(tmp_path):
 
 # ---- Reading codes -------------------------------------------------------------------------
 
+
 def fake_store(folder, lengths, name="clip"):
     """A finished store; frame t of clip i holds (i, t, 0, 0 ...)."""
     folder.mkdir(parents=True)
@@ -423,8 +490,18 @@ def fake_store(folder, lengths, name="clip"):
     data.tofile(folder / "codes.u8")
     lines = [f"{name}{i},{first[i]},{n},{n / 50:.4f},," for i, n in enumerate(lengths)]
     (folder / "clips.csv").write_text("\n".join(["id,first_frame,frames,seconds,problem,remedy", *lines, ""]))
-    (folder / "meta.json").write_text(json.dumps({"complete": True, "clips": len(lengths), "frames": sum(lengths),
-                                                  "codes_per_frame": 64, "hours": 0.0, "left_out": 0}))
+    (folder / "meta.json").write_text(
+        json.dumps(
+            {
+                "complete": True,
+                "clips": len(lengths),
+                "frames": sum(lengths),
+                "codes_per_frame": 64,
+                "hours": 0.0,
+                "left_out": 0,
+            }
+        )
+    )
     return Codes(folder)
 
 
@@ -476,7 +553,7 @@ def test_crops_equal_those_of_each_clip_over_several_stores(tmp_path):
         assert np.array_equal(found, store.crop(row, 200, start))
         starts[i].add(start)
     assert len(starts[1]) >= 6 and starts[2] == starts[4] == {0} == starts[3] and max(starts[0]) <= 50
-    assert torch.equal(crops.collate(keys[7:9])["codes"], batch["codes"][7:9])        # of its key alone
+    assert torch.equal(crops.collate(keys[7:9])["codes"], batch["codes"][7:9])  # of its key alone
     first = Crops([(a, [0, 3])], 200, False).collate([(1, None), (0, None)])
     assert list(first) == ["codes"]
     assert np.array_equal(first["codes"], np.stack([a.crop(3, 200, 0), a.crop(0, 200, 0)]))
@@ -491,7 +568,11 @@ def test_random_starts_are_even_and_reach_both_ends():
     # chi-squared with 99 degrees of freedom: 99 on average, a standard deviation of 14
     assert ((counts - 1000) ** 2 / 1000).sum() < 99 + 5 * 14
     starts = random_starts(np.full(len(keys), 99), keys).reshape(4, 50, 500)
-    for other in (starts[1:, :, :], starts[:, 1:, :], starts[:, :, 1:]):      # neighbours in each number are unrelated
+    for other in (
+        starts[1:, :, :],
+        starts[:, 1:, :],
+        starts[:, :, 1:],
+    ):  # neighbours in each number are unrelated
         same = starts[tuple(slice(0, n) for n in other.shape)] == other
         assert abs(same.mean() - 0.01) < 0.002
     assert random_starts(np.zeros(3), [(0, 0, i) for i in range(3)]).tolist() == [0, 0, 0]
@@ -508,7 +589,7 @@ def test_crops_feed_a_data_loader_as_training_does(tmp_path):
     loader = DataLoader(crops, batch_sampler=StepKeys(crops, recipe, OneProcess), collate_fn=crops.collate)
     batches = [batch["codes"] for batch in loader]
     assert sorted(map(len, batches)) == [4, 8, 8]
-    assert sorted(torch.cat(batches)[:, 0, 0].tolist()) == list(range(20))            # every clip once
+    assert sorted(torch.cat(batches)[:, 0, 0].tolist()) == list(range(20))  # every clip once
     again = [batch["codes"] for batch in loader]
     assert all(torch.equal(x, y) for x, y in zip(batches, again))
 
@@ -546,13 +627,28 @@ def test_random_crops_of_a_store_that_does_not_fit_into_memory(tmp_path):
     folder = tmp_path / "s"
     folder.mkdir()
     with open(folder / "codes.u8", "wb") as file:
-        file.truncate(n_clips * n_frames * 64)               # sparse: takes no space on the disk
+        file.truncate(n_clips * n_frames * 64)  # sparse: takes no space on the disk
     lines = "".join(f"id{i:08}/x,{i * n_frames},{n_frames},8.0000,,\n" for i in range(n_clips))
     (folder / "clips.csv").write_text("id,first_frame,frames,seconds,problem,remedy\n" + lines)
-    (folder / "meta.json").write_text(json.dumps({"complete": True, "clips": n_clips, "frames": n_clips * n_frames,
-                                                  "codes_per_frame": 64, "hours": 177.8, "left_out": 0}))
-    done = subprocess.run([sys.executable, "-c", LITTLE_MEMORY, str(ROOT), str(folder)], capture_output=True, text=True,
-                          check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (folder / "meta.json").write_text(
+        json.dumps(
+            {
+                "complete": True,
+                "clips": n_clips,
+                "frames": n_clips * n_frames,
+                "codes_per_frame": 64,
+                "hours": 177.8,
+                "left_out": 0,
+            }
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(ROOT), str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["crops"] == 20 * 512 and not found["fits"]
@@ -571,7 +667,7 @@ def test_long_audio_is_tokenised_in_bounded_memory(tmp_path, monkeypatch):
         largest = max(largest, len(power))
         return encode(power)
 
-    tracemalloc.start()                                      # numpy's memory: samples and codes
+    tracemalloc.start()  # numpy's memory: samples and codes
     codes = make([("long", tmp_path / "long.wav")], tmp_path / "codes", encode=watched, batch_frames=4000)
     peak_mb = tracemalloc.get_traced_memory()[1] / 1e6
     tracemalloc.stop()

@@ -42,11 +42,16 @@ def touch(root, *names):
 def test_iemocap_turns_labels_and_speakers(iemocap):
     release = read_iemocap(iemocap, merge_excited=True, keep_brackets=True)
     turns = {name: source.turn for name, source in by_id(release).items()}
-    assert len(turns) == 7 and not release.problems       # nothing from Attribute/, Categorical/ or ._ files
+    assert len(turns) == 7 and not release.problems  # nothing from Attribute/, Categorical/ or ._ files
     assert {name: turn.label for name, turn in turns.items()} == {
-        "Ses01F_impro01_F000": "neutral", "Ses01F_impro01_F001": "happy", "Ses01F_impro01_M000": "",
-        "Ses03M_impro05a_F000": "sad", "Ses03M_impro05a_M000": "angry", "Ses03M_impro05b_M000": "",
-        "Ses03F_script01_1b_F000": "happy"}
+        "Ses01F_impro01_F000": "neutral",
+        "Ses01F_impro01_F001": "happy",
+        "Ses01F_impro01_M000": "",
+        "Ses03M_impro05a_F000": "sad",
+        "Ses03M_impro05a_M000": "angry",
+        "Ses03M_impro05b_M000": "",
+        "Ses03F_script01_1b_F000": "happy",
+    }
     assert (
         turns["Ses03M_impro05a_F000"].speaker == "Ses03F"
         and turns["Ses03M_impro05a_M000"].speaker == "Ses03M"
@@ -73,7 +78,7 @@ def test_iemocap_excited_left_out_when_not_merged(iemocap):
 def test_iemocap_text_and_ratings(iemocap):
     turns = by_id(read_iemocap(iemocap, True, True))
     assert turns["Ses01F_impro01_F001"].turn.text == "Well: yes [LAUGHTER] of course."
-    assert turns["Ses03M_impro05a_F000"].turn.text == "A café."             # Latin-1
+    assert turns["Ses03M_impro05a_F000"].turn.text == "A café."  # Latin-1
     extra = turns["Ses01F_impro01_F001"].turn.extra
     assert [extra[k] for k in ("valence", "activation", "dominance")] == [
         "5.0000",
@@ -129,7 +134,11 @@ def test_iemocap_damage_becomes_problems(tmp_path):
     release = read_iemocap(root, True, True)
     assert len(release.turns) == 7
     assert [p.problem.split(";")[0] for p in release.problems] == [
-        "sentence wav missing", "turn listed twice", "not a line of EmoEvaluation", "transcript file missing"]
+        "sentence wav missing",
+        "turn listed twice",
+        "not a line of EmoEvaluation",
+        "transcript file missing",
+    ]
     source = by_id(release)["Ses01F_impro01_M000"]
     assert source.audio.name == "Ses01F_impro01.wav" and source.audio_span == (1.2, 2.4)
     assert by_id(release)["Ses03M_impro05b_M000"].turn.text == ""
@@ -153,9 +162,12 @@ def test_full_release_is_recognised(tmp_path):
         folder.mkdir(parents=True)
         for block in range(0, len(labels), 900):
             name = f"Ses0{k}F_script0{block // 900 + 1}_1"
-            (folder / f"{name}.txt").write_text("".join(
-                f"[{i}.0 - {i}.9]\t{name}_F{i:03d}\t{label}\t[2.5000, 2.5000, 2.5000]\n"
-                for i, label in enumerate(labels[block:block + 900])))
+            (folder / f"{name}.txt").write_text(
+                "".join(
+                    f"[{i}.0 - {i}.9]\t{name}_F{i:03d}\t{label}\t[2.5000, 2.5000, 2.5000]\n"
+                    for i, label in enumerate(labels[block : block + 900])
+                )
+            )
     notes = read_iemocap(tmp_path, True, True).notes
     assert notes[-1] == (
         "all sessions turns: 10,039 (as in the release); labelled: 5,531 (as in the release), "
@@ -167,16 +179,27 @@ def test_full_release_is_recognised(tmp_path):
 
 
 def test_ravdess_names(tmp_path):
-    touch(tmp_path, "Actor_12/03-01-06-02-01-02-12.wav", "Actor_12/03-02-04-01-02-01-12.wav",
-          "copy/Actor_12/03-01-06-02-01-02-12.wav", "Actor_12/01-01-06-02-01-02-12.mp4",
-          "Actor_12/02-01-06-02-01-02-12.mp4", "Actor_12/._03-01-06-02-01-02-12.wav", "Actor_12/notes.wav")
+    touch(
+        tmp_path,
+        "Actor_12/03-01-06-02-01-02-12.wav",
+        "Actor_12/03-02-04-01-02-01-12.wav",
+        "copy/Actor_12/03-01-06-02-01-02-12.wav",
+        "Actor_12/01-01-06-02-01-02-12.mp4",
+        "Actor_12/02-01-06-02-01-02-12.mp4",
+        "Actor_12/._03-01-06-02-01-02-12.wav",
+        "Actor_12/notes.wav",
+    )
     release = read_ravdess(tmp_path, "speech")
     [source] = release.turns
     assert source.audio == tmp_path / "Actor_12/03-01-06-02-01-02-12.wav"
     assert source.video == tmp_path / "Actor_12/01-01-06-02-01-02-12.mp4"
     turn = source.turn
     assert (turn.label, turn.speaker, turn.text, turn.utterance_id) == (
-        "fearful", "Actor_12", "Kids are talking by the door.", "01-06-02-01-02-12")
+        "fearful",
+        "Actor_12",
+        "Kids are talking by the door.",
+        "01-06-02-01-02-12",
+    )
     assert turn.extra == {"channel": "speech", "intensity": "strong", "statement": "01", "repetition": "02"}
     assert [p.file.rsplit("/", 1)[1] for p in release.problems] == ["notes.wav"]
     assert [s.turn.label for s in read_ravdess(tmp_path, "song").turns] == ["sad"]
@@ -209,7 +232,10 @@ def test_emodb_german_letters(tmp_path):
     release = read_emodb(tmp_path)
     turns = {name: source.turn for name, source in by_id(release).items()}
     assert {name: turn.label for name, turn in turns.items()} == {
-        "03a01Fa": "happiness", "16b10Ab": "fear", "11a04Wc": "anger"}
+        "03a01Fa": "happiness",
+        "16b10Ab": "fear",
+        "11a04Wc": "anger",
+    }
     assert (
         turns["11a04Wc"].text == "Heute abend könnte ich es ihm sagen." and turns["11a04Wc"].speaker == "11"
     )
@@ -237,7 +263,7 @@ def test_meld_rows_and_clips(tmp_path):
             MELD_HEADER
             + '1,"Oh, he’s lost it.",Phoebe,sadness,negative,7,1,4,7,"0:10:44,769","00:10:46,146"\n'
             '2,Hm,Ross,joy,positive,7,2,4,7,"0:12:32,632","0:12:32,632"\n'
-            '3,Bad,Ross,joy,positive,7,3,4,7,soon,later\n',
+            "3,Bad,Ross,joy,positive,7,3,4,7,soon,later\n",
             encoding="utf-8",
         )
     touch(tmp_path, "MELD.Raw/train_splits/dia7_utt1.mp4", "MELD.Raw/train_splits/dia99_utt0.mp4")
@@ -329,17 +355,20 @@ def test_folder_with_manifest(tmp_path):
     assert first.turn.utterance_id == "utt000001" and first.turn.duration_s == 1.5
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"audio": "/etc/passwd"}, r"manifest.csv:2: audio /etc/passwd is absolute; write it relative"),
-    ({"audio": "C:\\x.wav"}, r"manifest.csv:2: audio C:\\x.wav is absolute"),
-    ({"video": "../other/x.mp4"}, r"manifest.csv:2: video ../other/x.mp4 leaves the folder"),
-    ({"video": "..\\other\\x.mp4"}, r"leaves the folder"),
-    ({"audio": "link/x.wav"}, r"leaves the folder"),
-    ({"speaker": ""}, r"manifest.csv:2: no speaker"),
-    ({"utterance_id": "b"}, r"manifest.csv:3: utterance_id b is already on line 2"),
-    ({"utterance_id": "a/b"}, r"becomes a file name"),
-    ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"audio": "/etc/passwd"}, r"manifest.csv:2: audio /etc/passwd is absolute; write it relative"),
+        ({"audio": "C:\\x.wav"}, r"manifest.csv:2: audio C:\\x.wav is absolute"),
+        ({"video": "../other/x.mp4"}, r"manifest.csv:2: video ../other/x.mp4 leaves the folder"),
+        ({"video": "..\\other\\x.mp4"}, r"leaves the folder"),
+        ({"audio": "link/x.wav"}, r"leaves the folder"),
+        ({"speaker": ""}, r"manifest.csv:2: no speaker"),
+        ({"utterance_id": "b"}, r"manifest.csv:3: utterance_id b is already on line 2"),
+        ({"utterance_id": "a/b"}, r"becomes a file name"),
+        ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
+    ],
+)
 def test_folder_manifest_refusals(tmp_path, change, message):
     row = {"utterance_id": "a", "audio": "x.wav", "video": "", "label": "sad", "speaker": "A", "start_s": "0"}
     root = write_rows(tmp_path / "mine", [{**row, **change}, {**row, "utterance_id": "b"}])

@@ -13,13 +13,13 @@ import pytest
 import soundfile
 from demo_corpora import file_bytes, planned, write_all
 
-from common.demo import av as demo_av
 from common.corpora.readers import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
+from common.demo import av as demo_av
 from common.demo.av import write_demo_audioset, write_demo_cremad, write_demo_lombard, write_demo_ravdess_av
 from common.media import MediaError, probe, read_audio, read_frames
 
 pytest.importorskip("espeakng_loader")
-SIZES = {                          # small, but both sexes, several emotions, both exceptions of Lombard GRID, all tones
+SIZES = {  # small, but both sexes, several emotions, both exceptions of Lombard GRID, all tones
     "cremad": (write_demo_cremad, {"n_actors": 2, "clips_per_actor": 7}),
     "ravdess": (write_demo_ravdess_av, {"n_actors": 2, "clips_per_emotion": 1}),
     "lombard": (write_demo_lombard, {"n_talkers": 3, "sentences_per_condition": 2}),
@@ -56,14 +56,27 @@ def test_cremad_has_the_names_and_side_files_of_the_release(corpora):
     assert all(name.endswith("_XX") or "_IEO_" in name for name in names)
     assert Counter(name[:4] for name in names) == {"1001": 7, "1002": 7}
     assert {name[9:12] for name in names} == {"ANG", "DIS", "FEA", "HAP", "NEU", "SAD"}
-    tables = {path: list(csv.DictReader((root / path).open())) for path in (
-        "VideoDemographics.csv", "SentenceFilenames.csv", "processedResults/summaryTable.csv")}
+    tables = {
+        path: list(csv.DictReader((root / path).open()))
+        for path in ("VideoDemographics.csv", "SentenceFilenames.csv", "processedResults/summaryTable.csv")
+    }
     people, listed, votes = tables.values()
     assert [(row["ActorID"], row["Sex"]) for row in people] == [("1001", "Female"), ("1002", "Male")]
     assert list(people[0]) == ["ActorID", "Age", "Sex", "Race", "Ethnicity"]
-    assert list(listed[0]) == ["Stimulus_Number", "Filename"] and sorted(row["Filename"] for row in listed) == names
-    assert list(votes[0]) == ["", "FileName", "VoiceVote", "VoiceLevel", "FaceVote", "FaceLevel", "MultiModalVote",
-                              "MultiModalLevel"]
+    assert (
+        list(listed[0]) == ["Stimulus_Number", "Filename"]
+        and sorted(row["Filename"] for row in listed) == names
+    )
+    assert list(votes[0]) == [
+        "",
+        "FileName",
+        "VoiceVote",
+        "VoiceLevel",
+        "FaceVote",
+        "FaceLevel",
+        "MultiModalVote",
+        "MultiModalLevel",
+    ]
     assert [row["FileName"] for row in votes] == [row["Filename"] for row in listed]
     assert all(set(row["MultiModalVote"].split(":")) <= {row["VoiceVote"], row["FaceVote"]} for row in votes)
 
@@ -72,10 +85,14 @@ def test_a_complete_cremad_has_82_clips_per_actor(monkeypatch):
     scenes = planned(monkeypatch, demo_av, SIZES["cremad"], 0, n_actors=91, clips_per_actor=82)
     places = [scene.place for scene in scenes]
     assert len(set(places)) == len(places) == 91 * 82
-    assert Counter(place[5:8] for place in places[:82]) == {"IEO": 16, **dict.fromkeys(
-        set(demo_av.CREMAD_SENTENCES) - {"IEO"}, 6)}
-    assert Counter(place[9:12] for place in places[:82]) == {"NEU": 12, **dict.fromkeys(
-        ("ANG", "DIS", "FEA", "HAP", "SAD"), 14)}
+    assert Counter(place[5:8] for place in places[:82]) == {
+        "IEO": 16,
+        **dict.fromkeys(set(demo_av.CREMAD_SENTENCES) - {"IEO"}, 6),
+    }
+    assert Counter(place[9:12] for place in places[:82]) == {
+        "NEU": 12,
+        **dict.fromkeys(("ANG", "DIS", "FEA", "HAP", "SAD"), 14),
+    }
 
 
 def test_cremad_is_flv_at_ntsc_rate_some_without_sound(corpora):
@@ -88,18 +105,20 @@ def test_cremad_is_flv_at_ntsc_rate_some_without_sound(corpora):
         assert 1.5 <= sound.duration <= 3.0
         pictures, times_s = read_frames(path)
         assert len(pictures) / float(demo_av.NTSC_FPS) == pytest.approx(sound.duration, abs=0.02)
-        assert np.diff(times_s) == pytest.approx(1001 / 30000, abs=1.1e-3)             # FLV counts milliseconds
+        assert np.diff(times_s) == pytest.approx(1001 / 30000, abs=1.1e-3)  # FLV counts milliseconds
         found[info.rate_hz] += 1
     assert found == {22050: 11, 0: 3}
 
 
 def test_flv_and_wav_have_the_same_sound(corpora):
-    path = next(path for path in sorted((corpora / "cremad" / "VideoFlash").glob("*.flv")) if probe(path).rate_hz)
+    path = next(
+        path for path in sorted((corpora / "cremad" / "VideoFlash").glob("*.flv")) if probe(path).rate_hz
+    )
     wav, flv = (read_audio(file) for file in (path.parent.parent / "AudioWAV" / f"{path.stem}.wav", path))
     n = min(len(wav), len(flv))
     spectrum = np.fft.rfft(wav[:n], 2 * n) * np.conj(np.fft.rfft(flv[:n], 2 * n))
     correlation = np.fft.irfft(spectrum) / np.linalg.norm(wav) / np.linalg.norm(flv)
-    assert correlation.max() > 0.95                                      # MP3 delays it by some milliseconds
+    assert correlation.max() > 0.95  # MP3 delays it by some milliseconds
 
 
 # ---- RAVDESS ----------------------------------------------------------------------------------
@@ -126,7 +145,7 @@ def test_ravdess_is_h264_with_stereo_sound(corpora):
         with av.open(str(path)) as container:
             assert container.streams.video[0].average_rate == Fraction(30000, 1001)
         samples = read_audio(path)
-        assert np.mean(samples[:3200] ** 2) < 0.1 * np.mean(samples**2)                # silence before the sentence
+        assert np.mean(samples[:3200] ** 2) < 0.1 * np.mean(samples**2)  # silence before the sentence
 
 
 # ---- Lombard GRID -----------------------------------------------------------------------------
@@ -138,7 +157,8 @@ def test_lombard_has_the_names_of_the_release(corpora):
     assert len(names) == 12 and names == stems(root, "front/*.mov")
     assert all(GRID_STEM.fullmatch(name) for name in names)
     assert Counter(name.split("_")[:2][0] + name.split("_")[1] for name in names) == dict.fromkeys(
-        [f"s{k}{condition}" for k in (2, 3, 4) for condition in "lp"], 2)
+        [f"s{k}{condition}" for k in (2, 3, 4) for condition in "lp"], 2
+    )
     lists = [json.loads((root / f"json/s{k}.json").read_text()) for k in (2, 3, 4)]
     entries = {entry["UTTERANCE"]: entry for of_talker in lists for entry in of_talker}
     for name in names:
@@ -175,18 +195,32 @@ def test_lombard_is_silent_mov_with_frames_at_irregular_times(corpora):
 
 
 def test_command_code():
-    assert demo_av.command_code(("bin", "blue", "in", "m", "three", "again")) == "bbim3a"      # s2_l_bbim3a
+    assert demo_av.command_code(("bin", "blue", "in", "m", "three", "again")) == "bbim3a"  # s2_l_bbim3a
     assert demo_av.command_code(("set", "white", "with", "z", "zero", "please")) == "swwzzp"
 
 
 def test_lombard_speech_is_louder_higher_slower_and_opens_the_mouth(monkeypatch):
     scenes = planned(monkeypatch, demo_av, SIZES["lombard"], 0, n_talkers=20, sentences_per_condition=10)
-    values = {condition: np.array([(scene.voice["gain_db"], scene.lines[0][1]["pitch"], scene.lines[0][1]["rate_wpm"],
-                                    scene.face["open"]) for scene in scenes if scene.place.split("_")[1] == condition])
-              for condition in "lp"}
+    values = {
+        condition: np.array(
+            [
+                (
+                    scene.voice["gain_db"],
+                    scene.lines[0][1]["pitch"],
+                    scene.lines[0][1]["rate_wpm"],
+                    scene.face["open"],
+                )
+                for scene in scenes
+                if scene.place.split("_")[1] == condition
+            ]
+        )
+        for condition in "lp"
+    }
     gain_db, pitch, rate_wpm, opening = values["l"].mean(axis=0) - values["p"].mean(axis=0)
     assert gain_db > 5 and pitch > 8 and rate_wpm < -5 and opening > 0.5
-    assert all((values["p"][:, k] > np.median(values["l"][:, k])).any() for k in (0, 1, 3))      # none decides alone
+    assert all(
+        (values["p"][:, k] > np.median(values["l"][:, k])).any() for k in (0, 1, 3)
+    )  # none decides alone
 
 
 # ---- AudioSet ---------------------------------------------------------------------------------
@@ -199,7 +233,7 @@ def test_audioset_has_a_cav_mae_manifest(corpora):
     assert list(classes[0]) == ["index", "mid", "display_name"]
     assert [row["index"] for row in classes] == [str(k) for k in range(len(classes))]
     mids = {row["mid"]: row["display_name"] for row in classes}
-    assert mids["/m/05zppz"] == "Male speech, man speaking"                        # a comma: the name is quoted
+    assert mids["/m/05zppz"] == "Male speech, man speaking"  # a comma: the name is quoted
     assert len({entry["video_id"] for entry in entries}) == len(entries) == 8
     for entry in entries:
         assert set(entry) == {"video_id", "wav", "video_path", "labels"}
@@ -207,13 +241,20 @@ def test_audioset_has_a_cav_mae_manifest(corpora):
         wav, video = Path(entry["wav"]), Path(entry["video_path"]) / f"{entry['video_id']}.mp4"
         assert wav.is_absolute() and wav.stem == entry["video_id"]
         sound, info = soundfile.info(str(wav)), probe(video)
-        assert (sound.samplerate, sound.channels) == (16000, 1) and codecs(video) == {"video": "h264", "audio": "aac"}
+        assert (sound.samplerate, sound.channels) == (16000, 1) and codecs(video) == {
+            "video": "h264",
+            "audio": "aac",
+        }
         assert sound.duration == demo_av.AUDIOSET_S and info.fps == demo_av.AUDIOSET_FPS
         assert info.n_frames == demo_av.AUDIOSET_S * demo_av.AUDIOSET_FPS
 
 
 def test_audioset_has_many_speakers(monkeypatch):
-    actors = [scene.actor for scene in planned(monkeypatch, demo_av, SIZES["audioset"], 0, n_clips=100) if scene.actor]
+    actors = [
+        scene.actor
+        for scene in planned(monkeypatch, demo_av, SIZES["audioset"], 0, n_clips=100)
+        if scene.actor
+    ]
     assert 55 < len(actors) < 85 and len({str(actor.looks) for actor in actors}) == len(actors)
     assert 20 < len({actor.speaker.name for actor in actors})
 
@@ -223,9 +264,13 @@ def test_tones_go_with_their_shapes(kind):
     """A higher tone stands higher in the picture, a louder one is larger."""
     rng, ramp, size = np.random.default_rng(0), np.linspace(0, 1, 16000), (160, 120)
     sound = demo_av.record_tone(kind, ramp, np.full(16000, 0.5), rng)
-    centroids = [np.average(np.arange(1001), weights=np.abs(np.fft.rfft(part)) ** 2) for part in np.split(sound, 8)]
+    centroids = [
+        np.average(np.arange(1001), weights=np.abs(np.fft.rfft(part)) ** 2) for part in np.split(sound, 8)
+    ]
     assert centroids[-1] > 2 * centroids[0]
-    powers = [np.mean(part**2) for part in np.split(demo_av.record_tone(kind, np.full(16000, 0.5), ramp, rng), 8)]
+    powers = [
+        np.mean(part**2) for part in np.split(demo_av.record_tone(kind, np.full(16000, 0.5), ramp, rng), 8)
+    ]
     assert (np.diff(powers) > 0).all()
 
     def shape(pitch, loud):
@@ -256,22 +301,26 @@ def test_an_expression_builds_up_and_fades():
     rng = np.random.default_rng(0)
     curves = [demo_av.expression_curve(3.0, rng) for _ in range(200)]
     assert all(len(curve) == 151 and 0 <= curve.min() and curve.max() <= 1.3 for curve in curves)
-    start, height, end = (np.mean([curve[part].mean() for curve in curves]) for part in
-                          (slice(0, 10), slice(60, 100), slice(-10, None)))
+    start, height, end = (
+        np.mean([curve[part].mean() for curve in curves])
+        for part in (slice(0, 10), slice(60, 100), slice(-10, None))
+    )
     assert start < 0.3 < end < height - 0.2 and height > 0.85
-    assert max(np.abs(np.diff(curve)).max() for curve in curves) < 0.1              # slowly: 20 ms change little
+    assert max(np.abs(np.diff(curve)).max() for curve in curves) < 0.1  # slowly: 20 ms change little
 
 
 def test_mouth_and_head_follow_the_voice():
     rng = np.random.default_rng(0)
     actor = demo_av.draw_actor(0, "en-us", rng)
-    voice = np.concatenate([np.zeros(16000), 0.2 * rng.standard_normal(16000), 0.05 * rng.standard_normal(16000)])
+    voice = np.concatenate(
+        [np.zeros(16000), 0.2 * rng.standard_normal(16000), 0.05 * rng.standard_normal(16000)]
+    )
     scene = demo_av.Scene("x", actor, (0,), face=demo_av.set_face(actor, "happy", 1.0, rng))
     faces = demo_av.act_face(scene, voice, np.ones(151), (0.5, 1.5, 2.5), rng)
     mouth, head = ([face[name] for face in faces] for name in ("open", "sway_y"))
     assert mouth[0] == 0 and mouth[1] > 3 * mouth[2] > 0
     assert mouth[1] == pytest.approx(scene.face["open"], rel=0.05)
-    assert head[1] < head[2] - 3 < head[0] - 3                             # y grows downwards
+    assert head[1] < head[2] - 3 < head[0] - 3  # y grows downwards
     assert all(face["smile"] == pytest.approx(actor.habit["smile"] + scene.face["smile"]) for face in faces)
 
 
@@ -280,8 +329,12 @@ def test_each_modality_shows_another_emotion_now_and_then():
     classes = tuple(demo_av.CREMAD_EMOTIONS.values())
     for modality, sure in demo_av.SHOWS.items():
         shown = Counter(demo_av.show("angry", modality, classes, rng) for _ in range(2000))
-        assert shown["angry"] / 2000 == pytest.approx(sure, abs=0.03) and set(shown) == {"angry", "disgust", "happy"}
-    for emotion in classes:                                  # none is mistaken for a class that the corpus lacks
+        assert shown["angry"] / 2000 == pytest.approx(sure, abs=0.03) and set(shown) == {
+            "angry",
+            "disgust",
+            "happy",
+        }
+    for emotion in classes:  # none is mistaken for a class that the corpus lacks
         assert {demo_av.show(emotion, "face", classes, rng) for _ in range(200)} <= set(classes)
 
 
@@ -310,6 +363,7 @@ def test_same_seed_same_files(corpora, tmp_path, name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_another_seed_another_corpus(monkeypatch, name):
-    first, again, other = ([repr(scene) for scene in planned(monkeypatch, demo_av, SIZES[name], seed)]
-                           for seed in (3, 3, 4))
+    first, again, other = (
+        [repr(scene) for scene in planned(monkeypatch, demo_av, SIZES[name], seed)] for seed in (3, 3, 4)
+    )
     assert first == again and not set(first) & set(other)

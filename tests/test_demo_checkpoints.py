@@ -11,7 +11,7 @@ from common.demo.sentences import SENTENCES, fill
 from common.files import read_json, write_json
 from common.manifest import Manifest, Turn
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
 SEED = 3
 TEXT = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")
@@ -69,8 +69,10 @@ def test_wavlm_is_the_large_one_in_small(folder):
     assert type(model).__name__ == "WavLMModel" and extractor.return_attention_mask and extractor.do_normalize
     assert config.do_stable_layer_norm and config.feat_extract_norm == "layer" and not config.conv_bias
     assert (config.num_buckets, config.max_bucket_distance, config.add_adapter) == (320, 800, False)
-    assert config.inputs_to_logits_ratio == 640 and not AutoFeatureExtractor.from_pretrained(
-        folder / "hubert-base-ls960").return_attention_mask
+    assert (
+        config.inputs_to_logits_ratio == 640
+        and not AutoFeatureExtractor.from_pretrained(folder / "hubert-base-ls960").return_attention_mask
+    )
 
 
 @pytest.mark.parametrize("tone_hz", [200, 1000, 4000])
@@ -78,11 +80,11 @@ def test_wavlm_front_end_starts_as_band_envelopes(folder, tone_hz):
     """A tone shows in the band of its pitch at any phase; rectified cosines alone would miss some."""
     encoder = AutoModel.from_pretrained(folder / "wavlm-large").feature_extractor
     n_bands = SIZES["tiny"]["wavlm_dim"][0] // 4
-    phases = torch.linspace(0, torch.pi, 9)[:, None]       # one phase per tone: it repeats in every step
+    phases = torch.linspace(0, torch.pi, 9)[:, None]  # one phase per tone: it repeats in every step
     tones = torch.sin(2 * torch.pi * tone_hz * torch.arange(16000) / 16000 + phases)
     encoder.conv_layers[1].layer_norm = encoder.conv_layers[1].activation = torch.nn.Identity()
     with torch.no_grad():
-        envelopes = encoder(tones)[:, :n_bands]                                # (9, bands, T)
+        envelopes = encoder(tones)[:, :n_bands]  # (9, bands, T)
     nearest = torch.fft.rfft(mel_filters(n_bands, 320), 16000).abs()[:, tone_hz].argmax()
     top = envelopes[:, nearest]
     assert (envelopes.mean(dim=(0, 2)).argmax() - nearest).abs() <= 1
@@ -116,10 +118,10 @@ def test_waveform_front_end_starts_as_a_filter_bank(folder, tone_hz):
     filters = mel_filters(SIZES["tiny"]["conv_dim"][1], 320)
     wave = torch.sin(2 * torch.pi * tone_hz * torch.arange(16000) / 16000)[None, None]
     with torch.no_grad():
-        bands = encoder.conv_layers[1].conv(encoder.conv_layers[0](wave))[0]   # (filters, T)
+        bands = encoder.conv_layers[1].conv(encoder.conv_layers[0](wave))[0]  # (filters, T)
     expected = torch.nn.functional.conv1d(wave / wave.std(), filters[:, None], stride=160)[0]
     torch.testing.assert_close(bands, expected[:, : bands.shape[1]], atol=0.05, rtol=0.01)
-    nearest = torch.fft.rfft(filters, 16000).abs()[:, tone_hz].argmax()        # 1 Hz a bin
+    nearest = torch.fft.rfft(filters, 16000).abs()[:, tone_hz].argmax()  # 1 Hz a bin
     assert bands.square().mean(dim=1).argmax() == nearest
 
 
@@ -157,7 +159,7 @@ def test_01_completes_a_folder_of_fewer_models(tmp_path):
     note = read_json(folder / "made_with.json")
     (folder / "wavlm-large" / "config.json").unlink()
     script["write_checkpoints"](manifest)
-    assert not (folder / "wavlm-large" / "config.json").exists()     # the note says that it is there
+    assert not (folder / "wavlm-large" / "config.json").exists()  # the note says that it is there
     write_json(folder / "made_with.json", {key: value for key, value in note.items() if key != "models"})
     script["write_checkpoints"](manifest)
     assert (folder / "wavlm-large" / "config.json").exists() and read_json(folder / "made_with.json") == note

@@ -13,7 +13,7 @@ from common.demo.iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue,
 from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
 from common.errors import UserError
 
-N_DIALOGUES, N_TURNS = 2, 8         # per session, per dialogue: one dialogue of each marker wearer
+N_DIALOGUES, N_TURNS = 2, 8  # per session, per dialogue: one dialogue of each marker wearer
 # Both expressions fit every line of the genuine release (FORMATS.md, section 1).
 UTTERANCE_ID = re.compile(r"^Ses0[1-5][FM]_(impro0\d[ab]?|script0\d_\d[b]?)_[FM]\d{3}$")
 TURN_LINE = re.compile(
@@ -49,7 +49,8 @@ def dialogue_file(root, name, folder, suffix):
 def file_bytes(root):
     return {
         path.relative_to(root): path.read_bytes()
-        for path in sorted(root.rglob("*")) if path.is_file() and path.suffix != ".avi"
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix != ".avi"
     }
 
 
@@ -67,7 +68,7 @@ def test_layout_and_counts(corpus):
         assert all(UTTERANCE_ID.match(utterance) for _, _, utterance, _ in turns)
         assert {label for *_, label in turns} <= LABELS
         letters = [utterance.rsplit("_", 1)[1][0] for _, _, utterance, _ in turns]
-        assert letters == sorted(letters)                                      # all F turns, then all M turns
+        assert letters == sorted(letters)  # all F turns, then all M turns
         wavs = sorted((corpus / f"Session{name[4]}/sentences/wav" / name).glob("Ses*.wav"))
         assert [wav.stem for wav in wavs] == sorted(utterance for _, _, utterance, _ in turns)
 
@@ -119,8 +120,8 @@ def test_the_marker_wearer_is_on_the_left(corpus, wearer):
         frames = read_frames(dialogue_file(corpus, name, "avi/DivX", ".avi")).astype(float)
         half = frames.shape[2] // 2
         for start_s, end_s, utterance, _ in read_turns(dialogue_file(corpus, name, "EmoEvaluation", ".txt")):
-            clip = frames[int(start_s * 15) + 2: int(end_s * 15) - 1]
-            mouths = clip[:, 80:108, 30:90], clip[:, 80:108, half + 30: half + 90]
+            clip = frames[int(start_s * 15) + 2 : int(end_s * 15) - 1]
+            mouths = clip[:, 80:108, 30:90], clip[:, 80:108, half + 30 : half + 90]
             left_change, right_change = (np.abs(np.diff(mouth, axis=0)).mean() for mouth in mouths)
             right += (left_change > right_change) == (utterance.rsplit("_", 1)[1][0] == wearer)
     assert right >= 0.85 * len(names) * N_TURNS
@@ -159,7 +160,7 @@ def test_emotion_lasts():
 
 
 def test_missing_espeak_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "espeakng_loader", None)                  # import then fails
+    monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # import then fails
     with pytest.raises(UserError, match="espeakng-loader"):
         speak([])
 

@@ -32,24 +32,51 @@ def results(folder, script):
     return folder / "results" / script / "demo_iemocap"
 
 
-@pytest.mark.parametrize("script, stems", [
-    ("01_prepare_data", ["babaali_fig_1_labels"]),
-    ("02_finetune_unimodal", ["babaali_fig_2_text_loss", "babaali_fig_3_speech_loss", "babaali_fig_4_video_loss",
-                              "babaali_fig_5_text_accuracy", "babaali_fig_6_speech_accuracy", "babaali_fig_7_video_accuracy"]),
-    ("04_fuse_classify", ["babaali_fig_8_text", "babaali_fig_9_speech", "babaali_fig_10_video",
-                          "babaali_fig_11_fused", "babaali_fig_12_confusion", "li_fig_4_confusion"])])
+@pytest.mark.parametrize(
+    "script, stems",
+    [
+        ("01_prepare_data", ["babaali_fig_1_labels"]),
+        (
+            "02_finetune_unimodal",
+            [
+                "babaali_fig_2_text_loss",
+                "babaali_fig_3_speech_loss",
+                "babaali_fig_4_video_loss",
+                "babaali_fig_5_text_accuracy",
+                "babaali_fig_6_speech_accuracy",
+                "babaali_fig_7_video_accuracy",
+            ],
+        ),
+        (
+            "04_fuse_classify",
+            [
+                "babaali_fig_8_text",
+                "babaali_fig_9_speech",
+                "babaali_fig_10_video",
+                "babaali_fig_11_fused",
+                "babaali_fig_12_confusion",
+                "li_fig_4_confusion",
+            ],
+        ),
+    ],
+)
 def test_every_figure_is_there(demo, script, stems):
     for stem in stems:
         assert (results(demo, script) / f"{stem}.png").stat().st_size > 5000, stem
         assert (results(demo, script) / f"{stem}.pdf").stat().st_size > 2000, stem
 
 
-@pytest.mark.parametrize("script, stem", [("02_finetune_unimodal", f"babaali_table_{n}") for n in (1, 2, 3, 4)]
-                         + [("04_fuse_classify", f"babaali_table_{n}") for n in (5, 6, 7)]
-                         + [("04_fuse_classify", f"li_table_{n}") for n in (1, 2)])
+@pytest.mark.parametrize(
+    "script, stem",
+    [("02_finetune_unimodal", f"babaali_table_{n}") for n in (1, 2, 3, 4)]
+    + [("04_fuse_classify", f"babaali_table_{n}") for n in (5, 6, 7)]
+    + [("04_fuse_classify", f"li_table_{n}") for n in (1, 2)],
+)
 def test_every_table_has_ours_and_the_papers(demo, script, stem):
     table = rows(results(demo, script) / f"{stem}.csv")
-    assert {"row", "column", "paper", "mean", "sd", "ci_low", "ci_high", "n", "corpus", "protocol"} <= set(table[0])
+    assert {"row", "column", "paper", "mean", "sd", "ci_low", "ci_high", "n", "corpus", "protocol"} <= set(
+        table[0]
+    )
     assert any(line["paper"] for line in table) and all(line["corpus"] == "demo_iemocap" for line in table)
     scored = [line for line in table if line["ci_low"] and line["mean"]]
     assert scored and all(float(s["ci_low"]) <= float(s["ci_high"]) for s in scored)
@@ -57,17 +84,26 @@ def test_every_table_has_ours_and_the_papers(demo, script, stem):
 
 
 def test_paper_numbers_stand_beside_the_right_rows(demo):
-    table = {(r["row"], r["column"]): r["paper"] for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_4.csv")}
+    table = {
+        (r["row"], r["column"]): r["paper"]
+        for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_4.csv")
+    }
     assert table["bert-base-uncased", "Accuracy"] == "67.5" and table["videomae-base", "Runtime"] == "562.62"
-    table = {(r["row"], r["column"]): r["paper"] for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_2.csv")}
+    table = {
+        (r["row"], r["column"]): r["paper"]
+        for r in rows(results(demo, "02_finetune_unimodal") / "babaali_table_2.csv")
+    }
     assert table["ast-finetuned-audioset-10-10-0.4593", "Loss"] == "3.07"
 
 
 def test_every_labelled_turn_is_predicted_once_per_system(demo):
     manifest = rows(demo / "data" / "prepared" / "demo_iemocap" / "manifest.csv")
     labelled = {r["utterance_id"]: r["label"] for r in manifest if r["label"]}
-    for script, name in (("02_finetune_unimodal", "predictions"), ("04_fuse_classify", "predictions"),
-                         ("04_fuse_classify", "li_predictions")):
+    for script, name in (
+        ("02_finetune_unimodal", "predictions"),
+        ("04_fuse_classify", "predictions"),
+        ("04_fuse_classify", "li_predictions"),
+    ):
         predictions = rows(results(demo, script) / f"{name}.csv")
         for system, seed in {(p["system"], p["seed"]) for p in predictions}:
             own = [p for p in predictions if (p["system"], p["seed"]) == (system, seed)]
@@ -83,13 +119,19 @@ def test_stores_hold_all_turns_and_name_their_speakers(demo):
             assert sorted(store.ids) == sorted(r["utterance_id"] for r in manifest)
             assert np.isfinite(store["features"]).all() and store["logits"].shape[1] == 4
             parts = [set(store.meta[f"{p}_speakers"]) for p in ("train", "valid", "test")]
-            assert parts[2] == {f"Ses0{k}F", f"Ses0{k}M"} and not parts[0] & parts[1] and not (parts[0] | parts[1]) & parts[2]
+            assert (
+                parts[2] == {f"Ses0{k}F", f"Ses0{k}M"}
+                and not parts[0] & parts[1]
+                and not (parts[0] | parts[1]) & parts[2]
+            )
 
 
 def test_metrics_record_how_they_were_made(demo):
     metrics = json.loads((results(demo, "02_finetune_unimodal") / "metrics.json").read_text())
     assert metrics["settings"]["TEXT_EPOCHS"] == [2, 1, 1] and metrics["versions"] and metrics["device"]
-    assert str(demo) not in json.dumps(metrics).replace(json.dumps(metrics["settings"]), "").replace(metrics["command"], "")
+    assert str(demo) not in json.dumps(metrics).replace(json.dumps(metrics["settings"]), "").replace(
+        metrics["command"], ""
+    )
 
 
 def test_a_second_run_does_nothing_again(demo):
@@ -104,8 +146,12 @@ def test_killed_training_goes_on_to_the_same_predictions(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
     options = [*SHORT, "--MODALITIES=text", "--STAGES=folds"]
-    process = subprocess.Popen(command("02_finetune_unimodal.py", tmp_path, *options), stdout=subprocess.PIPE, text=True,
-                               cwd=tmp_path)
+    process = subprocess.Popen(
+        command("02_finetune_unimodal.py", tmp_path, *options),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
     for line in process.stdout:
         if "fold3" in line and "epoch   1" in line:
             break
@@ -116,7 +162,11 @@ def test_killed_training_goes_on_to_the_same_predictions(demo, tmp_path):
     assert printed.count("already trained and tested") == 2
 
     def text_predictions(folder):
-        return [r for r in rows(results(folder, "02_finetune_unimodal") / "predictions.csv") if "bert" in r["system"]]
+        return [
+            r
+            for r in rows(results(folder, "02_finetune_unimodal") / "predictions.csv")
+            if "bert" in r["system"]
+        ]
 
     assert text_predictions(tmp_path) == text_predictions(demo)
 
@@ -124,7 +174,9 @@ def test_killed_training_goes_on_to_the_same_predictions(demo, tmp_path):
 def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run("02_finetune_unimodal.py", tmp_path, *SHORT, "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test")
+    run(
+        "02_finetune_unimodal.py", tmp_path, *SHORT, "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test"
+    )
     table = rows(results(tmp_path, "02_finetune_unimodal") / "babaali_table_4.csv")
     assert all("TEST set" in line["protocol"] for line in table)
 
@@ -132,26 +184,46 @@ def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
 def test_out_of_fold_and_hidden_states(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run("02_finetune_unimodal.py", tmp_path, *SHORT, "--TEXT_EPOCHS=1,1,1", "--MODALITIES=text,audio", "--STAGES=folds",
-        "--OUT_OF_FOLD=true")
+    run(
+        "02_finetune_unimodal.py",
+        tmp_path,
+        *SHORT,
+        "--TEXT_EPOCHS=1,1,1",
+        "--MODALITIES=text,audio",
+        "--STAGES=folds",
+        "--OUT_OF_FOLD=true",
+    )
     run("03_extract_features.py", tmp_path, "--HIDDEN_STATES=true")
-    store = open_store(tmp_path / "data" / "features" / "demo_iemocap" / "audio" / "seed0" / "fold1" / "hidden")
-    assert store["hidden"].ndim == 3 and store["hidden"].shape[1] == 3          # (tokens, layers + 1, D)
-    run("04_fuse_classify.py", tmp_path, "--PAPERS=babaali", "--OUT_OF_FOLD=true", "--MODALITIES=text,audio",
-        "--N_RESAMPLES=200")
-    out = [r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")]
+    store = open_store(
+        tmp_path / "data" / "features" / "demo_iemocap" / "audio" / "seed0" / "fold1" / "hidden"
+    )
+    assert store["hidden"].ndim == 3 and store["hidden"].shape[1] == 3  # (tokens, layers + 1, D)
+    run(
+        "04_fuse_classify.py",
+        tmp_path,
+        "--PAPERS=babaali",
+        "--OUT_OF_FOLD=true",
+        "--MODALITIES=text,audio",
+        "--N_RESAMPLES=200",
+    )
+    out = [
+        r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")
+    ]
     assert any("out-of-fold" in name.lower() or "out of fold" in name.lower() for name in out)
 
 
-@pytest.mark.parametrize("script, options, words", [
-    ("02_finetune_unimodal.py", ["--CORPUS=absent"], "01_prepare_data.py"),
-    ("03_extract_features.py", ["--CORPUS=absent"], "01_prepare_data.py"),
-    ("04_fuse_classify.py", ["--CORPUS=absent"], "01_prepare_data.py"),
-    ("02_finetune_unimodal.py", ["--CHECKPOINTS=nowhere"], "no checkpoint there"),
-    ("02_finetune_unimodal.py", ["--TEXT_EPOCHS=1,2"], "one number for each"),
-    ("03_extract_features.py", ["--SEEDS=7"], "run 02_finetune_unimodal.py first"),
-    ("02_finetune_unimodal.py", ["--CHOSEN_MODELS=gpt"], "CHOSEN_MODELS"),
-])
+@pytest.mark.parametrize(
+    "script, options, words",
+    [
+        ("02_finetune_unimodal.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+        ("03_extract_features.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+        ("04_fuse_classify.py", ["--CORPUS=absent"], "01_prepare_data.py"),
+        ("02_finetune_unimodal.py", ["--CHECKPOINTS=nowhere"], "no checkpoint there"),
+        ("02_finetune_unimodal.py", ["--TEXT_EPOCHS=1,2"], "one number for each"),
+        ("03_extract_features.py", ["--SEEDS=7"], "run 02_finetune_unimodal.py first"),
+        ("02_finetune_unimodal.py", ["--CHOSEN_MODELS=gpt"], "CHOSEN_MODELS"),
+    ],
+)
 def test_bad_settings_end_in_one_line(demo, script, options, words):
     printed = run(script, demo, *options, code=1)
     last = [line for line in printed.splitlines() if line.startswith("error: ")]
@@ -160,6 +232,19 @@ def test_bad_settings_end_in_one_line(demo, script, options, words):
 
 def test_results_that_cannot_be_written(demo, tmp_path):
     (tmp_path / "results").write_text("a file, not a folder")
-    done = subprocess.run([sys.executable, str(ROOT / "02_finetune_unimodal.py"), "--demo", f"--DATA_ROOT={demo}/data",
-                           f"--RESULTS_ROOT={tmp_path}/results"], capture_output=True, text=True)
-    assert done.returncode == 1 and "a file stands where a folder is needed" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "02_finetune_unimodal.py"),
+            "--demo",
+            f"--DATA_ROOT={demo}/data",
+            f"--RESULTS_ROOT={tmp_path}/results",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 1
+        and "a file stands where a folder is needed" in done.stderr
+        and "Traceback" not in done.stderr
+    )

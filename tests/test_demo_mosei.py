@@ -10,8 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
-from common.demo import mosei as demo_mosei
+from common.corpora.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
 from common.corpora.readers import read_voxceleb2
+from common.demo import mosei as demo_mosei
 from common.demo.av import draw_actor
 from common.demo.mosei import (
     FIELDS,
@@ -25,14 +26,15 @@ from common.demo.mosei import (
     write_demo_mosei,
     write_demo_voxceleb2_av,
 )
-from common.khare.glove import read_glove
 from common.khare.features import WordsFile
+from common.khare.glove import read_glove
 from common.media import probe, read_audio
-from common.corpora.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
 
 pytest.importorskip("espeakng_loader")
-SIZES = {"mosei": (write_demo_mosei, {"n_videos": 8, "segments_per_video": 3}),
-         "voxceleb2": (write_demo_voxceleb2_av, {"n_speakers": 4, "clips_per_speaker": 5})}
+SIZES = {
+    "mosei": (write_demo_mosei, {"n_videos": 8, "segments_per_video": 3}),
+    "voxceleb2": (write_demo_voxceleb2_av, {"n_speakers": 4, "clips_per_speaker": 5}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,9 @@ def release(corpora):
 
 
 def file_bytes(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
 
 
 def planned(monkeypatch, seed, n_videos=8):
@@ -92,20 +96,29 @@ def test_folds_are_disjoint_by_video_and_list_one_that_is_not_there(corpora, rel
     there = {source.turn.speaker: source.turn.extra["split"] for source in release.turns}
     absent = set(split_of) - set(there)
     assert len(absent) == 1 and split_of[absent.pop()] == "test"
-    assert [name for name in there if name not in split_of] == [name for name, split in there.items() if not split]
+    assert [name for name in there if name not in split_of] == [
+        name for name, split in there.items() if not split
+    ]
     assert Counter(split_of.values()) == {"train": 5, "dev": 1, "test": 3}
 
 
 def test_labels_are_those_of_the_csd_and_thirds(corpora, release):
     with h5py.File(corpora / "mosei" / "labels" / "CMU_MOSEI_Labels.csd") as file:
         assert list(file) == ["All Labels"]
-        stored = {name: (item["features"][()], item["intervals"][()]) for name, item in file["All Labels/data"].items()}
+        stored = {
+            name: (item["features"][()], item["intervals"][()])
+            for name, item in file["All Labels/data"].items()
+        }
         assert json.loads(file["All Labels/metadata/root name"][0]) == "All Labels"
     assert sum(len(scores) for scores, _ in stored.values()) == len(release.turns)
     for source in release.turns:
         turn = source.turn
-        scores, spans_s = (part[int(turn.utterance_id.rsplit("[", 1)[1][:-1])] for part in stored[turn.speaker])
-        assert [float(turn.extra[name]) for name in ("sentiment", *EMOTIONS)] == pytest.approx(list(scores), abs=1e-5)
+        scores, spans_s = (
+            part[int(turn.utterance_id.rsplit("[", 1)[1][:-1])] for part in stored[turn.speaker]
+        )
+        assert [float(turn.extra[name]) for name in ("sentiment", *EMOTIONS)] == pytest.approx(
+            list(scores), abs=1e-5
+        )
         assert (turn.start_s, turn.end_s) == pytest.approx((max(0, spans_s[0]), spans_s[1]), abs=1e-4)
         assert scores * 3 == pytest.approx(np.round(scores * 3), abs=1e-5) and scores[1:].min() >= 0
 
@@ -116,7 +129,7 @@ def test_mosei_has_the_traps_of_the_genuine_one(corpora, release):
     with h5py.File(root / "labels" / "CMU_MOSEI_Labels.csd") as file:
         starts_s = [item["intervals"][:, 0] for item in file["All Labels/data"].values()]
     assert sum((own < 0).sum() for own in starts_s) == 1
-    assert any((np.diff(own) < 0).any() for own in starts_s)                           # no order of time
+    assert any((np.diff(own) < 0).any() for own in starts_s)  # no order of time
     assert any(turn.extra["clip"] != turn.utterance_id.rsplit("[", 1)[1][:-1] for turn in turns)
     with h5py.File(root / "languages" / "CMU_MOSEI_TimestampedWords.csd") as file:
         words = [item["features"][()] for item in file["words/data"].values()]
@@ -136,7 +149,7 @@ def test_words_are_those_of_the_transcript_and_lie_where_they_are_heard(release)
         assert [row["word"] for row in own] == [word.strip(".,").lower() for word in turn.text.split()]
         assert all(row["end_s"] > row["start_s"] for row in own)
         samples = read_audio(turn.audio, turn.start_s, turn.end_s, 16000)
-        spoken = samples[round(own[0]["start_s"] * 16000): round(own[-1]["end_s"] * 16000)]
+        spoken = samples[round(own[0]["start_s"] * 16000) : round(own[-1]["end_s"] * 16000)]
         assert len(spoken) > 0.9 * len(samples) - 1600 and np.mean(spoken**2) > 1e-5
 
 
@@ -170,7 +183,9 @@ def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(cor
     turns = [source.turn for source in release.turns]
     assert len(turns) == 20 and not release.problems
     assert all(turn.audio.endswith(".m4a") and turn.video.endswith(".mp4") for turn in turns)
-    assert {turn.extra["gender"] for turn in turns} == {"m", "f"} and {turn.extra["set"] for turn in turns} == {"dev"}
+    assert {turn.extra["gender"] for turn in turns} == {"m", "f"} and {
+        turn.extra["set"] for turn in turns
+    } == {"dev"}
     words, scores = WordsFile(root / "words.csv"), {}
     for turn in turns:
         heard, scores[turn.utterance_id] = words.words(turn.utterance_id, None, 0.0)
@@ -197,8 +212,10 @@ def test_vectors_tell_the_part_of_speech_and_hardly_the_emotion(tmp_path):
     means = defaultdict(list)
     for emotion, other in ((emotion, other) for emotion in EMOTIONS for other in EMOTIONS):
         for part, theirs in ((part, theirs) for part in "NVA" for theirs in "NVA"):
-            a, b = (glove.vectors[[glove.row[word] for word in words if word not in NO_VECTOR]]
-                    for words in (FIELDS[emotion][part], FIELDS[other][theirs]))
+            a, b = (
+                glove.vectors[[glove.row[word] for word in words if word not in NO_VECTOR]]
+                for words in (FIELDS[emotion][part], FIELDS[other][theirs])
+            )
             if (emotion, part) != (other, theirs):
                 a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
                 means[emotion == other, part == theirs].append((a @ b.T).mean())
@@ -218,7 +235,9 @@ def test_emotions_come_in_about_the_genuine_shares():
 def test_words_of_an_emotion_are_said_with_it():
     rng = np.random.default_rng(1)
     actor, counts = draw_actor(0, "en-us", rng), Counter()
-    field_of = {word: emotion for emotion, parts in FIELDS.items() for words in parts.values() for word in words}
+    field_of = {
+        word: emotion for emotion, parts in FIELDS.items() for words in parts.values() for word in words
+    }
     for _ in range(200):
         take = demo_mosei.plan_take("mosei", ("sad",), actor, rng)
         counts.update(field_of.get(word.strip(".,")) for word in take.text.split())
@@ -238,5 +257,6 @@ def test_files_depend_on_the_seed_alone(corpora, tmp_path, name):
 def test_another_seed_is_another_corpus(monkeypatch):
     first, second = (planned(monkeypatch, seed) for seed in (3, 4))
     assert {take.text for video in first for take in video.takes}.isdisjoint(
-        take.text for video in second for take in video.takes)
+        take.text for video in second for take in video.takes
+    )
     assert glove_text(0) != glove_text(1)

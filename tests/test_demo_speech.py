@@ -15,13 +15,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchaudio.transforms import MelSpectrogram
 
-from common.demo import speech as demo_speech
 from common.corpora.readers import EMODB_CLASSES, RAVDESS_CLASSES, read_emodb, read_ravdess, read_voxceleb2
+from common.demo import speech as demo_speech
 from common.demo.speech import MISTAKEN, STYLES, write_demo_emodb, write_demo_ravdess, write_demo_voxceleb2
 from common.media import probe, read_audio
 
 pytest.importorskip("espeakng_loader")
-SIZES = {                          # small, but more than one speaker of each sex and more than one video
+SIZES = {  # small, but more than one speaker of each sex and more than one video
     "ravdess": (write_demo_ravdess, {"n_actors": 5, "clips_per_emotion": 2}),
     "emodb": (write_demo_emodb, {"clips_per_speaker": 4}),
     "voxceleb2": (write_demo_voxceleb2, {"n_speakers": 3, "clips_per_speaker": 4}),
@@ -42,7 +42,9 @@ def levels(samples, n):
 
 
 def test_ravdess_is_read_as_the_genuine_one(corpora):
-    speech, song, both = (read_ravdess(corpora / "ravdess", channel) for channel in ("speech", "song", "both"))
+    speech, song, both = (
+        read_ravdess(corpora / "ravdess", channel) for channel in ("speech", "song", "both")
+    )
     assert not both.problems and len(both.turns) == len(speech.turns) + len(song.turns)
     assert Counter(s.turn.label for s in speech.turns) == dict.fromkeys(RAVDESS_CLASSES, 5 * 2)
     assert Counter(s.turn.label for s in song.turns) == dict.fromkeys(RAVDESS_CLASSES[:6], 5 * 2)
@@ -71,7 +73,7 @@ def test_ravdess_audio_is_48_khz_with_silence_at_both_ends(corpora):
 def test_all_takes_of_an_actor_differ_and_neutral_has_four(monkeypatch):
     recordings = planned(monkeypatch, demo_speech, SIZES["ravdess"], 0, n_actors=24, clips_per_emotion=8)
     names = [Path(recording.place).name for recording in recordings]
-    assert len(set(names)) == len(names) == 24 * (60 + 44)              # a complete RAVDESS, save that Actor_18 sings
+    assert len(set(names)) == len(names) == 24 * (60 + 44)  # a complete RAVDESS, save that Actor_18 sings
     assert len({recording.lines[0][1]["name"] for recording in recordings}) == 24
 
 
@@ -80,7 +82,14 @@ def test_song_has_a_word_per_note():
     voice = {"name": "en-us+f1", "pitch": 60, "range": 80, "rate_wpm": 200}
     lines = demo_speech.sing("Kids are talking by the door.", (0, 0, 2, 2, -1, 0), voice, speaker)
     assert [word for word, _ in lines] == ["Kids", "are", "talking", "by", "the", "door"]
-    assert [voice["pitch"] for _, voice in lines] == [55, 55, 65, 65, 50, 55]      # half of the emotion's 10 units
+    assert [voice["pitch"] for _, voice in lines] == [
+        55,
+        55,
+        65,
+        65,
+        50,
+        55,
+    ]  # half of the emotion's 10 units
     assert {(voice["range"], voice["rate_wpm"]) for _, voice in lines} == {(0, 140)}
 
 
@@ -94,7 +103,11 @@ def test_emodb_is_read_as_the_genuine_one(corpora):
     assert {s.turn.label for s in release.turns} == set(EMODB_CLASSES)
     for source in release.turns:
         info = soundfile.info(str(source.audio))
-        assert (info.samplerate, info.channels, info.subtype) == (16000, 1, "PCM_16") and 1 < info.duration < 9
+        assert (info.samplerate, info.channels, info.subtype) == (
+            16000,
+            1,
+            "PCM_16",
+        ) and 1 < info.duration < 9
 
 
 # ---- VoxCeleb2 --------------------------------------------------------------------------------
@@ -104,16 +117,24 @@ def test_voxceleb2_is_read_as_the_genuine_one(corpora):
     release = read_voxceleb2(corpora / "voxceleb2", 0, 0)
     assert not release.problems and release.media_in_place
     assert Counter(s.turn.speaker for s in release.turns) == {"id00012": 4, "id00019": 4, "id00026": 4}
-    assert len({s.turn.dialogue_id for s in release.turns}) == 6        # videos of three clips and of one
-    assert [{s.turn.extra["gender"] for s in release.turns if s.turn.speaker == name}
-            for name in ("id00012", "id00019", "id00026")] == [{"f"}, {"m"}, {"f"}]
+    assert len({s.turn.dialogue_id for s in release.turns}) == 6  # videos of three clips and of one
+    assert [
+        {s.turn.extra["gender"] for s in release.turns if s.turn.speaker == name}
+        for name in ("id00012", "id00019", "id00026")
+    ] == [{"f"}, {"m"}, {"f"}]
     for source in release.turns:
         path = Path(source.turn.audio)
-        assert re.fullmatch(r"dev/aac/id\d{5}/[\w-]{11}/\d{5}\.m4a", str(path.relative_to(corpora / "voxceleb2")))
+        assert re.fullmatch(
+            r"dev/aac/id\d{5}/[\w-]{11}/\d{5}\.m4a", str(path.relative_to(corpora / "voxceleb2"))
+        )
         info = probe(path)
         samples = read_audio(path)
-        assert (info.rate_hz, info.channels) == (16000, 1) and 4.0 <= len(samples) / 16000 <= 8.0 + 1024 / 16000
-        assert 0.1 < np.abs(samples).max() < 1.1 and (levels(samples, 8) > 1e-6).all()      # no stretch of nothing
+        assert (info.rate_hz, info.channels) == (16000, 1) and 4.0 <= len(
+            samples
+        ) / 16000 <= 8.0 + 1024 / 16000
+        assert (
+            0.1 < np.abs(samples).max() < 1.1 and (levels(samples, 8) > 1e-6).all()
+        )  # no stretch of nothing
 
 
 def test_vox2_meta_has_the_trailing_blanks_of_the_genuine_one(corpora):
@@ -132,7 +153,7 @@ def test_in_the_wild_adds_noise_at_the_level_drawn(monkeypatch):
     speech = np.random.default_rng(0).standard_normal(64000)
     speech[:32000] = 0
     heard = demo_speech.in_the_wild(speech, np.random.default_rng(1))
-    noise, both = levels(heard, 2)                  # -20 dB against the mean of silence and speech: 1 to 2 / 100
+    noise, both = levels(heard, 2)  # -20 dB against the mean of silence and speech: 1 to 2 / 100
     assert 10 * np.log10(noise / (both - noise)) == pytest.approx(-23, abs=3.5)
     assert 0.2 <= np.abs(heard).max() <= 0.95
 
@@ -151,15 +172,19 @@ def test_same_seed_same_files(corpora, tmp_path, name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_another_seed_another_corpus(monkeypatch, name):
-    first, again, other = ([recording.lines for recording in planned(monkeypatch, demo_speech, SIZES[name], seed)]
-                           for seed in (3, 3, 4))
+    first, again, other = (
+        [recording.lines for recording in planned(monkeypatch, demo_speech, SIZES[name], seed)]
+        for seed in (3, 3, 4)
+    )
     assert first == again and not any(lines in other for lines in first)
 
 
 def test_every_emotion_has_a_style_and_a_mistake():
     wanted = {*RAVDESS_CLASSES, *demo_speech.EMODB_STYLES.values()}
     assert set(STYLES) == set(MISTAKEN) == wanted and set(demo_speech.EMODB_STYLES) == set(EMODB_CLASSES)
-    assert all(other in STYLES and other != emotion for emotion, others in MISTAKEN.items() for other in others)
+    assert all(
+        other in STYLES and other != emotion for emotion, others in MISTAKEN.items() for other in others
+    )
 
 
 def test_emotion_can_be_told_from_unknown_voices_but_not_always(corpora):
@@ -169,10 +194,11 @@ def test_emotion_can_be_told_from_unknown_voices_but_not_always(corpora):
     features = []
     for source in turns:
         samples = torch.from_numpy(read_audio(source.audio))
-        frames = torch.log(mel(samples / samples.abs().max()) + 1e-6).numpy()      # (mel, T)
+        frames = torch.log(mel(samples / samples.abs().max()) + 1e-6).numpy()  # (mel, T)
         features.append(np.concatenate([frames.mean(1), frames.std(1)]))
     labels = np.array([source.turn.label for source in turns])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
-    guessed = cross_val_predict(model, np.stack(features), labels, groups=[s.turn.speaker for s in turns],
-                                cv=GroupKFold(5))
+    guessed = cross_val_predict(
+        model, np.stack(features), labels, groups=[s.turn.speaker for s in turns], cv=GroupKFold(5)
+    )
     assert 0.25 < np.mean(guessed == labels) < 0.85

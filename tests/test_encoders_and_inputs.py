@@ -5,30 +5,67 @@ import copy
 import numpy as np
 import pytest
 import torch
-from common.encoders import EmotionEncoder, build_encoder, count_tokens, describe_encoder, ignore_padding
-from common.encoders import load_backbone, load_encoder, locate
-from common.errors import UserError
-from common.inputs import Clipping, TurnInputs, cache_inputs, choose_frames, collate_frames, collate_waveforms, decode_frames
-from common.inputs import decode_waveform
-from common.encoders import input_shape, load_processor
-from common.manifest import Manifest, Turn, write_manifest
-from common.media import write_wav
 from conftest import shared_data
 from safetensors.torch import save_file
-from transformers import (HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model,
-                          WavLMConfig, WavLMModel)
+from transformers import (
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
+from common.encoders import (
+    EmotionEncoder,
+    build_encoder,
+    count_tokens,
+    describe_encoder,
+    ignore_padding,
+    input_shape,
+    load_backbone,
+    load_encoder,
+    load_processor,
+    locate,
+)
+from common.errors import UserError
+from common.inputs import (
+    Clipping,
+    TurnInputs,
+    cache_inputs,
+    choose_frames,
+    collate_frames,
+    collate_waveforms,
+    decode_frames,
+    decode_waveform,
+)
+from common.manifest import Manifest, Turn, write_manifest
+from common.media import write_wav
 
-TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 3,
-            conv_kernel=[10, 8, 8], conv_stride=[5, 8, 8], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
+
+TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    conv_dim=[16] * 3,
+    conv_kernel=[10, 8, 8],
+    conv_stride=[5, 8, 8],
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     from common.demo.checkpoints import write_checkpoints
+
     folder = tmp_path_factory.mktemp("checkpoints")
-    write_checkpoints(folder, ["i am so happy today", "leave me alone", "what a sad day it is"] * 5, "tiny", 0)
+    write_checkpoints(
+        folder, ["i am so happy today", "leave me alone", "what a sad day it is"] * 5, "tiny", 0
+    )
     return folder
 
 
@@ -37,8 +74,9 @@ def audio_model(model_class, config_class):
     return EmotionEncoder(ignore_padding(model_class(config_class(**TINY))), "audio", 4, 0.1).eval()
 
 
-@pytest.mark.parametrize("classes", [(Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig),
-                                     (WavLMModel, WavLMConfig)])
+@pytest.mark.parametrize(
+    "classes", [(Wav2Vec2Model, Wav2Vec2Config), (HubertModel, HubertConfig), (WavLMModel, WavLMConfig)]
+)
 def test_waveforms_do_not_depend_on_their_batch(classes):
     model, extractor = audio_model(*classes), Wav2Vec2FeatureExtractor(return_attention_mask=False)
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16123, 30001)]
@@ -77,7 +115,12 @@ def test_no_hidden_state_of_wavlm_depends_on_the_batch(norm, stable):
     model = wavlm(norm, stable)
     assert len(model.feature_extractor.conv_layers) == 3 and model.config.num_hidden_layers == 2
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
-    samples = (9000, 6401, 30001, 100)       # the last one is shorter than a step: 10 + 5 * 7 + 40 * 7 = 325 samples
+    samples = (
+        9000,
+        6401,
+        30001,
+        100,
+    )  # the last one is shorter than a step: 10 + 5 * 7 + 40 * 7 = 325 samples
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in samples]
     with torch.no_grad():
         together, counts = hidden_layers(model, collate_waveforms(extractor, waveforms))
@@ -94,11 +137,15 @@ def test_hooks_are_there_once_and_a_copy_has_its_own_weights(checkpoints):
     norm = backbone.feature_extractor.conv_layers[0].layer_norm
     for model in (backbone, EmotionEncoder(backbone, "audio", 4, 0.1).backbone):
         assert len(model._forward_pre_hooks) == 2 and len(norm._forward_hooks) == 1
-    inputs = collate_waveforms(Wav2Vec2FeatureExtractor(), [np.random.default_rng(0).normal(size=9000).astype(np.float32)])
+    inputs = collate_waveforms(
+        Wav2Vec2FeatureExtractor(), [np.random.default_rng(0).normal(size=9000).astype(np.float32)]
+    )
     twin = copy.deepcopy(backbone).eval()
     before = backbone.eval()(**inputs).last_hidden_state
     with torch.no_grad():
-        twin.feature_extractor.conv_layers[0].layer_norm.weight.mul_(torch.linspace(0.1, 3, norm.num_channels))
+        twin.feature_extractor.conv_layers[0].layer_norm.weight.mul_(
+            torch.linspace(0.1, 3, norm.num_channels)
+        )
     assert torch.equal(backbone(**inputs).last_hidden_state, before)
     assert not torch.allclose(twin(**inputs).last_hidden_state, before, atol=1e-2)
 
@@ -108,15 +155,24 @@ def test_count_tokens_without_a_mask_counts_all():
     assert counts.tolist() == [7, 7, 7] and counts.dtype == torch.int64
 
 
-@pytest.mark.parametrize("name, part", [("wavlm-large", "feature_extractor"), ("wav2vec2-base", "feature_extractor"),
-                                        ("bert-base-uncased", "embeddings")])
+@pytest.mark.parametrize(
+    "name, part",
+    [
+        ("wavlm-large", "feature_extractor"),
+        ("wav2vec2-base", "feature_extractor"),
+        ("bert-base-uncased", "embeddings"),
+    ],
+)
 def test_gradients_reach_the_part_that_is_fine_tuned(checkpoints, name, part):
     """Li et al., Sec. 2.4: only the CNN encoder or the input embeddings learn, behind frozen layers."""
     backbone = load_backbone(str(checkpoints / name)).eval().requires_grad_(False)
     getattr(backbone, part).requires_grad_(True)
     if part == "embeddings":
-        inputs = dict(load_processor(str(checkpoints / name), "text")(["so sad", "i am so happy today"], padding=True,
-                                                                      return_tensors="pt"))
+        inputs = dict(
+            load_processor(str(checkpoints / name), "text")(
+                ["so sad", "i am so happy today"], padding=True, return_tensors="pt"
+            )
+        )
     else:
         waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16000)]
         inputs = collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms)
@@ -131,11 +187,18 @@ def test_without_the_mask_padding_would_leak():
     """The reason for ignore_padding_in_group_norm: transformers' own first layer changes with the batch."""
     torch.manual_seed(0)
     plain = Wav2Vec2Model(Wav2Vec2Config(**TINY)).eval()
-    batch = collate_waveforms(Wav2Vec2FeatureExtractor(), [np.random.default_rng(n).normal(size=n).astype(np.float32)
-                                                           for n in (9000, 30001)])
-    short = {"input_values": batch["input_values"][:1, :9000], "attention_mask": batch["attention_mask"][:1, :9000]}
+    batch = collate_waveforms(
+        Wav2Vec2FeatureExtractor(),
+        [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 30001)],
+    )
+    short = {
+        "input_values": batch["input_values"][:1, :9000],
+        "attention_mask": batch["attention_mask"][:1, :9000],
+    }
     n = plain._get_feat_extract_output_lengths(torch.tensor(9000))
-    assert not torch.allclose(plain(**batch).last_hidden_state[0, :n], plain(**short).last_hidden_state[0], atol=1e-2)
+    assert not torch.allclose(
+        plain(**batch).last_hidden_state[0, :n], plain(**short).last_hidden_state[0], atol=1e-2
+    )
 
 
 def test_texts_do_not_depend_on_their_batch(checkpoints):
@@ -143,7 +206,10 @@ def test_texts_do_not_depend_on_their_batch(checkpoints):
         source = str(checkpoints / name)
         model = build_encoder(source, "text", 4, 0.1, 0).eval()
         shape, tokenizer = input_shape(source, "text"), load_processor(source, "text")
-        turns = [Turn(str(i), "d", i, "s", "", 0, 1, text) for i, text in enumerate(["so sad", "i am so happy today, am i", "x"])]
+        turns = [
+            Turn(str(i), "d", i, "s", "", 0, 1, text)
+            for i, text in enumerate(["so sad", "i am so happy today, am i", "x"])
+        ]
         data = TurnInputs(turns, ("a",), shape, tokenizer, None)
         together, _ = model(data.collate([data[i, None] for i in range(3)])["inputs"])
         for i in range(3):
@@ -156,10 +222,14 @@ def test_a_described_encoder_loads_as_it_was(checkpoints, tmp_path):
     model = build_encoder(source, "video", 3, 0.1, 0).eval()
     processor = load_processor(source, "video")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "best.safetensors")
-    describe_encoder(tmp_path, model, processor, {"modality": "video", "classes": ["a", "b", "c"], "dropout": 0.1})
+    describe_encoder(
+        tmp_path, model, processor, {"modality": "video", "classes": ["a", "b", "c"], "dropout": 0.1}
+    )
     loaded, _, description = load_encoder(tmp_path)
     shape = input_shape(source, "video")
-    clip = np.random.default_rng(0).integers(0, 255, (shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
+    clip = np.random.default_rng(0).integers(
+        0, 255, (shape.frames, shape.size, shape.size, 3), dtype=np.uint8
+    )
     batch = collate_frames(processor, [clip], [False])
     assert torch.equal(model(batch)[1], loaded(batch)[1]) and description["classes"] == ["a", "b", "c"]
     hidden = loaded(batch, hidden_states=True)[2]
@@ -178,15 +248,25 @@ def test_checkpoint_that_is_not_there(checkpoints):
 
 def test_overfits_eight_samples(checkpoints):
     source = str(checkpoints / "bert-base-uncased")
-    model, tokenizer, shape = build_encoder(source, "text", 2, 0.0, 0), load_processor(source, "text"), input_shape(source, "text")
-    turns = [Turn(str(i), "d", i, "s", "", 0, 1, f"{word} day", label) for i, (word, label) in
-             enumerate([("happy", "p"), ("sad", "n"), ("so happy", "p"), ("so sad", "n")] * 2)]
+    model, tokenizer, shape = (
+        build_encoder(source, "text", 2, 0.0, 0),
+        load_processor(source, "text"),
+        input_shape(source, "text"),
+    )
+    turns = [
+        Turn(str(i), "d", i, "s", "", 0, 1, f"{word} day", label)
+        for i, (word, label) in enumerate(
+            [("happy", "p"), ("sad", "n"), ("so happy", "p"), ("so sad", "n")] * 2
+        )
+    ]
     data = TurnInputs(turns, ("p", "n"), shape, tokenizer, None)
     batch = data.collate([data[i, 0] for i in range(8)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model(batch["inputs"])[1], batch["labels"])
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert loss.item() < 0.05
 
 
@@ -202,7 +282,7 @@ def test_mirrored_clips():
         image_mean, image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
     clip = np.arange(2 * 2 * 4 * 3, dtype=np.uint8).reshape(2, 2, 4, 3)
-    pixels = collate_frames(Processor, [clip, clip], [False, True])["pixel_values"]              # (B, T, 3, H, W)
+    pixels = collate_frames(Processor, [clip, clip], [False, True])["pixel_values"]  # (B, T, 3, H, W)
     assert torch.equal(pixels[0].flip(-1), pixels[1]) and pixels[0, 1, 2, 0, 3] == clip[1, 0, 3, 2] / 255
 
 
@@ -216,7 +296,9 @@ def test_training_clips_vary_by_seed_only(checkpoints, tmp_path):
         def rows(self, utterance_id, name):
             return self.frames
 
-    data = TurnInputs([Turn("a", "d", 0, "s", "", 0, 1, label="x")], ("x",), shape, processor, Store(), mirror=0.5)
+    data = TurnInputs(
+        [Turn("a", "d", 0, "s", "", 0, 1, label="x")], ("x",), shape, processor, Store(), mirror=0.5
+    )
     assert np.array_equal(data[0, (1, 2, 3)][0], data[0, (1, 2, 3)][0])
     assert len({data[0, (0, 0, i)][0].tobytes() for i in range(30)}) > 5
     assert 5 < sum(data[0, (0, 0, i)][1] for i in range(40)) < 35 and data[0, None][1] is False
@@ -233,19 +315,30 @@ def test_cache_decodes_once_counts_bad_files_and_is_extended(checkpoints, tmp_pa
     manifest = Manifest("toy", folder, ("x",), turns)
     write_manifest(manifest)
     source = str(checkpoints / "wav2vec2-base")
-    shape, processor, clip = input_shape(source, "audio"), load_processor(source, "audio"), Clipping(3.0, 3.0, 30.0, 4)
+    shape, processor, clip = (
+        input_shape(source, "audio"),
+        load_processor(source, "audio"),
+        Clipping(3.0, 3.0, 30.0, 4),
+    )
     first, bad = cache_inputs(manifest, turns[:2], shape, processor, clip, tmp_path / "cache", 1)
     assert first.ids == ["u0", "u1"] and bad == []
     store, bad = cache_inputs(manifest, turns, shape, processor, clip, tmp_path / "cache", 1)
     assert store.ids == ["u0", "u1", "u3"] and [utterance_id for utterance_id, _ in bad] == ["u2"]
     assert "skipped: u2" in capsys.readouterr().out
-    assert store.length("u3") == 48000 and np.allclose(store.rows("u3", "inputs") / 32768, waves[3][:48000], atol=1e-4)
+    assert store.length("u3") == 48000 and np.allclose(
+        store.rows("u3", "inputs") / 32768, waves[3][:48000], atol=1e-4
+    )
     assert np.array_equal(decode_waveform(folder / turns[0].audio, 0.5), store.rows("u0", "inputs")[:8000])
 
 
 def test_real_video_gives_a_frame_per_step():
     video = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
     frames = decode_frames(video, step_s=4 / 30, n_frames=16, size=64, max_s=10.0)
-    assert frames.shape == (24, 64, 64, 3) or frames.shape == (25, 64, 64, 3)      # 3.3 s at 7.5 frames per second
+    assert frames.shape == (24, 64, 64, 3) or frames.shape == (
+        25,
+        64,
+        64,
+        3,
+    )  # 3.3 s at 7.5 frames per second
     assert frames.std() > 20 and len({f.tobytes() for f in frames}) > 20
     assert decode_frames(video, step_s=1.0, n_frames=16, size=64, max_s=10.0).shape[0] == 16

@@ -39,12 +39,32 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
 
 
 def test_manifest_round_trip(tmp_path):
-    turns = [Turn("d1_F1", "d1", 1, "F", "S1", 2.5, 4.0, 'He said, "no"\nand left', "", extra={"raw_label": "fru"}),
-             Turn("d1_M0", "d1", 0, "M", "S1", 0.25, 1.0, "Ja, schön", "sad", "audio/d1_M0.wav", extra={"raw_label": "sad"})]
+    turns = [
+        Turn(
+            "d1_F1", "d1", 1, "F", "S1", 2.5, 4.0, 'He said, "no"\nand left', "", extra={"raw_label": "fru"}
+        ),
+        Turn(
+            "d1_M0",
+            "d1",
+            0,
+            "M",
+            "S1",
+            0.25,
+            1.0,
+            "Ja, schön",
+            "sad",
+            "audio/d1_M0.wav",
+            extra={"raw_label": "sad"},
+        ),
+    ]
     folder = tmp_path / "prepared" / "toy"
     write_manifest(Manifest("toy", folder, ("happy", "sad"), turns))
     found = read_manifest(tmp_path, "toy")
-    assert found.turns == [turns[1], turns[0]] and found.classes == ("happy", "sad") and found.labelled == [turns[1]]
+    assert (
+        found.turns == [turns[1], turns[0]]
+        and found.classes == ("happy", "sad")
+        and found.labelled == [turns[1]]
+    )
     before = found.fingerprint()
     found.turns[0].label = "happy"
     write_manifest(found)
@@ -62,14 +82,18 @@ def write(folder, meta, parts):
     return writer
 
 
-PARTS = [(["a", "b"], [2, 1], np.arange(12, dtype=np.float16).reshape(3, 2, 2)),
-         (["c"], [2], np.ones((2, 2, 2), np.float16))]
+PARTS = [
+    (["a", "b"], [2, 1], np.arange(12, dtype=np.float16).reshape(3, 2, 2)),
+    (["c"], [2], np.ones((2, 2, 2), np.float16)),
+]
 
 
 def test_store_rows_and_plain_numpy(tmp_path):
     store = write(tmp_path / "s", {"k": (1, 2)}, PARTS).finish()
     assert store.ids == ["a", "b", "c"] and store.length("a") == 2
-    assert np.array_equal(store.rows("b", "x"), PARTS[0][2][2:]) and np.array_equal(store.rows("c", "y"), 2 * PARTS[1][2])
+    assert np.array_equal(store.rows("b", "x"), PARTS[0][2][2:]) and np.array_equal(
+        store.rows("c", "y"), 2 * PARTS[1][2]
+    )
     assert np.array_equal(np.load(tmp_path / "s" / "x.npy"), np.concatenate([p[2] for p in PARTS]))
 
 
@@ -87,7 +111,10 @@ def test_killed_writer_goes_on_with_the_same_bytes(tmp_path):
         open_store(tmp_path / "cut")
     again = write(tmp_path / "cut", {"k": 1}, PARTS).finish()
     assert again.ids == whole.ids
-    assert all((tmp_path / "cut" / f).read_bytes() == (tmp_path / "whole" / f).read_bytes() for f in ("x.npy", "y.npy", "index.csv"))
+    assert all(
+        (tmp_path / "cut" / f).read_bytes() == (tmp_path / "whole" / f).read_bytes()
+        for f in ("x.npy", "y.npy", "index.csv")
+    )
 
 
 def test_other_meta_starts_afresh_and_same_meta_extends(tmp_path):

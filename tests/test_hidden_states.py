@@ -10,33 +10,52 @@ import torch
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from torch.utils.data import DataLoader
 
-from common.li import hidden_states
 from common.encoders import load_backbone
 from common.errors import UserError
 from common.files import free_bytes
+from common.li import hidden_states
 from common.li.hidden_states import Steps, Utterances, Windows, choose_place, context_windows
 from common.li.model import Design, build_system
 from common.manifest import Manifest, Turn
 from common.training import cut, make_accelerator, predict, size_of, to_device
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
-DESIGN = Design(width=8, reduction=0, layer_merge="mean", projector_hidden=12, context_over="tokens", heads=1, blocks=1,
-                feed_forward=16, norm_first=True, target_residual=True, classifier_hidden=10, dropout=0.0,
-                block_dropout=0.0)
+DESIGN = Design(
+    width=8,
+    reduction=0,
+    layer_merge="mean",
+    projector_hidden=12,
+    context_over="tokens",
+    heads=1,
+    blocks=1,
+    feed_forward=16,
+    norm_first=True,
+    target_residual=True,
+    classifier_hidden=10,
+    dropout=0.0,
+    block_dropout=0.0,
+)
 WINDOW = (2, 1)
 
 
 # ---- Neighbours ----------------------------------------------------------------------------
 
+
 def talk(dialogue, speakers, labels):
-    return [Turn(f"{dialogue}{i}", dialogue, i, speaker, "", i, i + 1, "hello", label)
-            for i, (speaker, label) in enumerate(zip(speakers, labels))]
+    return [
+        Turn(f"{dialogue}{i}", dialogue, i, speaker, "", i, i + 1, "hello", label)
+        for i, (speaker, label) in enumerate(zip(speakers, labels))
+    ]
 
 
 # Two dialogues; x speaks in the test part; a1 and a4 are outside the label set.
-TALKS = Manifest("toy", None, ("happy", "sad"),
-                 talk("a", "mfmxfm", ["sad", "", "happy", "sad", "", "happy"]) + talk("b", "mf", ["sad", "happy"]))
+TALKS = Manifest(
+    "toy",
+    None,
+    ("happy", "sad"),
+    talk("a", "mfmxfm", ["sad", "", "happy", "sad", "", "happy"]) + talk("b", "mf", ["sad", "happy"]),
+)
 
 
 def in_test_part(turn):
@@ -51,18 +70,27 @@ def windows_of(before, after):
 def test_context_windows_by_hand():
     """In the order of the dialogue, unlabelled neighbours among them, none from another dialogue or the other part."""
     found, n_cut = windows_of(2, 1)
-    assert found == {"a0": [None, None, "a0", "a1"],
-                     "a2": ["a0", "a1", "a2", None],              # a3 is tested
-                     "a3": [None, None, "a3", None],              # tested: sees no training turn
-                     "a5": [None, "a4", "a5", None],
-                     "b0": [None, None, "b0", "b1"], "b1": [None, "b0", "b1", None]}
-    assert n_cut == 1 + 3 + 1                                     # around a2, a3 and a5
+    assert found == {
+        "a0": [None, None, "a0", "a1"],
+        "a2": ["a0", "a1", "a2", None],  # a3 is tested
+        "a3": [None, None, "a3", None],  # tested: sees no training turn
+        "a5": [None, "a4", "a5", None],
+        "b0": [None, None, "b0", "b1"],
+        "b1": [None, "b0", "b1", None],
+    }
+    assert n_cut == 1 + 3 + 1  # around a2, a3 and a5
 
 
 def test_past_only_and_no_context():
     past, n_cut = windows_of(2, 0)
-    assert past == {"a0": [None, None, "a0"], "a2": ["a0", "a1", "a2"], "a3": [None, None, "a3"],
-                    "a5": [None, "a4", "a5"], "b0": [None, None, "b0"], "b1": [None, "b0", "b1"]}
+    assert past == {
+        "a0": [None, None, "a0"],
+        "a2": ["a0", "a1", "a2"],
+        "a3": [None, None, "a3"],
+        "a5": [None, "a4", "a5"],
+        "b0": [None, None, "b0"],
+        "b1": [None, "b0", "b1"],
+    }
     assert n_cut == 2 + 1
     assert windows_of(0, 0) == ({t.utterance_id: [t.utterance_id] for t in TALKS.labelled}, 0)
 
@@ -73,6 +101,7 @@ def test_without_a_border_nothing_is_cut():
 
 
 # ---- Utterances ----------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
@@ -85,8 +114,16 @@ def read(corpus, modality, cache="cache", manifest=None, **changes):
     manifest = manifest or original
     turns = manifest.turns if modality == "text" else manifest.labelled
     limits = {"max_s": 0.7, "max_tokens": 9} | changes
-    return Utterances(manifest, modality, str(checkpoints / MODELS[modality]), turns, limits["max_s"], limits["max_tokens"],
-                      root / cache, 1)
+    return Utterances(
+        manifest,
+        modality,
+        str(checkpoints / MODELS[modality]),
+        turns,
+        limits["max_s"],
+        limits["max_tokens"],
+        root / cache,
+        1,
+    )
 
 
 def prepared(corpus, place, cache="cache", modalities=("audio", "text"), **changes):
@@ -109,7 +146,11 @@ def leaves(batch):
         if isinstance(value, Steps):
             yield value.window
             for name, tensor in value.inputs.items():
-                yield tensor[value.inputs["visible"]] if name == "states" and tensor.device.type != "meta" else tensor
+                yield (
+                    tensor[value.inputs["visible"]]
+                    if name == "states" and tensor.device.type != "meta"
+                    else tensor
+                )
         else:
             yield value
 
@@ -121,18 +162,18 @@ def kept(corpus):
 
 def test_a_batch_holds_each_utterance_once_in_windows_of_the_dialogue(corpus, kept):
     data = data_of(corpus, kept)
-    indices = [0, 2, 3]                       # turns 0, 2 and 4 of the first dialogue; 3 is unlabelled
+    indices = [0, 2, 3]  # turns 0, 2 and 4 of the first dialogue; 3 is unlabelled
     batch = data.collate(indices)
     assert batch["labels"].tolist() == [CLASSES.index(corpus[1].labelled[i].label) for i in indices]
     text = batch["text"]
-    order = ["0", "1", "2", "3", "4", "5"]    # numbered as they come in the windows
+    order = ["0", "1", "2", "3", "4", "5"]  # numbered as they come in the windows
     assert text.window.tolist() == [[-1, -1, 0, 1], [0, 1, 2, 3], [2, 3, 4, 5]]
     for number, end in enumerate(order):
         rows = kept["text"].kept[f"Ses01_imp_{end}"]
         assert torch.equal(text.inputs["states"][number, : len(rows)], torch.from_numpy(rows))
         assert text.inputs["visible"][number].sum() == len(rows) <= 9
     assert batch["audio"].window.tolist() == [[0], [1], [2]]
-    assert set(data.lengths) == {1}                          # batches at random
+    assert set(data.lengths) == {1}  # batches at random
     lengths = data_of(corpus, kept, by_length=True).lengths
     assert lengths[:2] == [800, int(min(0.7 * 16000, kept["audio"].store.length("Ses01_imp_1")))]
 
@@ -148,13 +189,17 @@ def test_kept_states_are_those_of_transformers(corpus, kept):
         expected = torch.stack(layers, 2)[0].numpy()
         assert kept["text"].kept[turn.utterance_id].shape == expected.shape
         assert np.allclose(kept["text"].kept[turn.utterance_id], expected, atol=3e-3)
-    assert len(kept["audio"].kept["Ses01_imp_0"]) == 1            # 50 ms: less than a step
+    assert len(kept["audio"].kept["Ses01_imp_0"]) == 1  # 50 ms: less than a step
 
 
 def test_labels_are_never_an_input(corpus, kept):
     manifest, other = corpus[1], {c: CLASSES[(i + 1) % 4] for i, c in enumerate(CLASSES)}
-    changed = Manifest(manifest.corpus, manifest.folder, CLASSES,
-                       [replace(turn, label=other.get(turn.label, ""), extra={}) for turn in manifest.turns])
+    changed = Manifest(
+        manifest.corpus,
+        manifest.folder,
+        CLASSES,
+        [replace(turn, label=other.get(turn.label, ""), extra={}) for turn in manifest.turns],
+    )
     before, after = (data_of(corpus, kept, manifest=m).collate(list(range(9))) for m in (manifest, changed))
     assert not (before["labels"] == after["labels"]).any()
     rest = [[leaf for leaf in leaves({m: batch[m] for m in ("audio", "text")})] for batch in (before, after)]
@@ -164,7 +209,9 @@ def test_labels_are_never_an_input(corpus, kept):
 def test_an_unlabelled_neighbour_stays_one(corpus, kept):
     """Giving a label to the fourth turn makes it a sample of its own and changes no other."""
     manifest = corpus[1]
-    turns = [replace(turn, label="sad") if turn.utterance_id == "Ses01_imp_3" else turn for turn in manifest.turns]
+    turns = [
+        replace(turn, label="sad") if turn.utterance_id == "Ses01_imp_3" else turn for turn in manifest.turns
+    ]
     labelled = Manifest(manifest.corpus, manifest.folder, CLASSES, turns)
     text = {"text": kept["text"]}
     before, after = (data_of(corpus, text, manifest=m) for m in (manifest, labelled))
@@ -175,6 +222,7 @@ def test_an_unlabelled_neighbour_stays_one(corpus, kept):
 
 
 # ---- Steps ---------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("live", [(), ("audio", "text")])
 def test_a_part_of_a_batch_gives_the_outputs_of_that_part(corpus, kept, live):
@@ -188,7 +236,7 @@ def test_a_part_of_a_batch_gives_the_outputs_of_that_part(corpus, kept, live):
             part = cut(batch, start, stop)
             assert size_of(part) == len(part["text"]) == min(stop, 12) - start
             torch.testing.assert_close(model(part), whole[start:stop], atol=1e-4, rtol=1e-4)
-    few = cut(batch, 0, 1)["text"]            # turns 0 and 1 of the dialogue
+    few = cut(batch, 0, 1)["text"]  # turns 0 and 1 of the dialogue
     assert len(next(iter(few.inputs.values()))) == 2 and few.window.tolist() == [[-1, -1, 0, 1]]
 
 
@@ -207,7 +255,11 @@ def test_moving_a_batch_changes_nothing(corpus, kept):
 def test_pinning_reaches_every_tensor(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
     pinned = Steps({"a": torch.zeros(2), "b": torch.ones(2)}, torch.zeros(1, 1)).pin_memory()
-    assert pinned.inputs["a"].tolist() == [1, 1] and pinned.inputs["b"].tolist() == [2, 2] and pinned.window.item() == 1
+    assert (
+        pinned.inputs["a"].tolist() == [1, 1]
+        and pinned.inputs["b"].tolist() == [2, 2]
+        and pinned.window.item() == 1
+    )
 
 
 def test_worker_processes_bring_the_same_batches(corpus, kept):
@@ -215,11 +267,15 @@ def test_worker_processes_bring_the_same_batches(corpus, kept):
     sampler = [[(i, None) for i in part] for part in ([0, 5], [3, 1, 2])]
     for workers in (0, 1):
         batches = list(DataLoader(data, batch_sampler=sampler, collate_fn=data.collate, num_workers=workers))
-        assert all(torch.equal(a, b) for batch, part in zip(batches, sampler)
-                   for a, b in zip(leaves(batch), leaves(data.collate([i for i, _ in part]))))
+        assert all(
+            torch.equal(a, b)
+            for batch, part in zip(batches, sampler)
+            for a, b in zip(leaves(batch), leaves(data.collate([i for i, _ in part])))
+        )
 
 
 # ---- Memory, disk or recomputed ------------------------------------------------------------
+
 
 def system(utterances, name="MMT"):
     return build_system(name, {m: u.shape for m, u in utterances.items()}, WINDOW, DESIGN, 4, 0)
@@ -235,10 +291,14 @@ def logits_of(corpus, place, cache):
 
 
 def test_memory_disk_and_recompute_agree(corpus):
-    memory, disk, anew = (logits_of(corpus, place, "cache_places") for place in ("memory", "disk", "recompute"))
+    memory, disk, anew = (
+        logits_of(corpus, place, "cache_places") for place in ("memory", "disk", "recompute")
+    )
     assert memory.shape == (42, 4) and memory.std(0).min() > 1e-3
     assert np.array_equal(memory, disk)
-    assert np.allclose(memory, anew, atol=5e-3) and not np.array_equal(memory, anew)       # float16 against float32
+    assert np.allclose(memory, anew, atol=5e-3) and not np.array_equal(
+        memory, anew
+    )  # float16 against float32
 
 
 def test_a_store_that_was_cut_short_is_gone_on_with(corpus, monkeypatch):
@@ -252,6 +312,7 @@ def test_a_store_that_was_cut_short_is_gone_on_with(corpus, monkeypatch):
                     raise KeyboardInterrupt
                 computed.extend(indices)
                 yield indices, outputs
+
         return predict_batches
 
     monkeypatch.setattr(hidden_states, "predict_batches", stops_after(3))
@@ -260,11 +321,11 @@ def test_a_store_that_was_cut_short_is_gone_on_with(corpus, monkeypatch):
     assert len(computed) == 15
     monkeypatch.setattr(hidden_states, "predict_batches", stops_after(99))
     again = prepared(corpus, "disk", "cache_cut", ("text",))["text"]
-    assert sorted(computed) == list(range(48))                    # each once
+    assert sorted(computed) == list(range(48))  # each once
     for i in whole.ids:
         assert np.allclose(again.kept.rows(i, "states"), whole.kept[i], atol=2e-3)
     prepared(corpus, "disk", "cache_cut", ("text",))
-    assert len(computed) == 48                                    # finished: nothing is computed again
+    assert len(computed) == 48  # finished: nothing is computed again
 
 
 def test_a_finished_store_is_used_though_the_disk_is_full_now(corpus, monkeypatch):
@@ -289,7 +350,9 @@ def test_other_weights_or_clipping_are_not_mistaken_for_these(corpus, tmp_path):
     first.processor.save_pretrained(tmp_path / MODELS["text"])
     other = prepared((root, manifest, tmp_path), "disk", "cache_other", ("text",))["text"]
     assert other.weights != first.weights
-    assert not np.allclose(other.kept.rows(first.ids[0], "states"), longer.kept.rows(first.ids[0], "states"), atol=0.1)
+    assert not np.allclose(
+        other.kept.rows(first.ids[0], "states"), longer.kept.rows(first.ids[0], "states"), atol=0.1
+    )
 
 
 def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):
@@ -299,8 +362,10 @@ def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):
         capsys.readouterr()
         taken = utterances[modality].prepare(make_accelerator("no"), "memory", 1.0, 1.0, 5, 0)
         shown = capsys.readouterr().out
-        counts = re.search(r"([\d,]+) turns, ([\d,]+) steps x (\d+) layers x (\d+) x 2 bytes = ([\d.]+) GB; kept in memory",
-                           shown)
+        counts = re.search(
+            r"([\d,]+) turns, ([\d,]+) steps x (\d+) layers x (\d+) x 2 bytes = ([\d.]+) GB; kept in memory",
+            shown,
+        )
         turns, steps, layers, width = (int(text.replace(",", "")) for text in counts.groups()[:4])
         n_bytes = sum(rows.nbytes for rows in utterances[modality].kept.values())
         assert (turns, layers, width) == (n_turns, 3, 64) and steps * layers * width * 2 == n_bytes
@@ -308,12 +373,21 @@ def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):
         assert steps == sum(len(rows) for rows in utterances[modality].kept.values())
 
 
-@pytest.mark.parametrize("need_gb, memory_gb, disk_gb, free_memory, free_disk, place", [
-    (5, 8, 30, 20, 50, "memory"), (9, 8, 30, 20, 50, "disk"), (5, 8, 30, 4, 50, "disk"), (8, 8, 30, 8, 50, "memory"),
-    (31, 8, 30, 20, 50, "recompute"), (20, 8, 30, 20, 10, "recompute"), (1, 0, 0, 20, 50, "recompute"),
-])
-def test_auto_takes_memory_then_disk_as_far_as_allowed_and_free(monkeypatch, tmp_path, need_gb, memory_gb, disk_gb,
-                                                                free_memory, free_disk, place):
+@pytest.mark.parametrize(
+    "need_gb, memory_gb, disk_gb, free_memory, free_disk, place",
+    [
+        (5, 8, 30, 20, 50, "memory"),
+        (9, 8, 30, 20, 50, "disk"),
+        (5, 8, 30, 4, 50, "disk"),
+        (8, 8, 30, 8, 50, "memory"),
+        (31, 8, 30, 20, 50, "recompute"),
+        (20, 8, 30, 20, 10, "recompute"),
+        (1, 0, 0, 20, 50, "recompute"),
+    ],
+)
+def test_auto_takes_memory_then_disk_as_far_as_allowed_and_free(
+    monkeypatch, tmp_path, need_gb, memory_gb, disk_gb, free_memory, free_disk, place
+):
     monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: free_memory)
     monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: free_disk * 1e9)
     assert choose_place("auto", need_gb, memory_gb, disk_gb, tmp_path, 0.0) == place
@@ -322,10 +396,17 @@ def test_auto_takes_memory_then_disk_as_far_as_allowed_and_free(monkeypatch, tmp
 def test_a_place_asked_for_is_taken_or_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: 10.0)
     monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: 40e9)
-    assert [choose_place(p, 9.9, 0, 0, tmp_path, 0.0) for p in hidden_states.PLACES] == list(hidden_states.PLACES)
+    assert [choose_place(p, 9.9, 0, 0, tmp_path, 0.0) for p in hidden_states.PLACES] == list(
+        hidden_states.PLACES
+    )
     assert choose_place("recompute", 1e9, 0, 0, tmp_path, 0.0) == "recompute"
-    for wanted, need, said in (("memory", 12, "12.0 GB needed, 10.0 GB free"), ("disk", 50, "50.0 GB needed, 40.0 GB free")):
-        with pytest.raises(UserError, match=f"HIDDEN_STATES={wanted}: {said}; set HIDDEN_STATES=recompute") as caught:
+    for wanted, need, said in (
+        ("memory", 12, "12.0 GB needed, 10.0 GB free"),
+        ("disk", 50, "50.0 GB needed, 40.0 GB free"),
+    ):
+        with pytest.raises(
+            UserError, match=f"HIDDEN_STATES={wanted}: {said}; set HIDDEN_STATES=recompute"
+        ) as caught:
             choose_place(wanted, need, 100, 100, tmp_path, 0.0)
         assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="HIDDEN_STATES=ram: choose one of auto, memory, disk, recompute"):
@@ -339,19 +420,27 @@ def test_free_space_is_that_of_the_machine(tmp_path):
 
 # ---- Odd turns -----------------------------------------------------------------------------
 
+
 def test_a_turn_without_audio_is_heard_as_silence(corpus):
     manifest = corpus[1]
-    turns = [replace(turn, audio="") if turn.utterance_id == "Ses01_imp_1" else turn for turn in manifest.turns]
+    turns = [
+        replace(turn, audio="") if turn.utterance_id == "Ses01_imp_1" else turn for turn in manifest.turns
+    ]
     (manifest.folder / "audio" / "Ses01_imp_2.wav").rename(manifest.folder / "audio" / "aside.wav")
     (manifest.folder / "audio" / "Ses01_imp_2.wav").write_bytes(b"RIFF not a wave file")
     try:
-        utterances = prepared(corpus, "memory", "cache_silent", ("audio",),
-                              manifest=Manifest(manifest.corpus, manifest.folder, CLASSES, turns))["audio"]
+        utterances = prepared(
+            corpus,
+            "memory",
+            "cache_silent",
+            ("audio",),
+            manifest=Manifest(manifest.corpus, manifest.folder, CLASSES, turns),
+        )["audio"]
     finally:
         (manifest.folder / "audio" / "aside.wav").rename(manifest.folder / "audio" / "Ses01_imp_2.wav")
-    assert utterances.absent == {"Ses01_imp_1", "Ses01_imp_2"}                       # none, and one that cannot be read
+    assert utterances.absent == {"Ses01_imp_1", "Ses01_imp_2"}  # none, and one that cannot be read
     inputs = utterances.collate_inputs(["Ses01_imp_0", "Ses01_imp_1"])
-    assert inputs["input_values"].shape == (2, 6400) and not inputs["input_values"][1].any()      # 0.4 s
+    assert inputs["input_values"].shape == (2, 6400) and not inputs["input_values"][1].any()  # 0.4 s
     assert inputs["attention_mask"].sum(1).tolist() == [800, 6400] and inputs["input_values"][0].any()
     rows = utterances.kept["Ses01_imp_1"]
     assert np.array_equal(rows, utterances.kept["Ses01_imp_2"]) and np.isfinite(rows).all() and len(rows) > 1
@@ -360,10 +449,13 @@ def test_a_turn_without_audio_is_heard_as_silence(corpus):
 
 def test_a_model_that_gives_no_layers_over_time_is_refused(corpus, tmp_path):
     from common.demo.checkpoints import SIZES, make_ast
+
     model, processor = make_ast(SIZES["tiny"], [])
     model.save_pretrained(tmp_path / "ast"), processor.save_pretrained(tmp_path / "ast")
     with pytest.raises(UserError, match="ast: takes spectrogram.*WavLM, wav2vec 2.0 or HuBERT"):
-        Utterances(corpus[1], "audio", str(tmp_path / "ast"), corpus[1].labelled, 1.0, 9, tmp_path / "cache", 1)
+        Utterances(
+            corpus[1], "audio", str(tmp_path / "ast"), corpus[1].labelled, 1.0, 9, tmp_path / "cache", 1
+        )
 
 
 def test_states_that_do_not_fit_float16_are_refused(corpus, monkeypatch):

@@ -7,31 +7,67 @@ import numpy as np
 import pytest
 import torch
 
-from common.khare import data as khare_data
+from common.corpora.mosei import EMOTIONS
 from common.errors import UserError
+from common.khare import data as khare_data
 from common.khare.features import ClipFeatures, Transcripts, WordsFile, write_store
 from common.manifest import Manifest, Turn
-from common.corpora.mosei import EMOTIONS
 
-SCORES = {"train": ("1", "0", "0", "0.333", "0", "0"), "dev": ("0",) * 6, "test": ("0", "0", "0", "0", "0", "3")}
+SCORES = {
+    "train": ("1", "0", "0", "0.333", "0", "0"),
+    "dev": ("0",) * 6,
+    "test": ("0", "0", "0", "0", "0", "3"),
+}
 
 
 def mosei(tmp_path, videos=(("a", "train"), ("b", "train"), ("c", "dev"), ("d", "test"), ("e", ""))):
-    turns = [Turn(f"{video}[{k}]", video, k, video, "", 2.0 * k, 2.0 * k + 1.5, text="Yes, it is!", audio="/wav",
-                  extra={**dict(zip(EMOTIONS, SCORES.get(split, SCORES["dev"]))), "split": split, "video_id": video})
-             for video, split in videos for k in range(2)]
+    turns = [
+        Turn(
+            f"{video}[{k}]",
+            video,
+            k,
+            video,
+            "",
+            2.0 * k,
+            2.0 * k + 1.5,
+            text="Yes, it is!",
+            audio="/wav",
+            extra={
+                **dict(zip(EMOTIONS, SCORES.get(split, SCORES["dev"]))),
+                "split": split,
+                "video_id": video,
+            },
+        )
+        for video, split in videos
+        for k in range(2)
+    ]
     return Manifest("mosei", tmp_path, (), turns)
 
 
 def labelled(tmp_path, split=True):
-    turns = [Turn(f"u{i}", f"d{i // 4}", i % 4, f"s{i // 4}", "", 0.0, 2.0, text="so so", label=("x", "y", "")[i % 3],
-                  extra={"split": ("train", "dev", "test")[i // 8]} if split else {}) for i in range(24)]
+    turns = [
+        Turn(
+            f"u{i}",
+            f"d{i // 4}",
+            i % 4,
+            f"s{i // 4}",
+            "",
+            0.0,
+            2.0,
+            text="so so",
+            label=("x", "y", "")[i % 3],
+            extra={"split": ("train", "dev", "test")[i // 8]} if split else {},
+        )
+        for i in range(24)
+    ]
     return Manifest("meld", tmp_path, ("x", "y"), turns)
 
 
 def store_of(tmp_path, words):
-    clips = [ClipFeatures(name, 2.0, words=[(word, None, None) for word in text.split()])
-             for name, text in words.items()]
+    clips = [
+        ClipFeatures(name, 2.0, words=[(word, None, None) for word in text.split()])
+        for name, text in words.items()
+    ]
     return write_store(clips, tmp_path / "store", {}, 0.05, 0.5, 200, 4096, 10)
 
 
@@ -43,7 +79,10 @@ def test_emotions_of_mosei_are_several_at_once(tmp_path):
     assert found.shape == (10, 6) and khare_data.targets_of(manifest, []).shape == (0, 6)
     fold = khare_data.fold_of(manifest, 5)
     assert [[turn.speaker for turn in part] for part in (fold.train, fold.valid, fold.test)] == [
-        ["a", "a", "b", "b"], ["c", "c"], ["d", "d"]]
+        ["a", "a", "b", "b"],
+        ["c", "c"],
+        ["d", "d"],
+    ]
     with pytest.raises(UserError, match="no segment of the dev fold"):
         khare_data.fold_of(mosei(tmp_path, (("a", "train"), ("d", "test"))), 5)
 
@@ -67,15 +106,25 @@ def test_a_corpus_pretrained_on_itself_gives_no_turn_of_its_test_part(tmp_path, 
     fold = khare_data.fold_of(manifest, 3)
     train, held_out = khare_data.own_turns(manifest, fold)
     speakers = {turn.speaker for turn in fold.train}
-    assert {turn.utterance_id for turn in train} == {turn.utterance_id for turn in manifest.turns
-                                                     if turn.speaker in speakers}
+    assert {turn.utterance_id for turn in train} == {
+        turn.utterance_id for turn in manifest.turns if turn.speaker in speakers
+    }
     assert any(not turn.label for turn in train) and held_out == fold.valid
     assert not speakers & {turn.speaker for turn in (*fold.test, *held_out)}
 
 
 def voxceleb(tmp_path):
-    return Manifest("voxceleb2", tmp_path, (), [Turn(f"id{s}_v{s}{v}_{k}", f"id{s}_v{s}{v}", k, f"id{s}", "", 0.0, 0.0)
-                                                for s in range(10) for v in range(2) for k in range(3)])
+    return Manifest(
+        "voxceleb2",
+        tmp_path,
+        (),
+        [
+            Turn(f"id{s}_v{s}{v}_{k}", f"id{s}_v{s}{v}", k, f"id{s}", "", 0.0, 0.0)
+            for s in range(10)
+            for v in range(2)
+            for k in range(3)
+        ],
+    )
 
 
 def test_held_out_speakers_of_another_corpus(tmp_path):
@@ -91,9 +140,14 @@ def test_held_out_speakers_of_another_corpus(tmp_path):
 def test_clips_of_videos_that_are_tested_are_left_out(tmp_path, capsys):
     """Both corpora are from YouTube: a VoxCeleb2 dialogue is <speaker>_<video>, a MOSEI dialogue the video."""
     manifest = voxceleb(tmp_path)
-    used = [turn for part in khare_data.other_turns(manifest, 0.3, 0, {"v00", "v91", "else"}) for turn in part]
+    used = [
+        turn for part in khare_data.other_turns(manifest, 0.3, 0, {"v00", "v91", "else"}) for turn in part
+    ]
     gone = {turn.dialogue_id for turn in manifest.turns} - {turn.dialogue_id for turn in used}
-    assert gone == {"id0_v00", "id9_v91"} and "6 clips of videos that validate or test" in capsys.readouterr().out
+    assert (
+        gone == {"id0_v00", "id9_v91"}
+        and "6 clips of videos that validate or test" in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match="1 speakers to pretrain on"):
         khare_data.other_turns(Manifest("v", tmp_path, (), manifest.turns[:6]), 0.3, 0, set())
 
@@ -105,7 +159,7 @@ def test_sources_have_the_words_that_were_prepared(tmp_path):
     assert source.words == [("Yes,", None, None), ("it", None, None), ("is!", None, None)]
     (tmp_path / "words.csv").write_text("utterance_id,word,start_s,end_s\na[1],yes,0.1,0.4\n")
     with_times = khare_data.sources_of(manifest, manifest.turns[:2], True)
-    assert [source.words for source in with_times] == [[], [("yes", 0.1, 0.4)]]      # none is not unknown
+    assert [source.words for source in with_times] == [[], [("yes", 0.1, 0.4)]]  # none is not unknown
     silent = khare_data.sources_of(voxceleb(tmp_path / "other"), voxceleb(tmp_path).turns[:1], True)[0]
     assert silent.words is None and (silent.start_s, silent.end_s) == (0.0, 0.0)
 
@@ -160,14 +214,23 @@ def test_the_identity_of_vectors_is_that_of_the_stores_own_words(tmp_path):
 
 
 def test_inputs_left_out():
-    batch = {"text": torch.ones(2, 3, 300), "text_length": torch.tensor([3, 1]), "audio": torch.ones(2, 1, 200),
-             "audio_length": torch.tensor([1, 0]), "video": torch.ones(2, 1, 9), "video_length": torch.tensor([1, 1]),
-             "labels": torch.ones(2, 6), "word_ids": torch.ones(2, 3)}
+    batch = {
+        "text": torch.ones(2, 3, 300),
+        "text_length": torch.tensor([3, 1]),
+        "audio": torch.ones(2, 1, 200),
+        "audio_length": torch.tensor([1, 0]),
+        "video": torch.ones(2, 1, 9),
+        "video_length": torch.tensor([1, 1]),
+        "labels": torch.ones(2, 6),
+        "word_ids": torch.ones(2, 3),
+    }
     assert set(khare_data.only(batch, ("text", "video"))) == set(batch) - {"audio", "audio_length"}
     assert set(khare_data.only(batch, ())) == {"labels", "word_ids"}
 
 
 def test_modalities_that_some_clips_have():
-    store = SimpleNamespace(n_words=np.array([0, 2]), audio_rows=np.array([1, 1]), video_rows=np.array([0, 0]))
+    store = SimpleNamespace(
+        n_words=np.array([0, 2]), audio_rows=np.array([1, 1]), video_rows=np.array([0, 0])
+    )
     assert khare_data.modalities_of(store, [0]) == ("audio",)
     assert khare_data.modalities_of(store, [0, 1]) == ("text", "audio")

@@ -24,12 +24,29 @@ from transformers import (
     Wav2Vec2ForCTC,
 )
 
-from common.khare import features
 from common.chochlakis.backbones import IMAGENET
 from common.errors import UserError
-from common.khare.features import (ClipFeatures, Clips, ClipStore, Extraction, FeatureStats, Recogniser, Source,
-                                   Transcripts, WordsFile, english_rows, extract, filterbanks, find_row, load_vgg,
-                                   mask_words, measure_stats, tidy_words, write_store)
+from common.khare import features
+from common.khare.features import (
+    ClipFeatures,
+    Clips,
+    ClipStore,
+    Extraction,
+    FeatureStats,
+    Recogniser,
+    Source,
+    Transcripts,
+    WordsFile,
+    english_rows,
+    extract,
+    filterbanks,
+    find_row,
+    load_vgg,
+    mask_words,
+    measure_stats,
+    tidy_words,
+    write_store,
+)
 from common.training import Recipe, StepKeys
 
 RATE = 16000
@@ -43,13 +60,14 @@ def noise(seconds, seed):
 
 # ---- Filterbanks ---------------------------------------------------------------------------
 
+
 def plain_fbank(samples):
     """Kaldi's filterbank written out: one frame at a time, one band at a time."""
     samples = np.asarray(samples, np.float64) * 32768
     frames = []
     for k in range((len(samples) + 80) // 160):
         place = np.arange(400) + 160 * k + 80 - 200
-        place = np.where(place < 0, -1 - place, place)                      # mirrored at both ends
+        place = np.where(place < 0, -1 - place, place)  # mirrored at both ends
         place = np.where(place >= len(samples), 2 * len(samples) - 1 - place, place)
         x = samples[place]
         x = x - x.mean()
@@ -58,11 +76,13 @@ def plain_fbank(samples):
         power = np.abs(np.fft.rfft(x, 512)) ** 2
         edges = np.linspace(1127 * np.log(1 + 20 / 700), 1127 * np.log(1 + 8000 / 700), 42)
         mel = 1127 * np.log(1 + np.arange(257) * 16000 / 512 / 700)
-        rising, falling = ([(mel - edges[b]) / (edges[b + 1] - edges[b]) for b in range(40)],
-                           [(edges[b + 2] - mel) / (edges[b + 2] - edges[b + 1]) for b in range(40)])
+        rising, falling = (
+            [(mel - edges[b]) / (edges[b + 1] - edges[b]) for b in range(40)],
+            [(edges[b + 2] - mel) / (edges[b + 2] - edges[b + 1]) for b in range(40)],
+        )
         bands = np.minimum(rising, falling).clip(0)[:, :256] @ power[:256]
         frames.append(np.log(np.maximum(bands, np.finfo(np.float32).eps)))
-    return np.array(frames)                                                  # (frames, 40)
+    return np.array(frames)  # (frames, 40)
 
 
 @pytest.mark.parametrize("n_samples", [16000, 12345, 4079, 400])
@@ -93,13 +113,21 @@ def test_short_clips_and_silence_give_finite_steps():
 
 # ---- VGG-16 --------------------------------------------------------------------------------
 
+
 def small_vgg(weights=None, init_weights=False):
     """In place of torchvision's vgg16, which takes half a gigabyte: the same parts, 4096 numbers."""
     network = nn.Module()
     network.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
     network.avgpool = nn.AdaptiveAvgPool2d(7)
-    network.classifier = nn.Sequential(nn.Linear(196, 32), nn.ReLU(), nn.Dropout(), nn.Linear(32, 4096), nn.ReLU(),
-                                       nn.Dropout(), nn.Linear(4096, 10))
+    network.classifier = nn.Sequential(
+        nn.Linear(196, 32),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(32, 4096),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(4096, 10),
+    )
     return network
 
 
@@ -144,7 +172,9 @@ def test_vgg_from_a_file_or_a_seed(tmp_path, monkeypatch):
 def test_vgg_refuses_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "vgg16", small_vgg)
     state = small_vgg().state_dict()
-    torch.save({key: value for key, value in state.items() if key != "classifier.3.bias"}, tmp_path / "other.pth")
+    torch.save(
+        {key: value for key, value in state.items() if key != "classifier.3.bias"}, tmp_path / "other.pth"
+    )
     with pytest.raises(UserError, match=r"other\.pth: classifier\.3\.bias is missing.*torchvision's vgg16"):
         load_vgg(tmp_path / "other.pth", 16, None, "cpu", "no")
     with pytest.raises(UserError, match="no such file"):
@@ -153,10 +183,14 @@ def test_vgg_refuses_other_files(tmp_path, monkeypatch):
 
 # ---- Words ---------------------------------------------------------------------------------
 
+
 def test_words_file(tmp_path):
     path = tmp_path / "words.csv"
-    path.write_text('utterance_id,word,start_s,end_s\na,well,0.1,0.3\na,"one, two",0.3,0.5\n"b, c",so,,\n'
-                    '-d,"é ""x""",1,2\n', encoding="utf-8")
+    path.write_text(
+        'utterance_id,word,start_s,end_s\na,well,0.1,0.3\na,"one, two",0.3,0.5\n"b, c",so,,\n'
+        '-d,"é ""x""",1,2\n',
+        encoding="utf-8",
+    )
     words = WordsFile(path)
     assert words.words("a", None, 1.0)[0] == [("well", 0.1, 0.3), ("one, two", 0.3, 0.5)]
     assert words.words("b, c", None, 1.0)[0] == [("so", None, None)]
@@ -164,11 +198,16 @@ def test_words_file(tmp_path):
     assert words.words("nobody", None, 1.0)[0] == [] and math.isnan(words.words("a", None, 1.0)[1])
 
 
-@pytest.mark.parametrize("text, message", [
-    ("id,word\n", "first line is not utterance_id,word"), ("", "first line is not"),
-    ("utterance_id,word,start_s,end_s\na,x,0,1\nb,x,0,1\na,y,1,2\n", "words of a stand in two places"),
-    ("utterance_id,word,start_s,end_s\na,x,soon,1\n", "a: 'x,soon,1' is not word,start_s,end_s"),
-    ("utterance_id,word,start_s,end_s\na,x\n", "a: 'x' is not word,start_s,end_s")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("id,word\n", "first line is not utterance_id,word"),
+        ("", "first line is not"),
+        ("utterance_id,word,start_s,end_s\na,x,0,1\nb,x,0,1\na,y,1,2\n", "words of a stand in two places"),
+        ("utterance_id,word,start_s,end_s\na,x,soon,1\n", "a: 'x,soon,1' is not word,start_s,end_s"),
+        ("utterance_id,word,start_s,end_s\na,x\n", "a: 'x' is not word,start_s,end_s"),
+    ],
+)
 def test_words_file_refuses_what_it_cannot_read(tmp_path, text, message):
     (tmp_path / "words.csv").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message):
@@ -182,28 +221,41 @@ def test_transcripts_with_and_without_times(tmp_path):
     (tmp_path / "id1/a.txt").write_text("one two\nthree\n", encoding="utf-8")
     (tmp_path / "b.csv").write_text("word,start_s,end_s\nhi,0.5,0.75\n", encoding="utf-8")
     found = Transcripts(tmp_path)
-    assert found.words("id1/a", None, 3.0)[0] == [("one", None, None), ("two", None, None), ("three", None, None)]
+    assert found.words("id1/a", None, 3.0)[0] == [
+        ("one", None, None),
+        ("two", None, None),
+        ("three", None, None),
+    ]
     assert found.words("b", None, 3.0)[0] == [("hi", 0.5, 0.75)] and found.words("c", None, 3.0)[0] == []
     with pytest.raises(UserError, match="no such folder"):
         Transcripts(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("words, seconds, expected, outside", [
-    ([], 2.0, [], 0),
-    ([("a", 0.5, 1.0), (" ", 0, 1), ("b", 0.1, 0.2)], 2.0, [("b", 0.1, 0.2), ("a", 0.5, 1.0)], 0),
-    ([("a", -0.3, 0.1), ("b", 1.9, 2.6)], 2.0, [("a", 0.0, 0.1), ("b", 1.9, 2.0)], 0),        # across an edge
-    ([("a", -0.3, -0.1), ("b", 2.2, 2.6), ("c", 1.0, 1.1)], 2.0, [("c", 1.0, 1.1)], 2),       # outside
-    ([("a", 2.05, 2.2)], 2.0, [("a", 2.0, 2.0)], 0),                                          # rounded times
-    ([("a", 1.0, 1.0), ("b", 1.2, 0.9), ("z", 0.0, 0.0)], 2.0, [("z", 0, 0), ("a", 1.0, 1.0), ("b", 1.2, 1.2)], 0),
-    ([("a", None, None), ("b", None, None)], 3.0, [("a", 0.0, 1.5), ("b", 1.5, 3.0)], 0),     # spread evenly
-    ([("a", 0.5, NAN), ("b", 0.7, 0.8)], 3.0, [("a", 0.0, 1.5), ("b", 1.5, 3.0)], 0),
-    ([("a", 0.5, 0.7)], 0.0, [("a", 0.5, 0.7)], 0)])                                          # of unknown length
+@pytest.mark.parametrize(
+    "words, seconds, expected, outside",
+    [
+        ([], 2.0, [], 0),
+        ([("a", 0.5, 1.0), (" ", 0, 1), ("b", 0.1, 0.2)], 2.0, [("b", 0.1, 0.2), ("a", 0.5, 1.0)], 0),
+        ([("a", -0.3, 0.1), ("b", 1.9, 2.6)], 2.0, [("a", 0.0, 0.1), ("b", 1.9, 2.0)], 0),  # across an edge
+        ([("a", -0.3, -0.1), ("b", 2.2, 2.6), ("c", 1.0, 1.1)], 2.0, [("c", 1.0, 1.1)], 2),  # outside
+        ([("a", 2.05, 2.2)], 2.0, [("a", 2.0, 2.0)], 0),  # rounded times
+        (
+            [("a", 1.0, 1.0), ("b", 1.2, 0.9), ("z", 0.0, 0.0)],
+            2.0,
+            [("z", 0, 0), ("a", 1.0, 1.0), ("b", 1.2, 1.2)],
+            0,
+        ),
+        ([("a", None, None), ("b", None, None)], 3.0, [("a", 0.0, 1.5), ("b", 1.5, 3.0)], 0),  # spread evenly
+        ([("a", 0.5, NAN), ("b", 0.7, 0.8)], 3.0, [("a", 0.0, 1.5), ("b", 1.5, 3.0)], 0),
+        ([("a", 0.5, 0.7)], 0.0, [("a", 0.5, 0.7)], 0),
+    ],
+)  # of unknown length
 def test_tidy_words(words, seconds, expected, outside):
     assert tidy_words(words, seconds) == (expected, outside)
 
 
 def test_words_without_times_in_a_clip_of_unknown_length_have_none():
-    (word, start, end), = tidy_words([("a", None, None)], 0.0)[0]
+    ((word, start, end),) = tidy_words([("a", None, None)], 0.0)[0]
     assert word == "a" and math.isnan(start) and math.isnan(end)
 
 
@@ -214,14 +266,24 @@ LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B", "C"]
 def ctc_folder(tmp_path_factory):
     """A wav2vec 2.0 with three letters and random weights, large enough that it says something."""
     folder = tmp_path_factory.mktemp("ctc")
-    (folder / "vocab.json").write_text(str({x: i for i, x in enumerate(LETTERS)}).replace("'", '"'), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        str({x: i for i, x in enumerate(LETTERS)}).replace("'", '"'), encoding="utf-8"
+    )
     torch.manual_seed(0)
-    config = Wav2Vec2Config(vocab_size=len(LETTERS), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                            intermediate_size=32, conv_dim=(16,) * 7, num_conv_pos_embeddings=4,
-                            num_conv_pos_embedding_groups=2, pad_token_id=0)
+    config = Wav2Vec2Config(
+        vocab_size=len(LETTERS),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        pad_token_id=0,
+    )
     model = Wav2Vec2ForCTC(config)
     model.lm_head.weight.data.normal_(0, 2)
-    model.lm_head.bias.data[1:4] = -100           # those that stand for no letter
+    model.lm_head.bias.data[1:4] = -100  # those that stand for no letter
     model.save_pretrained(folder)
     Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
@@ -236,7 +298,7 @@ def test_recogniser_reads_letters_times_and_score_off_the_frames(ctc_folder):
     x = torch.from_numpy((samples - samples.mean()) / np.sqrt(samples.var() + 1e-7))[None]
     with torch.no_grad():
         best, ids = model(x).logits[0].log_softmax(-1).max(-1)
-    expected, ended = [], True             # CTC by hand: repeated letters are one, blanks are none, "|" ends a word
+    expected, ended = [], True  # CTC by hand: repeated letters are one, blanks are none, "|" ends a word
     for letter, run in groupby(range(len(ids)), key=lambda k: int(ids[k])):
         name, frames = LETTERS[letter], list(run)
         if name == "|":
@@ -260,6 +322,7 @@ def test_recogniser_without_anything_to_hear(ctc_folder):
 
 
 # ---- Recordings to a store -----------------------------------------------------------------
+
 
 class Colours:
     """In place of VGG-16: the mean colour of a picture, in the first three of 4096 numbers; can be made to fail."""
@@ -293,7 +356,9 @@ def write_video(path, seconds, sound_s=0.0, rate=10, late_s=0.0, sound_late_s=0.
         if sound_s:
             samples = noise(sound_s, 0)
             for start in range(0, len(samples), 1024):
-                frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+                frame = av.AudioFrame.from_ndarray(
+                    samples[None, start : start + 1024], format="fltp", layout="mono"
+                )
                 frame.sample_rate, frame.pts = RATE, start + round(sound_late_s * RATE)
                 container.mux(track.encode(frame))
             container.mux(track.encode(None))
@@ -307,19 +372,24 @@ def corpus(tmp_path_factory):
     soundfile.write(folder / "long.wav", noise(6, 1), RATE)
     soundfile.write(folder / "short.wav", noise(1.33, 2), RATE)
     long = {"audio": str(folder / "long.wav"), "video": write_video(folder / "long.mp4", 6)}
-    return [Source("long[0]", **long, start_s=1.0, end_s=2.6, words=[("one", 0.0, 0.4), ("two", 0.5, 1.0)]),
-            Source("long[1]", **long, start_s=-0.4, end_s=1.2, words=[("gone", -3.0, -2.0), ("two", 0.1, 0.3)]),
-            Source("long[2]", **long, start_s=5.1, end_s=9.0, words=[]),
-            Source("-spoken", video=write_video(folder / "spoken.mp4", 2, sound_s=2), words=[("hi", None, None)]),
-            Source("silent", video=write_video(folder / "silent.mp4", 1.7), words=[("two", 0.2, 0.2)]),
-            Source("heard", audio=str(folder / "short.wav")),
-            Source("said, not heard", end_s=2.0, words=[("so", None, None), ("what", None, None)]),
-            Source("long[3]", **long, words=[])]
+    return [
+        Source("long[0]", **long, start_s=1.0, end_s=2.6, words=[("one", 0.0, 0.4), ("two", 0.5, 1.0)]),
+        Source("long[1]", **long, start_s=-0.4, end_s=1.2, words=[("gone", -3.0, -2.0), ("two", 0.1, 0.3)]),
+        Source("long[2]", **long, start_s=5.1, end_s=9.0, words=[]),
+        Source("-spoken", video=write_video(folder / "spoken.mp4", 2, sound_s=2), words=[("hi", None, None)]),
+        Source("silent", video=write_video(folder / "silent.mp4", 1.7), words=[("two", 0.2, 0.2)]),
+        Source("heard", audio=str(folder / "short.wav")),
+        Source("said, not heard", end_s=2.0, words=[("so", None, None), ("what", None, None)]),
+        Source("long[3]", **long, words=[]),
+    ]
 
 
 def content(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -337,22 +407,36 @@ def test_each_clip_has_its_own_sound_pictures_and_words(corpus, store):
         np.testing.assert_array_equal(store.audio(rows[name]), expected.astype(np.float16))
         assert store.seconds[rows[name]] == pytest.approx(end - start, abs=1e-3)
         edges = np.append(np.arange(start, end - 1e-6, 0.5), end)
-        shown = 20 + 2 * np.floor((edges[:-1] + edges[1:]) / 2 * 10 + 0.01)         # the newest picture by then
-        np.testing.assert_allclose(store.video(rows[name])[:, :3].astype(float), shown[:, None].repeat(3, 1), atol=2)
-    assert store.audio(rows["-spoken"]).shape[0] in (40, 41, 42) and len(store.video(rows["-spoken"])) in (4, 5)
+        shown = 20 + 2 * np.floor((edges[:-1] + edges[1:]) / 2 * 10 + 0.01)  # the newest picture by then
+        np.testing.assert_allclose(
+            store.video(rows[name])[:, :3].astype(float), shown[:, None].repeat(3, 1), atol=2
+        )
+    assert store.audio(rows["-spoken"]).shape[0] in (40, 41, 42) and len(store.video(rows["-spoken"])) in (
+        4,
+        5,
+    )
     assert store.audio(rows["silent"]).shape == (0, 200) and store.video(rows["silent"]).shape == (4, 4096)
     assert store.audio(rows["heard"]).shape == (27, 200) and store.video(rows["heard"]).shape == (0, 4096)
     assert store.words(rows["long[0]"]) == [("one", 0.0, pytest.approx(0.4)), ("two", 0.5, 1.0)]
-    assert [word for word, *_ in store.words(rows["long[1]"])] == ["two"] and store.words(rows["long[2]"]) == []
+    assert [word for word, *_ in store.words(rows["long[1]"])] == ["two"] and store.words(
+        rows["long[2]"]
+    ) == []
     assert store.words(rows["said, not heard"]) == [("so", 0.0, 1.0), ("what", 1.0, 2.0)]
-    assert store.meta["without_audio"] == 2 and store.meta["without_video"] == 2 and store.meta["without_words"] == 3
+    assert (
+        store.meta["without_audio"] == 2
+        and store.meta["without_video"] == 2
+        and store.meta["without_words"] == 3
+    )
     assert store.meta["outside"] == 1 and store.meta["not_finite"] == 0
     assert store.vocabulary == ["two", "hi", "one", "so", "what"] and store.counts.tolist() == [3, 1, 1, 1, 1]
 
 
 def test_sound_and_pictures_that_start_at_different_times(tmp_path):
     path = write_video(tmp_path / "late.mp4", 2, sound_s=2, late_s=1.0)
-    clips = [Source("before", video=path, start_s=0.0, end_s=0.8), Source("across", video=path, start_s=0.5, end_s=2.5)]
+    clips = [
+        Source("before", video=path, start_s=0.0, end_s=0.8),
+        Source("across", video=path, start_s=0.5, end_s=2.5),
+    ]
     found = extract(clips, None, Colours(), tmp_path / "s", {}, SETTINGS)
     assert found.audio_rows.tolist() == [16, pytest.approx(30, abs=2)]
     assert found.video_rows.tolist() == [0, 4]
@@ -362,7 +446,9 @@ def test_sound_and_pictures_that_start_at_different_times(tmp_path):
     after = write_video(tmp_path / "after.mp4", 2, sound_s=1, sound_late_s=1.0)
     found = extract([Source("a", video=after)], None, Colours(), tmp_path / "v", {}, SETTINGS)
     steps = found.audio(0).astype(float).mean(1)
-    assert len(steps) in (40, 41, 42) and (steps[:18] < 0).all() and (steps[22:39] > 10).all()      # silence before it
+    assert (
+        len(steps) in (40, 41, 42) and (steps[:18] < 0).all() and (steps[22:39] > 10).all()
+    )  # silence before it
     longer = write_video(tmp_path / "longer.mp4", 1, sound_s=3)
     found = extract([Source("a", video=longer)], None, Colours(), tmp_path / "u", {}, SETTINGS)
     assert found.video_rows.tolist() == [2] and found.audio_rows[0] >= 59 and found.seconds[0] >= 2.99
@@ -380,7 +466,7 @@ def test_a_killed_run_leaves_the_same_bytes(corpus, store, tmp_path, calls, caps
     (tmp_path / "s/.shard_00001.77.tmp/audio.npy").write_bytes(b"half")
     again = extract(corpus, None, Colours(), tmp_path / "s", {}, replace(SETTINGS, workers=2))
     assert content(tmp_path / "s") == content(store.folder) and again.meta == store.meta
-    assert ("going on" in capsys.readouterr().out) == (calls == 3)          # the first shard takes three calls
+    assert ("going on" in capsys.readouterr().out) == (calls == 3)  # the first shard takes three calls
     vgg = Colours()
     vgg.calls_left = 0
     extract(corpus, None, vgg, tmp_path / "s", {}, SETTINGS)
@@ -400,14 +486,19 @@ def test_damaged_recordings_are_named_limited_and_tried_again(corpus, tmp_path, 
     broken.write_bytes(b"RIFF, but no sound")
     sources[5].audio = str(broken)
     sources.append(Source("late", audio=corpus[5].audio, start_s=50.0, end_s=51.0))
-    with pytest.raises(UserError, match=r"2 of 9 clips cannot be used, the first one: heard: .*broken\.wav: not a"):
+    with pytest.raises(
+        UserError, match=r"2 of 9 clips cannot be used, the first one: heard: .*broken\.wav: not a"
+    ):
         extract(sources, None, Colours(), tmp_path / "s", {}, SETTINGS)
     lenient = replace(SETTINGS, max_problem_share=0.3)
     found = extract(sources, None, Colours(), tmp_path / "s", {}, lenient)
     assert len(found) == 7 and "left out: 2 clips" in capsys.readouterr().out
     with open(tmp_path / "s/problems.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["utterance_id"], row["shard"]) for row in rows] == [("heard", "shard_00001"), ("late", "shard_00002")]
+    assert [(row["utterance_id"], row["shard"]) for row in rows] == [
+        ("heard", "shard_00001"),
+        ("late", "shard_00002"),
+    ]
     assert "50.00" in rows[1]["problem"]
     np.testing.assert_array_equal(found.word_ids(found.row_of("said, not heard"))[1], [[0, 1], [1, 2]])
     soundfile.write(broken, noise(1, 0), RATE)
@@ -433,7 +524,7 @@ def test_the_disk_is_asked_before_anything_is_written(corpus, store, tmp_path, m
     assert not (tmp_path / "s").exists()
     need = float(capsys.readouterr().out.partition(" h, ")[2].partition(" GB")[0]) * 1e9
     there = sum(len(data) for name, data in content(store.folder).items() if name.endswith("npy"))
-    assert there < need < 2.5 * there                   # long[2] claims three seconds that its files do not have
+    assert there < need < 2.5 * there  # long[2] claims three seconds that its files do not have
 
 
 def test_words_of_a_recogniser_and_the_choice_of_english(corpus, ctc_folder, tmp_path, capsys):
@@ -441,7 +532,7 @@ def test_words_of_a_recogniser_and_the_choice_of_english(corpus, ctc_folder, tmp
     sources = [replace(source, words=None) for source in corpus[:6]]
     found = extract(sources, recogniser, None, tmp_path / "s", {}, replace(SETTINGS, max_problem_share=0.2))
     assert [str(x) for x in found.ids] == ["long[0]", "long[1]", "long[2]", "-spoken", "heard"]
-    assert "1 x neither sound, picture nor words" in capsys.readouterr().out       # nobody looks at "silent"
+    assert "1 x neither sound, picture nor words" in capsys.readouterr().out  # nobody looks at "silent"
     heard = found.row_of("heard")
     samples = soundfile.read(corpus[5].audio, dtype="float32")[0]
     words, score = recogniser.words("heard", samples, 1.33)
@@ -456,6 +547,7 @@ def test_words_of_a_recogniser_and_the_choice_of_english(corpus, ctc_folder, tmp
 
 
 # ---- Reading -------------------------------------------------------------------------------
+
 
 def made_up(n_clips=7, seed=0):
     """Clips of random numbers with 1 to 9 words of half a second from a vocabulary of four."""
@@ -474,10 +566,14 @@ def write(folder, clips, shard_clips=3):
 
 def test_a_store_of_ready_features_counts_what_is_not_finite(tmp_path):
     clips = made_up()
-    clips[2].audio[3, :4] = NAN, np.inf, -np.inf, 1e6          # the last is too large for float16
+    clips[2].audio[3, :4] = NAN, np.inf, -np.inf, 1e6  # the last is too large for float16
     clips[4].audio, clips[5].video, clips[6].words = None, None, []
     found = write(tmp_path / "s", clips)
-    assert found.meta["not_finite"] == 4 and (found.audio(2)[3, :4] == 0).all() and (found.audio(2)[3, 4:] != 0).all()
+    assert (
+        found.meta["not_finite"] == 4
+        and (found.audio(2)[3, :4] == 0).all()
+        and (found.audio(2)[3, 4:] != 0).all()
+    )
     assert found.audio(4).shape == (0, 200) and found.video(5).shape == (0, 4096) and found.words(6) == []
     np.testing.assert_array_equal(found.video(6), clips[6].video.astype(np.float16))
     assert found.audio(0).dtype == found.video(0).dtype == np.float16
@@ -520,12 +616,13 @@ def test_statistics_are_those_of_the_training_clips(tmp_path):
 
 def test_a_word_is_found_as_it_is_in_lower_case_or_bare():
     row_of = {"US": 0, "us": 1, "door": 2, "can't": 3, "...": 4}
-    assert [find_row(word, row_of) for word in ("US", "Us", "Door!", "can't", "...", "“door”", "none", "")] == [
-        0, 1, 2, 3, 4, 2, -1, -1]
+    assert [
+        find_row(word, row_of) for word in ("US", "Us", "Door!", "can't", "...", "“door”", "none", "")
+    ] == [0, 1, 2, 3, 4, 2, -1, -1]
 
 
 VECTORS = np.arange(1, 3 * 300 + 1, dtype=np.float32).reshape(3, 300)
-ROW_OF = {"a": 2, "b": 0, "c": 1}                                            # d has no vector
+ROW_OF = {"a": 2, "b": 0, "c": 1}  # d has no vector
 
 
 def test_batches_are_padded_and_count_what_is_there(tmp_path):
@@ -551,7 +648,9 @@ def test_batches_are_padded_and_count_what_is_there(tmp_path):
     assert data.lengths.tolist() == [11 * n[1], 2 * n[0]]
     empty = Clips(found, [3], VECTORS, ROW_OF)
     batch = empty.collate([empty[0, 0]])
-    assert batch["text"].shape == (1, 1, 300) and batch["text_length"].tolist() == [0] and "labels" not in batch
+    assert (
+        batch["text"].shape == (1, 1, 300) and batch["text_length"].tolist() == [0] and "labels" not in batch
+    )
     with pytest.raises(ValueError, match="2 labels for 1 clips"):
         Clips(found, [3], VECTORS, ROW_OF, labels=labels)
 
@@ -569,7 +668,9 @@ def test_options_of_the_data_set(tmp_path):
     assert known.collate([known[0, 0]])["text_length"].tolist() == [sum(word != "d" for word in spoken)]
     short = Clips(found, [i], VECTORS, ROW_OF, max_s=1.0)
     batch = short.collate([short[0, 0]])
-    assert [batch[f"{x}_length"].item() for x in ("text", "audio", "video")] == [2, 20, 2] and short.lengths[0] <= 30
+    assert [batch[f"{x}_length"].item() for x in ("text", "audio", "video")] == [2, 20, 2] and short.lengths[
+        0
+    ] <= 30
     stats = FeatureStats(*(np.full(d, x, np.float32) for d in (200, 4096) for x in (3, 2)))
     scaled = Clips(found, [i, 0], VECTORS, ROW_OF, stats=stats)
     batch = scaled.collate([scaled[0, 0], scaled[1, 0]])
@@ -579,7 +680,9 @@ def test_options_of_the_data_set(tmp_path):
     heard = Clips(found, [0, i], VECTORS, ROW_OF, words_from=others)
     batch = heard.collate([heard[0, 0], heard[1, 0]])
     assert batch["text_length"].tolist() == [0, 1] and batch["word_ids"].tolist() == [[-1], [0]]
-    np.testing.assert_array_equal(batch["audio"][0, : batch["audio_length"][0]], found.audio(0).astype(np.float32))
+    np.testing.assert_array_equal(
+        batch["audio"][0, : batch["audio_length"][0]], found.audio(0).astype(np.float32)
+    )
 
 
 def test_the_loader_of_training_batches_by_length_in_several_processes(tmp_path):
@@ -595,24 +698,42 @@ def test_the_loader_of_training_batches_by_length_in_several_processes(tmp_path)
 
 # ---- Masked words --------------------------------------------------------------------------
 
+
 def batch_of(words, n_audio=20, n_video=2, word_ids=None):
     """One clip with ones everywhere and words [(start_s, end_s)]."""
     times = torch.tensor(words, dtype=torch.float32).reshape(1, -1, 2)
     ids = torch.arange(len(words))[None] if word_ids is None else torch.tensor([word_ids])
-    return {"text": torch.ones(1, len(words), 300), "audio": torch.ones(1, n_audio, 200),
-            "video": torch.ones(1, n_video, 8), "word_ids": ids,
-            "word_start_s": times[..., 0], "word_end_s": times[..., 1],
-            "audio_step_s": torch.tensor([0.05]), "video_step_s": torch.tensor([0.5])}
+    return {
+        "text": torch.ones(1, len(words), 300),
+        "audio": torch.ones(1, n_audio, 200),
+        "video": torch.ones(1, n_video, 8),
+        "word_ids": ids,
+        "word_start_s": times[..., 0],
+        "word_end_s": times[..., 1],
+        "audio_step_s": torch.tensor([0.05]),
+        "video_step_s": torch.tensor([0.5]),
+    }
 
 
-@pytest.mark.parametrize("start, end, audio, video", [
-    (0.10, 0.20, [2, 3], [0]),                 # from edge to edge
-    (0.12, 0.21, [2, 3, 4], [0]),              # parts of steps are hidden as a whole
-    (0.45, 0.55, [9, 10], [0, 1]),
-    (0.0, 1.0, list(range(20)), [0, 1]),
-    (0.33, 0.33, [6], [0]), (0.35, 0.35, [7], [0]), (0.0, 0.0, [0], [0]), (0.5, 0.5, [10], [1]),       # no length
-    (0.15, 0.3, [3, 4, 5], [0]), (0.3, 0.35, [6], [0]),                                          # not exact in binary
-    (0.98, 1.7, [19], [1]), (1.0, 1.2, [], []), (1.2, 1.5, [], []), (NAN, NAN, [], [])])     # outside, unknown
+@pytest.mark.parametrize(
+    "start, end, audio, video",
+    [
+        (0.10, 0.20, [2, 3], [0]),  # from edge to edge
+        (0.12, 0.21, [2, 3, 4], [0]),  # parts of steps are hidden as a whole
+        (0.45, 0.55, [9, 10], [0, 1]),
+        (0.0, 1.0, list(range(20)), [0, 1]),
+        (0.33, 0.33, [6], [0]),
+        (0.35, 0.35, [7], [0]),
+        (0.0, 0.0, [0], [0]),
+        (0.5, 0.5, [10], [1]),  # no length
+        (0.15, 0.3, [3, 4, 5], [0]),
+        (0.3, 0.35, [6], [0]),  # not exact in binary
+        (0.98, 1.7, [19], [1]),
+        (1.0, 1.2, [], []),
+        (1.2, 1.5, [], []),
+        (NAN, NAN, [], []),
+    ],
+)  # outside, unknown
 def test_all_that_is_heard_and_seen_during_a_hidden_word_is_hidden(start, end, audio, video):
     batch = batch_of([(start, end)])
     hidden = mask_words(batch, 0.15, torch.Generator().manual_seed(0))
@@ -631,8 +752,10 @@ def test_long_clips_have_exact_steps():
         assert batch["audio_hidden"][0].nonzero().flatten().tolist() == [k]
 
 
-@pytest.mark.parametrize("n_words, share, n_hidden", [(1, 0.15, 1), (3, 0.15, 1), (9, 0.15, 1), (10, 0.15, 2),
-                                                      (20, 0.15, 3), (100, 0.15, 15), (4, 1.0, 4)])
+@pytest.mark.parametrize(
+    "n_words, share, n_hidden",
+    [(1, 0.15, 1), (3, 0.15, 1), (9, 0.15, 1), (10, 0.15, 2), (20, 0.15, 3), (100, 0.15, 15), (4, 1.0, 4)],
+)
 def test_the_share_of_hidden_words(n_words, share, n_hidden):
     batch = batch_of([(0.1 * k, 0.1 * k + 0.1) for k in range(n_words)], n_audio=2 * n_words, n_video=n_words)
     before = batch["text"]
@@ -640,7 +763,7 @@ def test_the_share_of_hidden_words(n_words, share, n_hidden):
     assert hidden.sum() == n_hidden
     np.testing.assert_array_equal(batch["audio_hidden"][0].numpy(), hidden[0].numpy().repeat(2))
     np.testing.assert_array_equal((batch["text"][0] == 0).all(1), hidden[0])
-    assert (before == 1).all()            # a step that is repeated after an out-of-memory error starts from it
+    assert (before == 1).all()  # a step that is repeated after an out-of-memory error starts from it
 
 
 def test_words_outside_the_vocabulary_and_padding_are_never_hidden():
@@ -660,14 +783,17 @@ def test_masks_depend_on_the_generator_alone_and_reach_every_word():
 
     assert torch.equal(draw(4), draw(4))
     counts = sum(draw(seed)[0].int() for seed in range(500))
-    assert counts.min() > 60 and counts.max() < 145                          # 100 each, sd 9
+    assert counts.min() > 60 and counts.max() < 145  # 100 each, sd 9
 
 
 # ---- Real recordings -----------------------------------------------------------------------
 
+
 def test_ravdess_sound_becomes_steps_of_fifty_milliseconds(tmp_path):
     paths = sorted(shared_data("ravdess").rglob("*.wav"))[:6]
-    sources = [Source(path.stem, str(path), words=[("kids", None, None), ("door", None, None)]) for path in paths]
+    sources = [
+        Source(path.stem, str(path), words=[("kids", None, None), ("door", None, None)]) for path in paths
+    ]
     found = extract(sources, None, None, tmp_path / "s", {}, SETTINGS)
     for i, path in enumerate(paths):
         samples = soundfile.read(path, dtype="float32")[0]
@@ -679,8 +805,18 @@ def test_ravdess_sound_becomes_steps_of_fifty_milliseconds(tmp_path):
 
 def test_ravdess_video_is_seen_by_vgg16(tmp_path, vgg):
     path = str(next(shared_data("ravdess_av").rglob("*.mp4")))
-    found = extract([Source("whole", video=path), Source("part", video=path, start_s=1.0, end_s=2.0)], None, vgg,
-                    tmp_path / "s", {}, SETTINGS)
-    assert found.video(0).shape == (7, 4096) and len(found.audio(0)) in (66, 67) and (found.video(0) > 0).any(1).all()
+    found = extract(
+        [Source("whole", video=path), Source("part", video=path, start_s=1.0, end_s=2.0)],
+        None,
+        vgg,
+        tmp_path / "s",
+        {},
+        SETTINGS,
+    )
+    assert (
+        found.video(0).shape == (7, 4096)
+        and len(found.audio(0)) in (66, 67)
+        and (found.video(0) > 0).any(1).all()
+    )
     assert found.seconds[0] == pytest.approx(3.3, abs=0.1)
     np.testing.assert_allclose(found.video(1).astype(float), found.video(0)[2:4].astype(float), atol=0.02)

@@ -5,8 +5,16 @@ import pytest
 from sklearn import metrics as sk
 
 from common.khare import metrics as khare_metrics
-from common.khare.metrics import all_negative, confusion, interval, resampled, scores, selection_score, word_edits
-from common.khare.metrics import word_error_rate
+from common.khare.metrics import (
+    all_negative,
+    confusion,
+    interval,
+    resampled,
+    scores,
+    selection_score,
+    word_edits,
+    word_error_rate,
+)
 
 SHARES = (0.6, 0.3, 0.2, 0.1, 0.15, 0.08)
 
@@ -25,7 +33,8 @@ def by_scikit_learn(y, p):
         "WA": [sk.balanced_accuracy_score(y[:, e], p[:, e]) for e in range(y.shape[1])],
         "F1": [sk.f1_score(y[:, e], p[:, e], average="weighted") for e in range(y.shape[1])],
         "macro F1": [sk.f1_score(y[:, e], p[:, e], average="macro") for e in range(y.shape[1])],
-        "positive F1": [sk.f1_score(y[:, e], p[:, e], zero_division=0) for e in range(y.shape[1])]}
+        "positive F1": [sk.f1_score(y[:, e], p[:, e], zero_division=0) for e in range(y.shape[1])],
+    }
     return {name: [*values, np.mean(values)] for name, values in found.items()}
 
 
@@ -57,7 +66,9 @@ def test_saying_no_has_a_high_weighted_f1_for_a_rare_emotion():
     y[:50, 0] = y[:5, 1] = 1
     found = all_negative(y)
     assert found["WA"].tolist() == [0.5, 0.5, 0.5] and found["positive F1"].tolist() == [0, 0, 0]
-    assert found["F1"].tolist() == pytest.approx([0.5 * 2 / 3, 0.95 * 190 / 195, (1 / 3 + 0.95 * 190 / 195) / 2])
+    assert found["F1"].tolist() == pytest.approx(
+        [0.5 * 2 / 3, 0.95 * 190 / 195, (1 / 3 + 0.95 * 190 / 195) / 2]
+    )
     assert found["macro F1"].tolist()[:2] == pytest.approx([1 / 3, 95 / 195])
 
 
@@ -74,7 +85,9 @@ def test_resamples_equal_gathering_the_clips(labels):
     names = np.unique(videos)
     draws = np.random.default_rng(7).multinomial(len(names), np.full(len(names), 1 / len(names)), 8)
     for number, draw in enumerate(draws):
-        rows = np.concatenate([np.repeat(np.flatnonzero(videos == name), times) for name, times in zip(names, draw)])
+        rows = np.concatenate(
+            [np.repeat(np.flatnonzero(videos == name), times) for name, times in zip(names, draw)]
+        )
         expected = [by_scikit_learn(y[rows], run[rows]) for run in runs]
         for name, values in found.items():
             assert values.shape == (8, 7)
@@ -96,7 +109,9 @@ def test_intervals_and_paired_differences(labels):
     found = resampled(y, runs[0], videos, 2000, 0)
     low, high = interval(found["WA"])
     np.testing.assert_allclose([low, high], np.percentile(found["WA"], [2.5, 97.5], axis=0))
-    assert (low < scores(confusion(y, runs[0]))["WA"]).all() and (high > scores(confusion(y, runs[0]))["WA"]).all()
+    assert (low < scores(confusion(y, runs[0]))["WA"]).all() and (
+        high > scores(confusion(y, runs[0]))["WA"]
+    ).all()
     again = resampled(y, runs[0], videos, 2000, 0)
     assert all((found[name] == again[name]).all() for name in found)
     better = runs[0].copy()
@@ -110,12 +125,15 @@ def test_clips_of_one_video_are_not_independent():
     y = np.tile(np.arange(600) % 2, (6, 1)).T
     right = np.random.default_rng(0).random((600, 6)) < np.repeat(np.linspace(0.4, 0.9, 20), 30)[:, None]
     p = np.where(right, y, 1 - y)
-    by_video, by_clip = (np.diff(interval(resampled(y, p, who, 1000, 0)["WA"]), axis=0)[0, -1]
-                         for who in (videos, np.arange(600)))
+    by_video, by_clip = (
+        np.diff(interval(resampled(y, p, who, 1000, 0)["WA"]), axis=0)[0, -1]
+        for who in (videos, np.arange(600))
+    )
     assert by_video > 2 * by_clip
 
 
 # ---- Word error rate -----------------------------------------------------------------------
+
 
 def plain_edits(a, b):
     """Levenshtein's table, cell by cell."""
@@ -126,9 +144,21 @@ def plain_edits(a, b):
     return table[-1][-1]
 
 
-@pytest.mark.parametrize("reference, hypothesis, edits", [
-    ("", "", 0), ("a b c", "a b c", 0), ("", "a b", 2), ("a b", "", 2), ("a b c", "a x c", 1), ("a b c", "a c", 1),
-    ("a c", "a b c", 1), ("a b c d", "b c d e", 2), ("the cat sat", "cat the sat", 2), ("a", "b c d a", 3)])
+@pytest.mark.parametrize(
+    "reference, hypothesis, edits",
+    [
+        ("", "", 0),
+        ("a b c", "a b c", 0),
+        ("", "a b", 2),
+        ("a b", "", 2),
+        ("a b c", "a x c", 1),
+        ("a b c", "a c", 1),
+        ("a c", "a b c", 1),
+        ("a b c d", "b c d e", 2),
+        ("the cat sat", "cat the sat", 2),
+        ("a", "b c d a", 3),
+    ],
+)
 def test_word_edits_by_hand(reference, hypothesis, edits):
     assert word_edits(reference.split(), hypothesis.split()) == edits
 

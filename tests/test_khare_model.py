@@ -12,11 +12,25 @@ from networks import noise, seeded
 from torch import nn
 from torch.nn import functional as F
 
-from common.khare import model as khare_model
 from common.errors import UserError
-from common.khare.model import MODALITIES, CrossModalTransformer, EmotionClassifier, Layer, Linear, MaskedLM, Noise
-from common.khare.model import Sizes, attention_weights, balance, balanced_loss, drop_modalities, learning_rate
-from common.khare.model import nce_loss, softmax_loss
+from common.khare import model as khare_model
+from common.khare.model import (
+    MODALITIES,
+    CrossModalTransformer,
+    EmotionClassifier,
+    Layer,
+    Linear,
+    MaskedLM,
+    Noise,
+    Sizes,
+    attention_weights,
+    balance,
+    balanced_loss,
+    drop_modalities,
+    learning_rate,
+    nce_loss,
+    softmax_loss,
+)
 from common.sadok.vqmae import build, count_parameters, sinusoidal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -52,7 +66,10 @@ def clip_of(batch, number):
     for name in MODALITIES:
         length = int(batch[f"{name}_length"][number])
         if length:
-            clip |= {name: batch[name][number : number + 1, :length], f"{name}_length": torch.tensor([length])}
+            clip |= {
+                name: batch[name][number : number + 1, :length],
+                f"{name}_length": torch.tensor([length]),
+            }
     return clip
 
 
@@ -66,13 +83,19 @@ def words_of(batch, n_words, seed=0):
 
 # ---- The network against a plain one -------------------------------------------------------
 
+
 def torch_attention(layer):
     """torch's multi-head attention with the weights of a Layer, without its output layer's residual."""
     width = layer.query.in_features
     theirs = nn.MultiheadAttention(width, layer.heads, batch_first=True)
-    theirs.load_state_dict({"in_proj_weight": torch.cat([layer.query.weight, layer.key_value.weight]),
-                            "in_proj_bias": torch.cat([layer.query.bias, layer.key_value.bias]),
-                            "out_proj.weight": layer.out.weight, "out_proj.bias": layer.out.bias})
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([layer.query.weight, layer.key_value.weight]),
+            "in_proj_bias": torch.cat([layer.query.bias, layer.key_value.bias]),
+            "out_proj.weight": layer.out.weight,
+            "out_proj.bias": layer.out.bias,
+        }
+    )
     return theirs
 
 
@@ -80,8 +103,11 @@ def plain_layer(layer, x, source, is_padding=None):
     """Eq. 1 to 4 by torch's own parts."""
     attended, _ = torch_attention(layer)(x, source, source, key_padding_mask=is_padding)
     width = x.shape[2]
-    residual = (F.linear(x, layer.query.weight, layer.query.bias) if layer.cross else
-                F.linear(source, layer.key_value.weight[width:], layer.key_value.bias[width:]))
+    residual = (
+        F.linear(x, layer.query.weight, layer.query.bias)
+        if layer.cross
+        else F.linear(source, layer.key_value.weight[width:], layer.key_value.bias[width:])
+    )
     o = layer.norm_attention(residual + attended)
     first, _, second = layer.feed_forward
     hidden = F.relu(F.linear(o, first.weight, first.bias))
@@ -133,13 +159,17 @@ def test_equation_3_by_hand():
         layer.key_value.weight[2:] = torch.eye(2)
     everything = torch.ones(1, 1, 1, 2, dtype=torch.bool)
     x = torch.tensor([[[1.0, 3.0], [5.0, 3.0]]])
-    torch.testing.assert_close(layer(x, x, everything), torch.tensor([[[-1.0, 1.0], [1.0, -1.0]]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        layer(x, x, everything), torch.tensor([[[-1.0, 1.0], [1.0, -1.0]]]), atol=1e-4, rtol=0
+    )
     with torch.no_grad():
         layer.out.bias.copy_(torch.tensor([10.0, 0.0]))
     torch.testing.assert_close(layer(x, x, everything), torch.tensor([[[1.0, -1.0]] * 2]), atol=1e-4, rtol=0)
     with torch.no_grad():
-        layer.key_value.weight.zero_()       # no residual from the input itself: V is 0, and so is what x was
-    torch.testing.assert_close(layer(-x, -x, everything), torch.tensor([[[1.0, -1.0]] * 2]), atol=1e-4, rtol=0)
+        layer.key_value.weight.zero_()  # no residual from the input itself: V is 0, and so is what x was
+    torch.testing.assert_close(
+        layer(-x, -x, everything), torch.tensor([[[1.0, -1.0]] * 2]), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("n_clips, n_steps", [(1, 9), (7, 5), (33, 5), (19, 33), (64, 9)])
@@ -288,13 +318,14 @@ def test_dropped_modalities():
     before = torch.stack([batch[f"{name}_length"] for name in MODALITIES])
     assert ((left == before) | (left == 0)).all() and (left > 0).any(0).all()
     assert batch["text_length"][0] == 4 and found["text"] is batch["text"]
-    shares = (left[:, :3000] == 0).double().mean(1)          # 0.3, less the 0.3 ** 3 that would lose everything
-    assert (shares - (0.3 - 0.3**3)).abs().max() < 0.03      # three and a half standard errors
+    shares = (left[:, :3000] == 0).double().mean(1)  # 0.3, less the 0.3 ** 3 that would lose everything
+    assert (shares - (0.3 - 0.3**3)).abs().max() < 0.03  # three and a half standard errors
     shares = (left[1:, 3000:] == 0).double().mean(1)
     assert (shares - (0.3 - 0.3**2)).abs().max() < 0.03
 
 
 # ---- Masked language model -----------------------------------------------------------------
+
 
 def small_noise(n_words, shared=False, counts=(50, 30, 10, 5, 3, 2)):
     return Noise(torch.tensor(counts), n_words, shared)
@@ -324,8 +355,13 @@ def test_softmax_loss_is_torchs():
 def test_nce_by_hand(shared):
     """One position, V = 2 words as likely as noise, k = 3: whatever is drawn, D = s - ln 2 - ln(3 / 2)."""
     noise_words = Noise(torch.tensor([5, 5]), 3, shared)
-    found = nce_loss(torch.ones(1, 1), torch.tensor([[1.0], [1.0]]), torch.tensor([0.5, 0.5]), torch.tensor([1]),
-                     noise_words)
+    found = nce_loss(
+        torch.ones(1, 1),
+        torch.tensor([[1.0], [1.0]]),
+        torch.tensor([0.5, 0.5]),
+        torch.tensor([1]),
+        noise_words,
+    )
     d = 1.5 - math.log(2) - math.log(1.5)
     expected = math.log(1 + math.exp(-d)) + 3 * math.log(1 + math.exp(d))
     assert found.item() == pytest.approx(expected, rel=1e-5)
@@ -351,7 +387,10 @@ def test_nce_has_its_exact_expectation(shared):
     noise_words, x, generator = small_noise(2, shared), noise(4, 4, seed=7), seeded()
     found = torch.stack([nce_loss(x, weight, bias, target, noise_words, generator) for _ in range(4000)])
     d = x @ weight.T + bias - math.log(6) - noise_words.log_k_p(torch.arange(6))
-    expected = -F.logsigmoid(d)[torch.arange(4), target].sum() - 2 * (noise_words.log_p.exp() * F.logsigmoid(-d)).sum()
+    expected = (
+        -F.logsigmoid(d)[torch.arange(4), target].sum()
+        - 2 * (noise_words.log_p.exp() * F.logsigmoid(-d)).sum()
+    )
     assert abs(found.mean() - expected) < 4 * found.std() / 4000**0.5
 
 
@@ -422,8 +461,12 @@ def fresh(anchor="text", n_substitutes=0):
 
 def complete(n_clips=8):
     """Clips that lack nothing, of several lengths."""
-    return batch_of({name: [1 + (5 * number + shift) % N_STEPS[name] for number in range(n_clips)]
-                     for shift, name in enumerate(MODALITIES)})
+    return batch_of(
+        {
+            name: [1 + (5 * number + shift) % N_STEPS[name] for number in range(n_clips)]
+            for shift, name in enumerate(MODALITIES)
+        }
+    )
 
 
 TWENTY = torch.arange(1, 21)
@@ -442,6 +485,7 @@ def test_eight_clips_are_learned_as_masked_language_model(noise_words):
 
 # ---- Schedule ------------------------------------------------------------------------------
 
+
 def test_the_schedule_by_hand():
     k, w, warmup = 10, 512, 4000
     rates = [learning_rate(n, k, w, warmup) for n in (1, 2000, 4000, 16000)]
@@ -450,6 +494,7 @@ def test_the_schedule_by_hand():
 
 
 # ---- Emotions ------------------------------------------------------------------------------
+
 
 def test_weights_let_positives_and_negatives_count_alike():
     labels = (torch.rand(200, 6, generator=seeded()) < torch.tensor([0.7, 0.4, 0.3, 0.2, 0.1, 0.05])).long()
@@ -463,7 +508,10 @@ def test_weights_let_positives_and_negatives_count_alike():
 
 def test_balanced_loss_by_hand():
     """Three clips, two emotions. Emotion 0 has one positive: weights 3/2 and 3/4; emotion 1 two: 3/4 and 3/2."""
-    labels, logits = torch.tensor([[1, 1], [0, 1], [0, 0]]), torch.tensor([[2.0, -1.0], [0.5, 0.0], [-3.0, 1.0]])
+    labels, logits = (
+        torch.tensor([[1, 1], [0, 1], [0, 0]]),
+        torch.tensor([[2.0, -1.0], [0.5, 0.0], [-3.0, 1.0]]),
+    )
     weights = balance(labels)
     assert weights.tolist() == [[0.75, 1.5], [1.5, 0.75]]
 

@@ -11,18 +11,31 @@ from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 
 from common import settings
+from common.errors import UserError
 from common.li import fusion as li_fusion
 from common.li import tables as li_tables
-from common.errors import UserError
 from common.li.model import BRANCHES
 from common.manifest import Manifest, read_manifest, write_manifest
 from common.training import make_accelerator
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
-QUICK = ("--PAPERS=li", "--CORPUS=demo_iemocap", "--CHECKPOINTS=local", "--SEEDS=0", "--MAX_EPOCHS=2,1", "--N_RESAMPLES=100",
-         "--PROJECTOR_HIDDEN=8", "--CONTEXT_BEFORE=1", "--CONTEXT_AFTER=1", "--STUDY_SYSTEMS=", "--WORKERS=0", "--PRECISION=no",
-         "--AUDIO_MAX_S=0.6", "--BATCH_SIZE=8")
+QUICK = (
+    "--PAPERS=li",
+    "--CORPUS=demo_iemocap",
+    "--CHECKPOINTS=local",
+    "--SEEDS=0",
+    "--MAX_EPOCHS=2,1",
+    "--N_RESAMPLES=100",
+    "--PROJECTOR_HIDDEN=8",
+    "--CONTEXT_BEFORE=1",
+    "--CONTEXT_AFTER=1",
+    "--STUDY_SYSTEMS=",
+    "--WORKERS=0",
+    "--PRECISION=no",
+    "--AUDIO_MAX_S=0.6",
+    "--BATCH_SIZE=8",
+)
 SYSTEMS = ("WavLM+TE", "BERT+TE", "LF", "MMT")
 STUDY = ("--STUDY_SYSTEMS=BERT+TE", "--STUDY_SIZES=0+0,1+0,1+1")
 FOLDS = ("fold1", "fold2", "fold3")
@@ -80,47 +93,112 @@ def finished(tmp_path_factory):
 
 # ---- What a run leaves ---------------------------------------------------------------------
 
+
 def test_it_leaves_every_table_and_figure(finished):
     root, _, folder = finished
-    expected = {f"li_{name}.{kind}" for kind in ("csv", "md")
-                for name in ("table_1", "table_2", "table_tests", "table_context", "table_styles")}
-    expected |= {"li_fig_4_confusion.png", "li_fig_4_confusion.pdf", "li_predictions.csv", "li_metrics.json", "log.jsonl"}
+    expected = {
+        f"li_{name}.{kind}"
+        for kind in ("csv", "md")
+        for name in ("table_1", "table_2", "table_tests", "table_context", "table_styles")
+    }
+    expected |= {
+        "li_fig_4_confusion.png",
+        "li_fig_4_confusion.pdf",
+        "li_predictions.csv",
+        "li_metrics.json",
+        "log.jsonl",
+    }
     assert {path.name for path in folder.iterdir()} == expected
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    trained = [(r["system"], tuple(r["context"]), r["fold"], r["phase"]) for r in log if r["event"] == "trained"]
+    trained = [
+        (r["system"], tuple(r["context"]), r["fold"], r["phase"]) for r in log if r["event"] == "trained"
+    ]
     assert all(record["paper"] == "li" for record in log)
-    assert sorted(trained) == sorted({(s, (1, 1), f, p) for s in SYSTEMS for f in FOLDS for p in li_fusion.PHASES}
-                                     | {("BERT+TE", w, f, "frozen") for w in ((0, 0), (1, 0)) for f in FOLDS})
+    assert sorted(trained) == sorted(
+        {(s, (1, 1), f, p) for s in SYSTEMS for f in FOLDS for p in li_fusion.PHASES}
+        | {("BERT+TE", w, f, "frozen") for w in ((0, 0), (1, 0)) for f in FOLDS}
+    )
     assert not list(root.rglob("last.pt")) and not list(root.rglob("fine-tuned/best.safetensors"))
 
 
 def test_table_1_has_the_papers_numbers_beside_the_right_systems(finished):
     table = read_table(finished[2], "table_1")
-    printed = {"3 WavLM+TE frozen, A": ("63.51", "64.67"), "4 WavLM+TE fine-tuned, A": ("67.99", "68.24"),
-               "7 BERT+TE frozen, T": ("74.55", "76.41"), "8 BERT+TE fine-tuned, T": ("76.09", "76.57"),
-               "15 LF frozen, A + T": ("79.91", "81.88"), "16 LF fine-tuned, A + T": ("79.91", "81.15"),
-               "17 MMT frozen, A + T": ("78.58", "80.72"), "18 MMT fine-tuned, A + T": ("80.36", "81.7")}
+    printed = {
+        "3 WavLM+TE frozen, A": ("63.51", "64.67"),
+        "4 WavLM+TE fine-tuned, A": ("67.99", "68.24"),
+        "7 BERT+TE frozen, T": ("74.55", "76.41"),
+        "8 BERT+TE fine-tuned, T": ("76.09", "76.57"),
+        "15 LF frozen, A + T": ("79.91", "81.88"),
+        "16 LF fine-tuned, A + T": ("79.91", "81.15"),
+        "17 MMT frozen, A + T": ("78.58", "80.72"),
+        "18 MMT fine-tuned, A + T": ("80.36", "81.7"),
+    }
     assert {row for row, _ in table} == set(printed)
     for row, (wa, ua) in printed.items():
         assert (table[row, "WA"]["paper"], table[row, "UA"]["paper"]) == (wa, ua)
-        assert (table[row, "WA"]["n"], table[row, "WA"]["n_runs"], table[row, "WA pooled"]["n_runs"]) == ("42", "3", "1")
+        assert (table[row, "WA"]["n"], table[row, "WA"]["n_runs"], table[row, "WA pooled"]["n_runs"]) == (
+            "42",
+            "3",
+            "1",
+        )
         assert table[row, "weighted F1"]["paper"] == "" and table[row, "weighted F1"]["mean"]
-    assert "last epoch kept" in table[row, "WA"]["protocol"] and "3-fold by session" in table[row, "WA"]["protocol"]
+    assert (
+        "last epoch kept" in table[row, "WA"]["protocol"]
+        and "3-fold by session" in table[row, "WA"]["protocol"]
+    )
     assert "one validation speaker" in table[row, "WA"]["protocol"]
 
 
 def test_the_systems_are_numbered_as_in_the_paper():
     """Table 1 of the paper, in its order: a number, a model, WA and UA."""
-    assert list(li_tables.PAPER_TABLE_1) == list(BRANCHES) and all(len(p) == 2 for p in li_tables.PAPER_TABLE_1.values())
+    assert list(li_tables.PAPER_TABLE_1) == list(BRANCHES) and all(
+        len(p) == 2 for p in li_tables.PAPER_TABLE_1.values()
+    )
     numbers = [li_tables.number_of(name, phase) for name in BRANCHES for phase in li_fusion.PHASES]
     assert numbers == list(range(1, 19)) and li_fusion.PHASES == ("frozen", "fine-tuned")
     assert li_tables.number_of("CMT(A→T)", "frozen") == 9 and li_tables.number_of("EF", "fine-tuned") == 14
     was = [li_tables.PAPER_TABLE_1[name][phase][0] for name in BRANCHES for phase in li_fusion.PHASES]
-    assert was == [66.15, 66.70, 63.51, 67.99, 74.33, 77.67, 74.55, 76.09, 67.76, 68.07, 74.98, 77.75, 77.61, 79.80, 79.91,
-                   79.91, 78.58, 80.36]
+    assert was == [
+        66.15,
+        66.70,
+        63.51,
+        67.99,
+        74.33,
+        77.67,
+        74.55,
+        76.09,
+        67.76,
+        68.07,
+        74.98,
+        77.75,
+        77.61,
+        79.80,
+        79.91,
+        79.91,
+        78.58,
+        80.36,
+    ]
     uas = [li_tables.PAPER_TABLE_1[name][phase][1] for name in BRANCHES for phase in li_fusion.PHASES]
-    assert uas == [65.35, 66.71, 64.67, 68.24, 76.57, 78.76, 76.41, 76.57, 69.37, 67.93, 76.85, 78.60, 77.85, 80.65, 81.88,
-                   81.15, 80.72, 81.70]
+    assert uas == [
+        65.35,
+        66.71,
+        64.67,
+        68.24,
+        76.57,
+        78.76,
+        76.41,
+        76.57,
+        69.37,
+        67.93,
+        76.85,
+        78.60,
+        77.85,
+        80.65,
+        81.88,
+        81.15,
+        80.72,
+        81.70,
+    ]
 
 
 def test_every_labelled_turn_is_predicted_once_and_scores_can_be_recounted(finished):
@@ -130,18 +208,29 @@ def test_every_labelled_turn_is_predicted_once_and_scores_can_be_recounted(finis
     labels = {turn.utterance_id: turn.label for turn in manifest.labelled}
     for system, rows in predictions.items():
         assert {i: row["y_true"] for i, row in rows.items()} == labels, system
-        assert all(int(row["fold"][-1]) == int(i[4]) for i, row in rows.items())      # session k is tested in fold k
+        assert all(
+            int(row["fold"][-1]) == int(i[4]) for i, row in rows.items()
+        )  # session k is tested in fold k
     for name in SYSTEMS:
         for phase in li_fusion.PHASES:
             rows = predictions[f"{name} {phase}, context 1+1"]
             row = next(row for row, _ in table if f" {name} {phase}, " in row)
             folds = [[r for r in rows.values() if r["fold"] == fold] for fold in FOLDS]
             hits = [[r["y_true"] == r["y_pred"] for r in fold] for fold in folds]
-            assert float(table[row, "WA"]["mean"]) == pytest.approx(100 * np.mean([np.mean(h) for h in hits]), abs=1e-4)
+            assert float(table[row, "WA"]["mean"]) == pytest.approx(
+                100 * np.mean([np.mean(h) for h in hits]), abs=1e-4
+            )
             assert float(table[row, "WA pooled"]["mean"]) == pytest.approx(100 * right(rows).mean(), abs=1e-4)
-            recalls = [[np.mean([r["y_pred"] == c for r in fold if r["y_true"] == c])
-                        for c in {r["y_true"] for r in fold}] for fold in folds]
-            assert float(table[row, "UA"]["mean"]) == pytest.approx(100 * np.mean([np.mean(r) for r in recalls]), abs=1e-4)
+            recalls = [
+                [
+                    np.mean([r["y_pred"] == c for r in fold if r["y_true"] == c])
+                    for c in {r["y_true"] for r in fold}
+                ]
+                for fold in folds
+            ]
+            assert float(table[row, "UA"]["mean"]) == pytest.approx(
+                100 * np.mean([np.mean(r) for r in recalls]), abs=1e-4
+            )
 
 
 def test_table_2_compares_the_last_session_and_all_folds(finished):
@@ -155,7 +244,11 @@ def test_table_2_compares_the_last_session_and_all_folds(finished):
     assert table["ours, 15 LF frozen, Session 5", "UA"]["paper"] == "80.56"
     rows = {i: r for i, r in predictions["MMT fine-tuned, context 1+1"].items() if r["fold"] == "fold3"}
     assert float(table[session, "WA"]["mean"]) == pytest.approx(100 * right(rows).mean(), abs=1e-4)
-    assert (table[session, "WA"]["n"], table[session, "WA"]["n_runs"], table[folds, "WA"]["n"]) == ("14", "1", "42")
+    assert (table[session, "WA"]["n"], table[session, "WA"]["n_runs"], table[folds, "WA"]["n"]) == (
+        "14",
+        "1",
+        "42",
+    )
     one = read_table(finished[2], "table_1")["18 MMT fine-tuned, A + T", "WA"]
     assert table[folds, "WA"]["mean"] == one["mean"]
 
@@ -166,10 +259,17 @@ def test_gains_over_the_rivals_can_be_recounted(finished):
     for phase in li_fusion.PHASES:
         ours, rival = (right(predictions[f"{name} {phase}, context 1+1"]) for name in ("MMT", "LF"))
         gain = table[f"MMT against LF, {phase}", "gain in WA"]
-        assert float(gain["mean"]) == pytest.approx(100 * (ours - rival).mean(), abs=1e-4) and gain["unit"] == "points"
+        assert (
+            float(gain["mean"]) == pytest.approx(100 * (ours - rival).mean(), abs=1e-4)
+            and gain["unit"] == "points"
+        )
         single = next(row for row in rows if row.startswith(f"MMT against the best single modality, {phase}"))
-        counts = dict(part.rsplit(" ", 1) for part in single.split("development: ")[1].rstrip(")").split(", "))
-        assert set(counts) <= {"WavLM+TE", "BERT+TE"} and sum(map(int, counts.values())) == 3      # one choice per fold
+        counts = dict(
+            part.rsplit(" ", 1) for part in single.split("development: ")[1].rstrip(")").split(", ")
+        )
+        assert (
+            set(counts) <= {"WavLM+TE", "BERT+TE"} and sum(map(int, counts.values())) == 3
+        )  # one choice per fold
     assert len(rows) == 4 and all(0 <= float(table[row, "by speaker, Holm"]["mean"]) <= 1 for row in rows)
 
 
@@ -180,24 +280,40 @@ def test_gains_of_context_can_be_recounted(finished):
     base = right(predictions["BERT+TE frozen, context 0+0"])
     for text, size in named.items():
         row, ours = f"BERT+TE frozen: {text}", right(predictions[f"BERT+TE frozen, context {size}"])
-        folds = np.array([r["fold"] for _, r in sorted(predictions[f"BERT+TE frozen, context {size}"].items())])
+        folds = np.array(
+            [r["fold"] for _, r in sorted(predictions[f"BERT+TE frozen, context {size}"].items())]
+        )
         wa = np.mean([ours[folds == fold].mean() for fold in FOLDS])
-        assert float(table[row, "WA"]["mean"]) == pytest.approx(100 * wa, abs=1e-4) and table[row, "weighted F1"]["mean"]
+        assert (
+            float(table[row, "WA"]["mean"]) == pytest.approx(100 * wa, abs=1e-4)
+            and table[row, "weighted F1"]["mean"]
+        )
         if size == "0+0":
             assert (row, "gain in WA") not in table
         else:
-            assert float(table[row, "gain in WA"]["mean"]) == pytest.approx(100 * (ours - base).mean(), abs=1e-4)
+            assert float(table[row, "gain in WA"]["mean"]) == pytest.approx(
+                100 * (ours - base).mean(), abs=1e-4
+            )
     assert "as in each row" in (finished[2] / "li_table_context.md").read_text()
 
 
 def test_styles_are_scored_apart(finished):
     _, manifest, folder = finished
-    table, predictions = read_table(folder, "table_styles"), read_predictions(folder)["MMT frozen, context 1+1"]
+    table, predictions = (
+        read_table(folder, "table_styles"),
+        read_predictions(folder)["MMT frozen, context 1+1"],
+    )
     styles = {turn.utterance_id: turn.extra["style"] for turn in manifest.labelled}
     for style in ("improvised", "scripted"):
         cell = table["17 MMT frozen", f"{style} WA"]
-        folds = [[r["y_true"] == r["y_pred"] for i, r in predictions.items() if r["fold"] == fold and styles[i] == style]
-                 for fold in FOLDS]
+        folds = [
+            [
+                r["y_true"] == r["y_pred"]
+                for i, r in predictions.items()
+                if r["fold"] == fold and styles[i] == style
+            ]
+            for fold in FOLDS
+        ]
         assert float(cell["mean"]) == pytest.approx(100 * np.mean([np.mean(f) for f in folds]), abs=1e-4)
         assert cell["n"] == "21" and cell["paper"] == ""
     assert len(table) == len(SYSTEMS) * 2 * 4
@@ -212,6 +328,7 @@ def test_metrics_name_what_was_run(finished):
 
 # ---- Going on ------------------------------------------------------------------------------
 
+
 def forbid_training(monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("trained again")
@@ -221,11 +338,14 @@ def forbid_training(monkeypatch):
 
 def test_a_second_run_trains_nothing_and_gives_the_same_tables(finished, monkeypatch):
     root, _, folder = finished
-    before = {name: (folder / name).read_bytes() for name in ("li_table_1.csv", "li_table_context.csv", "li_predictions.csv")}
+    before = {
+        name: (folder / name).read_bytes()
+        for name in ("li_table_1.csv", "li_table_context.csv", "li_predictions.csv")
+    }
     forbid_training(monkeypatch)
     run_04(root, f"--SYSTEMS={','.join(SYSTEMS)}", *STUDY)
     assert {name: (folder / name).read_bytes() for name in before} == before
-    with pytest.raises(AssertionError, match="trained again"):       # other settings, other models
+    with pytest.raises(AssertionError, match="trained again"):  # other settings, other models
         run_04(root, "--SYSTEMS=MMT", "--WIDTH=8", f"--RESULTS_ROOT={root}/other")
 
 
@@ -247,8 +367,10 @@ def test_killed_after_the_frozen_phase_it_goes_on(finished, tmp_path, monkeypatc
     run_04(tmp_path, "--SYSTEMS=MMT")
     assert calls[2:] == [("fold1", "fine-tuned"), *[(f, p) for f in FOLDS[1:] for p in li_fusion.PHASES]]
     for part in (f"{fold}/{phase}/test.json" for fold in FOLDS for phase in li_fusion.PHASES):
-        whole, cut = (json.loads((root / "models/demo_iemocap/li/mmt/1+1/seed0" / part).read_text())
-                      for root in (finished[0], tmp_path))
+        whole, cut = (
+            json.loads((root / "models/demo_iemocap/li/mmt/1+1/seed0" / part).read_text())
+            for root in (finished[0], tmp_path)
+        )
         assert whole["logits"] == cut["logits"] and whole["valid_loss"] == cut["valid_loss"], part
 
 
@@ -256,9 +378,15 @@ def test_fine_tuning_starts_from_the_frozen_phase_and_counts_on(finished):
     folder = finished[0] / "models/demo_iemocap/li/mmt/1+1/seed0/fold1"
     frozen, tuned = (json.loads((folder / phase / "test.json").read_text()) for phase in li_fusion.PHASES)
     recipes = [outcome["history"]["identity"]["recipe"] for outcome in (frozen, tuned)]
-    assert [r["learning_rate"] for r in recipes] == [1e-3, 1e-5] and {r["weight_decay"] for r in recipes} == {1e-3}
+    assert [r["learning_rate"] for r in recipes] == [1e-3, 1e-5] and {r["weight_decay"] for r in recipes} == {
+        1e-3
+    }
     assert [r["patience"] for r in recipes] == [5, 10] and [r["keep"] for r in recipes] == ["last", "last"]
-    assert recipes[1]["best_before"] == frozen["history"]["best"] == min(e["valid_loss"] for e in frozen["history"]["log"])
+    assert (
+        recipes[1]["best_before"]
+        == frozen["history"]["best"]
+        == min(e["valid_loss"] for e in frozen["history"]["log"])
+    )
     assert recipes[1]["epochs_since_best"] == frozen["history"]["epochs_since_best"]
     assert frozen["valid_loss"] == frozen["history"]["log"][-1]["valid_loss"]
     # One epoch at 1e-5 moves the logits a little from where the frozen phase left them, and does move them.
@@ -270,14 +398,22 @@ def test_fine_tuning_starts_from_the_frozen_phase_and_counts_on(finished):
 def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
     """At a rate that soon does harm, the last epoch is not the best; the loss that counts is that of the weights tested."""
     prepare(tmp_path)
-    folder = run_04(tmp_path, "--SYSTEMS=BERT+FC", f"--KEEP_EPOCH={keep}", "--FROZEN_LEARNING_RATE=0.3", "--MAX_EPOCHS=4,1")
+    folder = run_04(
+        tmp_path,
+        "--SYSTEMS=BERT+FC",
+        f"--KEEP_EPOCH={keep}",
+        "--FROZEN_LEARNING_RATE=0.3",
+        "--MAX_EPOCHS=4,1",
+    )
     assert all(f"{keep} epoch kept" in row["protocol"] for row in read_table(folder, "table_1").values())
     outcomes = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("frozen/test.json"))]
     losses = [[entry["valid_loss"] for entry in outcome["history"]["log"]] for outcome in outcomes]
     assert len(losses) == 3 and any(min(found) < found[-1] for found in losses)
     for outcome, found in zip(outcomes, losses):
         assert outcome["valid_loss"] == (found[-1] if keep == "last" else min(found))
-    assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & {p.name for p in folder.iterdir()}
+    assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & {
+        p.name for p in folder.iterdir()
+    }
 
 
 def test_another_frozen_phase_asks_for_fine_tuning_again(tmp_path):
@@ -286,11 +422,14 @@ def test_another_frozen_phase_asks_for_fine_tuning_again(tmp_path):
     tuned = []
     for rate in ("1e-3", "5e-3", "1e-3"):
         study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--KEEP_EPOCH=best", f"--FROZEN_LEARNING_RATE={rate}")
-        tuned.append(li_fusion.train_system(study, "BERT+FC", (1, 1), li_fusion.PHASES, 0, 0)["fine-tuned"]["logits"])
+        tuned.append(
+            li_fusion.train_system(study, "BERT+FC", (1, 1), li_fusion.PHASES, 0, 0)["fine-tuned"]["logits"]
+        )
     assert tuned[0] == tuned[2] and not np.allclose(tuned[0], tuned[1], atol=1e-3)
 
 
 # ---- Protocol ------------------------------------------------------------------------------
+
 
 def test_nothing_learns_from_the_labels_of_the_test_session(tmp_path):
     """Other labels of the tested session change no logit of its fold; other labels of a training session do."""
@@ -321,8 +460,15 @@ def test_every_seed_draws_its_own_development_speakers_and_tests_the_same_turns(
 def test_the_best_single_modality_is_chosen_by_development_loss_alone():
     """One seed, two folds; WavLM is right wherever BERT is wrong, which must not matter."""
     y = np.array([0, 1, 0, 1])
-    study = SimpleNamespace(c=SimpleNamespace(SEEDS=(0,)), systems=["WavLM+TE", "BERT+TE", "MMT"], turns=[None] * 4, y=y,
-                            tested=[np.array([0, 1]), np.array([2, 3])], predicted={}, valid_loss={})
+    study = SimpleNamespace(
+        c=SimpleNamespace(SEEDS=(0,)),
+        systems=["WavLM+TE", "BERT+TE", "MMT"],
+        turns=[None] * 4,
+        y=y,
+        tested=[np.array([0, 1]), np.array([2, 3])],
+        predicted={},
+        valid_loss={},
+    )
     losses = {"WavLM+TE": (0.9, 0.2), "BERT+TE": (0.5, 0.4), "MMT": (0.1, 0.1)}
     for name, labels in (("WavLM+TE", y), ("BERT+TE", 1 - y), ("MMT", y)):
         study.predicted[name, "frozen", (4, 4)] = labels[None]
@@ -345,7 +491,9 @@ def test_context_stays_within_a_part(tmp_path):
         parts = li_fusion.fold_parts(study, (4, 4), fold)
         test_speakers = {turn.speaker for turn in fold.test}
         for part, (turns, windows) in parts.items():
-            assert {speaker[u] in test_speakers for window in windows for u in window if u} == {part == "test"}
+            assert {speaker[u] in test_speakers for window in windows for u in window if u} == {
+                part == "test"
+            }
             n_cut += sum(u is None for window in windows for u in window)
     cut = sum(study.n_cut[fold.name, "test", (4, 4)] for fold in study.folds)
     assert n_cut > cut > 0 and f"{cut:,} neighbours lie across the border" in li_tables.common_note(study)
@@ -355,14 +503,24 @@ def test_an_official_split_and_a_corpus_without_audio(tmp_path, capsys):
     """As MELD: the same actors in all parts, dialogues whole in one, weighted F1; the paper has no figures of it."""
     manifest = write_corpus(tmp_path, audio=False, corpus="meld")
     for turn in manifest.turns:
-        turn.session, turn.extra = "", {"split": {"Ses01": "train", "Ses02": "dev", "Ses03": "test"}[turn.session]}
+        turn.session, turn.extra = (
+            "",
+            {"split": {"Ses01": "train", "Ses02": "dev", "Ses03": "test"}[turn.session]},
+        )
     write_manifest(manifest)
     write_checkpoints(tmp_path / "checkpoints" / "meld")
-    folder = run_04(tmp_path, "--CORPUS=meld", "--SYSTEMS=WavLM+FC,BERT+FC,MMT", "--FINETUNED_PARTS=none").parent / "meld"
+    folder = (
+        run_04(tmp_path, "--CORPUS=meld", "--SYSTEMS=WavLM+FC,BERT+FC,MMT", "--FINETUNED_PARTS=none").parent
+        / "meld"
+    )
     shown = capsys.readouterr().out
     assert "WavLM+FC: needs audio; left out" in shown and "MMT: needs audio and text; left out" in shown
     table = read_table(folder, "table_1")
-    assert {row for row, _ in table} == {"5 BERT+FC frozen, T"} and {column for _, column in table} == {"WA", "UA", "weighted F1"}
+    assert {row for row, _ in table} == {"5 BERT+FC frozen, T"} and {column for _, column in table} == {
+        "WA",
+        "UA",
+        "weighted F1",
+    }
     assert all(row["paper"] == "" and row["n"] == "14" for row in table.values())
     assert "official train/dev/test split" in table["5 BERT+FC frozen, T", "WA"]["protocol"]
     assert not {"li_table_styles.md", "li_table_2.md"} & {path.name for path in folder.iterdir()}
@@ -373,15 +531,23 @@ def test_recomputed_states_train_nearly_the_same(finished, tmp_path):
     prepare(tmp_path)
     study = study_of(tmp_path, "--SYSTEMS=MMT", "--HIDDEN_STATES=recompute")
     outcome = li_fusion.train_system(study, "MMT", (1, 1), ("frozen",), 0, 0)["frozen"]
-    kept = json.loads((finished[0] / "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen/test.json").read_text())
+    kept = json.loads(
+        (finished[0] / "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen/test.json").read_text()
+    )
     assert np.allclose(outcome["logits"], kept["logits"], atol=2e-2) and outcome["logits"] != kept["logits"]
-    saved = li_fusion.load_file(li_fusion.best_weights(tmp_path / "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen"))
-    assert "classifier.0.weight" in saved and not [name for name in saved if ".backbone." in name and name.endswith("weight")]
+    saved = li_fusion.load_file(
+        li_fusion.best_weights(tmp_path / "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen")
+    )
+    assert "classifier.0.weight" in saved and not [
+        name for name in saved if ".backbone." in name and name.endswith("weight")
+    ]
 
 
 def test_all_parts_can_be_fine_tuned_and_models_kept(tmp_path):
     prepare(tmp_path)
-    folder = run_04(tmp_path, "--SYSTEMS=BERT+FC", "--FINETUNED_PARTS=all", "--KEEP_MODELS=true", "--STUDY_SIZES=4+4")
+    folder = run_04(
+        tmp_path, "--SYSTEMS=BERT+FC", "--FINETUNED_PARTS=all", "--KEEP_MODELS=true", "--STUDY_SIZES=4+4"
+    )
     assert all("all weights fine-tuned" in row["protocol"] for row in read_table(folder, "table_1").values())
     saved = li_fusion.load_file(next(iter(sorted(tmp_path.rglob("fine-tuned/best.safetensors")))))
     assert any("backbone.encoder.layer.1" in name for name in saved)
@@ -389,25 +555,29 @@ def test_all_parts_can_be_fine_tuned_and_models_kept(tmp_path):
 
 # ---- Refusals ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("words, said", [
-    (("--SYSTEMS=WavLM+RNN",), r"SYSTEMS=WavLM\+RNN: choose among WavLM\+FC"),
-    (("--SYSTEMS=",), "none of SYSTEMS="),
-    (("--KEEP_EPOCH=first",), "KEEP_EPOCH=first: choose one of last, best"),
-    (("--HIDDEN_STATES=tape",), "HIDDEN_STATES=tape: choose one of auto, memory, disk, recompute"),
-    (("--STUDY_SIZES=4",), "STUDY_SIZES=4: write utterances before and after"),
-    (("--STUDY_SIZES=4-4",), "STUDY_SIZES=4-4: write"),
-    (("--STUDY_PHASES=thawed",), "STUDY_PHASES=thawed: choose among frozen, fine-tuned"),
-    (("--STUDY_SYSTEMS=BERT",), "STUDY_SYSTEMS=BERT: choose among"),
-    (("--FINETUNED_PARTS=top",), "FINETUNED_PARTS=top: choose one of bottom, all, none"),
-    (("--LAYER_MERGE=sum",), "LAYER_MERGE=sum: choose one of mean, concatenate"),
-    (("--CONTEXT_OVER=turns",), "CONTEXT_OVER=turns: choose one of tokens, utterances"),
-    (("--HEADS=3",), "HEADS=3: does not divide WIDTH=16"),
-    (("--CONTEXT_AFTER=-1",), "give 0 or more utterances"),
-    (("--FINETUNE_PATIENCE=10",), "FINETUNE_PATIENCE=10: must lie between 0 and STOP_PATIENCE=10"),
-    (("--MAX_EPOCHS=5",), "MAX_EPOCHS=.*two numbers"),
-    (("--DEVELOP_ON=friend",), "DEVELOP_ON=friend: choose"),
-    (("--AUDIO_MODEL=facebook/absent",), "absent: no checkpoint there"),
-])
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--SYSTEMS=WavLM+RNN",), r"SYSTEMS=WavLM\+RNN: choose among WavLM\+FC"),
+        (("--SYSTEMS=",), "none of SYSTEMS="),
+        (("--KEEP_EPOCH=first",), "KEEP_EPOCH=first: choose one of last, best"),
+        (("--HIDDEN_STATES=tape",), "HIDDEN_STATES=tape: choose one of auto, memory, disk, recompute"),
+        (("--STUDY_SIZES=4",), "STUDY_SIZES=4: write utterances before and after"),
+        (("--STUDY_SIZES=4-4",), "STUDY_SIZES=4-4: write"),
+        (("--STUDY_PHASES=thawed",), "STUDY_PHASES=thawed: choose among frozen, fine-tuned"),
+        (("--STUDY_SYSTEMS=BERT",), "STUDY_SYSTEMS=BERT: choose among"),
+        (("--FINETUNED_PARTS=top",), "FINETUNED_PARTS=top: choose one of bottom, all, none"),
+        (("--LAYER_MERGE=sum",), "LAYER_MERGE=sum: choose one of mean, concatenate"),
+        (("--CONTEXT_OVER=turns",), "CONTEXT_OVER=turns: choose one of tokens, utterances"),
+        (("--HEADS=3",), "HEADS=3: does not divide WIDTH=16"),
+        (("--CONTEXT_AFTER=-1",), "give 0 or more utterances"),
+        (("--FINETUNE_PATIENCE=10",), "FINETUNE_PATIENCE=10: must lie between 0 and STOP_PATIENCE=10"),
+        (("--MAX_EPOCHS=5",), "MAX_EPOCHS=.*two numbers"),
+        (("--DEVELOP_ON=friend",), "DEVELOP_ON=friend: choose"),
+        (("--AUDIO_MODEL=facebook/absent",), "absent: no checkpoint there"),
+    ],
+)
 def test_bad_values_end_with_one_line(finished, tmp_path, words, said):
     with pytest.raises(UserError, match=said) as caught:
         run_04(finished[0], "--SYSTEMS=MMT", f"--RESULTS_ROOT={tmp_path}", *words)
@@ -420,7 +590,21 @@ def test_the_default_models_are_the_papers():
     assert (script.AUDIO_MODEL, script.TEXT_MODEL) == ("microsoft/wavlm-large", "bert-base-uncased")
     assert {name.split("/")[-1] for name in (script.AUDIO_MODEL, script.TEXT_MODEL)} == set(MODELS.values())
     assert (script.WIDTH, script.SE_REDUCTION, script.CONTEXT_BEFORE, script.CONTEXT_AFTER) == (16, 0, 4, 4)
-    assert (script.FROZEN_LEARNING_RATE, script.FINETUNE_LEARNING_RATE, script.WEIGHT_DECAY) == (1e-3, 1e-5, 1e-3)
-    assert (script.DROPOUT, script.BATCH_SIZE, script.AUDIO_MAX_S, script.TEXT_MAX_TOKENS) == (0.5, 32, 5.0, 512)
-    assert (script.FINETUNE_PATIENCE, script.STOP_PATIENCE, script.KEEP_EPOCH, script.DEVELOP_ON) == (5, 10, "last", "speaker")
+    assert (script.FROZEN_LEARNING_RATE, script.FINETUNE_LEARNING_RATE, script.WEIGHT_DECAY) == (
+        1e-3,
+        1e-5,
+        1e-3,
+    )
+    assert (script.DROPOUT, script.BATCH_SIZE, script.AUDIO_MAX_S, script.TEXT_MAX_TOKENS) == (
+        0.5,
+        32,
+        5.0,
+        512,
+    )
+    assert (script.FINETUNE_PATIENCE, script.STOP_PATIENCE, script.KEEP_EPOCH, script.DEVELOP_ON) == (
+        5,
+        10,
+        "last",
+        "speaker",
+    )
     assert script.FINETUNED_PARTS == "bottom" and script.SYSTEMS == tuple(BRANCHES) and script.HEADS == 1

@@ -15,17 +15,42 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
 from common.encoders import ignore_padding
-from common.li.hidden_states import Steps
 from common.inputs import collate_waveforms
-from common.li.model import BOTTOM, BRANCHES, Block, ContextConvolution, Design, FeatureExtractor, Projector
-from common.li.model import SqueezeExcite, Transformer, average, build_system, modalities_of, positions
+from common.li.hidden_states import Steps
+from common.li.model import (
+    BOTTOM,
+    BRANCHES,
+    Block,
+    ContextConvolution,
+    Design,
+    FeatureExtractor,
+    Projector,
+    SqueezeExcite,
+    Transformer,
+    average,
+    build_system,
+    modalities_of,
+    positions,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")    # see encoders.py
+pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
-DESIGN = Design(width=8, reduction=0, layer_merge="mean", projector_hidden=12, context_over="tokens", heads=1, blocks=1,
-                feed_forward=16, norm_first=True, target_residual=True, classifier_hidden=10, dropout=0.0,
-                block_dropout=0.0)
-SHAPES = {"audio": (4, 6), "text": (3, 5)}      # (L, D)
+DESIGN = Design(
+    width=8,
+    reduction=0,
+    layer_merge="mean",
+    projector_hidden=12,
+    context_over="tokens",
+    heads=1,
+    blocks=1,
+    feed_forward=16,
+    norm_first=True,
+    target_residual=True,
+    classifier_hidden=10,
+    dropout=0.0,
+    block_dropout=0.0,
+)
+SHAPES = {"audio": (4, 6), "text": (3, 5)}  # (L, D)
 WINDOW = (1, 2)
 SYSTEMS = list(BRANCHES)
 uneven = partial(networks.uneven, scale=0.5)
@@ -38,22 +63,33 @@ def seen(*counts, longest):
 
 # ---- Attention against torch ---------------------------------------------------------------
 
+
 def torch_attention(block, width):
     attention = nn.MultiheadAttention(width, block.heads, batch_first=True)
     parts = block.query, block.key, block.value
-    attention.load_state_dict({"in_proj_weight": torch.cat([p.weight for p in parts]),
-                               "in_proj_bias": torch.cat([p.bias for p in parts]),
-                               "out_proj.weight": block.out.weight, "out_proj.bias": block.out.bias})
+    attention.load_state_dict(
+        {
+            "in_proj_weight": torch.cat([p.weight for p in parts]),
+            "in_proj_bias": torch.cat([p.bias for p in parts]),
+            "out_proj.weight": block.out.weight,
+            "out_proj.bias": block.out.bias,
+        }
+    )
     return attention
 
 
 def torch_layer(block, width, feed_forward):
-    layer = nn.TransformerEncoderLayer(width, block.heads, feed_forward, dropout=0.0, batch_first=True,
-                                       norm_first=block.norm_first)
+    layer = nn.TransformerEncoderLayer(
+        width, block.heads, feed_forward, dropout=0.0, batch_first=True, norm_first=block.norm_first
+    )
     layer.self_attn = torch_attention(block, width)
     first, _, second = block.feed_forward
-    for ours, theirs in ((first, layer.linear1), (second, layer.linear2), (block.norm_attention, layer.norm1),
-                         (block.norm_feed_forward, layer.norm2)):
+    for ours, theirs in (
+        (first, layer.linear1),
+        (second, layer.linear2),
+        (block.norm_attention, layer.norm1),
+        (block.norm_feed_forward, layer.norm2),
+    ):
         theirs.load_state_dict(ours.state_dict())
     return layer
 
@@ -67,7 +103,9 @@ def placed(x):
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_self_attention_is_torchs_transformer_encoder(heads, blocks, norm_first):
-    design = replace(DESIGN, heads=heads, blocks=blocks, norm_first=norm_first, target_residual=False)    # TE heeds no such thing
+    design = replace(
+        DESIGN, heads=heads, blocks=blocks, norm_first=norm_first, target_residual=False
+    )  # TE heeds no such thing
     ours = uneven(Transformer(design, cross_modal=False))
     x, visible = noise(3, 7, 8), seen(7, 4, 1, longest=7)
     expected = placed(x)
@@ -91,7 +129,9 @@ def test_the_cross_modal_transformer_is_torchs_attention(heads, blocks, residual
     target, source, visible = noise(3, 4, 8), noise(3, 9, 8, seed=1), seen(9, 5, 1, longest=9)
     x, keys = placed(target), placed(source)
     for block in ours.blocks:
-        first, second = ((block.norm_attention, block.norm_feed_forward) if norm_first else (nn.Identity(),) * 2)
+        first, second = (
+            (block.norm_attention, block.norm_feed_forward) if norm_first else (nn.Identity(),) * 2
+        )
         attended, _ = torch_attention(block, 8)(first(x), first(keys), first(keys), key_padding_mask=~visible)
         x = x + attended if residual else attended
         x = x if norm_first else block.norm_attention(x)
@@ -113,7 +153,7 @@ def test_equation_1_by_hand():
     source = torch.tensor([[[1.0, 0], [0, 0], [9, 9]]])
     visible = torch.tensor([[True, True, False]])
     found = block(target, source, visible)
-    torch.testing.assert_close(found, torch.tensor([[[3.0, 10.0]]]))       # 3/4 (4, 12) + 1/4 (0, 4)
+    torch.testing.assert_close(found, torch.tensor([[[3.0, 10.0]]]))  # 3/4 (4, 12) + 1/4 (0, 4)
     block.residual = True
     torch.testing.assert_close(block(target, source, visible), found + target)
 
@@ -131,12 +171,15 @@ def test_positions_are_those_of_the_vanilla_transformer():
     for width in (6, 5):
         found = positions(50, width, torch.zeros(1))
         for step in (0, 1, 37, 49):
-            expected = [(math.sin, math.cos)[j % 2](step / 10000 ** ((j - j % 2) / width)) for j in range(width)]
+            expected = [
+                (math.sin, math.cos)[j % 2](step / 10000 ** ((j - j % 2) / width)) for j in range(width)
+            ]
             assert found[step].tolist() == pytest.approx(expected, abs=1e-5)
     assert positions(3, 4, torch.zeros(1, dtype=torch.float16)).dtype == torch.float16
 
 
 # ---- Feature extractor ---------------------------------------------------------------------
+
 
 def test_average_counts_visible_steps_only():
     x = torch.tensor([[[1.0, 2], [3, 6], [100, 100]], [[7, 8], [100, 100], [100, 100]]])
@@ -154,7 +197,9 @@ def test_squeeze_and_excitation_by_hand():
     assert found[0].tolist() == pytest.approx([up, down]) and found[1].tolist() == pytest.approx([0.5, up])
 
 
-@pytest.mark.parametrize("n_layers, reduction, units", [(25, 0, 1), (13, 13, 1), (25, 5, 5), (25, 8, 3), (3, 8, 1)])
+@pytest.mark.parametrize(
+    "n_layers, reduction, units", [(25, 0, 1), (13, 13, 1), (25, 5, 5), (25, 8, 3), (3, 8, 1)]
+)
 def test_a_reduction_of_the_number_of_layers_leaves_one_unit(n_layers, reduction, units):
     gate = SqueezeExcite(n_layers, reduction)
     assert gate.squeeze.weight.shape == (units, n_layers) and gate.excite.weight.shape == (n_layers, units)
@@ -165,7 +210,7 @@ def test_a_reduction_of_the_number_of_layers_leaves_one_unit(n_layers, reduction
 def test_the_projector_written_out(merge, hidden):
     projector = uneven(Projector(3, 5, replace(DESIGN, layer_merge=merge, projector_hidden=hidden)))
     states, visible = noise(2, 4, 3, 5), seen(4, 2, longest=4)
-    level = torch.stack([states[0].mean((0, 2)), states[1, :2].mean((0, 2))])       # of each layer, padding apart
+    level = torch.stack([states[0].mean((0, 2)), states[1, :2].mean((0, 2))])  # of each layer, padding apart
     gate, found = projector.gate(level), projector(states, visible)
     assert found.shape == (2, 4, 8) and not found[1, 2:].any()
     for u, t in ((0, 0), (0, 3), (1, 1)):
@@ -198,7 +243,9 @@ def test_context_over_tokens_is_a_convolution_with_channels_for_each_utterance()
                 channels[0, n] = own.T
             elif len(own):
                 channels[0, n] = own.mean(0)[:, None]
-        added = F.conv1d(channels.flatten(1, 2), layer.convolution.weight, layer.convolution.bias, padding=1)[0].T
+        added = F.conv1d(channels.flatten(1, 2), layer.convolution.weight, layer.convolution.bias, padding=1)[
+            0
+        ].T
         torch.testing.assert_close(found[b, :n_tokens], x[b, 1, :n_tokens] + added, atol=1e-5, rtol=1e-5)
     assert not found[~visible].any()
 
@@ -207,7 +254,7 @@ def test_context_over_tokens_is_a_convolution_with_channels_for_each_utterance()
 def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
     layer, (x, present) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
     changed = x.clone()
-    changed[1, 2, 3] += 1.0                        # the fourth token of a neighbour; the target has two
+    changed[1, 2, 3] += 1.0  # the fourth token of a neighbour; the target has two
     assert present[1, 2, 3] and present[1, 1].sum() == 2
     before, after = (layer(each, present, target=1)[0] for each in (x, changed))
     assert (before[1] - after[1]).abs().max() > 1e-2 and torch.equal(before[0], after[0])
@@ -219,10 +266,12 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
     torch.manual_seed(0)
     labels, accuracy = torch.arange(96) % 4, {}
     told = F.one_hot(labels, 4).float().repeat(1, 4)[:, None, None] + 0.3 * torch.randn(96, 3, 2, 16)
-    states = torch.stack([told, torch.randn(96, 3, 2, 16)], 1).flatten(0, 1)          # neighbour, target, neighbour ...
+    states = torch.stack([told, torch.randn(96, 3, 2, 16)], 1).flatten(
+        0, 1
+    )  # neighbour, target, neighbour ...
     inputs = {"states": states, "visible": torch.ones(192, 3, dtype=torch.bool)}
     for window in ((0, 0), (1, 0)):
-        numbers = torch.arange(192).view(96, 2)[:, 1 - window[0]:]
+        numbers = torch.arange(192).view(96, 2)[:, 1 - window[0] :]
         model = build_system("BERT+FC", {"text": (2, 16)}, window, replace(DESIGN, context_over=over), 4, 0)
         optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
         train, test = ({"text": Steps(inputs, numbers)[part]} for part in (slice(0, 48), slice(48, 96)))
@@ -237,11 +286,23 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
 
 def test_the_layers_of_wavlm_are_those_before_its_final_norm():
     """transformers 5 leaves the final LayerNorm out of hidden_states; another version would change every result."""
-    config = WavLMConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, conv_dim=(8, 8),
-                         conv_kernel=(10, 4), conv_stride=(5, 4), num_conv_pos_embeddings=8,
-                         num_conv_pos_embedding_groups=2, do_stable_layer_norm=True, feat_extract_norm="layer")
+    config = WavLMConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8, 8),
+        conv_kernel=(10, 4),
+        conv_stride=(5, 4),
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        do_stable_layer_norm=True,
+        feat_extract_norm="layer",
+    )
     model = WavLMModel(config).eval()
-    output = model(torch.randn(2, 800), attention_mask=torch.ones(2, 800, dtype=torch.long), output_hidden_states=True)
+    output = model(
+        torch.randn(2, 800), attention_mask=torch.ones(2, 800, dtype=torch.long), output_hidden_states=True
+    )
     assert len(output.hidden_states) == 3
     torch.testing.assert_close(model.encoder.layer_norm(output.hidden_states[-1]), output.last_hidden_state)
 
@@ -284,26 +345,32 @@ def test_absent_neighbours_add_nothing():
 def test_a_window_of_the_target_alone(over):
     layer, x, present = uneven(ContextConvolution(1, 8, over)), noise(1, 1, 3, 8), seen(3, longest=3)[:, None]
     found, _ = layer(x, present, target=0)
-    sequence = x[:, 0] if over == "tokens" else x.mean(2)                            # (1, 3 or 1, 8)
-    expected = x[:, 0] + F.conv1d(sequence.transpose(1, 2), layer.convolution.weight, layer.convolution.bias,
-                                  padding=1).transpose(1, 2)
+    sequence = x[:, 0] if over == "tokens" else x.mean(2)  # (1, 3 or 1, 8)
+    expected = x[:, 0] + F.conv1d(
+        sequence.transpose(1, 2), layer.convolution.weight, layer.convolution.bias, padding=1
+    ).transpose(1, 2)
     torch.testing.assert_close(found, expected)
 
 
 def test_each_utterance_of_a_window_is_found_by_its_number():
     extractor = uneven(FeatureExtractor("text", (3, 5), (1, 1), DESIGN))
     states, visible = noise(3, 4, 3, 5), seen(4, 2, 3, longest=4)
-    found, steps = extractor(Steps({"states": states, "visible": visible}, torch.tensor([[2, 0, 1], [-1, 2, 0]])))
+    found, steps = extractor(
+        Steps({"states": states, "visible": visible}, torch.tensor([[2, 0, 1], [-1, 2, 0]]))
+    )
     x = extractor.projector(states, visible)
     for row, numbers in enumerate(([2, 0, 1], [None, 2, 0])):
         parts = torch.stack([torch.zeros(4, 8) if n is None else x[n] for n in numbers])[None]
-        present = torch.stack([torch.zeros(4, dtype=torch.bool) if n is None else visible[n] for n in numbers])[None]
+        present = torch.stack(
+            [torch.zeros(4, dtype=torch.bool) if n is None else visible[n] for n in numbers]
+        )[None]
         expected, shown = extractor.context(parts, present, 1)
         torch.testing.assert_close(found[row], expected[0])
         assert torch.equal(steps[row], shown[0])
 
 
 # ---- Systems -------------------------------------------------------------------------------
+
 
 def cached(samples, seed=0):
     """A batch of hidden states: samples is a list of (audio steps, tokens of the window's utterances, None = none).
@@ -322,8 +389,10 @@ def cached(samples, seed=0):
     texts = [count for _, window in samples for count in window if count]
     numbers = iter(range(len(texts)))
     window = torch.tensor([[next(numbers) if count else -1 for count in window] for _, window in samples])
-    return {"audio": Steps(padded([n for n, _ in samples], "audio"), torch.arange(len(samples))[:, None]),
-            "text": Steps(padded(texts, "text"), window)}
+    return {
+        "audio": Steps(padded([n for n, _ in samples], "audio"), torch.arange(len(samples))[:, None]),
+        "text": Steps(padded(texts, "text"), window),
+    }
 
 
 def one_of(batch, k):
@@ -333,7 +402,9 @@ def one_of(batch, k):
         used = steps.window[k][steps.window[k] >= 0]
         longest = int(steps.inputs["visible"][used].sum(1).max())
         window = torch.tensor([[-1 if n < 0 else used.tolist().index(int(n)) for n in steps.window[k]]])
-        found[modality] = Steps({name: tensor[used, :longest] for name, tensor in steps.inputs.items()}, window)
+        found[modality] = Steps(
+            {name: tensor[used, :longest] for name, tensor in steps.inputs.items()}, window
+        )
     return found
 
 
@@ -344,8 +415,14 @@ def system(name, shapes=SHAPES, seed=0, **changes):
     return uneven(build_system(name, shapes, WINDOW, replace(DESIGN, **changes), 4, seed), seed + 1).eval()
 
 
-@pytest.mark.parametrize("changes", [{}, {"context_over": "utterances", "heads": 4, "blocks": 2, "target_residual": False},
-                                     {"layer_merge": "concatenate", "norm_first": False}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"context_over": "utterances", "heads": 4, "blocks": 2, "target_residual": False},
+        {"layer_merge": "concatenate", "norm_first": False},
+    ],
+)
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_cached_sample_gives_the_same_logits_in_every_batch(name, changes):
     model, batch = system(name, **changes), cached(SAMPLES)
@@ -358,17 +435,42 @@ def test_a_cached_sample_gives_the_same_logits_in_every_batch(name, changes):
 @pytest.fixture(scope="module")
 def backbones():
     torch.manual_seed(0)
-    wavlm = WavLMModel(WavLMConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, conv_dim=[16] * 3,
-        conv_kernel=[10, 8, 8], conv_stride=[5, 8, 8], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
-        feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.5, mask_time_prob=0.5))
-    bert = BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                intermediate_size=32, max_position_embeddings=40))
+    wavlm = WavLMModel(
+        WavLMConfig(
+            hidden_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            intermediate_size=32,
+            conv_dim=[16] * 3,
+            conv_kernel=[10, 8, 8],
+            conv_stride=[5, 8, 8],
+            num_conv_pos_embeddings=16,
+            num_conv_pos_embedding_groups=4,
+            feat_extract_norm="layer",
+            do_stable_layer_norm=True,
+            layerdrop=0.5,
+            mask_time_prob=0.5,
+        )
+    )
+    bert = BertModel(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=40,
+        )
+    )
     return {"audio": ignore_padding(wavlm), "text": ignore_padding(bert)}
 
 
 LIVE_SHAPES = {"audio": (4, 32), "text": (3, 16)}
-LIVE = [(9000, [2, 3, 4, 3]), (20001, [None, 9, 12, 20]), (100, [None, 7, None, None])]      # audio samples, tokens
+LIVE = [
+    (9000, [2, 3, 4, 3]),
+    (20001, [None, 9, 12, 20]),
+    (100, [None, 7, None, None]),
+]  # audio samples, tokens
 
 
 def live(samples):
@@ -380,8 +482,14 @@ def live(samples):
         tokens[row, :count] = torch.from_numpy(np.random.default_rng(count).integers(1, 50, count))
     numbers = iter(range(len(texts)))
     window = torch.tensor([[next(numbers) if count else -1 for count in window] for _, window in samples])
-    return {"audio": Steps(collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms), torch.arange(len(samples))[:, None]),
-            "text": Steps({"input_ids": tokens, "attention_mask": seen(*texts, longest=max(texts)).long()}, window)}
+    return {
+        "audio": Steps(
+            collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms), torch.arange(len(samples))[:, None]
+        ),
+        "text": Steps(
+            {"input_ids": tokens, "attention_mask": seen(*texts, longest=max(texts)).long()}, window
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -405,15 +513,21 @@ def test_live_logits_are_those_of_all_hidden_layers(backbones):
             for u in range(len(steps.inputs["attention_mask"])):
                 n = int(steps.inputs["attention_mask"][u].sum())
                 alone = {key: tensor[u : u + 1, :n] for key, tensor in steps.inputs.items()}
-                parts.append(torch.stack(backbones[modality].eval()(**alone, output_hidden_states=True).hidden_states, 2)[0])
+                parts.append(
+                    torch.stack(
+                        backbones[modality].eval()(**alone, output_hidden_states=True).hidden_states, 2
+                    )[0]
+                )
             visible = seen(*(len(p) for p in parts), longest=max(map(len, parts)))
-            cached_batch[modality] = Steps({"states": nn.utils.rnn.pad_sequence(parts, batch_first=True),
-                                            "visible": visible}, steps.window)
+            cached_batch[modality] = Steps(
+                {"states": nn.utils.rnn.pad_sequence(parts, batch_first=True), "visible": visible},
+                steps.window,
+            )
         expected = model(cached_batch)
         found = model.attach(backbones, "none").eval()(batch)
         assert cached_batch["audio"].inputs["states"].shape[2:] == (4, 32)
         model.attach({}, "none")
-        torch.testing.assert_close(model(cached_batch), expected)                # the backbones are out again
+        torch.testing.assert_close(model(cached_batch), expected)  # the backbones are out again
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -423,7 +537,9 @@ def test_the_multimodal_transformer_goes_both_ways():
     for i, transformer in enumerate(model.transformers):
         for part in ("query", "key", "value"):
             layer = getattr(transformer.blocks[0], part)
-            layer.register_forward_hook(lambda module, args, output, at=(i, part): given.update({at: args[0]}))
+            layer.register_forward_hook(
+                lambda module, args, output, at=(i, part): given.update({at: args[0]})
+            )
     model.classifier.register_forward_hook(lambda module, args, output: given.update(fused=args[0]))
     model(batch)
     (audio, heard), (text, read) = (model.extractors[m](batch[m]) for m in ("audio", "text"))
@@ -450,7 +566,9 @@ def test_a_cross_modal_system_reads_its_source(name):
 
 def test_table_1_by_branches():
     assert len(BRANCHES) == 9
-    assert [modalities_of(name) for name in SYSTEMS] == [("audio",)] * 2 + [("text",)] * 2 + [("audio", "text")] * 5
+    assert [modalities_of(name) for name in SYSTEMS] == [("audio",)] * 2 + [("text",)] * 2 + [
+        ("audio", "text")
+    ] * 5
     assert BRANCHES["MMT"] == BRANCHES["CMT(A→T)"] + BRANCHES["CMT(T→A)"]
     assert BRANCHES["LF"] == BRANCHES["WavLM+TE"] + BRANCHES["BERT+TE"]
     assert BRANCHES["EF"] == BRANCHES["WavLM+FC"] + BRANCHES["BERT+FC"]
@@ -458,14 +576,16 @@ def test_table_1_by_branches():
 
 def test_the_first_weights_depend_on_the_seed_alone():
     def weights(seed):
-        return torch.cat([p.flatten() for p in build_system("MMT", SHAPES, WINDOW, DESIGN, 4, seed).parameters()])
+        return torch.cat(
+            [p.flatten() for p in build_system("MMT", SHAPES, WINDOW, DESIGN, 4, seed).parameters()]
+        )
 
     torch.manual_seed(3)
     before, state = weights(1), torch.random.get_rng_state()
     torch.manual_seed(4)
     assert torch.equal(before, weights(1)) and not torch.equal(before, weights(2))
     torch.manual_seed(3)
-    assert torch.equal(torch.random.get_rng_state(), state)       # and they do not disturb anyone else's draws
+    assert torch.equal(torch.random.get_rng_state(), state)  # and they do not disturb anyone else's draws
 
 
 @pytest.mark.parametrize("parts", ["none", "bottom", "all"])
@@ -476,8 +596,11 @@ def test_what_is_trained_of_the_pretrained_models(backbones, parts):
     model.attach(backbones, parts)
     model.train()
     for modality, backbone in backbones.items():
-        expected = {name for name, _ in backbone.named_parameters()
-                    if parts == "all" or (parts == "bottom" and name.startswith(BOTTOM[modality] + "."))}
+        expected = {
+            name
+            for name, _ in backbone.named_parameters()
+            if parts == "all" or (parts == "bottom" and name.startswith(BOTTOM[modality] + "."))
+        }
         assert {name for name, p in backbone.named_parameters() if p.requires_grad} == expected
         assert bool(expected) is (parts != "none")
         assert not any(module.training for module in backbone.modules())
@@ -491,7 +614,11 @@ def test_gradients_reach_the_bottom_and_the_bottom_only(backbones):
     model.zero_grad()
     F.cross_entropy(model(live(LIVE)), torch.tensor([0, 1, 2])).backward()
     for modality, backbone in backbones.items():
-        touched = {name.split(".")[0] for name, p in backbone.named_parameters() if p.grad is not None and p.grad.any()}
+        touched = {
+            name.split(".")[0]
+            for name, p in backbone.named_parameters()
+            if p.grad is not None and p.grad.any()
+        }
         assert touched == {BOTTOM[modality]}
     model.zero_grad()
 
@@ -499,12 +626,21 @@ def test_gradients_reach_the_bottom_and_the_bottom_only(backbones):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_overfits_eight_samples(name):
     rng = np.random.default_rng(0)
-    batch = cached([(int(rng.integers(2, 9)), [int(rng.integers(1, 6)) if rng.random() < 0.8 or n == 1 else None
-                                               for n in range(4)]) for _ in range(8)])
+    batch = cached(
+        [
+            (
+                int(rng.integers(2, 9)),
+                [int(rng.integers(1, 6)) if rng.random() < 0.8 or n == 1 else None for n in range(4)],
+            )
+            for _ in range(8)
+        ]
+    )
     labels = torch.arange(8) % 4
     model = build_system(name, SHAPES, WINDOW, replace(DESIGN, target_residual=False), 4, 0).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
         loss = F.cross_entropy(model(batch), labels)
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert loss.item() < 0.05

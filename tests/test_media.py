@@ -66,8 +66,12 @@ def damaged(folder):
         paths[message].write_bytes(data)
     soundfile.write(str(folder / "nan.wav"), np.array([0.1, np.nan, 0.2]), 16000, subtype="FLOAT")
     soundfile.write(str(folder / "none.wav"), np.zeros(0), 16000)
-    return {**paths, "not finite": folder / "nan.wav", "no audio samples": folder / "none.wav",
-            "No such file": folder / "absent.wav"}
+    return {
+        **paths,
+        "not finite": folder / "nan.wav",
+        "no audio samples": folder / "none.wav",
+        "No such file": folder / "absent.wav",
+    }
 
 
 def test_damaged_audio_says_what_is_wrong(tmp_path):
@@ -116,7 +120,11 @@ def test_probe_of_audio_files_is_by_their_header(tmp_path, ending):
     soundfile.write(str(path), np.zeros((4410, 2)), 44100)
     info = probe(path)
     assert (info.duration_s, info.rate_hz, info.channels, info.width) == (0.1, 44100, 2, 0)
-    for content, message in ((b"", "empty"), (b"version https://git-lfs", "git-lfs"), (b"noise", "not a readable")):
+    for content, message in (
+        (b"", "empty"),
+        (b"version https://git-lfs", "git-lfs"),
+        (b"noise", "not a readable"),
+    ):
         path.write_bytes(content)
         with pytest.raises(MediaError, match=message):
             probe(path)
@@ -143,7 +151,7 @@ def test_real_ravdess_clip_has_all_its_frames():
     # in the order of display each frame is closest to its neighbours, also at the end with its swapped stamps
     end = frames[-5:].astype(float)
     steps = [[np.abs(a - b).mean() for b in end] for a in end]
-    assert all(steps[i][i + 1] == min(steps[i][i + 1:]) for i in range(4))
+    assert all(steps[i][i + 1] == min(steps[i][i + 1 :]) for i in range(4))
     assert abs(len(read_audio(real_clip())) / 16000 - info.duration_s) < 0.02
 
 
@@ -162,7 +170,7 @@ def test_read_frames_span_and_even_sampling(tmp_path):
     assert np.allclose(times_s, np.arange(15, 30) * FRAME_S)
     assert frames.shape == (15, HEIGHT, WIDTH, 3)
     _, times_s = read_frames(path, n_frames=4, size=(8, 8))
-    assert np.allclose(times_s, np.array([7, 22, 37, 52]) * FRAME_S)      # middles of quarters
+    assert np.allclose(times_s, np.array([7, 22, 37, 52]) * FRAME_S)  # middles of quarters
     _, times_s = read_frames(write_avi(tmp_path / "b.avi", n_frames=2), n_frames=4)
     assert np.allclose(times_s, np.array([0, 0, 1, 1]) * FRAME_S)
     with pytest.raises(MediaError, match="no video frame"):
@@ -176,8 +184,12 @@ def test_read_frames_span_and_even_sampling(tmp_path):
 def test_cut_turns_overlapping_halves(tmp_path, b_frames):
     """Every clip has exactly the frames whose time lies in [start, end), of its half, from time 0."""
     path = write_avi(tmp_path / "d.avi", b_frames=b_frames)
-    cuts = [Cut(tmp_path / "b.mp4", 1.0, 2.5, "right"), Cut(tmp_path / "a.mp4", 0.5, 1.6, "left"),
-            Cut(tmp_path / "c.mp4", 0.9, 1.2, "left"), Cut(tmp_path / "all.mp4")]
+    cuts = [
+        Cut(tmp_path / "b.mp4", 1.0, 2.5, "right"),
+        Cut(tmp_path / "a.mp4", 0.5, 1.6, "left"),
+        Cut(tmp_path / "c.mp4", 0.9, 1.2, "left"),
+        Cut(tmp_path / "all.mp4"),
+    ]
     results = cut_turns(path, cuts, **CODING)
     times = np.arange(N_FRAMES) * FRAME_S
     for cut, result in zip(cuts, results, strict=True):
@@ -194,9 +206,12 @@ def test_cut_turns_overlapping_halves(tmp_path, b_frames):
 
 
 def test_cut_turns_at_the_end_of_the_video(tmp_path):
-    path = write_avi(tmp_path / "d.avi")        # 4.004 s
-    cuts = [Cut(tmp_path / "a.mp4", 3.5, 4.05, "left"), Cut(tmp_path / "b.mp4", 3.5, 6.0, "left"),
-            Cut(tmp_path / "c.mp4", 5.0, 6.0, "right")]
+    path = write_avi(tmp_path / "d.avi")  # 4.004 s
+    cuts = [
+        Cut(tmp_path / "a.mp4", 3.5, 4.05, "left"),
+        Cut(tmp_path / "b.mp4", 3.5, 6.0, "left"),
+        Cut(tmp_path / "c.mp4", 5.0, 6.0, "right"),
+    ]
     near, past, beyond = cut_turns(path, cuts, **CODING)
     assert near.n_frames == past.n_frames == 15 and not near.problem
     assert past.problem == "clip to 6.00 s is past the end of the video at 4.00 s; cut there"
@@ -207,7 +222,7 @@ def test_cut_turns_at_the_end_of_the_video(tmp_path):
 def test_cut_turns_from_a_truncated_avi(tmp_path):
     path = write_avi(tmp_path / "d.avi")
     data = path.read_bytes()
-    path.write_bytes(data[:len(data) // 2])
+    path.write_bytes(data[: len(data) // 2])
     early, middle, late = cut_turns(
         path, [Cut(tmp_path / f"{k}.mp4", k, k + 1.0, "left") for k in (0, 1, 3)], **CODING
     )
@@ -222,6 +237,7 @@ def test_cut_turns_from_a_truncated_avi(tmp_path):
 
 def test_other_pixel_formats_and_odd_sizes_are_encoded(tmp_path):
     import av
+
     with av.open(str(tmp_path / "x.avi"), "w") as container:
         stream = container.add_stream("mjpeg", rate=25)
         stream.width, stream.height, stream.pix_fmt = 50, 33, "yuvj422p"
@@ -260,8 +276,13 @@ def test_full_disk_while_encoding(tmp_path, monkeypatch):
         pytest.skip("no /dev/full on this system")
     path = write_avi(tmp_path / "d.avi", n_frames=40)
     opened = media.av.open
-    monkeypatch.setattr(media.av, "open", lambda file, *args, **kwargs: opened(
-        "/dev/full" if args and args[0] == "w" else file, *args, **kwargs))
+    monkeypatch.setattr(
+        media.av,
+        "open",
+        lambda file, *args, **kwargs: opened(
+            "/dev/full" if args and args[0] == "w" else file, *args, **kwargs
+        ),
+    )
     with pytest.raises(UserError, match="the disk is full"):
         cut_turns(path, [Cut(tmp_path / "a.mp4", 0.0, 0.5, "left")], **CODING)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.avi"]

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from common import metrics
 from scipy import stats
 from sklearn import metrics as sk
+
+from common import metrics
 
 
 @pytest.fixture(params=[2, 4, 8])
@@ -19,19 +20,22 @@ def test_scores_equal_scikit_learn(labels):
     counts = metrics.confusion(y, p)
     assert (counts == sk.confusion_matrix(y, p)).all()
     precision, recall, f1, _ = sk.precision_recall_fscore_support(y, p)
-    for ours, theirs in ((metrics.precision(counts), precision), (metrics.recall(counts), recall),
-                         (metrics.f1(counts), f1), (metrics.accuracy(counts), sk.accuracy_score(y, p)),
-                         (metrics.unweighted_recall(counts), sk.balanced_accuracy_score(y, p)),
-                         (metrics.macro_f1(counts), sk.f1_score(y, p, average="macro")),
-                         (metrics.weighted_f1(counts), sk.f1_score(y, p, average="weighted")),
-                         (metrics.weighted(metrics.precision(counts), counts),
-                          sk.precision_score(y, p, average="weighted"))):
+    for ours, theirs in (
+        (metrics.precision(counts), precision),
+        (metrics.recall(counts), recall),
+        (metrics.f1(counts), f1),
+        (metrics.accuracy(counts), sk.accuracy_score(y, p)),
+        (metrics.unweighted_recall(counts), sk.balanced_accuracy_score(y, p)),
+        (metrics.macro_f1(counts), sk.f1_score(y, p, average="macro")),
+        (metrics.weighted_f1(counts), sk.f1_score(y, p, average="weighted")),
+        (metrics.weighted(metrics.precision(counts), counts), sk.precision_score(y, p, average="weighted")),
+    ):
         np.testing.assert_allclose(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_absent_classes_count_as_in_scikit_learn():
-    y, p = np.array([0, 0, 3, 3]), np.array([0, 1, 3, 3])      # class 1 only predicted, class 2 nowhere
+    y, p = np.array([0, 0, 3, 3]), np.array([0, 1, 3, 3])  # class 1 only predicted, class 2 nowhere
     counts = metrics.confusion(y, p, 5)
     assert metrics.unweighted_recall(counts) == sk.balanced_accuracy_score(y, p) == 0.75
     np.testing.assert_allclose(metrics.macro_f1(counts), sk.f1_score(y, p, average="macro"))
@@ -59,7 +63,7 @@ def test_bootstrap_equals_one_that_gathers_the_turns():
 def test_bootstrap_averages_seeds_within_a_resample():
     rng = np.random.default_rng(1)
     y, who = rng.integers(0, 2, 100), rng.integers(0, 5, 100)
-    right = np.stack([y, y, 1 - y])            # accuracies 1, 1, 0 in every resample
+    right = np.stack([y, y, 1 - y])  # accuracies 1, 1, 0 in every resample
     assert metrics.cluster_bootstrap(metrics.accuracy, y, right, who, 200, 0) == pytest.approx((2 / 3, 2 / 3))
 
 

@@ -12,9 +12,6 @@ from miniature import write_avi
 
 from common import settings
 from common.corpora import mosei
-from common.errors import UserError
-from common.files import read_csv
-from common.manifest import read_manifest
 from common.corpora.mosei import (
     EMOTIONS,
     clip_words,
@@ -27,6 +24,9 @@ from common.corpora.mosei import (
     read_words_csd,
     video_of,
 )
+from common.errors import UserError
+from common.files import read_csv
+from common.manifest import read_manifest
 from common.splits import has_official_split
 
 # The videos of the miniature: an id that begins with -, a numeric one, one that ends with _, one in no fold.
@@ -47,8 +47,15 @@ TRANSCRIPTS = {
     OUTSIDE: "_outside-id___0___0___1___oh\n",
 }
 WORDS = {
-    DASH: [("so", 0.0, 0.5), ("sp", 0.5, 0.9), ("it", 0.9, 1.2), ("began", 2.2, 2.7), ("late", 2.3, 3.3),
-           ("a", 5.0, 6.0), ("line", 6.0, 9.0)],
+    DASH: [
+        ("so", 0.0, 0.5),
+        ("sp", 0.5, 0.9),
+        ("it", 0.9, 1.2),
+        ("began", 2.2, 2.7),
+        ("late", 2.3, 3.3),
+        ("a", 5.0, 6.0),
+        ("line", 6.0, 9.0),
+    ],
     NUMBER: [("caf\u00e9", 0.5, 1.0)],
     UNDERSCORE: [("the", 1.0, 1.5), ("one", 1.5, 2.0), ("more", 2.0, 2.8)],
 }
@@ -66,13 +73,17 @@ def write_csd(path, root_name, entries, metadata=None):
 
 
 def label_entries(rows=ROWS):
-    return {video: (np.array([row[2:] for row in own], np.float32), np.array([row[:2] for row in own]))
-            for video, own in rows.items()}
+    return {
+        video: (np.array([row[2:] for row in own], np.float32), np.array([row[:2] for row in own]))
+        for video, own in rows.items()
+    }
 
 
 def word_entries(words=WORDS):
-    return {video: (np.array([[word.encode()] for word, _, _ in own]), np.array([times for _, *times in own]))
-            for video, own in words.items()}
+    return {
+        video: (np.array([[word.encode()] for word, _, _ in own]), np.array([times for _, *times in own]))
+        for video, own in words.items()
+    }
 
 
 def write_folds(path, folds=FOLDS):
@@ -81,8 +92,12 @@ def write_folds(path, folds=FOLDS):
 
 
 def write_release(root, raw=True):
-    write_csd(root / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", label_entries(),
-              {"computational sequence version": json.dumps(1.0), "uuid": "not JSON"})
+    write_csd(
+        root / "labels" / "CMU_MOSEI_Labels.csd",
+        "All Labels",
+        label_entries(),
+        {"computational sequence version": json.dumps(1.0), "uuid": "not JSON"},
+    )
     write_csd(root / "languages" / "CMU_MOSEI_TimestampedWords.csd", "words", word_entries())
     write_folds(root / "cmu_mosei_std_folds.py")
     if raw:
@@ -96,9 +111,11 @@ def write_raw(raw):
             path = raw / "Transcript" / folder / "Combined" / f"{video}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
-    for folder, names in (("Audio/Full/WAV_16000", [f"{DASH}.wav", f"{NUMBER}.wav", "._10219.wav"]),
-                          ("Videos/Full/Combined", [f"{name}.mp4" for name in ROWS]),
-                          ("Videos/Segmented/Combined", [f"{DASH}_0.mp4", f"{DASH}.mp4", f"{UNDERSCORE}.mp4"])):
+    for folder, names in (
+        ("Audio/Full/WAV_16000", [f"{DASH}.wav", f"{NUMBER}.wav", "._10219.wav"]),
+        ("Videos/Full/Combined", [f"{name}.mp4" for name in ROWS]),
+        ("Videos/Segmented/Combined", [f"{DASH}_0.mp4", f"{DASH}.mp4", f"{UNDERSCORE}.mp4"]),
+    ):
         (raw / folder).mkdir(parents=True)
         for name in names:
             (raw / folder / name).touch()
@@ -112,31 +129,57 @@ def turns_of(release):
 
 
 def test_the_root_name_is_the_first_key_and_metadata_is_json_or_text(tmp_path):
-    write_csd(tmp_path / "CMU_MOSEI_COVAREP.csd", "COAVAREP", {"abc": (np.ones((2, 74)), np.array([[0, 1], [1, 2]]))},
-              {"version": json.dumps({"a": [1]}), "text": "plain"})
+    write_csd(
+        tmp_path / "CMU_MOSEI_COVAREP.csd",
+        "COAVAREP",
+        {"abc": (np.ones((2, 74)), np.array([[0, 1], [1, 2]]))},
+        {"version": json.dumps({"a": [1]}), "text": "plain"},
+    )
     [(entry, features, intervals)] = read_csd(tmp_path / "CMU_MOSEI_COVAREP.csd")
     assert entry == "abc" and features.shape == (2, 74) and intervals.tolist() == [[0, 1], [1, 2]]
-    assert read_metadata(tmp_path / "CMU_MOSEI_COVAREP.csd") == ("COAVAREP", {"version": {"a": [1]}, "text": "plain"})
+    assert read_metadata(tmp_path / "CMU_MOSEI_COVAREP.csd") == (
+        "COAVAREP",
+        {"version": {"a": [1]}, "text": "plain"},
+    )
 
 
 def test_infinite_and_absent_features_become_0(tmp_path):
-    write_csd(tmp_path / "a.csd", "COVAREP", {"abc": (np.array([[-np.inf, 1.5], [np.nan, np.inf]]), np.zeros((2, 2)))})
+    write_csd(
+        tmp_path / "a.csd",
+        "COVAREP",
+        {"abc": (np.array([[-np.inf, 1.5], [np.nan, np.inf]]), np.zeros((2, 2)))},
+    )
     [(_, features, _)] = read_features(tmp_path / "a.csd")
     assert features.dtype == np.float32 and features.tolist() == [[0, 1.5], [0, 0]]
 
 
-@pytest.mark.parametrize("entry, video", [("abc", "abc"), ("abc[3]", "abc"), ("-a_b[12]", "-a_b"),
-                                          ("10219[0]", "10219"), ("a[1][2]", "a[1]"), ("a[b]", "a[b]")])
+@pytest.mark.parametrize(
+    "entry, video",
+    [
+        ("abc", "abc"),
+        ("abc[3]", "abc"),
+        ("-a_b[12]", "-a_b"),
+        ("10219[0]", "10219"),
+        ("a[1][2]", "a[1]"),
+        ("a[b]", "a[b]"),
+    ],
+)
 def test_aligned_entries_are_stripped_at_the_last_bracket(entry, video):
     assert video_of(entry) == video
 
 
 def test_words_are_bytes_or_text_and_silence_is_dropped(tmp_path):
-    write_csd(tmp_path / "a.csd", "words", {
-        **word_entries({"abc": [("two", 1.0, 2.0), ("sp", 0.5, 1.0), ("one", 0.0, 0.5)]}),
-        "latin": (np.array([[b"caf\xe9"]]), np.array([[0, 1.0]])),
-        "only silence": (np.array([[b"sp"]]), np.ones((1, 2))), "none": (np.empty((0, 1), "S3"), np.empty((0, 2)))})
-    with h5py.File(tmp_path / "a.csd", "a") as file:             # text of any length, as another writer makes it
+    write_csd(
+        tmp_path / "a.csd",
+        "words",
+        {
+            **word_entries({"abc": [("two", 1.0, 2.0), ("sp", 0.5, 1.0), ("one", 0.0, 0.5)]}),
+            "latin": (np.array([[b"caf\xe9"]]), np.array([[0, 1.0]])),
+            "only silence": (np.array([[b"sp"]]), np.ones((1, 2))),
+            "none": (np.empty((0, 1), "S3"), np.empty((0, 2))),
+        },
+    )
+    with h5py.File(tmp_path / "a.csd", "a") as file:  # text of any length, as another writer makes it
         file["words/data/text/features"] = np.array(["x", "sp"], dtype=h5py.string_dtype())
         file["words/data/text/intervals"] = np.array([[0, 1.0], [1, 2]])
     words = read_words_csd(tmp_path / "a.csd")
@@ -146,8 +189,13 @@ def test_words_are_bytes_or_text_and_silence_is_dropped(tmp_path):
 
 
 def test_words_of_an_aligned_csd_count_once(tmp_path):
-    write_csd(tmp_path / "a.csd", "words", word_entries({"abc[10]": [("b", 1.0, 2.0), ("c", 2.0, 3.0)],
-                                                         "abc[2]": [("a", 0.0, 1.0), ("b", 1.0, 2.0)]}))
+    write_csd(
+        tmp_path / "a.csd",
+        "words",
+        word_entries(
+            {"abc[10]": [("b", 1.0, 2.0), ("c", 2.0, 3.0)], "abc[2]": [("a", 0.0, 1.0), ("b", 1.0, 2.0)]}
+        ),
+    )
     assert read_words_csd(tmp_path / "a.csd")["abc"].words == ["a", "b", "c"]
 
 
@@ -155,9 +203,12 @@ def test_damaged_csd_is_named_with_a_remedy(tmp_path):
     path = tmp_path / "CMU_MOSEI_Labels.csd"
     write_csd(path, "All Labels", {"abc": (np.random.default_rng(0).random((400, 7)), np.zeros((400, 2)))})
     whole = path.read_bytes()
-    for content, what in ((b"", "empty, truncated or not HDF5"), (whole[:len(whole) // 2], "truncated"),
-                          (b"<html>404</html>", "not HDF5"),
-                          (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull")):
+    for content, what in (
+        (b"", "empty, truncated or not HDF5"),
+        (whole[: len(whole) // 2], "truncated"),
+        (b"<html>404</html>", "not HDF5"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=what) as error:
             list(read_csd(path))
@@ -182,7 +233,7 @@ def test_folds_of_the_sdk_are_parsed_without_running_them(tmp_path):
     path.write_text(f"import absent_module\nopen({str(tmp_path / 'ran')!r}, 'w')\n{path.read_text()}\n")
     assert read_folds(path) == EXPECTED_FOLDS and not (tmp_path / "ran").exists()
     path.write_text(path.read_text().replace("'10219'", "10219"))
-    assert read_folds(path)["10219"] == "dev"                # an id is text, whatever it looks like
+    assert read_folds(path)["10219"] == "dev"  # an id is text, whatever it looks like
 
 
 def test_folds_of_text_and_csv_files(tmp_path):
@@ -201,13 +252,18 @@ def test_folds_of_text_and_csv_files(tmp_path):
         read_folds(tmp_path / "folds.csv")
 
 
-@pytest.mark.parametrize("text, what", [
-    ("standard_train_fold=['a']\nstandard_valid_fold=['b']\n", "no ids of the test fold"),
-    ("standard_train_fold=['a']\nstandard_valid_fold=['b']\nstandard_test_fold=['a']\n",
-     "video a is in train and in test"),
-    ("standard_train_fold=list('a')\n", "not lists of ids"),
-    ("standard_train_fold=['a',\n", "not lists of ids"),
-])
+@pytest.mark.parametrize(
+    "text, what",
+    [
+        ("standard_train_fold=['a']\nstandard_valid_fold=['b']\n", "no ids of the test fold"),
+        (
+            "standard_train_fold=['a']\nstandard_valid_fold=['b']\nstandard_test_fold=['a']\n",
+            "video a is in train and in test",
+        ),
+        ("standard_train_fold=list('a')\n", "not lists of ids"),
+        ("standard_train_fold=['a',\n", "not lists of ids"),
+    ],
+)
 def test_folds_that_cannot_be_used(tmp_path, text, what):
     (tmp_path / "folds.py").write_text(text)
     with pytest.raises(UserError, match=what):
@@ -233,19 +289,49 @@ def test_a_whole_release(tmp_path):
     root = write_release(tmp_path / "mosei")
     release = read_mosei(root, "")
     turns = turns_of(release)
-    assert set(turns) == {f"{DASH}[0]", f"{DASH}[1]", f"{NUMBER}[0]", f"{UNDERSCORE}[0]", f"{UNDERSCORE}[1]",
-                          f"{OUTSIDE}[0]"}
+    assert set(turns) == {
+        f"{DASH}[0]",
+        f"{DASH}[1]",
+        f"{NUMBER}[0]",
+        f"{UNDERSCORE}[0]",
+        f"{UNDERSCORE}[1]",
+        f"{OUTSIDE}[0]",
+    }
     assert release.classes == () and release.media_in_place and not release.problems
     late, early = turns[f"{DASH}[0]"], turns[f"{DASH}[1]"]
-    assert (early.start_s, early.end_s, early.turn) == (0.0, 2.5, 0)      # clamped; first in time, second in the csd
+    assert (early.start_s, early.end_s, early.turn) == (
+        0.0,
+        2.5,
+        0,
+    )  # clamped; first in time, second in the csd
     assert (late.start_s, late.end_s, late.turn) == (5.0, 8.0, 1)
     assert (late.speaker, late.dialogue_id, late.label, late.session) == (DASH, DASH, "", "")
-    assert [late.extra[name] for name in ("sentiment", *EMOTIONS)] == ["1", "0.666667", "0", "0", "0", "0", "0"]
-    assert [early.extra[name] for name in ("sentiment", *EMOTIONS)] == ["-1.5", "0", "1", "0.333333", "0", "0", "0"]
+    assert [late.extra[name] for name in ("sentiment", *EMOTIONS)] == [
+        "1",
+        "0.666667",
+        "0",
+        "0",
+        "0",
+        "0",
+        "0",
+    ]
+    assert [early.extra[name] for name in ("sentiment", *EMOTIONS)] == [
+        "-1.5",
+        "0",
+        "1",
+        "0.333333",
+        "0",
+        "0",
+        "0",
+    ]
     assert mosei.emotions_of(late) == ["happy"] and mosei.emotions_of(early) == ["sad", "anger"]
     assert mosei.emotions_of(turns[f"{NUMBER}[0]"]) == []
-    assert {turn.speaker: turn.extra["split"] for turn in turns.values()} == {DASH: "train", NUMBER: "dev", OUTSIDE: "",
-                                                                              UNDERSCORE: "test"}
+    assert {turn.speaker: turn.extra["split"] for turn in turns.values()} == {
+        DASH: "train",
+        NUMBER: "dev",
+        OUTSIDE: "",
+        UNDERSCORE: "test",
+    }
     assert late.extra["video_id"] == DASH and mosei.recording_span(late) == (5.0, 8.0)
 
 
@@ -253,17 +339,23 @@ def test_transcripts_are_joined_by_time_not_by_index(tmp_path):
     turns = turns_of(read_mosei(write_release(tmp_path / "mosei"), ""))
     found = {name: (turn.extra["clip"], turn.text) for name, turn in turns.items()}
     assert found == {
-        f"{DASH}[0]": ("12", "A line___with three."), f"{DASH}[1]": ("5", "So, it began."),
-        f"{NUMBER}[0]": ("0", "Fine: it's 3___4."), f"{OUTSIDE}[0]": ("0", "oh"),
-        f"{UNDERSCORE}[0]": ("1", "the short one"), f"{UNDERSCORE}[1]": ("2", "the long one"),   # they start together
+        f"{DASH}[0]": ("12", "A line___with three."),
+        f"{DASH}[1]": ("5", "So, it began."),
+        f"{NUMBER}[0]": ("0", "Fine: it's 3___4."),
+        f"{OUTSIDE}[0]": ("0", "oh"),
+        f"{UNDERSCORE}[0]": ("1", "the short one"),
+        f"{UNDERSCORE}[1]": ("2", "the long one"),  # they start together
     }
 
 
 def test_a_row_without_a_line_at_its_times_takes_its_words(tmp_path):
     root = write_release(tmp_path / "mosei")
     path = root / "Raw" / "Transcript" / "Segmented" / "Combined" / f"{UNDERSCORE}.txt"
-    path.write_text(TRANSCRIPTS[UNDERSCORE].replace("___1.0___3.0", "___1.0___3.06") + "no line\n"
-                    + f"{NUMBER}___3___1___2___of another video\n{UNDERSCORE}___4___1.0.0___2___no number\n")
+    path.write_text(
+        TRANSCRIPTS[UNDERSCORE].replace("___1.0___3.0", "___1.0___3.06")
+        + "no line\n"
+        + f"{NUMBER}___3___1___2___of another video\n{UNDERSCORE}___4___1.0.0___2___no number\n"
+    )
     release = read_mosei(root, "")
     assert turns_of(release)[f"{UNDERSCORE}[1]"].text == "the one more"
     assert turns_of(release)[f"{UNDERSCORE}[1]"].extra["clip"] == ""
@@ -276,7 +368,11 @@ def test_words_are_on_the_clips_own_clock(tmp_path):
     words = {}
     for row in release.words:
         words.setdefault(row["utterance_id"], []).append((row["word"], row["start_s"], row["end_s"]))
-    assert words[f"{DASH}[1]"] == [("so", 0.0, 0.5), ("it", 0.9, 1.2), ("began", 2.2, 2.5)]   # half or more is inside
+    assert words[f"{DASH}[1]"] == [
+        ("so", 0.0, 0.5),
+        ("it", 0.9, 1.2),
+        ("began", 2.2, 2.5),
+    ]  # half or more is inside
     assert words[f"{DASH}[0]"] == [("a", 0.0, 1.0), ("line", 1.0, 3.0)]
     assert words[f"{UNDERSCORE}[0]"] == [("the", 0.0, 0.5), ("one", 0.5, 1.0)]
     assert f"{OUTSIDE}[0]" not in words and clip_words(None, 0.0, 1.0) == []
@@ -290,12 +386,22 @@ def test_words_are_on_the_clips_own_clock(tmp_path):
 def test_rows_that_cannot_be_used_are_left_out_and_said(tmp_path):
     root = write_release(tmp_path / "mosei", raw=False)
     good = (0.0, 1.0, 0, 0, 0, 0, 0, 0, 0)
-    bad = [(2.0, 2.0, *good[2:]), (0.0, 1.0, np.nan, *good[3:]), (0.0, 1.0, 0, -1, *good[4:]), (-2.0, -1.0, *good[2:]),
-           (0.0, 1.0, 3.5, *good[3:]), (0.0, np.inf, *good[2:])]
-    write_csd(root / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", label_entries({**ROWS, NUMBER: [good, *bad]}))
+    bad = [
+        (2.0, 2.0, *good[2:]),
+        (0.0, 1.0, np.nan, *good[3:]),
+        (0.0, 1.0, 0, -1, *good[4:]),
+        (-2.0, -1.0, *good[2:]),
+        (0.0, 1.0, 3.5, *good[3:]),
+        (0.0, np.inf, *good[2:]),
+    ]
+    write_csd(
+        root / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", label_entries({**ROWS, NUMBER: [good, *bad]})
+    )
     release = read_mosei(root, "")
     assert [name for name in turns_of(release) if name.startswith(NUMBER)] == [f"{NUMBER}[0]"]
-    assert sorted(problem.utterance_id for problem in release.problems) == [f"{NUMBER}[{k}]" for k in range(1, 7)]
+    assert sorted(problem.utterance_id for problem in release.problems) == [
+        f"{NUMBER}[{k}]" for k in range(1, 7)
+    ]
 
 
 def test_labels_of_an_aligned_csd_and_of_another_number_of_columns(tmp_path):
@@ -315,12 +421,14 @@ def test_files_are_found_by_name_wherever_they_are(tmp_path):
     outer = tmp_path / "outer"
     (outer / "deep" / ".hidden").mkdir(parents=True)
     (outer / "deep" / "link").symlink_to(root)
-    (root / "back").symlink_to(outer)                              # links may lead in circles
+    (root / "back").symlink_to(outer)  # links may lead in circles
     (outer / "deep" / ".hidden" / "CMU_MOSEI_Labels.csd").write_text("not this one")
     (outer / "deep" / "._CMU_MOSEI_Labels.csd").write_text("nor this one")
     assert len(read_mosei(outer, "").turns) == 6
-    for name, what in (("CMU_MOSEI_TimestampedWords.csd", "no CMU_MOSEI_TimestampedWords.csd in it or below"),
-                       ("CMU_MOSEI_Labels.csd", "neither CMU_MOSEI_Labels.csd nor label tables")):
+    for name, what in (
+        ("CMU_MOSEI_TimestampedWords.csd", "no CMU_MOSEI_TimestampedWords.csd in it or below"),
+        ("CMU_MOSEI_Labels.csd", "neither CMU_MOSEI_Labels.csd nor label tables"),
+    ):
         next(root.rglob(name)).rename(tmp_path / name)
         with pytest.raises(UserError, match=what):
             read_mosei(root, "")
@@ -331,13 +439,20 @@ def test_files_are_found_by_name_wherever_they_are(tmp_path):
 
 def test_counts_are_said_beside_the_releases_and_never_asserted(tmp_path):
     notes = "\n".join(read_mosei(write_release(tmp_path / "mosei"), "").notes)
-    for line in ("train videos: 2 (the full release has 2,249); dev videos: 1 (the full release has 300); test videos",
-                 "test videos: 1 (the full release has 678)", "train segments: 2 (the full release has 16,327) of",
-                 "of 1 videos: happy 1, sad 1, anger 1, surprise 0, disgust 0, fear 0, none 0",
-                 "dev segments: 1 (the full release has 1,871)", "test segments: 2 (the full release has 4,662)",
-                 "in no fold: 1 segments of 1 videos",
-                 "1 segments start before their video does", "root name 'All Labels', version 1.0",
-                 "transcripts: 6 of 6", "4 videos: 2 wav, 4 mp4; sound from the mp4 of 2", "`label` stays empty"):
+    for line in (
+        "train videos: 2 (the full release has 2,249); dev videos: 1 (the full release has 300); test videos",
+        "test videos: 1 (the full release has 678)",
+        "train segments: 2 (the full release has 16,327) of",
+        "of 1 videos: happy 1, sad 1, anger 1, surprise 0, disgust 0, fear 0, none 0",
+        "dev segments: 1 (the full release has 1,871)",
+        "test segments: 2 (the full release has 4,662)",
+        "in no fold: 1 segments of 1 videos",
+        "1 segments start before their video does",
+        "root name 'All Labels', version 1.0",
+        "transcripts: 6 of 6",
+        "4 videos: 2 wav, 4 mp4; sound from the mp4 of 2",
+        "`label` stays empty",
+    ):
         assert line in notes
 
 
@@ -349,44 +464,65 @@ def test_recordings_of_the_raw_release(tmp_path):
     turns = turns_of(read_mosei(root, ""))
     wav, mp4 = root / "Raw" / "Audio" / "Full" / "WAV_16000", root / "Raw" / "Videos" / "Full" / "Combined"
     assert turns[f"{DASH}[0]"].audio == turns[f"{DASH}[1]"].audio == str(wav / f"{DASH}.wav")
-    assert turns[f"{DASH}[0]"].video == str(mp4 / f"{DASH}.mp4")               # not the cut one of the same name
-    assert turns[f"{UNDERSCORE}[0]"].audio == str(mp4 / f"{UNDERSCORE}.mp4")   # no wav: sound of the mp4
+    assert turns[f"{DASH}[0]"].video == str(mp4 / f"{DASH}.mp4")  # not the cut one of the same name
+    assert turns[f"{UNDERSCORE}[0]"].audio == str(mp4 / f"{UNDERSCORE}.mp4")  # no wav: sound of the mp4
     (mp4 / f"{UNDERSCORE}.mp4").unlink()
     (mp4 / f"{NUMBER}.mp4").unlink()
     release = read_mosei(root, "")
     assert [(p.file, p.problem.split(" of")[0]) for p in release.problems] == [
-        (f"{NUMBER}.mp4", "no mp4"), (f"{UNDERSCORE}.mp4", "no recording")]
+        (f"{NUMBER}.mp4", "no mp4"),
+        (f"{UNDERSCORE}.mp4", "no recording"),
+    ]
     turn = turns_of(release)[f"{UNDERSCORE}[0]"]
     assert turn.audio == turn.video == "" and turns_of(release)[f"{NUMBER}[0]"].audio.endswith("10219.wav")
 
 
 def test_the_csd_files_alone_give_text_without_recordings(tmp_path):
     release = read_mosei(write_release(tmp_path / "mosei", raw=False), "")
-    assert not release.problems and all(not source.turn.audio and not source.turn.video for source in release.turns)
-    assert turns_of(release)[f"{DASH}[1]"].text == "so it began" and turns_of(release)[f"{OUTSIDE}[0]"].text == ""
+    assert not release.problems and all(
+        not source.turn.audio and not source.turn.video for source in release.turns
+    )
+    assert (
+        turns_of(release)[f"{DASH}[1]"].text == "so it began"
+        and turns_of(release)[f"{OUTSIDE}[0]"].text == ""
+    )
 
 
 def test_label_tables_where_there_is_no_labels_csd(tmp_path):
     root = write_release(tmp_path / "mosei")
     (root / "labels" / "CMU_MOSEI_Labels.csd").unlink()
-    header = "HITId,Input.VIDEO_ID,Input.CLIP,Answer.anger,Answer.disgust,Answer.fear,Answer.happiness," \
-             "Answer.sadness,Answer.sentiment,Answer.surprise\n"
+    header = (
+        "HITId,Input.VIDEO_ID,Input.CLIP,Answer.anger,Answer.disgust,Answer.fear,Answer.happiness,"
+        "Answer.sadness,Answer.sentiment,Answer.surprise\n"
+    )
     folder = root / "Raw" / "Labels"
     folder.mkdir()
     (folder / "batch1.csv").write_text(
         f"{header}1,http://host/{DASH},5,0,0,0,0,3,-1,0\n2,http://host/{DASH},5,1,0,0,0,0,-2,0\n"
-        f"3,{NUMBER},0,0,0,0,0,0,0,0\n4,{UNDERSCORE},9,0,0,0,0,0,0,0\n5,{OUTSIDE},0,0,0,0,,0,0,0\n")
-    (folder / "batch2.csv").write_text(f"{header}6,http://host/{DASH},5,0,0,0,,0,0,2\n7,{UNDERSCORE},2,0,0,1,0,0,1,0\n")
+        f"3,{NUMBER},0,0,0,0,0,0,0,0\n4,{UNDERSCORE},9,0,0,0,0,0,0,0\n5,{OUTSIDE},0,0,0,0,,0,0,0\n"
+    )
+    (folder / "batch2.csv").write_text(
+        f"{header}6,http://host/{DASH},5,0,0,0,,0,0,2\n7,{UNDERSCORE},2,0,0,1,0,0,1,0\n"
+    )
     (folder / "other.csv").write_text("a,b\n1,2\n")
     release = read_mosei(root, "")
     turns = turns_of(release)
-    assert set(turns) == {f"{DASH}[5]", f"{NUMBER}[0]", f"{UNDERSCORE}[2]"}                   # numbered by clip
+    assert set(turns) == {f"{DASH}[5]", f"{NUMBER}[0]", f"{UNDERSCORE}[2]"}  # numbered by clip
     turn = turns[f"{DASH}[5]"]
-    assert [turn.extra[name] for name in ("sentiment", *EMOTIONS)] == ["-1", "0", "1", "0.333333", "0.666667", "0", "0"]
+    assert [turn.extra[name] for name in ("sentiment", *EMOTIONS)] == [
+        "-1",
+        "0",
+        "1",
+        "0.333333",
+        "0.666667",
+        "0",
+        "0",
+    ]
     assert (turn.start_s, turn.end_s, turn.text, turn.extra["clip"]) == (0.0, 2.5, "So, it began.", "5")
     assert {(p.utterance_id, p.problem.split(";")[0]) for p in release.problems} == {
         (f"{UNDERSCORE}[9]", "no transcript line of this clip, so no times"),
-        (f"{OUTSIDE}[0]", "a score or time is not a number")}
+        (f"{OUTSIDE}[0]", "a score or time is not a number"),
+    }
     for path in (root / "Raw" / "Transcript").rglob("*.txt"):
         path.unlink()
     with pytest.raises(UserError, match="label tables, but no transcripts"):
@@ -412,22 +548,40 @@ def test_01_prepares_it(tmp_path, capsys):
     write_recordings(root)
     (root / "cmu_mosei_std_folds.py").rename(tmp_path / "folds.py")
     module = vars(load_script("01_prepare_data.py"))
-    settings.run(module["main"], module, ["--CORPUS=mosei", f"--CORPUS_ROOT={root}", f"--DATA_ROOT={tmp_path / 'data'}",
-                                          f"--RESULTS_ROOT={tmp_path / 'results'}",
-                                          f"--MOSEI_FOLDS={tmp_path / 'folds.py'}", "--MAX_PROBLEM_SHARE=1"])
+    settings.run(
+        module["main"],
+        module,
+        [
+            "--CORPUS=mosei",
+            f"--CORPUS_ROOT={root}",
+            f"--DATA_ROOT={tmp_path / 'data'}",
+            f"--RESULTS_ROOT={tmp_path / 'results'}",
+            f"--MOSEI_FOLDS={tmp_path / 'folds.py'}",
+            "--MAX_PROBLEM_SHARE=1",
+        ],
+    )
     printed = capsys.readouterr().out
     assert "train segments: 2 (the full release has 16,327)" in printed and "no Figure 1" not in printed
     manifest = read_manifest(tmp_path / "data", "mosei")
     turns = {turn.utterance_id: turn for turn in manifest.turns}
-    assert len(turns) == 6 and manifest.labelled == [] and manifest.classes == () and has_official_split(manifest)
+    assert (
+        len(turns) == 6
+        and manifest.labelled == []
+        and manifest.classes == ()
+        and has_official_split(manifest)
+    )
     assert turns[f"{DASH}[0]"].extra["happy"] == "0.666667" and turns[f"{DASH}[0]"].start_s == 5.0
     assert turns[f"{NUMBER}[0]"].speaker == "10219"
     folder = tmp_path / "data" / "prepared" / "mosei"
     assert read_words(folder)[f"{DASH}[1]"][0] == ("so", 0.0, 0.5)
-    problems = {(row["utterance_id"], row["file"].rsplit("/", 1)[-1]): row["problem"]
-                for row in read_csv(folder / "problems.csv")}
+    problems = {
+        (row["utterance_id"], row["file"].rsplit("/", 1)[-1]): row["problem"]
+        for row in read_csv(folder / "problems.csv")
+    }
     assert "segment ends at 4.00 s" in problems[f"{NUMBER}[0]", "10219.wav"]
-    assert any("no audio track" in problem for (_, name), problem in problems.items() if name == f"{OUTSIDE}.mp4")
+    assert any(
+        "no audio track" in problem for (_, name), problem in problems.items() if name == f"{OUTSIDE}.mp4"
+    )
     assert turns[f"{OUTSIDE}[0]"].audio == "" and turns[f"{OUTSIDE}[0]"].video
     assert turns[f"{UNDERSCORE}[0]"].audio == turns[f"{UNDERSCORE}[0]"].video == ""
     assert turns[f"{DASH}[1]"].audio.endswith(".wav") and turns[f"{NUMBER}[0]"].audio

@@ -40,19 +40,24 @@ def test_context_is_worth_something_in_the_demo():
 
 def test_masked_pretraining_is_worth_something_in_the_demo():
     """Read from the mean of all tokens: above 0 with its interval where the encoder is frozen, above 0 where it is not."""
-    table = committed("results/05_pretrain_vqmae/demo_ravdess_speech/sadok_table_tests.csv").decode().splitlines()
+    table = (
+        committed("results/05_pretrain_vqmae/demo_ravdess_speech/sadok_table_tests.csv").decode().splitlines()
+    )
     gains = {line["row"]: line for line in csv.DictReader(table) if line["column"] == "gain in accuracy"}
     assert float(gains["pretrained against not, mean of tokens, frozen"]["ci_low"]) > 0
     assert float(gains["pretrained against not, mean of tokens"]["mean"]) >= 3
 
 
 def test_named_files_exist():
-    named = set(re.findall(r"\((results/[^)]+)\)", README)) | set(re.findall(r"`((?:common|tests)/[\w/]+\.py)`", README))
+    named = set(re.findall(r"\((results/[^)]+)\)", README)) | set(
+        re.findall(r"`((?:common|tests)/[\w/]+\.py)`", README)
+    )
     assert len(named) >= 8 and [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_commands_name_scripts_and_constants_that_exist():
     from common.settings import overrides
+
     found = re.findall(r"python (0\d_\w+\.py)([^\n`#&|<]*)", README)
     assert len(found) >= 8
     for script, options in found:

@@ -19,8 +19,12 @@ MANIFEST = Manifest("demo_toy", Path("toy"), ("sad",), [Turn("u1", "d", 0, "s", 
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["/elsewhere/04_x.py", "--demo", f"--DATA_ROOT={tmp_path}/data"])
-    return results.start_run("/elsewhere/04_x.py", {"RESULTS_ROOT": "results", "SEEDS": (0, 1),
-                                                    "DATA_ROOT": str(tmp_path / "data")}, MANIFEST, "5-fold")
+    return results.start_run(
+        "/elsewhere/04_x.py",
+        {"RESULTS_ROOT": "results", "SEEDS": (0, 1), "DATA_ROOT": str(tmp_path / "data")},
+        MANIFEST,
+        "5-fold",
+    )
 
 
 def test_the_header_counts_the_speakers_of_a_corpus_without_labels(run, capsys):
@@ -31,8 +35,12 @@ def test_the_header_counts_the_speakers_of_a_corpus_without_labels(run, capsys):
     assert "demo_toy: 3 turns, no labels, 2 speakers\n" in capsys.readouterr().out
 
 
-CELLS = [Cell("sum", "SVM", [70.0, 72.0], [(0, "fold1"), (1, "fold1")], 75.42, 65.0, 77.0, 5531),
-         Cell("sum", "NN", [71.0]), Cell("product", "SVM"), Cell("sum", "p", [0.00001], unit="", digits=3)]
+CELLS = [
+    Cell("sum", "SVM", [70.0, 72.0], [(0, "fold1"), (1, "fold1")], 75.42, 65.0, 77.0, 5531),
+    Cell("sum", "NN", [71.0]),
+    Cell("product", "SVM"),
+    Cell("sum", "p", [0.00001], unit="", digits=3),
+]
 
 
 def test_the_table_holds_paper_ours_interval_and_provenance(run):
@@ -41,8 +49,14 @@ def test_the_table_holds_paper_ours_interval_and_provenance(run):
     assert "| | SVM (%) | NN (%) | p |" in text
     assert "| sum | 71.00 ± 1.41 [65.00, 77.00] (paper 75.42) | 71.00 | < 0.001 |" in text
     assert "| product | – |  |  |" in text
-    for words in ("demo_toy", "5-fold", "n = 5,531", "A note.", "`python 04_x.py --demo --DATA_ROOT=data`",
-                  "seeds 0, 1"):
+    for words in (
+        "demo_toy",
+        "5-fold",
+        "n = 5,531",
+        "A note.",
+        "`python 04_x.py --demo --DATA_ROOT=data`",
+        "seeds 0, 1",
+    ):
         assert words in text
     rows = list(csv.DictReader(open(run.folder / "babaali_table_5.csv", encoding="utf-8")))
     assert rows[0]["paper"] == "75.42" and rows[0]["n_runs"] == "2" and float(rows[0]["sd"]) == 1.414214
@@ -65,8 +79,15 @@ def test_metrics_json_and_log_tell_how_it_was_made(run, tmp_path):
 
 def test_two_papers_of_a_script_do_not_write_over_each_other(run):
     """Each has its own predictions, metrics and overview; the log is one, its records name the paper."""
-    first = {"utterance_id": "u1", "speaker": "s", "fold": "fold1", "seed": 0, "system": "a", "y_true": "sad",
-             "y_pred": "sad"}
+    first = {
+        "utterance_id": "u1",
+        "speaker": "s",
+        "fold": "fold1",
+        "seed": 0,
+        "system": "a",
+        "y_true": "sad",
+        "y_pred": "sad",
+    }
     run.table("babaali_table_5", "Table 5", CELLS)
     run.predictions([first])
     run.finish()
@@ -77,16 +98,29 @@ def test_two_papers_of_a_script_do_not_write_over_each_other(run):
     second.finish()
     assert second.folder == run.folder and all(path.read_bytes() == old for path, old in kept.items())
     assert {path.name for path in run.folder.iterdir()} == {
-        "babaali_table_5.csv", "babaali_table_5.md", "predictions.csv", "metrics.json", "li_table_1.csv",
-        "li_table_1.md", "li_predictions.csv", "li_metrics.json", "log.jsonl"}
+        "babaali_table_5.csv",
+        "babaali_table_5.md",
+        "predictions.csv",
+        "metrics.json",
+        "li_table_1.csv",
+        "li_table_1.md",
+        "li_predictions.csv",
+        "li_metrics.json",
+        "log.jsonl",
+    }
     found = json.loads((run.folder / "li_metrics.json").read_text())
     assert list(found["metrics"]) == ["li_table_1/A + T/WA"]
     assert ",b,sad,sad" in (run.folder / "li_predictions.csv").read_text()
     log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [(record.get("paper"), record["event"]) for record in log] == [
-        (None, "started"), (None, "finished"), ("li", "started"), ("li", "finished")]
-    ours, theirs = (results.write_overview("results", paper, "demo_toy").read_text()
-                    for paper in ("babaali", "li"))
+        (None, "started"),
+        (None, "finished"),
+        ("li", "started"),
+        ("li", "finished"),
+    ]
+    ours, theirs = (
+        results.write_overview("results", paper, "demo_toy").read_text() for paper in ("babaali", "li")
+    )
     assert "75.42" in ours and "80.36" not in ours
     assert "| 1 | A + T | WA (%) | 80.36 | 81.00 | +0.64 |" in theirs and "75.42" not in theirs
 
@@ -99,15 +133,19 @@ def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
 
 def test_score_cell_gives_fold_values_and_the_pooled_interval():
     y = np.array([0, 0, 1, 1, 0, 1])
-    predicted = np.array([[0, 0, 1, 0, -1, -1], [0, 0, 1, 1, -1, -1]])     # the last two are not scored
+    predicted = np.array([[0, 0, 1, 0, -1, -1], [0, 0, 1, 1, -1, -1]])  # the last two are not scored
     speakers = np.array(list("aabbcc"))
-    runs = {(seed, name): (slice(i, None, 2), np.array(rows)) for i, seed in enumerate((0, 1))
-            for name, rows in (("fold1", [0, 1]), ("fold2", [2, 3]))}
+    runs = {
+        (seed, name): (slice(i, None, 2), np.array(rows))
+        for i, seed in enumerate((0, 1))
+        for name, rows in (("fold1", [0, 1]), ("fold2", [2, 3]))
+    }
     cell = results.score_cell("r", "c", metrics.accuracy, y, predicted, speakers, runs, 500)
     assert cell.values == [100, 50, 100, 100] and cell.n == 4
-    assert (cell.low, cell.high) == (75, 100)        # speaker b alone: (50 + 100) / 2; speaker a alone: 100
-    only = results.score_cell("r", "c", lambda n: metrics.recall(n)[..., 1], y, predicted, speakers, runs,
-                              500, needs=1)
+    assert (cell.low, cell.high) == (75, 100)  # speaker b alone: (50 + 100) / 2; speaker a alone: 100
+    only = results.score_cell(
+        "r", "c", lambda n: metrics.recall(n)[..., 1], y, predicted, speakers, runs, 500, needs=1
+    )
     assert only.runs == [(0, "fold2"), (1, "fold2")]
 
 
@@ -122,8 +160,10 @@ def test_a_demo_does_not_write_over_a_real_corpus():
 def test_paths_of_this_machine_are_not_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "home", lambda: Path("/home/somebody"))
-    assert results.public({"A": f"{tmp_path}/data", "B": ["/home/somebody/x", 3, "text/plain"]}) == \
-        {"A": "data", "B": ["~/x", 3, "text/plain"]}
+    assert results.public({"A": f"{tmp_path}/data", "B": ["/home/somebody/x", 3, "text/plain"]}) == {
+        "A": "data",
+        "B": ["~/x", 3, "text/plain"],
+    }
     command = results.command_line(["/a/b/01_x.py", f"--DATA_ROOT={tmp_path}/d"])
     assert command == "python 01_x.py --DATA_ROOT=d"
 
@@ -146,7 +186,7 @@ def test_the_overview_lists_what_the_paper_prints(run):
     run.table("babaali_table_5", "Table 5", CELLS)
     text = results.write_overview("results", "babaali", "demo_toy").read_text()
     assert "| 5 | sum | SVM (%) | 75.42 | 71.00 ± 1.41 [65.00, 77.00] | -4.42 | `python 04_x.py" in text
-    assert text.count("\n") == 3          # two lines of header, one number
+    assert text.count("\n") == 3  # two lines of header, one number
 
 
 def test_unwritable_results_are_one_line(tmp_path):
@@ -172,8 +212,12 @@ def test_classes_have_different_colours_and_markers():
 
 
 def test_curves_bars_and_scatter_draw_what_they_are_given():
-    curve = plots.learning_curves({"fold1": {"train": ([1, 2], [0.9, 0.5]), "valid": ([1, 2], [1.0, 0.8])}},
-                                  "epoch", "loss", chance=1.39)
+    curve = plots.learning_curves(
+        {"fold1": {"train": ([1, 2], [0.9, 0.5]), "valid": ([1, 2], [1.0, 0.8])}},
+        "epoch",
+        "loss",
+        chance=1.39,
+    )
     assert len(curve.axes[0].lines) == 3
     bars = plots.grouped_bars(("Ses01", "Ses02"), {"sad": [3, 4], "happy": [5, 6]}, "turns")
     assert [bar.get_height() for bar in bars.axes[0].patches] == [3, 4, 5, 6]
@@ -187,13 +231,28 @@ def test_curves_of_panels_can_be_told_apart():
     varying = {name: ([10, 20], [i, i + 1], [i - 1, i], [i + 1, i + 2]) for i, name in enumerate(names)}
     levels = {name: ([10, 20], [5, 5], [5, 5], [5, 5]) for name in ("all", "none")}
     fig = plots.curve_panels({"a": levels | varying, "b": dict(reversed(varying.items()))}, "x", "y", 50)
-    styles = [{bars.get_label(): (bars[0].get_color(), bars[0].get_linestyle(), bars[0].get_marker(),
-                                  bars[0].get_markerfacecolor(), bars[0]._dash_pattern[1] and
-                                  tuple(bars[0]._dash_pattern[1])) for bars in axes.containers} for axes in fig.axes]
+    styles = [
+        {
+            bars.get_label(): (
+                bars[0].get_color(),
+                bars[0].get_linestyle(),
+                bars[0].get_marker(),
+                bars[0].get_markerfacecolor(),
+                bars[0]._dash_pattern[1] and tuple(bars[0]._dash_pattern[1]),
+            )
+            for bars in axes.containers
+        }
+        for axes in fig.axes
+    ]
     assert list(styles[0]) == ["all", "none", *names] and len(set(styles[0].values())) == 12
     assert all(styles[1][name] == styles[0][name] for name in names)
     pair = styles[0]["pair, here"], styles[0]["pair, there"]
-    assert pair[0][0] == pair[1][0] and pair[0][2] == pair[1][2] and pair[1][3] == "white" and pair[0][1] != pair[1][1]
+    assert (
+        pair[0][0] == pair[1][0]
+        and pair[0][2] == pair[1][2]
+        and pair[1][3] == "white"
+        and pair[0][1] != pair[1][1]
+    )
     first = [bars[0].get_xdata()[0] for bars in fig.axes[0].containers]
     assert first[:2] == [10, 10] and np.allclose(np.diff(first[2:]), 10 * plots.DODGE)
     assert np.isclose(np.mean(first), 10)
@@ -211,7 +270,10 @@ def test_maps_share_one_scale():
 
 def test_a_word_is_shown_in_place_of_its_number():
     assert results.shown(results.Cell("r", "c", [0], unit="", word="ties")) == "ties"
-    assert results.shown(results.Cell("r", "c", [3.0], unit="", paper=10, word="wins in 3")) == "wins in 3 (paper 10)"
+    assert (
+        results.shown(results.Cell("r", "c", [3.0], unit="", paper=10, word="wins in 3"))
+        == "wins in 3 (paper 10)"
+    )
 
 
 def test_a_grid_of_confusion_matrices():
@@ -225,7 +287,10 @@ def test_a_grid_of_confusion_matrices():
     for n, axes in enumerate(maps, 1):
         shares = [[100 * n / (n + 1), 100 / (n + 1)], [300 / (3 + n), 100 * n / (3 + n)]]
         assert np.allclose(axes.images[0].get_array(), shares) and axes.images[0].get_clim() == (0, 100)
-        assert axes.texts[1].get_text() == f"1\n{shares[0][1]:.0f} %" and axes.texts[1].get_position() == (1, 0)
+        assert axes.texts[1].get_text() == f"1\n{shares[0][1]:.0f} %" and axes.texts[1].get_position() == (
+            1,
+            0,
+        )
         assert axes.get_ylabel() == "true class"
     assert bar.get_ylabel() == "share of the true class (%)"
     plots.plt.close(fig)

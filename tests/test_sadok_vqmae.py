@@ -9,23 +9,50 @@ from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
-from common.sadok import vqmae as sadok_vqmae
 from common.errors import UserError
-from common.sadok.vqmae import HEADS, POWER_FLOOR, VQMAE, Block, Decoder, EmotionClassifier, Grid, Linear
-from common.sadok.vqmae import LinearCrossEntropy, Query2Emo, Sizes, SpecMAE, asymmetric_loss, build, count_parameters
-from common.sadok.vqmae import mask_tokens, patchify, places, sinusoidal, unpatchify
+from common.sadok import vqmae as sadok_vqmae
+from common.sadok.vqmae import (
+    HEADS,
+    POWER_FLOOR,
+    VQMAE,
+    Block,
+    Decoder,
+    EmotionClassifier,
+    Grid,
+    Linear,
+    LinearCrossEntropy,
+    Query2Emo,
+    Sizes,
+    SpecMAE,
+    asymmetric_loss,
+    build,
+    count_parameters,
+    mask_tokens,
+    patchify,
+    places,
+    sinusoidal,
+    unpatchify,
+)
 
 PAPER = Grid(200, 64, 10, 4)
-SMALL = Grid(12, 8, 3, 2)                    # 4 x 4 tokens of 6 codes
+SMALL = Grid(12, 8, 3, 2)  # 4 x 4 tokens of 6 codes
 SIZES = Sizes(width=0, depth=2, decoder_depth=2, heads=2, mlp_ratio=2)
-K, E = 16, 4                                 # codes and their width in the small models
-STRATEGY_GRIDS = [("patch-tf", PAPER), ("patch-t", PAPER), ("patch-f", PAPER), ("frame", Grid(200, 64, 1, 64)),
-                  ("patch-tf", Grid(200, 64, 20, 8)), ("patch-t", Grid(200, 64, 10, 16)),
-                  ("patch-tf", Grid(200, 513, 10, 27))]
+K, E = 16, 4  # codes and their width in the small models
+STRATEGY_GRIDS = [
+    ("patch-tf", PAPER),
+    ("patch-t", PAPER),
+    ("patch-f", PAPER),
+    ("frame", Grid(200, 64, 1, 64)),
+    ("patch-tf", Grid(200, 64, 20, 8)),
+    ("patch-t", Grid(200, 64, 10, 16)),
+    ("patch-tf", Grid(200, 513, 10, 27)),
+]
 
 
 def codes_of(n, grid=SMALL, n_codes=K, seed=0):
-    return torch.randint(n_codes, (n, grid.n_frames, grid.codes_per_frame), generator=seeded(seed)).to(torch.uint8)
+    return torch.randint(n_codes, (n, grid.n_frames, grid.codes_per_frame), generator=seeded(seed)).to(
+        torch.uint8
+    )
 
 
 def vqmae(grid=SMALL, sizes=SIZES, codebook=None, train_codebook=True):
@@ -34,8 +61,19 @@ def vqmae(grid=SMALL, sizes=SIZES, codebook=None, train_codebook=True):
 
 # ---- Tokens --------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("grid", [PAPER, Grid(200, 64, 5, 4), Grid(200, 64, 20, 8), Grid(200, 64, 10, 16),
-                                  Grid(200, 64, 1, 64), Grid(200, 513, 10, 27), SMALL])
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        PAPER,
+        Grid(200, 64, 5, 4),
+        Grid(200, 64, 20, 8),
+        Grid(200, 64, 10, 16),
+        Grid(200, 64, 1, 64),
+        Grid(200, 513, 10, 27),
+        SMALL,
+    ],
+)
 def test_unpatchify_is_the_inverse_of_patchify(grid):
     x = torch.arange(2 * grid.n_frames * grid.codes_per_frame).view(2, grid.n_frames, grid.codes_per_frame)
     tokens = patchify(x, grid)
@@ -63,6 +101,7 @@ def test_sizes_that_do_not_fit_are_refused():
 
 # ---- Masking -------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("ratio", [0.5, 0.6, 0.7, 0.8, 0.9])
 @pytest.mark.parametrize("strategy, grid", STRATEGY_GRIDS)
 def test_exactly_the_wanted_tokens_are_hidden(strategy, grid, ratio):
@@ -83,20 +122,30 @@ def test_exactly_the_wanted_tokens_are_hidden(strategy, grid, ratio):
 
 
 def test_counts_of_the_paper():
-    counts = {strategy: int(mask_tokens(grid, strategy, 0.8, 1, seeded()).sum())
-              for strategy, grid in STRATEGY_GRIDS[:4]}
+    counts = {
+        strategy: int(mask_tokens(grid, strategy, 0.8, 1, seeded()).sum())
+        for strategy, grid in STRATEGY_GRIDS[:4]
+    }
     assert counts == {"patch-tf": 256, "patch-t": 16 * 16, "patch-f": 13 * 20, "frame": 160}
 
 
-@pytest.mark.parametrize("strategy, grid", [("patch-tf", SMALL), ("patch-t", SMALL), ("patch-f", SMALL),
-                                            ("frame", Grid(12, 8, 1, 8))])
+@pytest.mark.parametrize(
+    "strategy, grid",
+    [("patch-tf", SMALL), ("patch-t", SMALL), ("patch-f", SMALL), ("frame", Grid(12, 8, 1, 8))],
+)
 def test_every_token_is_hidden_equally_often(strategy, grid):
     share = mask_tokens(grid, strategy, 0.5, 4000, seeded()).float().mean(0)
-    assert (share - 0.5).abs().max() < 0.04            # five standard errors
+    assert (share - 0.5).abs().max() < 0.04  # five standard errors
 
 
 def test_masks_that_make_no_sense_are_refused():
-    for ratio, strategy in ((0.01, "patch-t"), (0.99, "patch-f"), (0.0, "frame"), (1.0, "patch-tf"), (1.3, "patch-tf")):
+    for ratio, strategy in (
+        (0.01, "patch-t"),
+        (0.99, "patch-f"),
+        (0.0, "frame"),
+        (1.0, "patch-tf"),
+        (1.3, "patch-tf"),
+    ):
         with pytest.raises(UserError, match=f"masking ratio {ratio}"):
             mask_tokens(Grid(200, 64, 1, 64) if strategy == "frame" else PAPER, strategy, ratio, 1, seeded())
     with pytest.raises(UserError, match=r"set their size to \(1, 64\)"):
@@ -116,17 +165,36 @@ def test_places_are_those_of_the_mask():
 
 # ---- Blocks --------------------------------------------------------------------------------
 
+
 def torch_layer(block, width, mlp_ratio):
     """torch's own layer with the block's weights; it has biases on Q, K and V, which are zero here."""
-    layer = nn.TransformerEncoderLayer(width, block.heads, mlp_ratio * width, dropout=0.0, activation="gelu",
-                                       batch_first=True, norm_first=True)
+    layer = nn.TransformerEncoderLayer(
+        width,
+        block.heads,
+        mlp_ratio * width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
     first, _, second = block.mlp
-    layer.load_state_dict({
-        "self_attn.in_proj_weight": torch.cat([block.query.weight, block.key_value.weight]),
-        "self_attn.in_proj_bias": torch.zeros(3 * width),
-        **{f"{theirs}.{part}": getattr(ours, part) for theirs, ours in (
-            ("self_attn.out_proj", block.out), ("linear1", first), ("linear2", second), ("norm1", block.norm_attention),
-            ("norm2", block.norm_mlp)) for part in ("weight", "bias")}})
+    layer.load_state_dict(
+        {
+            "self_attn.in_proj_weight": torch.cat([block.query.weight, block.key_value.weight]),
+            "self_attn.in_proj_bias": torch.zeros(3 * width),
+            **{
+                f"{theirs}.{part}": getattr(ours, part)
+                for theirs, ours in (
+                    ("self_attn.out_proj", block.out),
+                    ("linear1", first),
+                    ("linear2", second),
+                    ("norm1", block.norm_attention),
+                    ("norm2", block.norm_mlp),
+                )
+                for part in ("weight", "bias")
+            },
+        }
+    )
     return layer
 
 
@@ -138,7 +206,7 @@ def test_linear_is_torchs_with_its_gradients(bias, n_samples):
     results = []
     for layer in (ours, theirs):
         x = noise(n_samples, 9, 16).requires_grad_()
-        y = layer(x[:, 2:])                  # not contiguous
+        y = layer(x[:, 2:])  # not contiguous
         (y * noise(*y.shape, seed=1)).sum().backward()
         results.append([y, x.grad, *(parameter.grad for parameter in layer.parameters())])
     torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-5)
@@ -174,8 +242,13 @@ def test_the_decoder_is_a_plain_transformer_over_the_grid():
 def test_the_encoder_is_a_plain_transformer_on_the_visible_tokens():
     model, codes = uneven(vqmae()), codes_of(2)
     encoder, hidden = model.encoder, mask_tokens(SMALL, "patch-f", 0.5, 2, seeded())
-    x = torch.stack([torch.cat([encoder.embed.table[code] for code in token])
-                     for sample in patchify(codes.long(), SMALL) for token in sample]).view(2, SMALL.n_tokens, -1)
+    x = torch.stack(
+        [
+            torch.cat([encoder.embed.table[code] for code in token])
+            for sample in patchify(codes.long(), SMALL)
+            for token in sample
+        ]
+    ).view(2, SMALL.n_tokens, -1)
     x = (x + encoder.positions)[~hidden].view(2, -1, encoder.width)
     x = torch.cat([encoder.cls.expand(2, 1, -1), x], 1)
     for block in encoder.blocks:
@@ -184,15 +257,26 @@ def test_the_encoder_is_a_plain_transformer_on_the_visible_tokens():
     found = encoder(encoder.tokens(codes), places(hidden, "cpu")[0])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     everything = torch.arange(SMALL.n_tokens).expand(2, -1)
-    torch.testing.assert_close(encoder.encode(codes), encoder(encoder.tokens(codes), everything), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        encoder.encode(codes), encoder(encoder.tokens(codes), everything), atol=1e-5, rtol=1e-5
+    )
 
 
 # ---- VQ-MAE-S ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("grid, code_width, depth, millions", [
-    (PAPER, 4, 12, 5.05), (PAPER, 8, 12, 19.9), (PAPER, 16, 12, 79.2),              # Table 3
-    (PAPER, 8, 6, 12.5), (PAPER, 8, 16, 24.9), (PAPER, 8, 20, 29.8),                # Table 4
-    (Grid(200, 64, 1, 64), 8, 12, 50.6)])                                           # frames, authors' code
+
+@pytest.mark.parametrize(
+    "grid, code_width, depth, millions",
+    [
+        (PAPER, 4, 12, 5.05),
+        (PAPER, 8, 12, 19.9),
+        (PAPER, 16, 12, 79.2),  # Table 3
+        (PAPER, 8, 6, 12.5),
+        (PAPER, 8, 16, 24.9),
+        (PAPER, 8, 20, 29.8),  # Table 4
+        (Grid(200, 64, 1, 64), 8, 12, 50.6),
+    ],
+)  # frames, authors' code
 def test_parameters_of_the_paper(grid, code_width, depth, millions):
     with torch.device("meta"):
         model = VQMAE(grid, 256, code_width, Sizes(0, depth, 4, 4, 4), None, True)
@@ -236,15 +320,23 @@ def test_a_model_depends_on_its_seed_alone():
     torch.set_rng_state(state)
 
 
-@pytest.mark.parametrize("grid, sizes", [(SMALL, SIZES), (Grid(20, 8, 5, 4), Sizes(0, 1, 1, 4, 4)),
-                                         (Grid(40, 16, 20, 8), Sizes(16, 3, 2, 4, 1))])
+@pytest.mark.parametrize(
+    "grid, sizes",
+    [(SMALL, SIZES), (Grid(20, 8, 5, 4), Sizes(0, 1, 1, 4, 4)), (Grid(40, 16, 20, 8), Sizes(16, 3, 2, 4, 1))],
+)
 @pytest.mark.parametrize("strategy", ["patch-tf", "patch-t"])
 def test_what_is_hidden_is_not_read_and_what_is_visible_is(grid, sizes, strategy):
     model, codes = uneven(vqmae(grid, sizes)), codes_of(2, grid)
     hidden = mask_tokens(grid, strategy, 0.5, 2, seeded())
     is_hidden = unpatchify(hidden[..., None].expand(-1, -1, grid.token_size), grid)
-    predicted = [model.predict(model.encoder.tokens(x), hidden)[0] for x in (
-        codes, torch.where(is_hidden, (codes + 1) % K, codes), torch.where(is_hidden, codes, (codes + 1) % K))]
+    predicted = [
+        model.predict(model.encoder.tokens(x), hidden)[0]
+        for x in (
+            codes,
+            torch.where(is_hidden, (codes + 1) % K, codes),
+            torch.where(is_hidden, codes, (codes + 1) % K),
+        )
+    ]
     assert len(predicted[0]) == hidden.sum() * grid.token_size
     assert torch.equal(predicted[0], predicted[1])
     assert (predicted[0] - predicted[2]).abs().max() > 1e-3
@@ -256,14 +348,14 @@ def test_equation_1_is_the_mean_over_all_hidden_indices():
     tokens = patchify(codes.long(), SMALL)
     slices, _ = model.predict(tokens, hidden)
     target = tokens[hidden].flatten()
-    assert len(target) == 3 * 2 * 4 * 6                # samples, rows hidden of 4, columns, codes of a token
+    assert len(target) == 3 * 2 * 4 * 6  # samples, rows hidden of 4, columns, codes of a token
     logits = model.head(slices)
     found = model(codes, hidden)
     torch.testing.assert_close(found["loss"], F.cross_entropy(logits, target))
     assert found["accuracy"].item() == pytest.approx((logits.argmax(1) == target).float().mean().item())
 
 
-@pytest.mark.parametrize("rows", [7, 1000])            # of 50: with a shorter last part, and all at once
+@pytest.mark.parametrize("rows", [7, 1000])  # of 50: with a shorter last part, and all at once
 def test_the_loss_in_parts_has_the_gradients_of_cross_entropy(rows, monkeypatch):
     monkeypatch.setattr(sadok_vqmae, "CPU_ROWS", rows)
     target, results = torch.randint(9, (50,), generator=seeded()), []
@@ -310,8 +402,11 @@ def test_it_learns_eight_samples():
 
 # ---- Heads ---------------------------------------------------------------------------------
 
+
 def classifier(head, freeze=False, encoder=None, n_classes=3, query_blocks=(1, 2)):
-    return build(1, EmotionClassifier, encoder or vqmae().encoder, head, n_classes, freeze, query_blocks, 2, 2)
+    return build(
+        1, EmotionClassifier, encoder or vqmae().encoder, head, n_classes, freeze, query_blocks, 2, 2
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -321,7 +416,9 @@ def test_classifiers_train_or_hold_the_encoder(head):
         logits = model(codes_of(5))
         assert logits.shape == (5, 3)
         F.cross_entropy(logits, torch.tensor([0, 1, 2, 0, 1])).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters() if p.ndim > 1)
+        assert all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in model.head.parameters() if p.ndim > 1
+        )
         assert {p.grad is None for p in model.encoder.parameters()} == {freeze}
         assert model.encoder.training != freeze and model.head.training
     with pytest.raises(UserError, match="head 'CLS': unknown"):
@@ -330,7 +427,9 @@ def test_classifiers_train_or_hold_the_encoder(head):
 
 def test_cls_is_a_linear_layer_on_the_first_token():
     model, codes = classifier("cls"), codes_of(2)
-    torch.testing.assert_close(model(codes), model.encoder.encode(codes)[:, 0] @ model.head.weight.T + model.head.bias)
+    torch.testing.assert_close(
+        model(codes), model.encoder.encode(codes)[:, 0] @ model.head.weight.T + model.head.bias
+    )
 
 
 def test_emotion_from_the_mean_of_tokens_by_hand():
@@ -342,7 +441,7 @@ def test_emotion_from_the_mean_of_tokens_by_hand():
     torch.testing.assert_close(model.train()(x), standard @ linear.weight.T + linear.bias)
     kept = (encoded - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(model.eval()(x), kept @ linear.weight.T + linear.bias)
-    torch.testing.assert_close(model.train()(x[:1]), model.eval()(x[:1]))      # one sample has no variance
+    torch.testing.assert_close(model.train()(x[:1]), model.eval()(x[:1]))  # one sample has no variance
 
 
 def test_query2emo_has_one_query_and_one_logit_per_class():
@@ -362,7 +461,9 @@ def test_query2emo_has_one_query_and_one_logit_per_class():
 
 def test_sinusoidal_positions_by_hand():
     found = sinusoidal(2, 4, "cpu")
-    expected = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.841471, 0.540302, 0.0099998, 0.99995]])       # rates 1 and 1/100
+    expected = torch.tensor(
+        [[0.0, 1.0, 0.0, 1.0], [0.841471, 0.540302, 0.0099998, 0.99995]]
+    )  # rates 1 and 1/100
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -374,6 +475,7 @@ def test_classifiers_learn_eight_samples(head):
 
 
 # ---- Asymmetric loss -----------------------------------------------------------------------
+
 
 def test_asymmetric_loss_by_hand():
     """p = (1/2, 1/4, 1/4), label 0, gammas 1 and 2, smoothing 0.3: y = (0.8, 0.1, 0.1).
@@ -388,8 +490,10 @@ def test_asymmetric_loss_by_hand():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_asymmetric_loss_without_focus_is_cross_entropy(smoothing):
     logits, labels = 3 * noise(20, 5), torch.arange(20) % 5
-    torch.testing.assert_close(asymmetric_loss(logits, labels, 0, 0, smoothing),
-                               F.cross_entropy(logits, labels, label_smoothing=smoothing))
+    torch.testing.assert_close(
+        asymmetric_loss(logits, labels, 0, 0, smoothing),
+        F.cross_entropy(logits, labels, label_smoothing=smoothing),
+    )
     assert asymmetric_loss(logits, labels, 0, 4, 0.1) < F.cross_entropy(logits, labels, label_smoothing=0.1)
 
 
@@ -402,7 +506,7 @@ def test_asymmetric_loss_stays_finite_when_sure():
 
 # ---- SpecMAE -------------------------------------------------------------------------------
 
-SPECTRUM = Grid(4, 6, 2, 3)                  # 2 x 2 patches of 6 powers
+SPECTRUM = Grid(4, 6, 2, 3)  # 2 x 2 patches of 6 powers
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -413,7 +517,7 @@ def test_specmae_loss_of_one_patch_by_hand(log):
     with torch.no_grad():
         model.head.bias.copy_(torch.tensor([1.0, 2, 3, 4, 5, 6]))
     power = torch.zeros(1, 4, 6)
-    power[0, 2:, :3] = torch.tensor([[1.0, 10, 100], [1000, 1e4, 1e5]])             # the third patch
+    power[0, 2:, :3] = torch.tensor([[1.0, 10, 100], [1000, 1e4, 1e5]])  # the third patch
     hidden = torch.tensor([[False, False, True, False]])
     expected = [0, 1, 2, 3, 4, 5] if log else [1, 10, 100, 1e3, 1e4, 1e5]
     wanted = sum((x - y) ** 2 for x, y in zip(expected, range(1, 7))) / 6
@@ -426,7 +530,7 @@ def test_specmae_reads_the_visible_patches_only_and_learns():
     model, generator = build(0, SpecMAE, SPECTRUM, replace(SIZES, width=8), False), seeded()
     power = noise(8, 4, 6).square()
     changed, at = power.clone(), places(torch.tensor([[False, False, True, True]] * 8), "cpu")
-    changed[:, 2:] += 1                      # the third and the fourth patch
+    changed[:, 2:] += 1  # the third and the fourth patch
     encoded = [model.encoder(model.encoder.tokens(x), at[0]) for x in (power, changed, power + 1)]
     assert encoded[0].shape == (8, 3, 8) and torch.equal(encoded[0], encoded[1])
     assert not torch.allclose(encoded[0], encoded[2])

@@ -10,14 +10,21 @@ from conftest import shared_data
 from scipy.signal import stft
 from torch import nn
 
-from common.sadok import vqvae as vq
 from common.errors import UserError
 from common.media import read_audio, write_wav
+from common.sadok import vqvae as vq
 from common.sadok.vqvae import VQVAE, Codebook, Frames, power_spectrogram
 from common.training import Recipe, make_accelerator
 
-RECIPE = Recipe(learning_rate=3e-3, epochs=3, batch_size=4, schedule="cosine", select_by="itakura_saito",
-                higher_is_better=False, seed=5)
+RECIPE = Recipe(
+    learning_rate=3e-3,
+    epochs=3,
+    batch_size=4,
+    schedule="cosine",
+    select_by="itakura_saito",
+    higher_is_better=False,
+    seed=5,
+)
 
 
 def noise(n, seed=0):
@@ -59,12 +66,20 @@ def clips(tmp_path_factory):
 
 # ---- Power spectrogram
 
+
 def test_spectrogram_is_scipys():
     samples = noise(5000).double()
     ours = power_spectrogram(samples)
-    _, _, theirs = stft(samples.numpy(), window="hann", nperseg=1024, noverlap=1024 - 320, boundary="zeros",
-                        padded=True, scaling="spectrum")
-    theirs = np.abs(theirs * 512).T ** 2             # scipy divides by the window's sum, 512
+    _, _, theirs = stft(
+        samples.numpy(),
+        window="hann",
+        nperseg=1024,
+        noverlap=1024 - 320,
+        boundary="zeros",
+        padded=True,
+        scaling="spectrum",
+    )
+    theirs = np.abs(theirs * 512).T ** 2  # scipy divides by the window's sum, 512
     assert ours.shape == (1 + 5000 // 320, 513)
     assert np.allclose(ours, theirs[: len(ours)], rtol=1e-9, atol=1e-9)
     assert torch.equal(power_spectrogram(samples, torch.tensor([7, 0, 7])), ours[[7, 0, 7]])
@@ -72,10 +87,10 @@ def test_spectrogram_is_scipys():
 
 def test_spectrogram_of_a_sine():
     time = torch.arange(16000, dtype=torch.float64) / 16000
-    frame = power_spectrogram(torch.sin(2 * math.pi * 1000 * time))[25]              # bin 64 = 1000 Hz
+    frame = power_spectrogram(torch.sin(2 * math.pi * 1000 * time))[25]  # bin 64 = 1000 Hz
     assert int(frame.argmax()) == 64
-    assert float(frame[64]) == pytest.approx((512 / 2) ** 2, rel=1e-6)               # (sum of the window / 2)^2
-    assert float(frame[65]) == pytest.approx((256 / 2) ** 2, rel=1e-6)               # next to it: half of it
+    assert float(frame[64]) == pytest.approx((512 / 2) ** 2, rel=1e-6)  # (sum of the window / 2)^2
+    assert float(frame[65]) == pytest.approx((256 / 2) ** 2, rel=1e-6)  # next to it: half of it
 
 
 @pytest.mark.parametrize("n", [1, 319, 320, 512, 513, 1023])
@@ -93,8 +108,10 @@ def test_griffin_lim_comes_back_to_the_spectrogram():
     power = power_spectrogram(noise(320 * 40))
     samples = vq.griffin_lim(power, 60, seed=1)
     assert samples.shape == (320 * 40,)
-    distance = [float(vq.log_spectral_distance(power[3:-3], power_spectrogram(s)[3:-3]).mean())
-                for s in (samples, vq.griffin_lim(power, 1, seed=1))]
+    distance = [
+        float(vq.log_spectral_distance(power[3:-3], power_spectrogram(s)[3:-3]).mean())
+        for s in (samples, vq.griffin_lim(power, 1, seed=1))
+    ]
     assert distance[0] < 0.6 * distance[1] and distance[0] < 4
     before = torch.random.get_rng_state()
     assert torch.equal(samples, vq.griffin_lim(power, 60, seed=1))
@@ -102,6 +119,7 @@ def test_griffin_lim_comes_back_to_the_spectrogram():
 
 
 # ---- Codebook
+
 
 def two_codes():
     codebook = Codebook(2, 2).train()
@@ -115,7 +133,7 @@ def test_moving_averages_by_hand():
     codebook = two_codes()
     _, codes = codebook(torch.tensor([[1.0, 1.0], [3.0, 1.0], [9.0, 4.0]]))
     assert codes.tolist() == [0, 0, 1]
-    counts = [0.99 * 2 + 0.01 * 2, 0.99 * 1 + 0.01 * 1]                              # 2, 1
+    counts = [0.99 * 2 + 0.01 * 2, 0.99 * 1 + 0.01 * 1]  # 2, 1
     assert codebook.counts.tolist() == pytest.approx(counts)
     assert codebook.sums.tolist() == [pytest.approx([0.04, 0.02]), pytest.approx([9.99, 0.04])]
     sizes = [(c + 1e-5) / (3 + 2e-5) * 3 for c in counts]
@@ -136,7 +154,7 @@ def test_unused_code_starts_anew():
     z = torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     codebook(z)
     assert any(torch.allclose(codebook.vectors[1], row, atol=1e-4) for row in z)
-    assert float(codebook.counts[1]) == pytest.approx(0.1)         # of a fair share, two vectors over two codes
+    assert float(codebook.counts[1]) == pytest.approx(0.1)  # of a fair share, two vectors over two codes
 
 
 def test_starts_from_encoder_outputs():
@@ -144,18 +162,24 @@ def test_starts_from_encoder_outputs():
     torch.manual_seed(0)
     codebook(z)
     distance = (codebook.vectors[:, None] - z).norm(dim=2).min(1).values
-    assert (distance < 1e-3).sum() == 15             # the last one is the mean of all, to which they were assigned
-    assert torch.allclose(codebook.vectors[0], z.mean(0), rtol=1e-3) and len(codebook.vectors.unique(dim=0)) > 12
+    assert (distance < 1e-3).sum() == 15  # the last one is the mean of all, to which they were assigned
+    assert (
+        torch.allclose(codebook.vectors[0], z.mean(0), rtol=1e-3) and len(codebook.vectors.unique(dim=0)) > 12
+    )
 
 
 def test_moving_averages_are_of_all_processes(monkeypatch):
     z, codes = torch.randn(20, 2), torch.randint(2, (20,))
     alone, shared = two_codes(), two_codes()
     alone.learn(z, codes)
-    others = {(2,): torch.bincount(codes[12:], minlength=2),
-              (2, 2): torch.zeros(2, 2).index_add_(0, codes[12:], z[12:])}
+    others = {
+        (2,): torch.bincount(codes[12:], minlength=2),
+        (2, 2): torch.zeros(2, 2).index_add_(0, codes[12:], z[12:]),
+    }
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(others[tuple(tensor.shape)]))
+    monkeypatch.setattr(
+        torch.distributed, "all_reduce", lambda tensor: tensor.add_(others[tuple(tensor.shape)])
+    )
     shared.learn(z[:12], codes[:12])
     assert torch.allclose(alone.vectors, shared.vectors) and torch.allclose(alone.counts, shared.counts)
 
@@ -177,6 +201,7 @@ def test_gradient_passes_straight_through():
 
 
 # ---- Network
+
 
 def test_parameters_and_shapes(power):
     model = VQVAE(8)
@@ -201,7 +226,7 @@ def test_tanh_is_tanh():
 def test_network_is_the_one_of_conv1d(model, power):
     """The row-shaped 2-D convolutions against nn.Conv1d, written out."""
     x = (vq.log_power(power) - model.mean) / model.sd
-    x = x[:, None]                                                                   # (N, 1, 513)
+    x = x[:, None]  # (N, 1, 513)
 
     def conv1d(layer, x):
         return nn.functional.conv1d(x, layer.weight[:, :, 0], layer.bias, layer.stride[1], layer.padding[1])
@@ -230,16 +255,19 @@ def same_codes(model, power, codes, other):
 def check_independence(model, power):
     model.eval()
     whole = model.encode(power)
-    assert len(whole.unique()) > 200         # a collapsed codebook would pass what follows
+    assert len(whole.unique()) > 200  # a collapsed codebook would pass what follows
     half = len(power) // 2
     order = torch.randperm(len(power), generator=torch.Generator().manual_seed(0))
     shuffled = torch.empty_like(whole)
     shuffled[order] = model.encode(power[order])
     loud = torch.cat([power, power * 1e4])
-    ways = {"halves": torch.cat([model.encode(power[:half]), model.encode(power[half:])]),
-            "one by one": torch.cat([model.encode(frame[None]) for frame in power]),
-            "shuffled": shuffled, "among others": model.encode(loud)[: len(power)],
-            "in training mode": model.train().encode(power)}
+    ways = {
+        "halves": torch.cat([model.encode(power[:half]), model.encode(power[half:])]),
+        "one by one": torch.cat([model.encode(frame[None]) for frame in power]),
+        "shuffled": shuffled,
+        "among others": model.encode(loud)[: len(power)],
+        "in training mode": model.train().encode(power),
+    }
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
         ways["in a bfloat16 run"] = model.encode(power)
@@ -292,18 +320,23 @@ def test_bins_that_were_empty_in_training(power):
 
 # ---- Losses and figures
 
+
 def test_itakura_saito_by_hand():
     x, y = torch.tensor([[2.0, 1.0, 3.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-    assert float(vq.itakura_saito(x, y)) == pytest.approx(((1 - math.log(2)) + (math.log(2) - 0.5) + 0) / 3, rel=1e-5)
+    assert float(vq.itakura_saito(x, y)) == pytest.approx(
+        ((1 - math.log(2)) + (math.log(2) - 0.5) + 0) / 3, rel=1e-5
+    )
     assert float(vq.itakura_saito(x, x)) == 0
     assert float(vq.itakura_saito(100 * x, 100 * y)) == pytest.approx(float(vq.itakura_saito(x, y)), rel=1e-5)
     silence = torch.zeros(1, 3)
     assert float(vq.itakura_saito(silence, silence)) == 0
-    assert float(vq.itakura_saito(silence, y)) == pytest.approx(-1 + (np.log([1e10, 2e10, 3e10])).mean(), rel=1e-5)
+    assert float(vq.itakura_saito(silence, y)) == pytest.approx(
+        -1 + (np.log([1e10, 2e10, 3e10])).mean(), rel=1e-5
+    )
 
 
 def test_log_spectral_distance_by_hand():
-    x, y = torch.tensor([[100.0, 1.0]]), torch.tensor([[1.0, 10.0]])                 # 20 and -10 dB apart
+    x, y = torch.tensor([[100.0, 1.0]]), torch.tensor([[1.0, 10.0]])  # 20 and -10 dB apart
     assert float(vq.log_spectral_distance(x, y)) == pytest.approx(math.sqrt((400 + 100) / 2), rel=1e-5)
 
 
@@ -329,7 +362,9 @@ def test_commitment_pulls_the_encoder_to_its_codes(power):
     _, codes, commitment = model(power[:5])
     commitment.backward()
     z = model.embed(power[:5])
-    expected = 2 * (z - model.codebook.vectors[codes]).sum((0, 1)) / z.numel()       # of the bias of the last layer
+    expected = (
+        2 * (z - model.codebook.vectors[codes]).sum((0, 1)) / z.numel()
+    )  # of the bias of the last layer
     assert torch.allclose(model.encoder[8].bias.grad, expected, rtol=1e-3, atol=1e-7)
 
 
@@ -346,10 +381,11 @@ def test_overfits_a_few_frames(power):
     model.eval()
     found = float(vq.itakura_saito(few, model.decode(model.encode(few))).mean())
     flat = float(vq.itakura_saito(few, few.mean(0, keepdim=True)).mean())
-    assert found < 0.4 < flat           # an envelope without detail reaches 0.58 on noise: Euler's constant
+    assert found < 0.4 < flat  # an envelope without detail reaches 0.58 on noise: Euler's constant
 
 
 # ---- Data
+
 
 def test_items_are_frames_of_clips(clips):
     data = Frames(clips, 5, 8, 1.0)
@@ -372,7 +408,7 @@ def test_clips_are_read_once_while_they_fit(clips, monkeypatch):
     drawn = [data[i, (0, 0, i)][0] for i in range(8)]
     assert before == len(reads) == 6
     small.read()
-    assert len(small.kept) == 2          # the second clip passes 40,000 bytes
+    assert len(small.kept) == 2  # the second clip passes 40,000 bytes
     assert all(torch.equal(a, small[i, (0, 0, i)][0]) for i, a in enumerate(drawn))
 
 
@@ -390,8 +426,9 @@ def test_unreadable_clips_are_reported_and_counted(clips, tmp_path, capsys):
 
 # ---- Training
 
+
 def train(folder, clips, recipe=RECIPE, code_size=8, n_items=8):
-    torch.manual_seed(len(str(folder)))          # what came before must not matter
+    torch.manual_seed(len(str(folder)))  # what came before must not matter
     data, valid = Frames(clips[:4], 6, n_items, 1.0), Frames(clips[4:], 6, 0, 1.0)
     return vq.train_vqvae(make_accelerator("no"), data, valid, code_size, recipe, folder, {"corpus": "noise"})
 

@@ -30,27 +30,33 @@ def test_reads_constants_with_their_comments():
     assert "DERIVED" not in found
 
 
-@pytest.mark.parametrize("argv, expected", [
-    ([], {}),
-    (["--demo"], {"RATE": 1e-3, "EPOCHS": (3, 3)}),
-    (["--RATE=0.5", "--demo"], {"RATE": 0.5, "EPOCHS": (3, 3)}),
-    (["--EPOCHS=1,2,3"], {"EPOCHS": (1, 2, 3)}),
-    (["--NAMES=text", "--ON=false"], {"NAMES": ("text",), "ON": False}),
-    (["--NOTHING=a, b"], {"NOTHING": ("a", "b")}),
-    (["--NAMES="], {"NAMES": ()}),
-])
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        ([], {}),
+        (["--demo"], {"RATE": 1e-3, "EPOCHS": (3, 3)}),
+        (["--RATE=0.5", "--demo"], {"RATE": 0.5, "EPOCHS": (3, 3)}),
+        (["--EPOCHS=1,2,3"], {"EPOCHS": (1, 2, 3)}),
+        (["--NAMES=text", "--ON=false"], {"NAMES": ("text",), "ON": False}),
+        (["--NOTHING=a, b"], {"NOTHING": ("a", "b")}),
+        (["--NAMES="], {"NAMES": ()}),
+    ],
+)
 def test_overrides_are_typed(argv, expected):
     assert settings.overrides(SOURCE, argv) == expected
 
 
-@pytest.mark.parametrize("argv, words", [
-    (["--EPOHCS=3"], ["--EPOHCS=3", "--EPOCHS"]),
-    (["--dmo"], ["--demo"]),
-    (["--RATE=fast"], ["--RATE=fast", "2e-05"]),
-    (["--ON=maybe"], ["true or false"]),
-    (["--PAPER=1"], ["no such constant"]),
-    (["stray"], ["stray"]),
-])
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--EPOHCS=3"], ["--EPOHCS=3", "--EPOCHS"]),
+        (["--dmo"], ["--demo"]),
+        (["--RATE=fast"], ["--RATE=fast", "2e-05"]),
+        (["--ON=maybe"], ["true or false"]),
+        (["--PAPER=1"], ["no such constant"]),
+        (["stray"], ["stray"]),
+    ],
+)
 def test_refusals_name_the_remedy(argv, words):
     with pytest.raises(UserError) as error:
         settings.overrides(SOURCE, argv)
@@ -60,8 +66,16 @@ def test_refusals_name_the_remedy(argv, words):
 def test_run_applies_and_records(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SOURCE)
-    module = {"__file__": str(script), "RATE": 2e-5, "EPOCHS": (20, 20), "NAMES": (), "ON": True, "NOTHING": (),
-              "DEMO": {}, "PAPER": {}}
+    module = {
+        "__file__": str(script),
+        "RATE": 2e-5,
+        "EPOCHS": (20, 20),
+        "NAMES": (),
+        "ON": True,
+        "NOTHING": (),
+        "DEMO": {},
+        "PAPER": {},
+    }
     settings.run(lambda: None, module, ["--demo", "--ON=no"])
     assert module["RATE"] == 1e-3 and module["ON"] is False
     assert module["SETTINGS"] == {"RATE": 1e-3, "EPOCHS": (3, 3), "NAMES": (), "ON": False, "NOTHING": ()}
@@ -75,14 +89,18 @@ def test_user_errors_end_in_one_line(tmp_path):
         raise UserError("file.csv: is wrong; mend it")
 
     with pytest.raises(SystemExit) as stop:
-        settings.run(main, {"__file__": str(script), "RATE": 1, "EPOCHS": 1, "NAMES": 1, "ON": 1, "NOTHING": 1}, [])
+        settings.run(
+            main, {"__file__": str(script), "RATE": 1, "EPOCHS": 1, "NAMES": 1, "ON": 1, "NOTHING": 1}, []
+        )
     assert stop.value.code == "error: file.csv: is wrong; mend it"
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("0*.py")))
 def test_help_is_quick_and_complete(script):
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / script), "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / script), "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and " torch\n" not in done.stderr, "help must not import torch"
     plain, presets = settings.split_presets(settings.read_constants((ROOT / script).read_text()))
     assert {"DATA_ROOT", "RESULTS_ROOT", "CORPUS", "SEEDS"} <= set(plain) and "DEMO" in presets

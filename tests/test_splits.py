@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from common import splits
 from common.errors import UserError
 from common.manifest import Manifest, Turn
@@ -17,8 +18,19 @@ def corpus(speakers, per_speaker=4, sessions=None, split=None):
         session = sessions(speaker) if sessions else ""
         for i in range(per_speaker):
             extra = {"split": split(i)} if split else {}
-            turns.append(Turn(f"{speaker}_{i}", speaker, i, speaker, session, i, i + 1,
-                              label=CLASSES[i % 2], extra=extra))
+            turns.append(
+                Turn(
+                    f"{speaker}_{i}",
+                    speaker,
+                    i,
+                    speaker,
+                    session,
+                    i,
+                    i + 1,
+                    label=CLASSES[i % 2],
+                    extra=extra,
+                )
+            )
         turns.append(Turn(f"{speaker}_context", speaker, 99, speaker, session, 99, 100))
     return Manifest("toy", Path("toy"), CLASSES, turns)
 
@@ -74,6 +86,7 @@ def test_the_validation_speaker_follows_the_seed():
     def drawn(seed):
         folds = splits.make_folds(actors(24), 5, "speaker", "validation", seed)
         return [fold.valid[0].speaker for fold in folds]
+
     assert drawn(0) == drawn(0) != drawn(1)
 
 
@@ -110,7 +123,7 @@ def test_leave_two_out_covers_every_pair():
 
 def test_an_official_split_is_one_fold_that_says_speakers_are_shared():
     manifest = corpus(["Joey", "Ross"], 9, split=lambda i: ("train", "dev", "test")[i // 3])
-    fold, = splits.make_folds(manifest, 5, "group", "validation", 0)
+    (fold,) = splits.make_folds(manifest, 5, "group", "validation", 0)
     assert [len(part) for part in (fold.train, fold.valid, fold.test)] == [6, 6, 6]
     line, total = splits.check_folds([fold], manifest)
     assert "2 speakers in two parts" in line and "n = 6" in total
@@ -134,16 +147,24 @@ def drop_class(manifest, keep):
     return manifest
 
 
-@pytest.mark.parametrize("manifest, words", [
-    (corpus(["a"], 8), "1 speaker"), (actors(2), "2 speaker"), (iemocap(2), "2 session"),
-    (drop_class(actors(5), lambda t: t.utterance_id == "01_1"), "'happy' has 1 labelled"),
-    (drop_class(actors(5), lambda t: t.speaker == "01"), "absent from the training"),
-    (drop_class(corpus(["1", "2", "3", "4"], 8), lambda t: t.speaker == "2"), "is absent from the training"),
-    (Manifest("toy", Path("toy"), ("angry",), actors(5).turns), "not among the classes"),
-    (corpus(["", "a", "b"]), "no speaker"),
-    (Manifest("toy", Path("toy"), CLASSES, [Turn("u", "d", 0, "s", "", 0, 1)]), "no labelled turn"),
-    (corpus(["a", "b", "c"], split=lambda i: ("train", "dev")[i % 2]), "split=test"),
-])
+@pytest.mark.parametrize(
+    "manifest, words",
+    [
+        (corpus(["a"], 8), "1 speaker"),
+        (actors(2), "2 speaker"),
+        (iemocap(2), "2 session"),
+        (drop_class(actors(5), lambda t: t.utterance_id == "01_1"), "'happy' has 1 labelled"),
+        (drop_class(actors(5), lambda t: t.speaker == "01"), "absent from the training"),
+        (
+            drop_class(corpus(["1", "2", "3", "4"], 8), lambda t: t.speaker == "2"),
+            "is absent from the training",
+        ),
+        (Manifest("toy", Path("toy"), ("angry",), actors(5).turns), "not among the classes"),
+        (corpus(["", "a", "b"]), "no speaker"),
+        (Manifest("toy", Path("toy"), CLASSES, [Turn("u", "d", 0, "s", "", 0, 1)]), "no labelled turn"),
+        (corpus(["a", "b", "c"], split=lambda i: ("train", "dev")[i % 2]), "split=test"),
+    ],
+)
 def test_impossible_corpora_are_one_line(manifest, words):
     with pytest.raises(UserError, match=words) as caught:
         splits.make_folds(manifest, 5, "group", "validation", 0)

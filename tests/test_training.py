@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import training
-from common.khare import model as khare_model
 from common.errors import UserError
+from common.khare import model as khare_model
 from common.training import Recipe, fit, length_batches, make_accelerator, predict, rate_factor
 
 RECIPE = Recipe(learning_rate=1e-2, epochs=4, batch_size=8, weight_decay=0.01, warmup_share=0.1, seed=3)
@@ -43,7 +43,10 @@ class Toy:
         return self.x[index] + torch.as_tensor(noise, dtype=torch.float32), self.y[index]
 
     def collate(self, items):
-        return {"inputs": {"x": torch.stack([x for x, _ in items])}, "labels": torch.stack([y for _, y in items])}
+        return {
+            "inputs": {"x": torch.stack([x for x, _ in items])},
+            "labels": torch.stack([y for _, y in items]),
+        }
 
 
 def model(dropout=0.2):
@@ -64,8 +67,10 @@ def run(folder, recipe=RECIPE, net=None, loss=loss, stop_after=None, data=None):
         if stop_after and len(calls) > stop_after:
             raise KeyboardInterrupt
         logits = predict(accelerator, m, lambda m, b: {"logits": m(b["inputs"]["x"])}, data, 7, 0)["logits"]
-        return {"loss": float(F.cross_entropy(torch.from_numpy(logits), data.y)),
-                "accuracy": float((logits.argmax(1) == data.y.numpy()).mean())}
+        return {
+            "loss": float(F.cross_entropy(torch.from_numpy(logits), data.y)),
+            "accuracy": float((logits.argmax(1) == data.y.numpy()).mean()),
+        }
 
     history = fit(accelerator, net, loss, data, evaluate, recipe, folder, {"task": "toy"}, "toy")
     return history, net
@@ -99,12 +104,18 @@ def test_rate_schedules():
 def test_inverse_square_root_is_the_schedule_of_khare():
     """Peak times factor is learning_rate(n) of the paper's Sec. 3.1, n counted from 1, whatever `total` is."""
     k, width, warmup = 2.5, 64, 7
-    recipe = replace(RECIPE, schedule="inverse_sqrt", warmup_steps=warmup, warmup_share=0.0,
-                     learning_rate=khare_model.learning_rate(warmup, k, width, warmup))
+    recipe = replace(
+        RECIPE,
+        schedule="inverse_sqrt",
+        warmup_steps=warmup,
+        warmup_share=0.0,
+        learning_rate=khare_model.learning_rate(warmup, k, width, warmup),
+    )
     for step in (0, 3, 6, 7, 30, 500):
         for total in (10, 1000):
             assert recipe.learning_rate * rate_factor(recipe, step, total) == pytest.approx(
-                khare_model.learning_rate(step + 1, k, width, warmup))
+                khare_model.learning_rate(step + 1, k, width, warmup)
+            )
     for wrong in ({"schedule": "inverse_sqrt"}, {"warmup_steps": 7}):
         with pytest.raises(ValueError, match="warmup_steps of 1 or more go with"):
             replace(RECIPE, **wrong)
@@ -113,8 +124,23 @@ def test_inverse_square_root_is_the_schedule_of_khare():
 def test_identities_of_earlier_recipes_stay_what_they_were():
     """Else every model trained before would be trained again."""
     assert set(RECIPE.identity()) == {
-        "learning_rate", "epochs", "batch_size", "weight_decay", "schedule", "warmup_share", "rate_per", "betas",
-        "clip_norm", "select_by", "higher_is_better", "patience", "keep", "best_before", "epochs_since_best", "seed"}
+        "learning_rate",
+        "epochs",
+        "batch_size",
+        "weight_decay",
+        "schedule",
+        "warmup_share",
+        "rate_per",
+        "betas",
+        "clip_norm",
+        "select_by",
+        "higher_is_better",
+        "patience",
+        "keep",
+        "best_before",
+        "epochs_since_best",
+        "seed",
+    }
     assert replace(RECIPE, eps=1e-9).identity() == RECIPE.identity() | {"eps": 1e-9}
     later = replace(RECIPE, schedule="inverse_sqrt", warmup_steps=5).identity()
     assert later == RECIPE.identity() | {"schedule": "inverse_sqrt", "warmup_steps": 5}
@@ -124,12 +150,19 @@ def test_one_step_is_adamw_on_the_mean_loss(tmp_path):
     """One full-batch step without dropout against torch.optim.AdamW written out."""
     recipe = replace(RECIPE, epochs=1, batch_size=30, warmup_share=0.0, schedule="constant", clip_norm=0.5)
     data = Toy()
-    data.__class__ = type("Plain", (Toy,), {"__getitem__": lambda self, key: (self.x[key[0]], self.y[key[0]])})
+    data.__class__ = type(
+        "Plain", (Toy,), {"__getitem__": lambda self, key: (self.x[key[0]], self.y[key[0]])}
+    )
     _, ours = run(tmp_path, recipe, model(0.0), data=data)
     theirs = model(0.0)
     decayed = [p for p in theirs.parameters() if p.ndim > 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01},
-                                   {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0}], lr=1e-2)
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": 0.01},
+            {"params": [p for p in theirs.parameters() if p.ndim == 1], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+    )
     F.cross_entropy(theirs(data.x), data.y).backward()
     nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
     optimizer.step()
@@ -139,7 +172,9 @@ def test_one_step_is_adamw_on_the_mean_loss(tmp_path):
 def test_learns_and_keeps_the_best_epoch(tmp_path):
     history, net = run(tmp_path, replace(RECIPE, epochs=15))
     accuracies = [entry["valid_accuracy"] for entry in history["log"]]
-    assert history["best"] == max(accuracies) > 0.9 and history["best_epoch"] == 1 + int(np.argmax(accuracies))
+    assert history["best"] == max(accuracies) > 0.9 and history["best_epoch"] == 1 + int(
+        np.argmax(accuracies)
+    )
     assert not (tmp_path / "last.pt").exists()
 
 
@@ -165,7 +200,7 @@ def test_resume_within_an_epoch(tmp_path, monkeypatch):
 
     def killed(m, batch):
         steps.append(1)
-        if len(steps) == 7:            # the third step of the second epoch
+        if len(steps) == 7:  # the third step of the second epoch
             raise KeyboardInterrupt
         return loss(m, batch)
 
@@ -236,10 +271,14 @@ def test_batches_of_predictions_do_not_follow_the_order_of_the_corpus():
     """Float noise of a batch must not tell neighbours of the corpus, which often share a label, from others."""
     data = Toy(64)
     data.lengths = [1] * 64
+
     def forward(m, b):
         return {"y": m(b["inputs"]["x"])}
 
-    spans = [np.ptp(indices) for indices, _ in training.predict_batches(make_accelerator("no"), model(), forward, data, 8, 0)]
+    spans = [
+        np.ptp(indices)
+        for indices, _ in training.predict_batches(make_accelerator("no"), model(), forward, data, 8, 0)
+    ]
     assert min(spans) > 16
     found = predict(make_accelerator("no"), model(), forward, data, 8, 0)["y"]
     assert np.allclose(found, model().eval()(data.x).detach().numpy(), atol=1e-6)
@@ -253,17 +292,41 @@ def test_two_processes_train_the_same_model(tmp_path):
         "import test_training as t, torch\nfrom pathlib import Path\n"
         "recipe = t.replace(t.RECIPE, epochs=3, batch_size=29)\n"
         f"history, net = t.run(Path({str(tmp_path / 'two')!r}), recipe, t.model(0.0))\n"
-        f"torch.save(t.weights(net), {str(tmp_path)!r} + '/weights' + str(t.make_accelerator('no').process_index) + '.pt')\n")
-    done = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-                           "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-                           "--main_process_port", "0", str(script)], capture_output=True, text=True, timeout=200,
-                          env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"})
+        f"torch.save(t.weights(net), {str(tmp_path)!r} + '/weights' + str(t.make_accelerator('no').process_index) + '.pt')\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+            str(script),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     history, net = run(tmp_path / "one", replace(RECIPE, epochs=3, batch_size=29), model(0.0))
     for rank in (0, 1):
-        assert torch.allclose(torch.load(tmp_path / f"weights{rank}.pt", weights_only=True), weights(net), atol=1e-5)
+        assert torch.allclose(
+            torch.load(tmp_path / f"weights{rank}.pt", weights_only=True), weights(net), atol=1e-5
+        )
     two = json.loads((tmp_path / "two" / "history.json").read_text())
-    assert np.allclose([e["train_loss"] for e in two["log"]], [e["train_loss"] for e in history["log"]], atol=1e-5)
+    assert np.allclose(
+        [e["train_loss"] for e in two["log"]], [e["train_loss"] for e in history["log"]], atol=1e-5
+    )
 
 
 # ---- Which epoch is kept, going on with an earlier run, frozen parts -------------------------
@@ -292,7 +355,7 @@ def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(tmp_path, keep, e
     assert history["best_epoch"] == 2 and history["best"] == 0.5 and history["epochs_since_best"] == 2
     assert torch.equal(weights(net), after[epoch - 1]) and not torch.equal(after[1], after[3])
     _, loaded, none = scripted(tmp_path, recipe, [])
-    assert torch.equal(weights(loaded), after[epoch - 1]) and not none                # from the file, without training
+    assert torch.equal(weights(loaded), after[epoch - 1]) and not none  # from the file, without training
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
@@ -305,12 +368,15 @@ def test_a_resumed_run_keeps_the_same_epoch(tmp_path, keep):
     assert torch.equal(weights(whole), weights(resumed)) and history["best_epoch"] == 2
 
 
-@pytest.mark.parametrize("values, n_epochs, best", [
-    ([2.0] * 30, 5, 1.0),                         # 5 + 5 without improvement
-    ([2.0, 2, 0.9] + [2.0] * 30, 13, 0.9),        # an improvement in epoch 3 gives 10 more
-    ([1.0] * 30, 5, 1.0),                         # equal is not better
-    ([2.0] * 4 + [0.5] + [2.0] * 30, 15, 0.5),    # in the last epoch before the end
-])
+@pytest.mark.parametrize(
+    "values, n_epochs, best",
+    [
+        ([2.0] * 30, 5, 1.0),  # 5 + 5 without improvement
+        ([2.0, 2, 0.9] + [2.0] * 30, 13, 0.9),  # an improvement in epoch 3 gives 10 more
+        ([1.0] * 30, 5, 1.0),  # equal is not better
+        ([2.0] * 4 + [0.5] + [2.0] * 30, 15, 0.5),  # in the last epoch before the end
+    ],
+)
 def test_patience_counts_on_from_an_earlier_run(tmp_path, values, n_epochs, best):
     recipe = replace(LOSS_RECIPE, epochs=30, patience=10, keep="last", best_before=1.0, epochs_since_best=5)
     history, _, _ = scripted(tmp_path, recipe, values)
@@ -334,11 +400,18 @@ def half_frozen():
 def test_what_is_frozen_is_not_saved_and_not_changed(tmp_path):
     net = half_frozen()
     state = training.trained_state(net)
-    assert set(state) == {"1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked",
-                          "3.weight", "3.bias"}
+    assert set(state) == {
+        "1.weight",
+        "1.bias",
+        "1.running_mean",
+        "1.running_var",
+        "1.num_batches_tracked",
+        "3.weight",
+        "3.bias",
+    }
     with torch.no_grad():
         net[3].bias += 1
-    assert not torch.equal(state["3.bias"], net[3].bias)          # a copy, not a view
+    assert not torch.equal(state["3.bias"], net[3].bias)  # a copy, not a view
     _, trained, _ = scripted(tmp_path, LOSS_RECIPE, [1.0, 0.9, 0.8, 0.7], half_frozen())
     assert torch.equal(trained[0].weight, half_frozen()[0].weight)
     assert not torch.equal(trained[3].weight, half_frozen()[3].weight)
@@ -367,12 +440,12 @@ def test_weights_that_do_not_fit_are_refused():
         training.load_trained(net, {**state, "3.bias": torch.zeros(4)})
     net[0].requires_grad_(True)
     with pytest.raises(ValueError, match=r"missing \['0.bias', '0.weight'\]"):
-        training.load_trained(net, state)                         # trained here, but not in what was saved
+        training.load_trained(net, state)  # trained here, but not in what was saved
 
 
 def test_an_outcome_is_used_again_only_if_it_was_made_the_same_way(tmp_path):
     history, _ = run(tmp_path)
-    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"}) is None           # there is no test.json yet
+    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"}) is None  # there is no test.json yet
     (tmp_path / "test.json").write_text(json.dumps({"history": history, "logits": [1]}))
     assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"})["logits"] == [1]
     assert training.kept_outcome(tmp_path, replace(RECIPE, workers=3), {"task": "toy"})["logits"] == [1]
@@ -387,8 +460,17 @@ def test_a_finished_run_leaves_no_model_behind():
         for i in range(3):
             net = model()
             alive.append(weakref.ref(net[0].weight))
-            fit(accelerator, net, loss, data, lambda m: {"accuracy": 0.0}, replace(RECIPE, epochs=1), f"{folder}/{i}",
-                {"task": "toy"}, "toy")
+            fit(
+                accelerator,
+                net,
+                loss,
+                data,
+                lambda m: {"accuracy": 0.0},
+                replace(RECIPE, epochs=1),
+                f"{folder}/{i}",
+                {"task": "toy"},
+                "toy",
+            )
     del net
     gc.collect()
     assert [ref() for ref in alive] == [None] * 3

@@ -31,22 +31,33 @@ def turns_of(root, n_speakers=0, seed=0):
 # ---- Layouts ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder, ending, split", [
-    ("dev/aac", "m4a", "dev"),               # the archive of the development set
-    ("aac", "m4a", ""),                      # that of the test set
-    ("test/aac", "m4a", "test"),
-    ("dev/mp4", "mp4", "dev"),               # the video archives
-    ("train/part3", "wav", "dev"),           # a copy in parts, coded again
-    ("", "wav", ""),
-])
+@pytest.mark.parametrize(
+    "folder, ending, split",
+    [
+        ("dev/aac", "m4a", "dev"),  # the archive of the development set
+        ("aac", "m4a", ""),  # that of the test set
+        ("test/aac", "m4a", "test"),
+        ("dev/mp4", "mp4", "dev"),  # the video archives
+        ("train/part3", "wav", "dev"),  # a copy in parts, coded again
+        ("", "wav", ""),
+    ],
+)
 def test_layouts(tmp_path, folder, ending, split):
     root = tmp_path / "VoxCeleb2"
-    names = [f"id00012/-6kGfBX1234/00003.{ending}", f"id00012/-6kGfBX1234/00001.{ending}",
-             f"id00012/_a-B_c-D_e-/00007.{ending}", f"id00017/21Uxsk56VDQ/00001.{ending}"]
+    names = [
+        f"id00012/-6kGfBX1234/00003.{ending}",
+        f"id00012/-6kGfBX1234/00001.{ending}",
+        f"id00012/_a-B_c-D_e-/00007.{ending}",
+        f"id00017/21Uxsk56VDQ/00001.{ending}",
+    ]
     touch(root / folder, *names)
     turns = turns_of(root)
-    assert list(turns) == ["id00012_-6kGfBX1234_00001", "id00012_-6kGfBX1234_00003", "id00012__a-B_c-D_e-_00007",
-                           "id00017_21Uxsk56VDQ_00001"]
+    assert list(turns) == [
+        "id00012_-6kGfBX1234_00001",
+        "id00012_-6kGfBX1234_00003",
+        "id00012__a-B_c-D_e-_00007",
+        "id00017_21Uxsk56VDQ_00001",
+    ]
     turn = turns["id00012_-6kGfBX1234_00003"]
     assert (turn.dialogue_id, turn.turn, turn.speaker) == ("id00012_-6kGfBX1234", 1, "id00012")
     assert (turn.label, turn.text, turn.video, turn.start_s, turn.end_s) == ("", "", "", 0.0, 0.0)
@@ -69,38 +80,83 @@ def test_any_folder_above_the_videos_is_a_root(tmp_path):
 
 def test_a_clip_counts_once_and_m4a_goes_before_wav_before_mp4(tmp_path):
     clip = "id00012/21Uxsk56VDQ/0000"
-    touch(tmp_path, f"dev/mp4/{clip}1.mp4", f"dev/aac/{clip}1.m4a", f"a/{clip}1.wav", f"dev/mp4/{clip}2.mp4",
-          f"wav/{clip}2.wav", f"dev/mp4/{clip}3.mp4", f"b/{clip}1.m4a")
+    touch(
+        tmp_path,
+        f"dev/mp4/{clip}1.mp4",
+        f"dev/aac/{clip}1.m4a",
+        f"a/{clip}1.wav",
+        f"dev/mp4/{clip}2.mp4",
+        f"wav/{clip}2.wav",
+        f"dev/mp4/{clip}3.mp4",
+        f"b/{clip}1.m4a",
+    )
     turns = turns_of(tmp_path)
     assert [turn.audio.removeprefix(f"{tmp_path}/") for turn in turns.values()] == [
-        f"b/{clip}1.m4a", f"wav/{clip}2.wav", f"dev/mp4/{clip}3.mp4"]
+        f"b/{clip}1.m4a",
+        f"wav/{clip}2.wav",
+        f"dev/mp4/{clip}3.mp4",
+    ]
     assert [turn.turn for turn in turns.values()] == [0, 1, 2]
 
 
 def test_sound_and_picture_of_a_clip_are_one_turn_where_video_is_asked_for(tmp_path):
     clip = "id00012/-1Uxsk56VDQ/0000"
-    touch(tmp_path, f"dev/aac/{clip}1.m4a", f"dev/mp4/{clip}1.mp4", f"dev/aac/{clip}2.m4a", f"dev/mp4/{clip}3.mp4",
-          f"copy/mp4/{clip}1.mp4")
+    touch(
+        tmp_path,
+        f"dev/aac/{clip}1.m4a",
+        f"dev/mp4/{clip}1.mp4",
+        f"dev/aac/{clip}2.m4a",
+        f"dev/mp4/{clip}3.mp4",
+        f"copy/mp4/{clip}1.mp4",
+    )
     release = read_voxceleb2(tmp_path, 0, 0, with_video=True)
-    names = [tuple(path.removeprefix(f"{tmp_path}/") for path in (s.turn.audio, s.turn.video)) for s in release.turns]
-    assert names == [(f"dev/aac/{clip}1.m4a", f"copy/mp4/{clip}1.mp4"), (f"dev/aac/{clip}2.m4a", ""),
-                     (f"dev/mp4/{clip}3.mp4", f"dev/mp4/{clip}3.mp4")]
+    names = [
+        tuple(path.removeprefix(f"{tmp_path}/") for path in (s.turn.audio, s.turn.video))
+        for s in release.turns
+    ]
+    assert names == [
+        (f"dev/aac/{clip}1.m4a", f"copy/mp4/{clip}1.mp4"),
+        (f"dev/aac/{clip}2.m4a", ""),
+        (f"dev/mp4/{clip}3.mp4", f"dev/mp4/{clip}3.mp4"),
+    ]
     assert "video: an mp4 of 2 of the 3 clips" in release.notes and not release.problems
     without = read_voxceleb2(tmp_path, 0, 0)
-    assert [s.turn.video for s in without.turns] == ["", "", ""] and not any("video:" in note for note in without.notes)
+    assert [s.turn.video for s in without.turns] == ["", "", ""] and not any(
+        "video:" in note for note in without.notes
+    )
     assert [s.turn.audio for s in without.turns] == [s.turn.audio for s in release.turns]
-    assert [s.turn.video for s in corpora.read_corpus("voxceleb2", tmp_path, n_speakers=0, seed=0, with_video=False,
-                                                      folds="").turns] == ["", "", ""]
-    assert sum(bool(s.turn.video) for s in corpora.read_corpus("demo_voxceleb2_av", tmp_path, n_speakers=0, seed=0,
-                                                               with_video=False).turns) == 2
+    assert [
+        s.turn.video
+        for s in corpora.read_corpus(
+            "voxceleb2", tmp_path, n_speakers=0, seed=0, with_video=False, folds=""
+        ).turns
+    ] == ["", "", ""]
+    assert (
+        sum(
+            bool(s.turn.video)
+            for s in corpora.read_corpus(
+                "demo_voxceleb2_av", tmp_path, n_speakers=0, seed=0, with_video=False
+            ).turns
+        )
+        == 2
+    )
 
 
 def test_hidden_files_and_odd_names(tmp_path):
     video = "dev/aac/id00012/21Uxsk56VDQ"
-    touch(tmp_path, f"{video}/00001.m4a", f"{video}/._00001.m4a", f"{video}/00001.txt", f"{video}/1.m4a",
-          "dev/aac/id00012/short/00001.m4a", "dev/aac/id00012/._21Uxsk56VDQ",
-          "dev/aac/.trash/id00017/21Uxsk56VDQ/00001.m4a", "dev/aac/id00012/elevenchars",
-          "dev/aac/id123456/21Uxsk56VDQ/00001.m4a", "list.txt")
+    touch(
+        tmp_path,
+        f"{video}/00001.m4a",
+        f"{video}/._00001.m4a",
+        f"{video}/00001.txt",
+        f"{video}/1.m4a",
+        "dev/aac/id00012/short/00001.m4a",
+        "dev/aac/id00012/._21Uxsk56VDQ",
+        "dev/aac/.trash/id00017/21Uxsk56VDQ/00001.m4a",
+        "dev/aac/id00012/elevenchars",
+        "dev/aac/id123456/21Uxsk56VDQ/00001.m4a",
+        "list.txt",
+    )
     release = read_voxceleb2(tmp_path, 0, 0)
     assert [source.turn.utterance_id for source in release.turns] == ["id00012_21Uxsk56VDQ_00001"]
     assert sorted(p.file.rsplit("/", 1)[1] for p in release.problems) == ["1.m4a", "elevenchars", "short"]
@@ -121,7 +177,11 @@ def test_no_clip_is_opened_or_asked_for_its_size(tmp_path):
         (folder / f"{number:05d}.m4a").symlink_to("nowhere")
     (folder / "00000.mp4").symlink_to("nowhere")
     assert len(turns_of(tmp_path)) == 3
-    assert [bool(s.turn.video) for s in read_voxceleb2(tmp_path, 0, 0, with_video=True).turns] == [True, False, False]
+    assert [bool(s.turn.video) for s in read_voxceleb2(tmp_path, 0, 0, with_video=True).turns] == [
+        True,
+        False,
+        False,
+    ]
 
 
 # ---- Facts about speakers ---------------------------------------------------------------------
@@ -133,18 +193,26 @@ def test_meta_with_trailing_blanks_or_tabs(tmp_path, text):
     (tmp_path / "vox2_meta.csv").write_text(text, newline="")
     for root in (tmp_path, tmp_path / "aac"):
         facts = {turn.speaker: turn.extra for turn in turns_of(root).values()}
-        assert facts == {"id00012": {"gender": "f", "set": "dev"}, "id00017": {"gender": "m", "set": "test"},
-                         "id00019": {"gender": "", "set": ""}}
+        assert facts == {
+            "id00012": {"gender": "f", "set": "dev"},
+            "id00017": {"gender": "m", "set": "test"},
+            "id00019": {"gender": "", "set": ""},
+        }
 
 
 def test_counts_are_held_against_the_release(tmp_path, monkeypatch):
-    touch(tmp_path, *(f"dev/aac/id{k:05d}/21Uxsk56VDQ/{n:05d}.m4a" for k in range(3) for n in range(2)),
-          "test/aac/id00009/21Uxsk56VDQ/00001.m4a")
+    touch(
+        tmp_path,
+        *(f"dev/aac/id{k:05d}/21Uxsk56VDQ/{n:05d}.m4a" for k in range(3) for n in range(2)),
+        "test/aac/id00009/21Uxsk56VDQ/00001.m4a",
+    )
     assert sum(clips for _, clips in corpora.VOXCELEB2_COUNTS.values()) == 1128246
     assert sum(speakers for speakers, _ in corpora.VOXCELEB2_COUNTS.values()) == 6112
     notes = read_voxceleb2(tmp_path, 0, 0).notes
-    assert notes == ["dev speakers: 3 (the full release has 5,994); clips: 6 (the full release has 1,092,009)",
-                     "test speakers: 1 (the full release has 118); clips: 1 (the full release has 36,237)"]
+    assert notes == [
+        "dev speakers: 3 (the full release has 5,994); clips: 6 (the full release has 1,092,009)",
+        "test speakers: 1 (the full release has 118); clips: 1 (the full release has 36,237)",
+    ]
     monkeypatch.setattr(corpora, "VOXCELEB2_COUNTS", {"dev": (3, 6), "test": (1, 1)})
     assert all(note.count("as in the release") == 2 for note in read_voxceleb2(tmp_path, 0, 0).notes)
 
@@ -155,7 +223,7 @@ def test_some_speakers_drawn_by_seed(tmp_path):
     speakers = [sorted({turn.speaker for turn in turns.values()}) for turns in (first, other)]
     assert list(first) == list(again) == sorted(first) and len(first) == 20
     assert len(speakers[0]) == len(speakers[1]) == 10 and speakers[0] != speakers[1]
-    assert speakers[0] != [f"id{k:05d}" for k in range(10)]              # drawn, not the first ones
+    assert speakers[0] != [f"id{k:05d}" for k in range(10)]  # drawn, not the first ones
     assert "10 of 40 speakers, drawn with seed 1: 20 clips" in read_voxceleb2(tmp_path, 10, 1).notes
     assert len(turns_of(tmp_path, 41)) == len(turns_of(tmp_path)) == 80
 
@@ -199,10 +267,10 @@ def test_m4a_is_read_as_16_khz_mono(tmp_path, rate_hz, n_channels):
     write_aac(tmp_path / "00001.m4a", np.stack([1.2 * tone, 0.8 * tone][:n_channels]), rate_hz)
     samples = read_audio(tmp_path / "00001.m4a")
     assert samples.dtype == np.float32 and samples.ndim == 1
-    assert len(samples) / 16000 == pytest.approx(seconds, abs=1024 / rate_hz)        # within a frame of AAC
+    assert len(samples) / 16000 == pytest.approx(seconds, abs=1024 / rate_hz)  # within a frame of AAC
     middle = samples[8000:24000]
     spectrum = np.abs(np.fft.rfft(middle))
-    assert spectrum.argmax() == 440                                                  # one second: bins of 1 Hz
+    assert spectrum.argmax() == 440  # one second: bins of 1 Hz
     expected = 0.3 * (1.2 if n_channels == 1 else 1.0)
     assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(expected, rel=0.03)
 

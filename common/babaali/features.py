@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.splits import has_official_split
 from common.store import open_store
 
-ROUNDING = 1e-4           # ten times the differences seen between batches of different composition
+ROUNDING = 1e-4  # ten times the differences seen between batches of different composition
 
 
 def find_modalities(root, modalities):
@@ -20,8 +20,10 @@ def find_modalities(root, modalities):
     for absent in (m for m in modalities if m not in found):
         print(f"{absent}: no features in {root / absent}; left out")
     if not found:
-        raise UserError(f"{root}: no features of {', '.join(modalities)}; run 03_extract_features.py on this "
-                        "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none")
+        raise UserError(
+            f"{root}: no features of {', '.join(modalities)}; run 03_extract_features.py on this "
+            "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
+        )
     return found
 
 
@@ -46,16 +48,21 @@ def check_store(store, manifest, test_speakers, protocol):
     """
     meta = store.meta
     if meta.get("classes") and list(meta["classes"]) != list(manifest.classes):
-        raise UserError(f"{store.folder}: its classes {meta['classes']} are not the manifest's; "
-                        "run 02 and 03 again")
+        raise UserError(
+            f"{store.folder}: its classes {meta['classes']} are not the manifest's; run 02 and 03 again"
+        )
     for name, value in protocol.items():
         if meta.get(name, value) != value:
-            raise UserError(f"{store.folder}: made with {name.upper()}={meta[name]}; run this with "
-                            f"--{name.upper()}={meta[name]}, or 02 and 03 again")
+            raise UserError(
+                f"{store.folder}: made with {name.upper()}={meta[name]}; run this with "
+                f"--{name.upper()}={meta[name]}, or 02 and 03 again"
+            )
     seen = set(meta.get("train_speakers", ())) & set(test_speakers)
     if seen and not has_official_split(manifest):
-        raise UserError(f"{store.folder}: its encoder was trained with test speakers "
-                        f"({', '.join(sorted(seen)[:4])}); run 02 and 03 again")
+        raise UserError(
+            f"{store.folder}: its encoder was trained with test speakers "
+            f"({', '.join(sorted(seen)[:4])}); run 02 and 03 again"
+        )
 
 
 def read_rows(store, name, turns):
@@ -65,11 +72,16 @@ def read_rows(store, name, turns):
     """
     if name not in store:
         raise UserError(f"{store.folder}/{name}.npy: absent; run 03_extract_features.py again")
-    rows = [(i, store.slices[turn.utterance_id].start) for i, turn in enumerate(turns)
-            if turn.utterance_id in store.slices]
+    rows = [
+        (i, store.slices[turn.utterance_id].start)
+        for i, turn in enumerate(turns)
+        if turn.utterance_id in store.slices
+    ]
     if 2 * len(rows) < len(turns):
-        raise UserError(f"{store.folder}/index.csv: holds only {len(rows)} of {len(turns)} labelled turns; "
-                        "its utterance_id must be those of manifest.csv")
+        raise UserError(
+            f"{store.folder}/index.csv: holds only {len(rows)} of {len(turns)} labelled turns; "
+            "its utterance_id must be those of manifest.csv"
+        )
     here, there = np.array(rows).T
     if store[name].ndim != 2:
         raise UserError(f"{store.folder}/{name}.npy: has shape {store[name].shape}; give one vector per turn")
@@ -77,8 +89,10 @@ def read_rows(store, name, turns):
     array[here] = store[name][there]
     bad = [turns[i].utterance_id for i in here[~np.isfinite(array[here]).all(1)]]
     if bad:
-        raise UserError(f"{store.folder}/{name}.npy: {len(bad)} turns hold NaN or infinity ({bad[0]}); "
-                        "extract them again, or leave them out of index.csv")
+        raise UserError(
+            f"{store.folder}/{name}.npy: {len(bad)} turns hold NaN or infinity ({bad[0]}); "
+            "extract them again, or leave them out of index.csv"
+        )
     return array
 
 

@@ -38,28 +38,51 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
 from common import metrics, plots, splits
+from common.babaali.features import (
+    check_store,
+    fill_absent,
+    find_modalities,
+    find_store,
+    read_rows,
+    standardise,
+)
 from common.errors import UserError
-from common.babaali.features import check_store, fill_absent, find_modalities, find_store, read_rows, standardise
 from common.results import Cell, paired_test_cells, prediction_rows, score_cell, start_run
 
 # ---- The paper's own numbers in %, as printed; the rows of multiplication have lost theirs ----
-PAPER_TABLE_5 = {"concatenation": {"SVM": 75.451, "NN": 75.31, "XGBoost": 73.28, "average": 74.68},
-                 "sum": {"SVM": 75.42, "NN": 75.16, "XGBoost": 73.95, "average": 74.84}, "product": {}}
-PAPER_TABLE_6 = {"concatenation": {"SVM": 73.97, "NN": 74.36, "XGBoost": 74.45, "average": 74.26},
-                 "sum": {"SVM": 72.10, "NN": 72.56, "XGBoost": 72.75, "average": 72.47}, "product": {}}
-PAPER_TABLE_7 = {"angry": (79.52, 85.66, 82.33), "happy": (77.75, 75.72, 76.46),
-                 "neutral": (70.19, 69.41, 69.27), "sad": (78.41, 74.35, 75.69), "all": (76.10, 75.42, 75.35)}
-PAPER_SEC_4_3 = {"[2] Poria et al. 2018, without context": 71.59, "[2] Poria et al. 2018, with context": 76.1,
-                 "[6] Siriwardhana et al. 2020 (no figure given)": None, "final model": 75.42}
+PAPER_TABLE_5 = {
+    "concatenation": {"SVM": 75.451, "NN": 75.31, "XGBoost": 73.28, "average": 74.68},
+    "sum": {"SVM": 75.42, "NN": 75.16, "XGBoost": 73.95, "average": 74.84},
+    "product": {},
+}
+PAPER_TABLE_6 = {
+    "concatenation": {"SVM": 73.97, "NN": 74.36, "XGBoost": 74.45, "average": 74.26},
+    "sum": {"SVM": 72.10, "NN": 72.56, "XGBoost": 72.75, "average": 72.47},
+    "product": {},
+}
+PAPER_TABLE_7 = {
+    "angry": (79.52, 85.66, 82.33),
+    "happy": (77.75, 75.72, 76.46),
+    "neutral": (70.19, 69.41, 69.27),
+    "sad": (78.41, 74.35, 75.69),
+    "all": (76.10, 75.42, 75.35),
+}
+PAPER_SEC_4_3 = {
+    "[2] Poria et al. 2018, without context": 71.59,
+    "[2] Poria et al. 2018, with context": 76.1,
+    "[6] Siriwardhana et al. 2020 (no figure given)": None,
+    "final model": 75.42,
+}
 
 
 # ---- Data ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class System:
     """One way from stored outputs to a label."""
 
-    level: str            # "early" features, "late" logits, or "out-of-fold" logits
+    level: str  # "early" features, "late" logits, or "out-of-fold" logits
     fusion: str
     classifier: str
     modalities: tuple
@@ -77,15 +100,18 @@ class Study:
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.parts = [splits.divide(fold, self.turns) for fold in folds]
         self.scored = np.sort(np.concatenate([parts.test for parts in self.parts]))
-        self.runs = {(seed, fold.name): (slice(i, None, len(c.SEEDS)), parts.test)
-                     for i, seed in enumerate(c.SEEDS) for fold, parts in zip(folds, self.parts)}
+        self.runs = {
+            (seed, fold.name): (slice(i, None, len(c.SEEDS)), parts.test)
+            for i, seed in enumerate(c.SEEDS)
+            for fold, parts in zip(folds, self.parts)
+        }
         self.root = Path(c.FEATURES_ROOT or Path(c.DATA_ROOT) / "features" / manifest.corpus)
         self.modalities = find_modalities(self.root, c.MODALITIES)
         self.with_logits = tuple(m for m in self.modalities if any((self.root / m).rglob("logits.npy")))
         self.out_of_fold = c.OUT_OF_FOLD and len(folds) > 1 and len(self.with_logits) > 1
-        self.predicted = {}       # System -> (seeds, N) class numbers, -1 where not scored
-        self.chosen = {}          # (System, seed number, fold number) -> accuracy on the turns that chose
-        self.missing = {}         # modality -> labelled turns that it lacks
+        self.predicted = {}  # System -> (seeds, N) class numbers, -1 where not scored
+        self.chosen = {}  # (System, seed number, fold number) -> accuracy on the turns that chose
+        self.missing = {}  # modality -> labelled turns that it lacks
 
     def early_svm(self, *modalities):
         """The paper's final model, on some of the modalities or all."""
@@ -105,8 +131,10 @@ def read_fold(study, seed, k):
             data["late"][m] = read_rows(store, "logits", study.turns)
             if study.out_of_fold:
                 data["out-of-fold"][m] = out_of_fold_logits(study, m, seed, k, data["late"][m])
-    return {level: {m: fill_absent(array, study.parts[k].fit) for m, array in arrays.items()}
-            for level, arrays in data.items()}
+    return {
+        level: {m: fill_absent(array, study.parts[k].fit) for m, array in arrays.items()}
+        for level, arrays in data.items()
+    }
 
 
 def out_of_fold_logits(study, modality, seed, k, logits):
@@ -125,6 +153,7 @@ def out_of_fold_logits(study, modality, seed, k, logits):
 
 # ---- Fusion (Section 3.3) ------------------------------------------------------------------
 
+
 def fuse(arrays, fusion):
     """Join the modalities' vectors: {modality: (N, D_m)} -> (N, sum of D_m); sum and product: (N, D)."""
     stack = list(arrays.values())
@@ -132,14 +161,17 @@ def fuse(arrays, fusion):
         return np.concatenate(stack, axis=1)
     widths = {m: a.shape[1] for m, a in arrays.items()}
     if len(set(widths.values())) > 1:
-        raise UserError(f"FUSIONS={fusion}: needs vectors of equal width, but they are "
-                        + ", ".join(f"{m} {width}" for m, width in widths.items())
-                        + "; set FUSIONS=concatenation, or extract features of equal width")
+        raise UserError(
+            f"FUSIONS={fusion}: needs vectors of equal width, but they are "
+            + ", ".join(f"{m} {width}" for m, width in widths.items())
+            + "; set FUSIONS=concatenation, or extract features of equal width"
+        )
     return np.sum(stack, axis=0) if fusion == "sum" else np.prod(stack, axis=0)
 
 
 # ---- Classifiers (Section 3.4) -------------------------------------------------------------
 # Each takes x (N, D), y (N,) and returns (class of every test turn, accuracy on the turns that chose).
+
 
 def svm(x, y, parts, n_classes, seed, c):
     """Support vector machine, its C chosen among SVM_C."""
@@ -161,7 +193,7 @@ def kernel(a, b, name):
     product = a @ b.T
     if name == "linear":
         return product / a.shape[1]
-    squared = (a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * product
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * product
     return np.exp(-squared / a.shape[1])
 
 
@@ -186,12 +218,17 @@ def network(x, y, parts, n_classes, seed, c):
 
 def train_network(z, target, n_classes, epochs, seed, c):
     """Train Linear, ReLU, dropout, Linear; give the model after every epoch, in evaluation mode. z (N, D)"""
-    with torch.random.fork_rng(devices=[]):       # dropout and the first weights know no other generator
+    with torch.random.fork_rng(devices=[]):  # dropout and the first weights know no other generator
         torch.manual_seed(seed)
-        model = torch.nn.Sequential(torch.nn.Linear(z.shape[1], c.NN_HIDDEN), torch.nn.ReLU(),
-                                    torch.nn.Dropout(c.NN_DROPOUT), torch.nn.Linear(c.NN_HIDDEN, n_classes))
-        optimiser = torch.optim.AdamW(model.parameters(), lr=c.NN_LEARNING_RATE, weight_decay=0.01,
-                                      fused=True)
+        model = torch.nn.Sequential(
+            torch.nn.Linear(z.shape[1], c.NN_HIDDEN),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(c.NN_DROPOUT),
+            torch.nn.Linear(c.NN_HIDDEN, n_classes),
+        )
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=c.NN_LEARNING_RATE, weight_decay=0.01, fused=True
+        )
         for _ in range(epochs):
             model.train()
             for batch in torch.randperm(len(z)).split(c.NN_BATCH):
@@ -204,13 +241,28 @@ def train_network(z, target, n_classes, epochs, seed, c):
 
 def boosted_trees(x, y, parts, n_classes, seed, c):
     """XGBoost, its number of rounds chosen."""
-    fit, choose, refit, test = (xgboost.DMatrix(x[rows], y[rows], nthread=c.XGB_THREADS) for rows in
-                                (parts.fit, parts.choose, parts.refit, parts.test))
-    options = {"objective": "multi:softprob", "num_class": n_classes, "tree_method": "hist", "seed": seed,
-               "max_depth": c.XGB_DEPTH, "eta": c.XGB_LEARNING_RATE, "nthread": c.XGB_THREADS,
-               "colsample_bytree": max(c.XGB_COLUMNS, min(1, 16 / x.shape[1]))}
-    trial = xgboost.train(options, fit, c.XGB_ROUNDS, evals=[(choose, "choose")], verbose_eval=False,
-                          early_stopping_rounds=c.XGB_PATIENCE)
+    fit, choose, refit, test = (
+        xgboost.DMatrix(x[rows], y[rows], nthread=c.XGB_THREADS)
+        for rows in (parts.fit, parts.choose, parts.refit, parts.test)
+    )
+    options = {
+        "objective": "multi:softprob",
+        "num_class": n_classes,
+        "tree_method": "hist",
+        "seed": seed,
+        "max_depth": c.XGB_DEPTH,
+        "eta": c.XGB_LEARNING_RATE,
+        "nthread": c.XGB_THREADS,
+        "colsample_bytree": max(c.XGB_COLUMNS, min(1, 16 / x.shape[1])),
+    }
+    trial = xgboost.train(
+        options,
+        fit,
+        c.XGB_ROUNDS,
+        evals=[(choose, "choose")],
+        verbose_eval=False,
+        early_stopping_rounds=c.XGB_PATIENCE,
+    )
     rounds = trial.best_iteration + 1
     chosen = trial.predict(choose, iteration_range=(0, rounds)).argmax(1)
     final = xgboost.train(options, refit, rounds, verbose_eval=False)
@@ -222,14 +274,19 @@ CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
 
 # ---- Evaluation ----------------------------------------------------------------------------
 
+
 def list_systems(study):
     """All systems of all tables, each once."""
     systems = []
-    for level, modalities in (("early", study.modalities), ("late", study.with_logits),
-                              ("out-of-fold", study.with_logits if study.out_of_fold else ())):
+    for level, modalities in (
+        ("early", study.modalities),
+        ("late", study.with_logits),
+        ("out-of-fold", study.with_logits if study.out_of_fold else ()),
+    ):
         if len(modalities) > 1:
-            systems += [System(level, fusion, name, modalities)
-                        for fusion in study.c.FUSIONS for name in CLASSIFY]
+            systems += [
+                System(level, fusion, name, modalities) for fusion in study.c.FUSIONS for name in CLASSIFY
+            ]
         if level != "out-of-fold":
             systems += [System(level, "concatenation", "SVM", subset) for subset in subsets(modalities)]
     return list(dict.fromkeys(systems))
@@ -257,15 +314,19 @@ def evaluate(study, results):
             report_fold(study, results, i, k, time.monotonic() - started)
     for system, labels in study.predicted.items():
         assert (labels[:, study.scored] >= 0).all(), f"{system}: a labelled turn was not scored"
-    print(f"pooled n = {len(study.scored):,}: every labelled turn is scored exactly once by each of "
-          f"{len(systems)} systems and {len(seeds)} seed(s)")
+    print(
+        f"pooled n = {len(study.scored):,}: every labelled turn is scored exactly once by each of "
+        f"{len(systems)} systems and {len(seeds)} seed(s)"
+    )
 
 
 def report_fold(study, results, i, k, seconds):
     """Print and log the accuracies of the single modalities and the final model on one fold."""
     rows, found = study.parts[k].test, {}
-    for name, system in [*((f"{m} alone", study.early_svm(m)) for m in study.modalities),
-                         ("final model", study.early_svm())]:
+    for name, system in [
+        *((f"{m} alone", study.early_svm(m)) for m in study.modalities),
+        ("final model", study.early_svm()),
+    ]:
         found[name] = 100 * float(np.mean(study.predicted[system][i, rows] == study.y[rows]))
     where = {"seed": study.c.SEEDS[i], "fold": study.folds[k].name}
     shown = "  ".join(f"{name} {value:5.1f}" for name, value in found.items())
@@ -275,8 +336,18 @@ def report_fold(study, results, i, k, seconds):
 
 def cell(study, row, column, metric, predictions, paper=None, needs=None):
     """One table cell in %; `predictions` lists arrays (seeds, N) whose scores are averaged."""
-    return score_cell(row, column, metric, study.y, np.concatenate(predictions), study.speakers, study.runs,
-                      study.c.N_RESAMPLES, shown_paper(study, paper), needs)
+    return score_cell(
+        row,
+        column,
+        metric,
+        study.y,
+        np.concatenate(predictions),
+        study.speakers,
+        study.runs,
+        study.c.N_RESAMPLES,
+        shown_paper(study, paper),
+        needs,
+    )
 
 
 def shown_paper(study, number):
@@ -286,13 +357,17 @@ def shown_paper(study, number):
 
 # ---- Tables --------------------------------------------------------------------------------
 
+
 def common_note(study):
     """What every table says: modalities, gaps, chance."""
     majority, uniform = metrics.chance(study.y[study.scored], len(study.manifest.classes))
-    gaps = [f" {count:,} turns lack {m} and got its training mean."
-            for m, count in study.missing.items() if count]
-    return (f"Modalities: {', '.join(study.modalities)}. Chance: {100 * majority:.1f} % (majority class), "
-            f"{100 * uniform:.1f} % (1 / C)." + "".join(gaps))
+    gaps = [
+        f" {count:,} turns lack {m} and got its training mean." for m, count in study.missing.items() if count
+    ]
+    return (
+        f"Modalities: {', '.join(study.modalities)}. Chance: {100 * majority:.1f} % (majority class), "
+        f"{100 * uniform:.1f} % (1 / C)." + "".join(gaps)
+    )
 
 
 def fusion_table(study, results, number, level, modalities, paper, note):
@@ -304,10 +379,15 @@ def fusion_table(study, results, number, level, modalities, paper, note):
             found["average"] = [array for arrays in found.values() for array in arrays]
             for name, predictions in found.items():
                 column = name if kind == level else f"{name}, out of fold"
-                cells.append(cell(study, fusion, column, metrics.accuracy, predictions,
-                                  paper[fusion].get(column)))
-    results.table(f"babaali_table_{number}", f"Table {number}. Results for {level} fusion, accuracy", cells,
-                  f"{note} {common_note(study)}")
+                cells.append(
+                    cell(study, fusion, column, metrics.accuracy, predictions, paper[fusion].get(column))
+                )
+    results.table(
+        f"babaali_table_{number}",
+        f"Table {number}. Results for {level} fusion, accuracy",
+        cells,
+        f"{note} {common_note(study)}",
+    )
 
 
 def per_class_table(study, results):
@@ -316,15 +396,36 @@ def per_class_table(study, results):
     measures = {"Precision": metrics.precision, "Recall": metrics.recall, "F1-score": metrics.f1}
     for number, name in enumerate(study.manifest.classes):
         for i, (column, measure) in enumerate(measures.items()):
-            cells.append(cell(study, name, column, lambda n, f=measure, k=number: f(n)[..., k], predictions,
-                              PAPER_TABLE_7[name][i] if name in PAPER_TABLE_7 else None, needs=number))
+            cells.append(
+                cell(
+                    study,
+                    name,
+                    column,
+                    lambda n, f=measure, k=number: f(n)[..., k],
+                    predictions,
+                    PAPER_TABLE_7[name][i] if name in PAPER_TABLE_7 else None,
+                    needs=number,
+                )
+            )
     for (column, measure), printed in zip(measures.items(), PAPER_TABLE_7["all"]):
-        cells.append(cell(study, "all (weighted by class size)", column,
-                          lambda n, f=measure: metrics.weighted(f(n), n), predictions, printed))
-    results.table("babaali_table_7", f"Table 7. Precision, recall and F1 of {described(study)}", cells,
-                  "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its "
-                  "precision and recall. Its last row has no name; its recall equals the accuracy. "
-                  f"{common_note(study)}")
+        cells.append(
+            cell(
+                study,
+                "all (weighted by class size)",
+                column,
+                lambda n, f=measure: metrics.weighted(f(n), n),
+                predictions,
+                printed,
+            )
+        )
+    results.table(
+        "babaali_table_7",
+        f"Table 7. Precision, recall and F1 of {described(study)}",
+        cells,
+        "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its "
+        "precision and recall. Its last row has no name; its recall equals the accuracy. "
+        f"{common_note(study)}",
+    )
 
 
 def described(study):
@@ -333,12 +434,23 @@ def described(study):
 
 def comparison_table(study, results):
     """Section 4.3: the final model beside the published systems it names."""
-    cells = [Cell(name, "accuracy", paper=shown_paper(study, number))
-             for name, number in PAPER_SEC_4_3.items()]
-    cells[-1] = cell(study, f"final model: {described(study)}", "accuracy", metrics.accuracy,
-                     [study.predicted[study.early_svm()]], PAPER_SEC_4_3["final model"])
-    results.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells,
-                  f"Figures of others as the paper quotes them. {common_note(study)}")
+    cells = [
+        Cell(name, "accuracy", paper=shown_paper(study, number)) for name, number in PAPER_SEC_4_3.items()
+    ]
+    cells[-1] = cell(
+        study,
+        f"final model: {described(study)}",
+        "accuracy",
+        metrics.accuracy,
+        [study.predicted[study.early_svm()]],
+        PAPER_SEC_4_3["final model"],
+    )
+    results.table(
+        "babaali_table_sec4_3",
+        "Section 4.3. Comparison with published systems",
+        cells,
+        f"Figures of others as the paper quotes them. {common_note(study)}",
+    )
 
 
 def subsets_table(study, results):
@@ -346,14 +458,24 @@ def subsets_table(study, results):
     scores = {"WA": metrics.accuracy, "UA": metrics.unweighted_recall, "weighted F1": metrics.weighted_f1}
     majority = np.full((len(study.c.SEEDS), len(study.turns)), np.bincount(study.y[study.scored]).argmax())
     rows = [("chance (majority class)", "early", majority)]
-    rows += [("+".join(s.modalities), s.level, predictions) for s, predictions in study.predicted.items()
-             if (s.fusion, s.classifier) == ("concatenation", "SVM") and s.level != "out-of-fold"]
+    rows += [
+        ("+".join(s.modalities), s.level, predictions)
+        for s, predictions in study.predicted.items()
+        if (s.fusion, s.classifier) == ("concatenation", "SVM") and s.level != "out-of-fold"
+    ]
     order = ["chance (majority class)", *("+".join(subset) for subset in subsets(study.modalities))]
     rows.sort(key=lambda row: (row[1], order.index(row[0])))
-    cells = [cell(study, name, f"{level} {column}", score, [predictions])
-             for name, level, predictions in rows for column, score in scores.items()]
-    results.table("babaali_table_subsets", "Every subset of modalities: SVM on features (early) or logits",
-                  cells, f"Not in the paper. WA = accuracy, UA = mean of class recalls. {common_note(study)}")
+    cells = [
+        cell(study, name, f"{level} {column}", score, [predictions])
+        for name, level, predictions in rows
+        for column, score in scores.items()
+    ]
+    results.table(
+        "babaali_table_subsets",
+        "Every subset of modalities: SVM on features (early) or logits",
+        cells,
+        f"Not in the paper. WA = accuracy, UA = mean of class recalls. {common_note(study)}",
+    )
 
 
 def best_single(study):
@@ -375,14 +497,23 @@ def tests_table(study, results):
     rivals = {f"best single modality, chosen on validation ({wins})": predictions}
     rivals |= {f"{m} alone": study.predicted[study.early_svm(m)] for m in study.modalities}
     if len(study.with_logits) > 1 and "concatenation" in study.c.FUSIONS:
-        rivals["late fusion, concatenation, SVM"] = \
-            study.predicted[System("late", "concatenation", "SVM", study.with_logits)]
+        rivals["late fusion, concatenation, SVM"] = study.predicted[
+            System("late", "concatenation", "SVM", study.with_logits)
+        ]
     rows, ours = study.scored, study.predicted[study.early_svm()]
-    cells, note = paired_test_cells("gain of the final model", {name: (ours[:, rows], rival[:, rows])
-                                                                for name, rival in rivals.items()},
-                                    study.y[rows], study.speakers[rows], study.c.N_RESAMPLES)
-    results.table("babaali_table_tests", "The final model against single modalities and late fusion", cells,
-                  f"Not in the paper. {note}")
+    cells, note = paired_test_cells(
+        "gain of the final model",
+        {name: (ours[:, rows], rival[:, rows]) for name, rival in rivals.items()},
+        study.y[rows],
+        study.speakers[rows],
+        study.c.N_RESAMPLES,
+    )
+    results.table(
+        "babaali_table_tests",
+        "The final model against single modalities and late fusion",
+        cells,
+        f"Not in the paper. {note}",
+    )
 
 
 # ---- Figures -------------------------------------------------------------------------------
@@ -402,13 +533,19 @@ def pca_figures(study, results):
         z = standardise(x, parts.refit)
         plane = PCA(2, random_state=0).fit(z[parts.refit])
         share = 100 * plane.explained_variance_ratio_
-        fig = plots.scatter(plane.transform(z[parts.test]), [study.turns[i].label for i in parts.test],
-                            study.manifest.classes, f"component 1 ({share[0]:.0f} % of the variance)",
-                            f"component 2 ({share[1]:.0f} %)")
+        fig = plots.scatter(
+            plane.transform(z[parts.test]),
+            [study.turns[i].label for i in parts.test],
+            study.manifest.classes,
+            f"component 1 ({share[0]:.0f} % of the variance)",
+            f"component 2 ({share[1]:.0f} %)",
+        )
         number, word = FIGURES.get(name, (8, name))
-        caption = (f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
-                   f"({study.manifest.corpus}), n = {len(parts.test):,}, seed {seed}; PCA fitted on the "
-                   f"standardised vectors ({x.shape[1]} wide) of the other turns.")
+        caption = (
+            f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
+            f"({study.manifest.corpus}), n = {len(parts.test):,}, seed {seed}; PCA fitted on the "
+            f"standardised vectors ({x.shape[1]} wide) of the other turns."
+        )
         results.figure(plots.save(fig, results.folder, f"babaali_fig_{number}_{word}", caption))
 
 
@@ -416,14 +553,23 @@ def confusion_figure(study, results):
     """Figure 12: confusion matrix of the final model, all folds pooled, first seed."""
     rows, labels = study.scored, study.predicted[study.early_svm()][0]
     counts = metrics.confusion(study.y[rows], labels[rows], len(study.manifest.classes))
-    caption = (f"Figure 12. Confusion matrix of {described(study)}; {study.manifest.corpus}; "
-               f"{results.protocol}. Test turns of all folds pooled, n = {len(rows):,}, "
-               f"seed {study.c.SEEDS[0]}.")
-    results.figure(plots.save(plots.confusion_map(counts, study.manifest.classes), results.folder,
-                              "babaali_fig_12_confusion", caption))
+    caption = (
+        f"Figure 12. Confusion matrix of {described(study)}; {study.manifest.corpus}; "
+        f"{results.protocol}. Test turns of all folds pooled, n = {len(rows):,}, "
+        f"seed {study.c.SEEDS[0]}."
+    )
+    results.figure(
+        plots.save(
+            plots.confusion_map(counts, study.manifest.classes),
+            results.folder,
+            "babaali_fig_12_confusion",
+            caption,
+        )
+    )
 
 
 # ---- Run -----------------------------------------------------------------------------------
+
 
 def run(c, manifest):
     """Everything 04 does for this paper: evaluate all systems, write all tables and figures.
@@ -439,14 +585,28 @@ def run(c, manifest):
     study = Study(c, manifest, folds)
     evaluate(study, results)
     if len(study.modalities) > 1:
-        fusion_table(study, results, 5, "early", study.modalities, PAPER_TABLE_5,
-                     "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum.")
+        fusion_table(
+            study,
+            results,
+            5,
+            "early",
+            study.modalities,
+            PAPER_TABLE_5,
+            "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum.",
+        )
         tests_table(study, results)
     else:
         print(f"only features of {study.modalities[0]}: no Table 5 and no tests of fusion")
     if len(study.with_logits) > 1:
-        fusion_table(study, results, 6, "late", study.with_logits, PAPER_TABLE_6,
-                     f"Logits of {', '.join(study.with_logits)}.")
+        fusion_table(
+            study,
+            results,
+            6,
+            "late",
+            study.with_logits,
+            PAPER_TABLE_6,
+            f"Logits of {', '.join(study.with_logits)}.",
+        )
     else:
         print(f"logits of {', '.join(study.with_logits) or 'no modality'}: late fusion needs two, no Table 6")
     per_class_table(study, results)

@@ -29,19 +29,19 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from common import media
+from common.corpora.release import Problem
 from common.errors import UserError
 from common.files import read_csv, read_json, write_csv, write_json
 from common.media import MediaError, check_rate, probe, read_audio
-from common.corpora.release import Problem
 from common.store import StoreWriter
 
-CROP_SHARE = 224 / 256        # of the short side: AVID-CMA scales it to 256 pixels and takes the central 224 x 224
-STAMP_TOLERANCE_S = 1e-3      # FLV and others round the times of frames to milliseconds
-PAD_TOLERANCE_S = 1e-3        # a clip that lacks no more than this is whole
-SWAPPED_STAMPS = 3            # at the end of RAVDESS's videos, stamps of neighbouring frames are swapped
-DECODER_DELAY = 32            # packets that are read after the last clip; H.264 gives a frame up to 16 packets late
-AHEAD = 2                     # recordings that each worker decodes ahead of the backbone
-MANY_PROBLEMS = 100           # with fewer, all recordings are tried before a run is stopped for its problems
+CROP_SHARE = 224 / 256  # of the short side: AVID-CMA scales it to 256 pixels and takes the central 224 x 224
+STAMP_TOLERANCE_S = 1e-3  # FLV and others round the times of frames to milliseconds
+PAD_TOLERANCE_S = 1e-3  # a clip that lacks no more than this is whole
+SWAPPED_STAMPS = 3  # at the end of RAVDESS's videos, stamps of neighbouring frames are swapped
+DECODER_DELAY = 32  # packets that are read after the last clip; H.264 gives a frame up to 16 packets late
+AHEAD = 2  # recordings that each worker decodes ahead of the backbone
+MANY_PROBLEMS = 100  # with fewer, all recordings are tried before a run is stopped for its problems
 
 
 @dataclass
@@ -70,14 +70,15 @@ class Clips:
 class Extraction:
     """How recordings become features; the first two are part of a store's identity, the others concern the machine."""
 
-    n_clips: int                  # N
+    n_clips: int  # N
     clip_s: float
-    batch_clips: int              # clips that the backbone gets at a time, those of whole recordings
-    workers: int                  # threads that decode; 0 = decode and compute in turn
-    max_problem_share: float      # stop where more than this share of the recordings has to be left out
+    batch_clips: int  # clips that the backbone gets at a time, those of whole recordings
+    workers: int  # threads that decode; 0 = decode and compute in turn
+    max_problem_share: float  # stop where more than this share of the recordings has to be left out
 
 
 # ---- One recording -------------------------------------------------------------------------
+
 
 def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
     """Cut a recording into clips (Section 3.1), decoding it once.
@@ -95,15 +96,23 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
         raise MediaError("", "neither audio nor video")
     n_samples, n_frames = round(clip_s * rate_hz), max(1, round(clip_s * fps))
     shape = (n_clips, n_frames, size, size, 3)
-    video = np.zeros(shape, np.uint8) if video_path else np.broadcast_to(np.uint8(0), shape)     # that takes no memory
+    video = (
+        np.zeros(shape, np.uint8) if video_path else np.broadcast_to(np.uint8(0), shape)
+    )  # that takes no memory
     clips = Clips(np.zeros((n_clips, n_samples), np.float32), video, *np.zeros((2, n_clips), np.float32))
     tracks = Tracks()
     if video_path:
         with media._open_video(video_path, 1) as (container, stream):
             tracks = find_tracks(container, video_path)
-            wanted_s = np.arange(n_clips)[:, None] * clip_s + np.arange(n_frames) / fps               # (N, F)
-            span_s = read_pictures(container, stream, tracks.video_start_s, wanted_s.ravel(), n_clips * clip_s,
-                                   clips.video.reshape(-1, size, size, 3))
+            wanted_s = np.arange(n_clips)[:, None] * clip_s + np.arange(n_frames) / fps  # (N, F)
+            span_s = read_pictures(
+                container,
+                stream,
+                tracks.video_start_s,
+                wanted_s.ravel(),
+                n_clips * clip_s,
+                clips.video.reshape(-1, size, size, 3),
+            )
         clips.video_s = covered_s(*span_s, n_clips, clip_s)
     own_file = audio_path and Path(audio_path) != Path(video_path or "")
     if own_file:
@@ -132,19 +141,22 @@ class Tracks:
 
 def find_tracks(container, path):
     """The Tracks of an open container."""
-    if "ignore_editlist" in container.options:       # its times are then not those at which it is played
+    if "ignore_editlist" in container.options:  # its times are then not those at which it is played
         with media._container(path) as played:
             return find_tracks(played, path)
     zero_s = (container.start_time or 0) / av.time_base
     starts_s = []
     for streams in (container.streams.video, container.streams.audio):
         known = streams and streams[0].start_time is not None
-        starts_s.append(max(0.0, float(streams[0].start_time * streams[0].time_base) - zero_s) if known else 0.0)
+        starts_s.append(
+            max(0.0, float(streams[0].start_time * streams[0].time_base) - zero_s) if known else 0.0
+        )
     audio = container.streams.audio
     return Tracks(*starts_s, audio[0].rate or 0 if audio else 0)
 
 
 # ---- Audio ---------------------------------------------------------------------------------
+
 
 def fill_audio(audio, path, tracks, clip_s, rate_hz):
     """Write a recording's mono sound into audio (N, S), clip by clip; returns the seconds of it up to the last clip.
@@ -156,11 +168,11 @@ def fill_audio(audio, path, tracks, clip_s, rate_hz):
     end_s = n_clips * clip_s - tracks.audio_start_s
     if end_s <= 0:
         return 0.0
-    samples = read_audio(path, 0.0, end_s, source_hz)                       # (T,)
+    samples = read_audio(path, 0.0, end_s, source_hz)  # (T,)
     check_rate(path, source_hz, rate_hz)
     pieces = np.zeros((n_clips, round(clip_s * source_hz)), np.float32)
     for n, piece in enumerate(pieces):
-        start = round(n * clip_s * source_hz) - first                       # negative: the sound starts later
+        start = round(n * clip_s * source_hz) - first  # negative: the sound starts later
         found = samples[max(0, start) : max(0, start + len(piece))]
         into = max(0, -start)
         piece[into : into + len(found)] = found
@@ -171,6 +183,7 @@ def fill_audio(audio, path, tracks, clip_s, rate_hz):
 
 
 # ---- Video ---------------------------------------------------------------------------------
+
 
 class Packets:
     """The packets of a video up to the end of the last clip, in place of the container when they are decoded.
@@ -191,7 +204,7 @@ class Packets:
                 if n_late > DECODER_DELAY:
                     break
         except av.error.InvalidDataError:
-            pass                                     # the container breaks off here: what came before counts
+            pass  # the container breaks off here: what came before counts
         self.n_frames = sum(1 for packet in self.packets if packet.size and not packet.is_discard)
         stamps = sorted(p.pts for p in self.packets if p.size and not p.is_discard and p.pts is not None)
         self.stamps = np.array(stamps) if stamps and len(stamps) == self.n_frames else None
@@ -222,13 +235,18 @@ def read_pictures(container, stream, start_s, wanted_s, end_s, pictures):
     else:
         times_s = start_s + (packets.stamps - packets.stamps[0]) * tick_s
         shown = np.searchsorted(times_s, wanted_s + STAMP_TOLERANCE_S, side="right") - 1
-        packets.wanted = {*packets.stamps[shown.clip(min=0)].tolist(), *packets.stamps[-SWAPPED_STAMPS:].tolist()}
+        packets.wanted = {
+            *packets.stamps[shown.clip(min=0)].tolist(),
+            *packets.stamps[-SWAPPED_STAMPS:].tolist(),
+        }
         last_s = times_s[-1]
     scaler, previous = VideoReformatter(), None
     for k, frame in enumerate(frames_at(wanted_s, timed_frames(packets, stream, start_s, step_s))):
         if frame is None:
             raise MediaError(container.name, "no video frame could be decoded", "download it again")
-        pictures[k] = pictures[k - 1] if frame is previous else central_square(frame, pictures.shape[1], scaler)
+        pictures[k] = (
+            pictures[k - 1] if frame is previous else central_square(frame, pictures.shape[1], scaler)
+        )
         previous = frame
     return start_s, last_s + step_s
 
@@ -239,7 +257,7 @@ def timed_frames(packets, stream, start_s, step_s):
     for i, (frame, pts) in enumerate(media._timed_frames(packets, stream)):
         if i == 0 and packets.stamps is not None and frame.pts is not None:
             late_s = float((frame.pts - packets.stamps[0]) * tick_s)
-            if late_s > 2 * step_s:                  # frames at the start are damaged; less may be a swapped stamp
+            if late_s > 2 * step_s:  # frames at the start are damaged; less may be a swapped stamp
                 start_s += late_s
         yield frame, start_s + pts * tick_s
 
@@ -281,17 +299,23 @@ def central_square(frame, size, scaler):
 
 # ---- Recordings to a store of features -----------------------------------------------------
 
+
 def read_turn(manifest, turn, backbone, settings):
     """The Clips of a turn, or the Problem for which it is left out."""
     audio, video = (manifest.path(name) if name else None for name in (turn.audio, turn.video))
     try:
-        return read_clips(audio, video, settings.n_clips, settings.clip_s, backbone.rate_hz, backbone.fps,
-                          backbone.size)
+        return read_clips(
+            audio, video, settings.n_clips, settings.clip_s, backbone.rate_hz, backbone.fps, backbone.size
+        )
     except MediaError as error:
         return Problem(turn.utterance_id, str(error.path), error.reason, error.remedy)
-    except Exception as error:     # whatever a decoder makes of one damaged file must not end the run
-        return Problem(turn.utterance_id, str(video or audio), f"cannot be read ({type(error).__name__}: {error})",
-                       "download it again, or leave it out of the corpus")
+    except Exception as error:  # whatever a decoder makes of one damaged file must not end the run
+        return Problem(
+            turn.utterance_id,
+            str(video or audio),
+            f"cannot be read ({type(error).__name__}: {error})",
+            "download it again, or leave it out of the corpus",
+        )
 
 
 def read_turns(manifest, turns, backbone, settings):
@@ -361,15 +385,26 @@ def extract(manifest, turns, backbone, folder, identity, settings):
     """
     folder = Path(folder)
     names = "\n".join(f"{turn.utterance_id}\t{turn.audio}\t{turn.video}" for turn in turns)
-    meta = {**identity, "corpus": manifest.corpus, "recordings": sha256(names.encode()).hexdigest()[:16],
-            "n_clips": settings.n_clips, "clip_s": settings.clip_s,
-            **{name: getattr(backbone, name) for name in ("rate_hz", "fps", "size", "dim")}}
+    meta = {
+        **identity,
+        "corpus": manifest.corpus,
+        "recordings": sha256(names.encode()).hexdigest()[:16],
+        "n_clips": settings.n_clips,
+        "clip_s": settings.clip_s,
+        **{name: getattr(backbone, name) for name in ("rate_hz", "fps", "size", "dim")},
+    }
     there = (folder / "meta.json").exists()
     writer = StoreWriter(folder, meta)
     problems = read_problems(folder)
     if writer.complete and writer.done:
-        print(f"{folder}: already extracted, {len(writer.done):,} recordings" + (
-            f"; {len(problems):,} left out, see problems.csv; delete the folder to try them again" if problems else ""))
+        print(
+            f"{folder}: already extracted, {len(writer.done):,} recordings"
+            + (
+                f"; {len(problems):,} left out, see problems.csv; delete the folder to try them again"
+                if problems
+                else ""
+            )
+        )
     else:
         if there and not writer.done:
             print(f"{folder}: holds nothing of these recordings, clips and weights; starting over")
@@ -404,9 +439,12 @@ def extract_missing(manifest, turns, backbone, writer, problems, settings):
             bar.set_postfix_str(f"{recorded_s / (time.monotonic() - started):,.1f} s of recording per s")
     seconds, n_new = time.monotonic() - started, len(writer.done) - n_done
     if n_new:
-        print(f"extracted {n_new:,} recordings in {seconds:.1f} s: {recorded_s / seconds:,.1f} s of recording per s, "
-              f"{n_new * settings.n_clips / seconds:,.1f} clips per s; the backbone took {backbone_s / seconds:.0%} of "
-              "the time", flush=True)
+        print(
+            f"extracted {n_new:,} recordings in {seconds:.1f} s: {recorded_s / seconds:,.1f} s of recording per s, "
+            f"{n_new * settings.n_clips / seconds:,.1f} clips per s; the backbone took {backbone_s / seconds:.0%} of "
+            "the time",
+            flush=True,
+        )
     return {"new": n_new, "recorded_s": recorded_s, "seconds": seconds, "backbone_s": backbone_s}
 
 
@@ -430,12 +468,18 @@ def announce(writer, turns, backbone, settings):
     one = settings.n_clips * max(1, round(settings.clip_s * backbone.fps)) * backbone.size**2 * 3
     # Decoded ahead, collected for a batch, and the batch itself.
     waiting = (AHEAD * settings.workers + 2 * max(1, settings.batch_clips // settings.n_clips)) * one
-    print(f"extracting {len(turns):,} recordings x {settings.n_clips} clips of {settings.clip_s:g} s into "
-          f"{writer.folder}: {need / 1e9:.3f} GB" + (f", {len(writer.done):,} are there" if writer.done else "")
-          + f"; {free / 1e9:.1f} GB free; up to {waiting / 1e9:.2f} GB of memory for pictures", flush=True)
+    print(
+        f"extracting {len(turns):,} recordings x {settings.n_clips} clips of {settings.clip_s:g} s into "
+        f"{writer.folder}: {need / 1e9:.3f} GB"
+        + (f", {len(writer.done):,} are there" if writer.done else "")
+        + f"; {free / 1e9:.1f} GB free; up to {waiting / 1e9:.2f} GB of memory for pictures",
+        flush=True,
+    )
     if need > free:
-        raise UserError(f"{writer.folder}: needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free; choose "
-                        "another DATA_ROOT")
+        raise UserError(
+            f"{writer.folder}: needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free; choose "
+            "another DATA_ROOT"
+        )
 
 
 def features_of(found, backbone):
@@ -452,8 +496,10 @@ def features_of(found, backbone):
         arrays[f"{m}_s"] = np.stack([getattr(clips, f"{m}_s") for _, clips in found])
         bad = ~np.isfinite(arrays[m]).all((1, 2))
         if bad.any():
-            raise UserError(f"{found[bad.argmax()][0]}: its {m} features hold NaN or infinity; check the backbone's "
-                            "checkpoint and PRECISION, or leave the recording out")
+            raise UserError(
+                f"{found[bad.argmax()][0]}: its {m} features hold NaN or infinity; check the backbone's "
+                "checkpoint and PRECISION, or leave the recording out"
+            )
     return arrays
 
 
@@ -461,7 +507,7 @@ def add_new(writer, ids, arrays):
     """Append those recordings to the store that it lacks; arrays as `features_of` gives them."""
     new = [k for k, utterance_id in enumerate(ids) if utterance_id not in writer.done]
     if new:
-        rows = {name: np.concatenate(array[new]) for name, array in arrays.items()}           # (recordings * N, ...)
+        rows = {name: np.concatenate(array[new]) for name, array in arrays.items()}  # (recordings * N, ...)
         writer.add([ids[k] for k in new], rows, [arrays["audio_s"].shape[1]] * len(new))
 
 
@@ -493,20 +539,31 @@ def check_problems(folder, turns, problems, most):
         return
     share, path, first = len(problems) / len(turns), folder / "problems.csv", next(iter(problems.values()))
     if share > most or len(problems) == len(turns):
-        raise UserError(f"{path}: {len(problems):,} of {len(turns):,} recordings cannot be used, the first one: "
-                        f"{first.file}: {first.problem}; mend them and run again (what is extracted is kept), or raise "
-                        f"MAX_PROBLEM_SHARE ({most:g})")
-    kinds = Counter(re.split("[;:(]", problem.problem)[0].strip() for problem in problems.values()).most_common(4)
-    print(f"left out: {len(problems):,} of {len(turns):,} recordings ({share:.1%}): "
-          + ", ".join(f"{count:,} x {kind}" for kind, count in kinds) + f"; see {path}")
+        raise UserError(
+            f"{path}: {len(problems):,} of {len(turns):,} recordings cannot be used, the first one: "
+            f"{first.file}: {first.problem}; mend them and run again (what is extracted is kept), or raise "
+            f"MAX_PROBLEM_SHARE ({most:g})"
+        )
+    kinds = Counter(
+        re.split("[;:(]", problem.problem)[0].strip() for problem in problems.values()
+    ).most_common(4)
+    print(
+        f"left out: {len(problems):,} of {len(turns):,} recordings ({share:.1%}): "
+        + ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
+        + f"; see {path}"
+    )
 
 
 def padding(store, settings):
     """Counts of recordings: shorter than their clips, without a modality; of clips: padded, all or in part."""
-    seconds = {m: store[f"{m}_s"].reshape(-1, settings.n_clips) for m in ("audio", "video")}       # (recordings, N)
+    seconds = {
+        m: store[f"{m}_s"].reshape(-1, settings.n_clips) for m in ("audio", "video")
+    }  # (recordings, N)
     whole_s = settings.clip_s - PAD_TOLERANCE_S
-    counts = {"recordings": len(store.ids),
-              "shorter": int((np.maximum(*seconds.values()) < whole_s).any(1).sum())}
+    counts = {
+        "recordings": len(store.ids),
+        "shorter": int((np.maximum(*seconds.values()) < whole_s).any(1).sum()),
+    }
     for m, real_s in seconds.items():
         has = real_s.any(1)
         counts[f"without_{m}"] = int((~has).sum())
@@ -518,16 +575,21 @@ def padding(store, settings):
 def print_padding(counts, settings):
     """Print what `padding` counts."""
     if counts["shorter"]:
-        print(f"shorter than {settings.n_clips} x {settings.clip_s:g} s: {counts['shorter']:,} of "
-              f"{counts['recordings']:,} recordings; silence in all of {counts['padded_audio']:,} clips and in part of "
-              f"{counts['partly_padded_audio']:,}, the last frame in all of {counts['padded_video']:,} and in part of "
-              f"{counts['partly_padded_video']:,}")
+        print(
+            f"shorter than {settings.n_clips} x {settings.clip_s:g} s: {counts['shorter']:,} of "
+            f"{counts['recordings']:,} recordings; silence in all of {counts['padded_audio']:,} clips and in part of "
+            f"{counts['partly_padded_audio']:,}, the last frame in all of {counts['padded_video']:,} and in part of "
+            f"{counts['partly_padded_video']:,}"
+        )
     for m in ("audio", "video"):
         if counts[f"without_{m}"]:
-            print(f"without {m}: {counts[f'without_{m}']:,} of {counts['recordings']:,} recordings; its features are 0")
+            print(
+                f"without {m}: {counts[f'without_{m}']:,} of {counts['recordings']:,} recordings; its features are 0"
+            )
 
 
 # ---- Reading a store -----------------------------------------------------------------------
+
 
 @dataclass
 class Features:
@@ -553,5 +615,5 @@ def read_features(store, turns):
     """Features of those of the turns that the store has, in their order."""
     kept = [turn for turn in turns if turn.utterance_id in store.slices]
     first = np.array([store.slices[turn.utterance_id].start for turn in kept], np.int64)
-    rows = first[:, None] + np.arange(store.meta["n_clips"])                                       # (R, N)
+    rows = first[:, None] + np.arange(store.meta["n_clips"])  # (R, N)
     return Features(kept, *(store[name][rows] for name in ("audio", "video", "audio_s", "video_s")))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.chochlakis.mae import draw_bursts, draw_masks, draw_mixture, n_hidden_at
 from common.chochlakis.clips import read_features
+from common.chochlakis.mae import draw_bursts, draw_masks, draw_mixture, n_hidden_at
 from common.errors import UserError
 from common.files import atomic_path, make_folder
 
@@ -46,20 +46,31 @@ class Part:
     @property
     def mean(self):
         """Mean (2, D) of the clips that are there; 0 for a modality that nobody has."""
-        there = ~self.missing                                                        # (R, 2, N)
-        return torch.stack([features[there[:, m]].mean(0) if there[:, m].any() else torch.zeros(self.size)
-                            for m, features in enumerate((self.audio, self.video))])
+        there = ~self.missing  # (R, 2, N)
+        return torch.stack(
+            [
+                features[there[:, m]].mean(0) if there[:, m].any() else torch.zeros(self.size)
+                for m, features in enumerate((self.audio, self.video))
+            ]
+        )
 
 
 def read_part(store, turns, classes):
     """The Part of those of the turns that a store of clip features has. Raises UserError if there are none."""
     found = read_features(store, turns)
     if not found.turns:
-        raise UserError(f"{store.folder}: none of {len(turns):,} recordings could be read; see problems.csv there")
+        raise UserError(
+            f"{store.folder}: none of {len(turns):,} recordings could be read; see problems.csv there"
+        )
     missing = np.stack([~found.has_audio, ~found.has_video], 1)[..., None].repeat(found.audio.shape[1], 2)
     labels = [classes.index(turn.label) for turn in found.turns] if classes else []
-    return Part(found.turns, torch.from_numpy(found.audio), torch.from_numpy(found.video), torch.from_numpy(missing),
-                torch.tensor(labels, dtype=torch.int64))
+    return Part(
+        found.turns,
+        torch.from_numpy(found.audio),
+        torch.from_numpy(found.video),
+        torch.from_numpy(missing),
+        torch.tensor(labels, dtype=torch.int64),
+    )
 
 
 class Hiding:
@@ -79,7 +90,12 @@ class Hiding:
         rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1]
         part, generator = self.part, generator_of(seed, epoch, int(rows[0]))
         hidden = draw_mixture(len(rows), part.n_clips, self.levels_at(epoch), 1, generator)[0]
-        return {"audio": part.audio[rows], "video": part.video[rows], "hidden": hidden, "missing": part.missing[rows]}
+        return {
+            "audio": part.audio[rows],
+            "video": part.video[rows],
+            "hidden": hidden,
+            "missing": part.missing[rows],
+        }
 
 
 class Imputed:
@@ -107,6 +123,7 @@ def draw_test_masks(n, n_clips, n_masks, seed, beyond):
     A setting is ("level", k), k clips of each modality; `beyond` the paper also ("unequal", k_audio, k_video) and
     ("burst", k), neighbours.
     """
+
     def generator(*numbers):
         return generator_of(seed, n_clips, *numbers)
 
@@ -118,8 +135,9 @@ def draw_test_masks(n, n_clips, n_masks, seed, beyond):
     if beyond:
         for audio in range(n_clips):
             for video in range(n_clips):
-                masks["unequal", audio, video] = draw_masks(n, n_clips, audio, video, n_masks,
-                                                            generator(2, audio, video))
+                masks["unequal", audio, video] = draw_masks(
+                    n, n_clips, audio, video, n_masks, generator(2, audio, video)
+                )
     return masks
 
 
@@ -127,9 +145,14 @@ def write_masks(path, turns, masks):
     """Write masks of `draw_test_masks` as npz: "ids" of the turns, and "level_2" etc. with packed bits of clips."""
     make_folder(path.parent)
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, ids=np.array([turn.utterance_id for turn in turns]),
-                            **{"_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
-                               for name, hidden in masks.items()})
+        np.savez_compressed(
+            file,
+            ids=np.array([turn.utterance_id for turn in turns]),
+            **{
+                "_".join(map(str, name)): np.packbits(hidden.numpy(), axis=-1)
+                for name, hidden in masks.items()
+            },
+        )
 
 
 def generator_of(*numbers):

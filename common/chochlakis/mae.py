@@ -20,16 +20,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common.sadok import vqmae as sadok_vqmae
 from common.errors import UserError
+from common.sadok import vqmae as sadok_vqmae
 from common.sadok.vqmae import TOKEN_STD, initialise, sinusoidal, take, vectors
 
-MODALITIES = ("audio", "video")           # their order in `hidden` and in every pair of lists below
-STD_FLOOR = 1e-6                          # a feature that varies less is not divided by its deviation
-CONV_GROUPS, CONV_ROWS = 16, 128          # see Linear
+MODALITIES = ("audio", "video")  # their order in `hidden` and in every pair of lists below
+STD_FLOOR = 1e-6  # a feature that varies less is not divided by its deviation
+CONV_GROUPS, CONV_ROWS = 16, 128  # see Linear
 
 
 # ---- Which clips are lost (Sections 4.2 and 4.3) -------------------------------------------
+
 
 def draw_masks(n_samples, n_clips, n_hidden_audio, n_hidden_video, n_masks, generator):
     """Lose clips at random, for every recording, mask and modality on its own.
@@ -42,10 +43,12 @@ def draw_masks(n_samples, n_clips, n_hidden_audio, n_hidden_video, n_masks, gene
     Returns hidden (M, B, 2, N) bool, with exactly as many True as asked for.
     Raises UserError for a count that is no whole number or not within 0 and N.
     """
-    counts = [whole_counts(count, n_clips).expand(n_masks, n_samples) for count in (n_hidden_audio, n_hidden_video)]
+    counts = [
+        whole_counts(count, n_clips).expand(n_masks, n_samples) for count in (n_hidden_audio, n_hidden_video)
+    ]
     noise = torch.rand(n_masks, n_samples, 2, n_clips, generator=generator)
     rank = noise.argsort(3).argsort(3)
-    return rank < torch.stack(counts, 2)[..., None]                                  # (M, B, 2, N)
+    return rank < torch.stack(counts, 2)[..., None]  # (M, B, 2, N)
 
 
 def draw_mixture(n_samples, n_clips, levels, n_masks, generator):
@@ -68,16 +71,20 @@ def draw_bursts(n_samples, n_clips, n_hidden, n_masks, together, generator):
     Returns hidden (M, B, 2, N) bool. Not in the paper.
     """
     n_hidden = int(whole_counts(n_hidden, n_clips))
-    first = torch.randint(n_clips - n_hidden + 1, (n_masks, n_samples, 1 if together else 2, 1), generator=generator)
+    first = torch.randint(
+        n_clips - n_hidden + 1, (n_masks, n_samples, 1 if together else 2, 1), generator=generator
+    )
     place = torch.arange(n_clips) - first
-    return ((place >= 0) & (place < n_hidden)).expand(-1, -1, 2, -1)                 # (M, B, 2, N)
+    return ((place >= 0) & (place < n_hidden)).expand(-1, -1, 2, -1)  # (M, B, 2, N)
 
 
 def whole_counts(count, n_clips):
     """A number of hidden clips, or a tensor of them, as a checked integer tensor."""
     count = torch.as_tensor(count)
     if count.is_floating_point() or count.min() < 0 or count.max() > n_clips:
-        raise UserError(f"{count.tolist()} hidden clips: choose whole numbers from 0 to {n_clips}, the clips there are")
+        raise UserError(
+            f"{count.tolist()} hidden clips: choose whole numbers from 0 to {n_clips}, the clips there are"
+        )
     return count
 
 
@@ -88,24 +95,27 @@ def n_hidden_at(epoch, step, n_clips):
     Returns the number of clips to hide in each modality.
     """
     if n_clips < 2:
-        raise UserError(f"{n_clips} clip per recording: none can be hidden and one be left; cut into two or more")
+        raise UserError(
+            f"{n_clips} clip per recording: none can be hidden and one be left; cut into two or more"
+        )
     return min(1 + epoch // step, n_clips - 1)
 
 
 # ---- The masked autoencoder (Section 3.3) --------------------------------------------------
 
+
 @dataclass
 class Sizes:
     """The sizes of the masked autoencoder, from the constants of 06; those of CAV-MAE in brackets."""
 
-    width: int                # w (768)
-    depth: int                # blocks of either modality alone (11)
-    joint_depth: int          # blocks of both together (1)
-    heads: int                # (12)
-    decoder_width: int        # (512)
-    decoder_depth: int        # (8)
-    decoder_heads: int        # (16)
-    mlp_ratio: int            # hidden units of a block's MLP, as a multiple of the width (4)
+    width: int  # w (768)
+    depth: int  # blocks of either modality alone (11)
+    joint_depth: int  # blocks of both together (1)
+    heads: int  # (12)
+    decoder_width: int  # (512)
+    decoder_depth: int  # (8)
+    decoder_heads: int  # (16)
+    mlp_ratio: int  # hidden units of a block's MLP, as a multiple of the width (4)
 
 
 class Linear(sadok_vqmae.Linear):
@@ -135,17 +145,23 @@ class Block(nn.Module):
     def __init__(self, width, heads, mlp_ratio):
         super().__init__()
         if width % heads:
-            raise UserError(f"model width {width}: {heads} attention heads do not divide it; change one of them")
+            raise UserError(
+                f"model width {width}: {heads} attention heads do not divide it; change one of them"
+            )
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
-        self.mlp = nn.Sequential(Linear(width, mlp_ratio * width), nn.GELU(), Linear(mlp_ratio * width, width))
+        self.mlp = nn.Sequential(
+            Linear(width, mlp_ratio * width), nn.GELU(), Linear(mlp_ratio * width, width)
+        )
 
     def forward(self, x, is_key):
         """x (B, S, w), is_key (B, 1, 1, S) or None for all -> (B, S, w)."""
-        qkv = self.qkv(self.norm_attention(x)).unflatten(2, (3, self.heads, -1))     # (B, S, 3, heads, w / heads)
-        attended = attention(*qkv.transpose(1, 3).unbind(2), is_key)                 # (B, heads, S, w / heads)
-        x = x + self.out(attended.transpose(1, 2).flatten(2))                        # (B, S, w)
+        qkv = self.qkv(self.norm_attention(x)).unflatten(
+            2, (3, self.heads, -1)
+        )  # (B, S, 3, heads, w / heads)
+        attended = attention(*qkv.transpose(1, 3).unbind(2), is_key)  # (B, heads, S, w / heads)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))  # (B, S, w)
         return x + self.mlp(self.norm_mlp(x))
 
 
@@ -157,7 +173,7 @@ def visible_first(hidden, device):
     Returns a pair of at (B, V), indices of clips: the visible ones in their order, then hidden ones where a recording
     has fewer than V, which is at least 1; and whether there are such recordings.
     """
-    n_visible = (~hidden).sum(2)                                                     # (B, 2)
+    n_visible = (~hidden).sum(2)  # (B, 2)
     most = n_visible.amax(0).clamp(min=1)
     ragged, *most = torch.cat([(n_visible != most).any()[None], most]).tolist()
     order = hidden.to(device, torch.uint8, non_blocking=True).argsort(dim=2, stable=True)
@@ -205,9 +221,13 @@ class AVMAE(nn.Module):
         self.joint_blocks, self.norm = blocks(sizes.joint_depth), nn.LayerNorm(sizes.width)
         self.decoder_embed = Linear(sizes.width, sizes.decoder_width)
         self.mask = vectors(TOKEN_STD, 1, 1, sizes.decoder_width)
-        self.decoder_modality = nn.ParameterList(vectors(TOKEN_STD, 1, 1, sizes.decoder_width) for _ in MODALITIES)
-        self.decoder_blocks = nn.ModuleList(Block(sizes.decoder_width, sizes.decoder_heads, sizes.mlp_ratio)
-                                            for _ in range(sizes.decoder_depth))
+        self.decoder_modality = nn.ParameterList(
+            vectors(TOKEN_STD, 1, 1, sizes.decoder_width) for _ in MODALITIES
+        )
+        self.decoder_blocks = nn.ModuleList(
+            Block(sizes.decoder_width, sizes.decoder_heads, sizes.mlp_ratio)
+            for _ in range(sizes.decoder_depth)
+        )
         self.decoder_norm = nn.LayerNorm(sizes.decoder_width)
         self.outputs = nn.ModuleList(Linear(sizes.decoder_width, n_features) for _ in MODALITIES)
         self.register_buffer("mean", torch.zeros(2, n_features))
@@ -249,22 +269,23 @@ class AVMAE(nn.Module):
         is_visible = [~hidden[:, m].gather(1, at[m]) for m in range(2)]
         encoded = []
         for m, blocks in enumerate(self.blocks):
-            tokens = self.embed[m](take(x[:, m], at[m])) + positions[at[m]] + self.modality[m]        # (B, V, w)
+            tokens = self.embed[m](take(x[:, m], at[m])) + positions[at[m]] + self.modality[m]  # (B, V, w)
             encoded.append(through(blocks, tokens, keys_of(is_visible[m]) if ragged else None))
         is_key = keys_of(torch.cat(is_visible, 1)) if ragged else None
-        tokens = through(self.joint_blocks, torch.cat(encoded, 1), is_key)           # (B, V_a + V_v, w)
+        tokens = through(self.joint_blocks, torch.cat(encoded, 1), is_key)  # (B, V_a + V_v, w)
         return self.norm(tokens), torch.cat([at[0], n_clips + at[1]], 1)
 
     def decode(self, encoded, at, hidden):
         """The standardised features of all clips (B, 2, N, D), of which only those of hidden clips are trained."""
         n_clips = hidden.shape[2]
-        tokens = self.decoder_embed(encoded)                                         # (B, V_a + V_v, w')
+        tokens = self.decoder_embed(encoded)  # (B, V_a + V_v, w')
         tokens = tokens.new_zeros(len(at), 2 * n_clips, tokens.shape[2]).scatter(
-            1, at[..., None].expand_as(tokens), tokens)                              # (B, 2 N, w'), in order again
+            1, at[..., None].expand_as(tokens), tokens
+        )  # (B, 2 N, w'), in order again
         tokens = torch.where(hidden.flatten(1)[..., None], self.mask, tokens)
         places = sinusoidal(n_clips, tokens.shape[2], tokens.device) + torch.cat(list(self.decoder_modality))
         tokens = through(self.decoder_blocks, tokens + places.flatten(0, 1), None)
-        audio, video = self.decoder_norm(tokens).unflatten(1, (2, -1)).unbind(1)     # (B, N, w') each
+        audio, video = self.decoder_norm(tokens).unflatten(1, (2, -1)).unbind(1)  # (B, N, w') each
         return torch.stack([self.outputs[0](audio), self.outputs[1](video)], 1)
 
     def predict(self, x, hidden):
@@ -287,7 +308,7 @@ class AVMAE(nn.Module):
         predicted = self.predict(x, hidden if missing is None else hidden | missing).float()
         asked = asked.to(x.device, non_blocking=True)
         # What is not asked for is taken out before it is squared: a NaN there would come back through the gradient.
-        error = (predicted - x).masked_fill(~asked[..., None], 0.0).square().mean(3)                  # (B, 2, N)
+        error = (predicted - x).masked_fill(~asked[..., None], 0.0).square().mean(3)  # (B, 2, N)
         return {"loss": (error.sum((0, 2)) / asked.sum((0, 2)).clamp(min=1)).sum()}
 
     # ---- Imputation
@@ -302,15 +323,15 @@ class AVMAE(nn.Module):
         Returns audio and video as they came, (B, N, D) or (M, B, N, D), visible clips to the last bit.
         """
         hidden = hidden.to(audio.device)
-        every = hidden.reshape(-1, *hidden.shape[-2:])                               # (M * B, 2, N)
+        every = hidden.reshape(-1, *hidden.shape[-2:])  # (M * B, 2, N)
         filled = [spread(x, hidden).clone(memory_format=torch.contiguous_format) for x in (audio, video)]
-        flat = [x.view(-1, *x.shape[-2:]) for x in filled]                           # (M * B, N, D), the same memory
+        flat = [x.view(-1, *x.shape[-2:]) for x in filled]  # (M * B, N, D), the same memory
         rows = by_visible_clips(every)
         batch_size = batch_size or max(1, len(rows))
         for start in range(0, len(rows), batch_size):
             at = rows[start : start + batch_size]
             x = self.scale(*(features[at].to(self.mean.device) for features in flat))
-            predicted = self.predict(x, every[at]) * self.std[:, None] + self.mean[:, None]           # (B, 2, N, D)
+            predicted = self.predict(x, every[at]) * self.std[:, None] + self.mean[:, None]  # (B, 2, N, D)
             for m, features in enumerate(flat):
                 features[at] = torch.where(every[at, m, :, None], predicted[:, m].to(features), features[at])
         return tuple(filled)
@@ -327,32 +348,48 @@ def by_visible_clips(hidden):
     Batches of one length need no filling up; with counts from `draw_mixture` most of them are.
     """
     rows = hidden.flatten(1).any(1).nonzero()[:, 0]
-    n_visible = (~hidden[rows]).sum(2)                                               # (B, 2)
+    n_visible = (~hidden[rows]).sum(2)  # (B, 2)
     return rows[(n_visible[:, 0] * (hidden.shape[2] + 1) + n_visible[:, 1]).argsort(stable=True)]
 
 
 # ---- The weights of CAV-MAE (Section 3.3) --------------------------------------------------
 
-RENAMED = (("blocks_a.", "blocks.0."), ("blocks_v.", "blocks.1."), ("blocks_u.", "joint_blocks."),
-           (".norm1.", ".norm_attention."), (".norm2.", ".norm_mlp."), (".attn.qkv.", ".qkv."),
-           (".attn.proj.", ".out."), (".mlp.fc1.", ".mlp.0."), (".mlp.fc2.", ".mlp.2."), ("mask_token", "mask"),
-           ("modality_a", "modality.0"), ("modality_v", "modality.1"))
-NOT_FOR_CLIPS = (("patch_embed_", "reading of patches"), ("(decoder_)?pos_embed_", "positions of patches"),
-                 ("decoder_pred_", "prediction of patches"), (r"(.*\.)?norm\d?_[av]\.", "contrastive loss"))
+RENAMED = (
+    ("blocks_a.", "blocks.0."),
+    ("blocks_v.", "blocks.1."),
+    ("blocks_u.", "joint_blocks."),
+    (".norm1.", ".norm_attention."),
+    (".norm2.", ".norm_mlp."),
+    (".attn.qkv.", ".qkv."),
+    (".attn.proj.", ".out."),
+    (".mlp.fc1.", ".mlp.0."),
+    (".mlp.fc2.", ".mlp.2."),
+    ("mask_token", "mask"),
+    ("modality_a", "modality.0"),
+    ("modality_v", "modality.1"),
+)
+NOT_FOR_CLIPS = (
+    ("patch_embed_", "reading of patches"),
+    ("(decoder_)?pos_embed_", "positions of patches"),
+    ("decoder_pred_", "prediction of patches"),
+    (r"(.*\.)?norm\d?_[av]\.", "contrastive loss"),
+)
 
 
 @dataclass
 class Loaded:
     """What `load_cavmae` did."""
 
-    loaded: list              # names in the file
-    skipped: dict             # name in the file -> why it was not used
-    missing: list             # names in the model that keep the weights they had; mean and std are none
+    loaded: list  # names in the file
+    skipped: dict  # name in the file -> why it was not used
+    missing: list  # names in the model that keep the weights they had; mean and std are none
 
     def __str__(self):
         reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(self.skipped.values()).items())
-        return (f"{len(self.loaded)} of {len(self.loaded) + len(self.skipped)} tensors of CAV-MAE loaded; skipped: "
-                f"{reasons or 'none'}; left as they were: {', '.join(self.missing) or 'none'}")
+        return (
+            f"{len(self.loaded)} of {len(self.loaded) + len(self.skipped)} tensors of CAV-MAE loaded; skipped: "
+            f"{reasons or 'none'}; left as they were: {', '.join(self.missing) or 'none'}"
+        )
 
 
 def load_cavmae(model, path):
@@ -366,15 +403,22 @@ def load_cavmae(model, path):
     weights, own, skipped, names = read_cavmae(path), model.state_dict(), {}, {}
     for name, tensor in weights.items():
         ours = own_name(name)
-        reason = next((reason for pattern, reason in NOT_FOR_CLIPS if re.match(pattern, name.removeprefix("module."))),
-                      "not in the model" if ours not in own else
-                      "of another size" if own[ours].shape != tensor.shape else "")
+        reason = next(
+            (reason for pattern, reason in NOT_FOR_CLIPS if re.match(pattern, name.removeprefix("module."))),
+            "not in the model"
+            if ours not in own
+            else "of another size"
+            if own[ours].shape != tensor.shape
+            else "",
+        )
         if reason:
             skipped[name] = reason
         else:
             names[name] = ours
     if not names:
-        raise UserError(f"{path}: no tensor of it has the model's sizes; set those of CAV-MAE, width 768 and 512")
+        raise UserError(
+            f"{path}: no tensor of it has the model's sizes; set those of CAV-MAE, width 768 and 512"
+        )
     model.load_state_dict({ours: weights[name] for name, ours in names.items()}, strict=False)
     return Loaded(list(names), skipped, sorted(set(own) - set(names.values()) - {"mean", "std"}))
 
@@ -397,11 +441,15 @@ def read_cavmae(path):
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a checkpoint of weights ({first}); download it again") from error
-    tensors = isinstance(weights, dict) and all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
+    tensors = isinstance(weights, dict) and all(
+        isinstance(tensor, torch.Tensor) for tensor in weights.values()
+    )
     needed = {f"blocks.0.0.qkv.{part}" for part in ("weight", "bias")} | {"joint_blocks.0.qkv.weight", "mask"}
     if not tensors or not needed <= {own_name(name) for name in weights}:
-        raise UserError(f"{path}: not a checkpoint of CAV-MAE, whose blocks_a, blocks_u and mask_token it lacks; "
-                        "give audio_model.21.pth or a relative of it")
+        raise UserError(
+            f"{path}: not a checkpoint of CAV-MAE, whose blocks_a, blocks_u and mask_token it lacks; "
+            "give audio_model.21.pth or a relative of it"
+        )
     return weights
 
 
@@ -409,6 +457,7 @@ def read_cavmae(path):
 #
 # Both take features (..., N, n): audio and video side by side, torch.cat([audio, video], -1), n = 2 D, or one modality
 # alone, n = D. In front of N there may be recordings, or masks and recordings.
+
 
 class LinearHead(nn.Module):
     """A linear classifier of clips, after batch normalisation; a recording is the mean of its clips.
@@ -458,7 +507,7 @@ class GRUHead(nn.Module):
     def forward(self, x):
         """x (..., N, n) -> logits (..., C)."""
         x_normal = self.norm(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
-        _, final = self.gru(x_normal.flatten(0, -3))                                 # (1, B, width)
+        _, final = self.gru(x_normal.flatten(0, -3))  # (1, B, width)
         return self.linear(final[0]).unflatten(0, x.shape[:-2])
 
     def loss(self, x, labels):
@@ -472,6 +521,7 @@ class GRUHead(nn.Module):
 
 # ---- Baselines (Section 3.5) ---------------------------------------------------------------
 
+
 def backoff(both, audio, video, hidden, prior):
     """The linear classifier where both modalities are present, a unimodal one where only one is.
 
@@ -484,15 +534,16 @@ def backoff(both, audio, video, hidden, prior):
     prior               (C,)
     Returns probabilities (B, C) or (M, B, C).
     """
-    has_audio, has_video = (~hidden).unsqueeze(-1).unbind(-3)                        # (..., N, 1)
-    chosen = torch.where(has_audio & has_video, both, torch.where(has_audio, audio, video))           # (..., N, C)
+    has_audio, has_video = (~hidden).unsqueeze(-1).unbind(-3)  # (..., N, 1)
+    chosen = torch.where(has_audio & has_video, both, torch.where(has_audio, audio, video))  # (..., N, C)
     chosen = chosen.masked_fill(~(has_audio | has_video), 0.0)
-    n_left = (has_audio | has_video).sum(-2)                                         # (..., 1)
+    n_left = (has_audio | has_video).sum(-2)  # (..., 1)
     return torch.where(n_left > 0, chosen.sum(-2) / n_left.clamp(min=1), prior)
 
 
 # The four functions below take the arguments of AVMAE.impute, and the training mean, and return what it returns.
 # audio, video (B, N, D); hidden (B, 2, N) or (M, B, 2, N) bool; mean (2, D) of the training clips.
+
 
 def impute_zeros(audio, video, hidden, mean):
     """The paper's constant imputation: "an all-zeros vector performs favorably" (Sec. 4.2). `mean` is not used."""
@@ -501,7 +552,9 @@ def impute_zeros(audio, video, hidden, mean):
 
 def impute_mean(audio, video, hidden, mean):
     """The other constant of Sec. 4.2, "an average feature vector for each modality"."""
-    return tuple(torch.where(hidden[..., m, :, None], mean[m], spread(x, hidden)) for m, x in enumerate((audio, video)))
+    return tuple(
+        torch.where(hidden[..., m, :, None], mean[m], spread(x, hidden)) for m, x in enumerate((audio, video))
+    )
 
 
 def impute_last(audio, video, hidden, mean):
@@ -523,9 +576,9 @@ def between(audio, video, hidden, mean, weight):
     n_clips = hidden.shape[-1]
     place = torch.arange(n_clips, device=hidden.device)
     for m, features in enumerate((audio, video)):
-        lost = hidden[..., m, :]                                                     # (..., N)
-        before = place.where(~lost, -1).cummax(-1).values                            # -1: none
-        after = place.where(~lost, n_clips).flip(-1).cummin(-1).values.flip(-1)      # N: none
+        lost = hidden[..., m, :]  # (..., N)
+        before = place.where(~lost, -1).cummax(-1).values  # -1: none
+        after = place.where(~lost, n_clips).flip(-1).cummin(-1).values.flip(-1)  # N: none
         share = weight((place - before) / (after - before).clamp(min=1))
         before, after = before.where(before >= 0, after), after.where(after < n_clips, before)
         # Where none is visible at all, both are out of range; the mean takes that place in the end.
@@ -538,6 +591,7 @@ def between(audio, video, hidden, mean, weight):
 
 
 # ---- The paper's rule (Section 4.3) --------------------------------------------------------
+
 
 def overlap(mean_a, sd_a, mean_b, sd_b):
     """What a is to b: "we consider the performance of two models equivalent when ranges overlap", mean ± sd.

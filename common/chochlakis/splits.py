@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.splits import Fold, check_folds, has_official_split, model_choice_split, speakers_of
 
 SPLIT_SEED = 2024
-MIN_SPEAKERS = 3          # one each to train, to validate and to test
+MIN_SPEAKERS = 3  # one each to train, to validate and to test
 ALL_SPEAKERS = {
     "cremad": tuple(f"{number}" for number in range(1001, 1092)),
     "ravdess": tuple(f"Actor_{number:02d}" for number in range(1, 25)),
@@ -23,26 +23,57 @@ ALL_SPEAKERS = {
 }
 # The share of the speakers that tests, and the share that validates.
 SHARES = {"cremad": Fraction(15, 100), "ravdess": Fraction(4, 24), "lombard": Fraction(8, 54)}
-OTHER_SHARE = Fraction(15, 100)       # of a corpus that the paper does not have
-SOURCES = {"cremad": "the paper's 70-15-15", "ravdess": "the paper's 4 test speakers, validation ours",
-           "lombard": "the paper's 8 test speakers, validation ours"}
+OTHER_SHARE = Fraction(15, 100)  # of a corpus that the paper does not have
+SOURCES = {
+    "cremad": "the paper's 70-15-15",
+    "ravdess": "the paper's 4 test speakers, validation ours",
+    "lombard": "the paper's 8 test speakers, validation ours",
+}
 # By VideoDemographics.csv, 7 of CREMA-D's 14 validation speakers and 4 of its 14 test speakers are women.
 VALID_SPEAKERS = {
-    "cremad": ("1006", "1010", "1027", "1029", "1032", "1049", "1051", "1055", "1068", "1077", "1079", "1080",
-               "1090", "1091"),
+    "cremad": (
+        "1006",
+        "1010",
+        "1027",
+        "1029",
+        "1032",
+        "1049",
+        "1051",
+        "1055",
+        "1068",
+        "1077",
+        "1079",
+        "1080",
+        "1090",
+        "1091",
+    ),
     "ravdess": ("Actor_06", "Actor_09", "Actor_10", "Actor_21"),
     "lombard": ("s12", "s13", "s23", "s24", "s37", "s48", "s50", "s53"),
 }
 TEST_SPEAKERS = {
-    "cremad": ("1001", "1014", "1016", "1021", "1042", "1043", "1050", "1054", "1057", "1064", "1066", "1076",
-               "1083", "1085"),
+    "cremad": (
+        "1001",
+        "1014",
+        "1016",
+        "1021",
+        "1042",
+        "1043",
+        "1050",
+        "1054",
+        "1057",
+        "1064",
+        "1066",
+        "1076",
+        "1083",
+        "1085",
+    ),
     "ravdess": ("Actor_07", "Actor_12", "Actor_13", "Actor_20"),
     "lombard": ("s16", "s18", "s19", "s2", "s21", "s22", "s36", "s54"),
 }
 
 
 def corpus_of(name):
-    """"ravdess" for "ravdess", "demo_ravdess" and "demo_ravdess_av": whose rule a corpus follows."""
+    """ "ravdess" for "ravdess", "demo_ravdess" and "demo_ravdess_av": whose rule a corpus follows."""
     return name.removeprefix("demo_").removesuffix("_av")
 
 
@@ -60,7 +91,7 @@ def draw_speakers(speakers, share, seed):
         both = min(len(men), len(women))
         ranked = [name for pair in zip(men, women) for name in pair] + men[both:] + women[both:]
     n = math.ceil(share * len(ranked))
-    return tuple(sorted(ranked[:n])), tuple(sorted(ranked[n:2 * n]))
+    return tuple(sorted(ranked[:n])), tuple(sorted(ranked[n : 2 * n]))
 
 
 def fold_of(manifest, name):
@@ -79,8 +110,10 @@ def fold_of(manifest, name):
     if "" in speakers:
         raise UserError(f"{path}: labelled turns have no speaker; fill in the column `speaker`")
     if len(speakers) < MIN_SPEAKERS:
-        raise UserError(f"{path}: labelled turns of {len(speakers)} speaker(s) ({', '.join(speakers)}); training, "
-                        f"validation and test take one each: give {MIN_SPEAKERS} or more")
+        raise UserError(
+            f"{path}: labelled turns of {len(speakers)} speaker(s) ({', '.join(speakers)}); training, "
+            f"validation and test take one each: give {MIN_SPEAKERS} or more"
+        )
     if set(speakers) == set(ALL_SPEAKERS.get(corpus, ())):
         test, valid = TEST_SPEAKERS[corpus], VALID_SPEAKERS[corpus]
     else:
@@ -92,8 +125,10 @@ def fold_of(manifest, name):
     check_folds([fold], manifest, times_tested=None)
     absent = sorted(set(manifest.classes) - {turn.label for turn in fold.train})
     if absent:
-        raise UserError(f"{path}: nobody of the {len(speakers_of(fold.train))} training speakers has class "
-                        f"{absent[0]!r}; add speakers with it, or leave the label empty to exclude it")
+        raise UserError(
+            f"{path}: nobody of the {len(speakers_of(fold.train))} training speakers has class "
+            f"{absent[0]!r}; add speakers with it, or leave the label empty to exclude it"
+        )
     return fold
 
 
@@ -106,6 +141,10 @@ def protocol_text(manifest, name, fold):
     if set(speakers_of(manifest.labelled)) == set(ALL_SPEAKERS.get(corpus, ())):
         source = SOURCES[corpus]
     else:
-        source = f"drawn from the speakers at hand, {float(SHARES.get(corpus, OTHER_SHARE)):.0%} each, rounded up"
-    return (f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test "
-            f"({source}; seed {SPLIT_SEED}, common/chochlakis/splits.py)")
+        source = (
+            f"drawn from the speakers at hand, {float(SHARES.get(corpus, OTHER_SHARE)):.0%} each, rounded up"
+        )
+    return (
+        f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test "
+        f"({source}; seed {SPLIT_SEED}, common/chochlakis/splits.py)"
+    )

@@ -22,10 +22,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from common.errors import UserError
-from common.files import read_csv, write_csv
-from common.manifest import Turn
-from common.media import LFS_POINTER, MediaError, check_rate, probe
 from common.corpora.release import (
     Problem,
     Release,
@@ -35,24 +31,44 @@ from common.corpora.release import (
     read_lines,
     require_folder,
 )
+from common.errors import UserError
+from common.files import read_csv, write_csv
+from common.manifest import Turn
+from common.media import LFS_POINTER, MediaError, check_rate, probe
 from common.splits import OFFICIAL
 
-CORPORA = ("mosei", "demo_mosei")         # names that 01 prepares in this layout
-EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")      # order of the labels csd and of the paper
-SCORES = ("sentiment", *EMOTIONS)                                        # columns of the labels csd
+CORPORA = ("mosei", "demo_mosei")  # names that 01 prepares in this layout
+EMOTIONS = (
+    "happy",
+    "sad",
+    "anger",
+    "surprise",
+    "disgust",
+    "fear",
+)  # order of the labels csd and of the paper
+SCORES = ("sentiment", *EMOTIONS)  # columns of the labels csd
 SCORE_RANGES = np.array([[-3, 3]] + [[0, 3]] * len(EMOTIONS))
 SEGMENT_COUNTS = {"train": 16327, "dev": 1871, "test": 4662}
-VIDEO_COUNTS = {"train": 2249, "dev": 300, "test": 678}                  # two of the last have no labels
+VIDEO_COUNTS = {"train": 2249, "dev": 300, "test": 678}  # two of the last have no labels
 LABELS_CSD, WORDS_CSD = "CMU_MOSEI_Labels.csd", "CMU_MOSEI_TimestampedWords.csd"
 FOLDS_FILE = "cmu_mosei_std_folds.py"
 SDK = "CMU-MultiComp-Lab/CMU-MultimodalSDK on GitHub"
-SPLIT_NAMES = {"train": "train", "valid": "dev", "validation": "dev", "val": "dev", "dev": "dev", "test": "test"}
-TRANSCRIPT_LINE = re.compile(r"^(.+?)___(\d+)___([-\d.]+)___([-\d.]+)___(.*)$")   # an id may hold or end with _
-TRANSCRIPT_MAX_BYTES = 1 << 20   # other text files below the root, such as word vectors, are not read
+SPLIT_NAMES = {
+    "train": "train",
+    "valid": "dev",
+    "validation": "dev",
+    "val": "dev",
+    "dev": "dev",
+    "test": "test",
+}
+TRANSCRIPT_LINE = re.compile(
+    r"^(.+?)___(\d+)___([-\d.]+)___([-\d.]+)___(.*)$"
+)  # an id may hold or end with _
+TRANSCRIPT_MAX_BYTES = 1 << 20  # other text files below the root, such as word vectors, are not read
 SILENCE = "sp"
-JOIN_TOLERANCE_S = 0.05          # label rows and transcript lines state the same times with different digits
-END_TOLERANCE_S = 0.5            # a segment may end this much after its recording before it is a problem
-PROBE_THREADS = 8                # headers are waited for, not computed
+JOIN_TOLERANCE_S = 0.05  # label rows and transcript lines state the same times with different digits
+END_TOLERANCE_S = 0.5  # a segment may end this much after its recording before it is a problem
+PROBE_THREADS = 8  # headers are waited for, not computed
 ID = r"[\w-]+"
 
 
@@ -113,18 +129,24 @@ def read_mosei(root, folds):
     release = MoseiRelease((), [], notes=[folds_note], media_in_place=True)
     transcripts = _read_transcripts(files[".txt"], release.problems)
     labels = _csd_path(files, LABELS_CSD)
-    segments = _csd_segments(labels, release) if labels else _table_segments(root, files, transcripts, release)
+    segments = (
+        _csd_segments(labels, release) if labels else _table_segments(root, files, transcripts, release)
+    )
     if labels and transcripts:
         _join_transcripts(segments, transcripts, release)
     path = _csd_path(files, WORDS_CSD)
     if path is None:
-        raise UserError(f"{root}: no {WORDS_CSD} in it or below, which says when each word is spoken; download it with "
-                        f"the SDK ({SDK}) or set CORPUS_ROOT to a folder above it")
+        raise UserError(
+            f"{root}: no {WORDS_CSD} in it or below, which says when each word is spoken; download it with "
+            f"the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
+        )
     _add_turns(segments, read_words_csd(path), split_of, release)
     _add_recordings(release, files)
     if not any(source.turn.extra["split"] for source in release.turns):
-        raise UserError(f"{folds or root}: none of the {len(release.turns):,} segments is in the official folds read "
-                        f"from it; give the folds of CMU-MOSEI ({FOLDS_FILE}) as MOSEI_FOLDS")
+        raise UserError(
+            f"{folds or root}: none of the {len(release.turns):,} segments is in the official folds read "
+            f"from it; give the folds of CMU-MOSEI ({FOLDS_FILE}) as MOSEI_FOLDS"
+        )
     release.notes += _counts(release.turns)
     return release
 
@@ -184,16 +206,19 @@ def _open_csd(path):
     with open(path, "rb") as file:
         start = file.read(len(LFS_POINTER))
     if start == LFS_POINTER:
-        raise UserError(f"{path}: a git-lfs pointer, not the file itself; run git lfs pull in its repository, or "
-                        f"{remedy}")
+        raise UserError(
+            f"{path}: a git-lfs pointer, not the file itself; run git lfs pull in its repository, or {remedy}"
+        )
     try:
-        with h5py.File(path, "r", locking=False) as file:         # some network drives refuse locks
+        with h5py.File(path, "r", locking=False) as file:  # some network drives refuse locks
             name = next(iter(file), None)
             if name is None or not isinstance(file[name], h5py.Group) or "data" not in file[name]:
                 raise UserError(f"{path}: HDF5, but not a csd: no <root name>/data in it; {remedy}")
             yield name, file[name]
-    except (OSError, RuntimeError) as error:          # what HDF5 raises for a truncated or damaged file
-        raise UserError(f"{path}: empty, truncated or not HDF5 ({str(error).splitlines()[0]}); {remedy}") from error
+    except (OSError, RuntimeError) as error:  # what HDF5 raises for a truncated or damaged file
+        raise UserError(
+            f"{path}: empty, truncated or not HDF5 ({str(error).splitlines()[0]}); {remedy}"
+        ) from error
 
 
 def read_csd(path):
@@ -209,8 +234,10 @@ def read_csd(path):
                 raise UserError(f"{path}: entry {entry} lacks features or intervals; download it again")
             features, intervals = item["features"][()], np.asarray(item["intervals"][()], np.float64)
             if intervals.shape != (len(features), 2):
-                raise UserError(f"{path}: entry {entry} has {len(features)} features and intervals of shape "
-                                f"{intervals.shape}; download it again")
+                raise UserError(
+                    f"{path}: entry {entry} has {len(features)} features and intervals of shape "
+                    f"{intervals.shape}; download it again"
+                )
             yield entry, features, intervals
 
 
@@ -245,8 +272,8 @@ def _text(value):
 
 
 def video_of(entry):
-    """"abc" for the entry "abc" and for "abc[3]" of an aligned csd."""
-    return entry[:entry.rindex("[")] if re.search(r"\[\d+\]$", entry) else entry
+    """ "abc" for the entry "abc" and for "abc[3]" of an aligned csd."""
+    return entry[: entry.rindex("[")] if re.search(r"\[\d+\]$", entry) else entry
 
 
 def read_words_csd(path):
@@ -256,12 +283,21 @@ def read_words_csd(path):
     """
     found = defaultdict(set)
     for entry, features, intervals in read_csd(path):
-        words = [_text(np.ravel(row)[0]).strip("\0 ") for row in features]          # bytes, shape (T, 1)
+        words = [_text(np.ravel(row)[0]).strip("\0 ") for row in features]  # bytes, shape (T, 1)
         found[video_of(entry)].update(
-            (start_s, end_s, word) for (start_s, end_s), word in zip(intervals.tolist(), words, strict=True)
-            if word not in (SILENCE, "") and math.isfinite(start_s + end_s))
-    return {video_id: Words([word for _, _, word in sorted(rows)], np.array([row[0] for row in sorted(rows)]),
-                            np.array([row[1] for row in sorted(rows)])) for video_id, rows in found.items() if rows}
+            (start_s, end_s, word)
+            for (start_s, end_s), word in zip(intervals.tolist(), words, strict=True)
+            if word not in (SILENCE, "") and math.isfinite(start_s + end_s)
+        )
+    return {
+        video_id: Words(
+            [word for _, _, word in sorted(rows)],
+            np.array([row[0] for row in sorted(rows)]),
+            np.array([row[1] for row in sorted(rows)]),
+        )
+        for video_id, rows in found.items()
+        if rows
+    }
 
 
 # ---- Segments and their scores ----------------------------------------------------------------
@@ -272,18 +308,22 @@ def _csd_segments(path, release):
     segments, n_clamped = {}, 0
     for entry, features, intervals in read_csd(path):
         if np.ndim(features) != 2 or features.shape[1] != len(SCORES):
-            raise UserError(f"{path}: entry {entry} has scores of shape {np.shape(features)}, not (rows, {len(SCORES)})"
-                            f" for {', '.join(SCORES)}; use the {LABELS_CSD} of all labels")
+            raise UserError(
+                f"{path}: entry {entry} has scores of shape {np.shape(features)}, not (rows, {len(SCORES)})"
+                f" for {', '.join(SCORES)}; use the {LABELS_CSD} of all labels"
+            )
         video_id = video_of(entry)
-        first = int(entry[len(video_id) + 1:-1]) if entry != video_id else 0
+        first = int(entry[len(video_id) + 1 : -1]) if entry != video_id else 0
         for k, (scores, (start_s, end_s)) in enumerate(zip(features, intervals.tolist(), strict=True), first):
             segment = Segment(video_id, k, max(0.0, start_s), end_s, np.asarray(scores, np.float64))
             if _is_sound(segment, (video_id, k) in segments, path, release.problems):
                 segments[video_id, k] = segment
                 n_clamped += start_s < 0
     name, facts = read_metadata(path)
-    release.notes.append(f"labels from {path.name}: root name {name!r}, version "
-                         f"{facts.get('computational sequence version', 'not stated')}")
+    release.notes.append(
+        f"labels from {path.name}: root name {name!r}, version "
+        f"{facts.get('computational sequence version', 'not stated')}"
+    )
     if n_clamped:
         release.notes.append(f"{n_clamped:,} segments start before their video does: set to 0 s")
     return list(segments.values())
@@ -302,7 +342,9 @@ def _is_sound(segment, is_repeated, path, problems):
     elif segment.end_s <= segment.start_s:
         problem = f"ends at {segment.end_s:.2f} s, not after its start; left out"
     if problem:
-        problems.append(Problem(f"{segment.video_id}[{segment.k}]", str(path), problem, "compare with the release"))
+        problems.append(
+            Problem(f"{segment.video_id}[{segment.k}]", str(path), problem, "compare with the release")
+        )
     return not problem
 
 
@@ -318,29 +360,48 @@ def _table_segments(root, files, transcripts, release):
             answers[video_id, clip].append([_number(row.get(f"Answer.{name}")) for name in SCORES])
             sources[video_id, clip] = path
     if not answers:
-        raise UserError(f"{root}: neither {LABELS_CSD} nor label tables (csv with Input.VIDEO_ID, Answer.happiness) in "
-                        f"it or below; download the csd with the SDK ({SDK}) or set CORPUS_ROOT to a folder above it")
+        raise UserError(
+            f"{root}: neither {LABELS_CSD} nor label tables (csv with Input.VIDEO_ID, Answer.happiness) in "
+            f"it or below; download the csd with the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
+        )
     if not transcripts:
-        raise UserError(f"{root}: label tables, but no transcripts (<video>.txt with lines <video>___<clip>___<start>"
-                        f"___<end>___<text>), which hold the times of the clips; unpack Transcript or add {LABELS_CSD}")
+        raise UserError(
+            f"{root}: label tables, but no transcripts (<video>.txt with lines <video>___<clip>___<start>"
+            f"___<end>___<text>), which hold the times of the clips; unpack Transcript or add {LABELS_CSD}"
+        )
     release.notes.append(f"no {LABELS_CSD}: scores are means over the annotators of the label tables")
     segments = []
     for (video_id, clip), rows in sorted(answers.items()):
         lines = [line for line in transcripts.get(video_id, ()) if line.clip.lstrip("0") == clip.lstrip("0")]
         if not lines or not clip.isdigit():
-            release.problems.append(Problem(f"{video_id}[{clip}]", str(sources[video_id, clip]), "no transcript line "
-                                            "of this clip, so no times; left out", "unpack Transcript completely"))
+            release.problems.append(
+                Problem(
+                    f"{video_id}[{clip}]",
+                    str(sources[video_id, clip]),
+                    "no transcript line of this clip, so no times; left out",
+                    "unpack Transcript completely",
+                )
+            )
             continue
         scores = _mean_scores(rows)
-        segment = Segment(video_id, int(clip), max(0.0, lines[0].start_s), lines[0].end_s, scores, lines[0].clip,
-                          lines[0].text)
+        segment = Segment(
+            video_id,
+            int(clip),
+            max(0.0, lines[0].start_s),
+            lines[0].end_s,
+            scores,
+            lines[0].clip,
+            lines[0].text,
+        )
         if _is_sound(segment, False, sources[video_id, clip], release.problems):
             segments.append(segment)
     return segments
 
 
 # The tables' names of SCORES.
-ANSWERS = dict(zip(SCORES, ("sentiment", "happiness", "sadness", "anger", "surprise", "disgust", "fear"), strict=True))
+ANSWERS = dict(
+    zip(SCORES, ("sentiment", "happiness", "sadness", "anger", "surprise", "disgust", "fear"), strict=True)
+)
 
 
 def _answer_rows(path):
@@ -376,13 +437,23 @@ def _read_transcripts(paths, problems):
     for path in sorted(paths, key=lambda path: "segmented" not in [part.lower() for part in path.parts]):
         if path.stem in found or path.stat().st_size > TRANSCRIPT_MAX_BYTES:
             continue
-        rows = [(number, line, _transcript_line(line, path.stem)) for number, line in enumerate(read_lines(path), 1)
-                if line.strip()]
+        rows = [
+            (number, line, _transcript_line(line, path.stem))
+            for number, line in enumerate(read_lines(path), 1)
+            if line.strip()
+        ]
         if any(TRANSCRIPT_LINE.match(line) for _, line, _ in rows):
             found[path.stem] = [line for _, _, line in rows if line]
-            problems += [Problem("", f"{path}:{number}", "not a transcript line of this video; left out",
-                                 "lines are <video>___<clip>___<start>___<end>___<text>")
-                         for number, _, line in rows if line is None]
+            problems += [
+                Problem(
+                    "",
+                    f"{path}:{number}",
+                    "not a transcript line of this video; left out",
+                    "lines are <video>___<clip>___<start>___<end>___<text>",
+                )
+                for number, _, line in rows
+                if line is None
+            ]
     return found
 
 
@@ -404,8 +475,11 @@ def _join_transcripts(segments, transcripts, release):
         by_video[segment.video_id].append(segment)
     for video_id, own in by_video.items():
         lines = transcripts.get(video_id, [])
-        pairs = sorted((_distance_s(segment, line), i, j) for i, segment in enumerate(own)
-                       for j, line in enumerate(lines))
+        pairs = sorted(
+            (_distance_s(segment, line), i, j)
+            for i, segment in enumerate(own)
+            for j, line in enumerate(lines)
+        )
         rows, used = set(), set()
         for distance_s, i, j in pairs:
             if distance_s <= JOIN_TOLERANCE_S and i not in rows and j not in used:
@@ -414,8 +488,16 @@ def _join_transcripts(segments, transcripts, release):
                 own[i].clip, own[i].text = lines[j].clip, lines[j].text
     joined = sum(bool(segment.clip) for segment in segments)
     release.notes.append(f"transcripts: {joined:,} of {len(segments):,} segments have a line at their times")
-    release.problems += [Problem(f"{s.video_id}[{s.k}]", "", "no transcript line at its times; text from the words csd",
-                                 "unpack Transcript completely") for s in segments if not s.clip]
+    release.problems += [
+        Problem(
+            f"{s.video_id}[{s.k}]",
+            "",
+            "no transcript line at its times; text from the words csd",
+            "unpack Transcript completely",
+        )
+        for s in segments
+        if not s.clip
+    ]
 
 
 def _distance_s(segment, line):
@@ -428,17 +510,32 @@ def _distance_s(segment, line):
 
 def _official_folds(folds, files, root):
     """({video id: split}, a note), from the file or folder given or found below root."""
-    path = Path(folds) if folds else next(
-        (path for path in files[".py"] if path.name == FOLDS_FILE),
-        next((path.parent for path in (*files[".txt"], *files[".csv"]) if path.stem == "standard_train_fold"), None))
+    path = (
+        Path(folds)
+        if folds
+        else next(
+            (path for path in files[".py"] if path.name == FOLDS_FILE),
+            next(
+                (
+                    path.parent
+                    for path in (*files[".txt"], *files[".csv"])
+                    if path.stem == "standard_train_fold"
+                ),
+                None,
+            ),
+        )
+    )
     if path is None or not path.exists():
-        raise UserError(f"{path or root}: {'no such file' if path else 'no official folds in it or below'}; copy "
-                        f"mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSEI/{FOLDS_FILE} of the SDK ({SDK}) and set "
-                        "MOSEI_FOLDS to it")
+        raise UserError(
+            f"{path or root}: {'no such file' if path else 'no official folds in it or below'}; copy "
+            f"mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSEI/{FOLDS_FILE} of the SDK ({SDK}) and set "
+            "MOSEI_FOLDS to it"
+        )
     split_of = read_folds(path)
     counts = Counter(split_of.values())
     return split_of, f"folds from {path.name}: " + "; ".join(
-        compare_counts(f"{name} videos", counts[name], VIDEO_COUNTS[name]) for name in OFFICIAL)
+        compare_counts(f"{name} videos", counts[name], VIDEO_COUNTS[name]) for name in OFFICIAL
+    )
 
 
 def read_folds(path):
@@ -456,34 +553,50 @@ def read_folds(path):
     split_of = {}
     for video_id, split in pairs:
         if split_of.setdefault(video_id, split) != split:
-            raise UserError(f"{path}: video {video_id} is in {split_of[video_id]} and in {split}; copy the SDK's "
-                            f"{FOLDS_FILE} again")
+            raise UserError(
+                f"{path}: video {video_id} is in {split_of[video_id]} and in {split}; copy the SDK's "
+                f"{FOLDS_FILE} again"
+            )
     for split in OFFICIAL:
         if split not in split_of.values():
-            raise UserError(f"{path}: no ids of the {split} fold in it; use the SDK's {FOLDS_FILE}, a folder with "
-                            "standard_{train,valid,test}_fold.txt, or a csv with video id and split")
+            raise UserError(
+                f"{path}: no ids of the {split} fold in it; use the SDK's {FOLDS_FILE}, a folder with "
+                "standard_{train,valid,test}_fold.txt, or a csv with video id and split"
+            )
     return split_of
 
 
 def _folds_of_python(path):
     try:
         nodes = ast.parse("\n".join(read_lines(path))).body
-        lists = {target.id: ast.literal_eval(node.value) for node in nodes if isinstance(node, ast.Assign)
-                 for target in node.targets if isinstance(target, ast.Name) and _split_in(target.id)}
+        lists = {
+            target.id: ast.literal_eval(node.value)
+            for node in nodes
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and _split_in(target.id)
+        }
     except (SyntaxError, ValueError) as error:
         raise UserError(f"{path}: not lists of ids ({error}); copy the SDK's {FOLDS_FILE} again") from error
     return [(str(video_id), _split_in(name)) for name, ids in lists.items() for video_id in ids]
 
 
 def _split_in(name):
-    """"dev" for "standard_valid_fold"; "" where no split is named."""
+    """ "dev" for "standard_valid_fold"; "" where no split is named."""
     return next((SPLIT_NAMES[part] for part in re.split(r"[^a-z]+", name.lower()) if part in SPLIT_NAMES), "")
 
 
 def _folds_of_folder(path):
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".txt", ".csv") and _split_in(file.stem)]
-    return [(video_id, _split_in(file.stem)) for file in files for line in read_lines(file)
-            for video_id in re.findall(ID, line) if video_id not in ("id", "video_id")]
+    files = [
+        file for file in sorted(path.iterdir()) if file.suffix in (".txt", ".csv") and _split_in(file.stem)
+    ]
+    return [
+        (video_id, _split_in(file.stem))
+        for file in files
+        for line in read_lines(file)
+        for video_id in re.findall(ID, line)
+        if video_id not in ("id", "video_id")
+    ]
 
 
 def _folds_of_csv(path):
@@ -494,8 +607,10 @@ def _folds_of_csv(path):
         ids = [cell for cell in cells if cell and cell.lower() not in SPLIT_NAMES]
         if splits and ids:
             pairs.append((ids[0], splits[0]))
-        elif line.strip() and number > 1:            # the first line may name the columns
-            raise UserError(f"{path}:{number}: no video id with train, valid or test; write one of each per line")
+        elif line.strip() and number > 1:  # the first line may name the columns
+            raise UserError(
+                f"{path}:{number}: no video id with train, valid or test; write one of each per line"
+            )
     return pairs
 
 
@@ -508,13 +623,27 @@ def _add_turns(segments, words_of, split_of, release):
         name = f"{segment.video_id}[{segment.k}]"
         words = clip_words(words_of.get(segment.video_id), segment.start_s, segment.end_s)
         scores = {key: f"{value:.6g}" for key, value in zip(SCORES, segment.scores, strict=True)}
-        turn = Turn(name, segment.video_id, 0, segment.video_id, "", round(segment.start_s, 4), round(segment.end_s, 4),
-                    text=segment.text or " ".join(word for word, _, _ in words),
-                    extra={**scores, "split": split_of.get(segment.video_id, ""), "video_id": segment.video_id,
-                           "clip": segment.clip})
+        turn = Turn(
+            name,
+            segment.video_id,
+            0,
+            segment.video_id,
+            "",
+            round(segment.start_s, 4),
+            round(segment.end_s, 4),
+            text=segment.text or " ".join(word for word, _, _ in words),
+            extra={
+                **scores,
+                "split": split_of.get(segment.video_id, ""),
+                "video_id": segment.video_id,
+                "clip": segment.clip,
+            },
+        )
         release.turns.append(SourceTurn(turn))
-        release.words += [{"utterance_id": name, "word": word, "start_s": start_s, "end_s": end_s}
-                          for word, start_s, end_s in words]
+        release.words += [
+            {"utterance_id": name, "word": word, "start_s": start_s, "end_s": end_s}
+            for word, start_s, end_s in words
+        ]
     number_turns(release.turns)
 
 
@@ -527,9 +656,14 @@ def clip_words(words, start_s, end_s):
     if words is None:
         return []
     middle_s = (words.start_s + words.end_s) / 2
-    return [(words.words[i], round(max(0.0, float(words.start_s[i]) - start_s), 4),
-             round(min(float(words.end_s[i]), end_s) - start_s, 4))
-            for i in np.flatnonzero((start_s <= middle_s) & (middle_s < end_s))]
+    return [
+        (
+            words.words[i],
+            round(max(0.0, float(words.start_s[i]) - start_s), 4),
+            round(min(float(words.end_s[i]), end_s) - start_s, 4),
+        )
+        for i in np.flatnonzero((start_s <= middle_s) & (middle_s < end_s))
+    ]
 
 
 def _add_recordings(release, files):
@@ -541,13 +675,21 @@ def _add_recordings(release, files):
         turn.audio = str(sounds.get(turn.speaker) or videos.get(turn.speaker) or "")
         turn.video = str(videos.get(turn.speaker) or "")
     n_sounds, n_videos = (sum(video_id in found for video_id in ids) for found in (sounds, videos))
-    release.notes.append(f"recordings of {len(ids):,} videos: {n_sounds:,} wav, {n_videos:,} mp4; sound from the mp4 "
-                         f"of {sum(i in videos and i not in sounds for i in ids):,}")
+    release.notes.append(
+        f"recordings of {len(ids):,} videos: {n_sounds:,} wav, {n_videos:,} mp4; sound from the mp4 "
+        f"of {sum(i in videos and i not in sounds for i in ids):,}"
+    )
     for video_id in ids:
         lacks = "recording" if video_id not in {**sounds, **videos} else "mp4"
-        if (n_sounds or n_videos if lacks == "recording" else n_videos and video_id not in videos):
-            release.problems.append(Problem("", f"{video_id}.mp4", f"no {lacks} of this video; its segments are kept "
-                                            "without", "unpack the raw release completely"))
+        if n_sounds or n_videos if lacks == "recording" else n_videos and video_id not in videos:
+            release.problems.append(
+                Problem(
+                    "",
+                    f"{video_id}.mp4",
+                    f"no {lacks} of this video; its segments are kept without",
+                    "unpack the raw release completely",
+                )
+            )
 
 
 def _counts(turns):
@@ -556,13 +698,19 @@ def _counts(turns):
     for split in OFFICIAL:
         own = [source.turn for source in turns if source.turn.extra["split"] == split]
         present = Counter(name for turn in own for name in emotions_of(turn))
-        lines.append(f"{compare_counts(f'{split} segments', len(own), SEGMENT_COUNTS[split])} of "
-                     f"{len({turn.speaker for turn in own}):,} videos: "
-                     + ", ".join(f"{name} {present[name]:,}" for name in EMOTIONS)
-                     + f", none {sum(not emotions_of(turn) for turn in own):,}")
+        lines.append(
+            f"{compare_counts(f'{split} segments', len(own), SEGMENT_COUNTS[split])} of "
+            f"{len({turn.speaker for turn in own}):,} videos: "
+            + ", ".join(f"{name} {present[name]:,}" for name in EMOTIONS)
+            + f", none {sum(not emotions_of(turn) for turn in own):,}"
+        )
     outside = [source.turn for source in turns if not source.turn.extra["split"]]
-    lines.append(f"in no fold: {len(outside):,} segments of {len({turn.speaker for turn in outside}):,} videos")
-    lines.append("labels: several emotions at once, in the columns " + ", ".join(EMOTIONS) + "; `label` stays empty")
+    lines.append(
+        f"in no fold: {len(outside):,} segments of {len({turn.speaker for turn in outside}):,} videos"
+    )
+    lines.append(
+        "labels: several emotions at once, in the columns " + ", ".join(EMOTIONS) + "; `label` stays empty"
+    )
     return lines
 
 
@@ -585,13 +733,21 @@ def check_recordings(turns, rate_hz):
         lengths = pool.map(partial(_length_s, rate_hz=rate_hz), using)
         for ((path, kind), own), length_s in zip(using.items(), lengths, strict=True):
             if isinstance(length_s, MediaError):
-                problems.append(Problem("", path, f"{length_s.reason}; its turns have no {kind}", length_s.remedy))
+                problems.append(
+                    Problem("", path, f"{length_s.reason}; its turns have no {kind}", length_s.remedy)
+                )
             for turn in own:
                 if isinstance(length_s, MediaError) or 0 < length_s <= turn.start_s:
                     setattr(turn, kind, "")
                 if not isinstance(length_s, MediaError) and 0 < length_s < turn.end_s - END_TOLERANCE_S:
-                    problems.append(Problem(turn.utterance_id, path, f"lasts {length_s:.2f} s, the segment ends at "
-                                            f"{turn.end_s:.2f} s", "compare the file with the release"))
+                    problems.append(
+                        Problem(
+                            turn.utterance_id,
+                            path,
+                            f"lasts {length_s:.2f} s, the segment ends at {turn.end_s:.2f} s",
+                            "compare the file with the release",
+                        )
+                    )
     return problems
 
 

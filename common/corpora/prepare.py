@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from common.corpora.release import Problem
 from common.errors import UserError
 from common.media import (
     Cut,
@@ -32,24 +33,23 @@ from common.media import (
     read_audio,
     write_wav,
 )
-from common.corpora.release import Problem
 from common.results import append_log
 from common.shares import end_with_parent
 
-TURNS_PER_BATCH = 16          # of turns that have files of their own; turns cut from one video stay together
-PROBE_THREADS = 8             # headers are waited for, not computed
-LENGTH_TOLERANCE_S = 0.5      # label times and recordings may differ by this much before it is a problem
+TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one video stay together
+PROBE_THREADS = 8  # headers are waited for, not computed
+LENGTH_TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
 
 
 @dataclass
 class MediaSettings:
     """What the prepared files depend on besides their sources."""
 
-    folder: Path              # prepared/<corpus>
+    folder: Path  # prepared/<corpus>
     rate_hz: int
     crf: int
     preset: str
-    min_turn_s: float         # shorter recordings are left out
+    min_turn_s: float  # shorter recordings are left out
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Outcome:
     video: str = ""
     audio_s: float = 0.0
     video_s: float = 0.0
-    problems: list = field(default_factory=list)      # of dicts, as Problem
+    problems: list = field(default_factory=list)  # of dicts, as Problem
 
 
 def fingerprint(source, settings):
@@ -74,9 +74,19 @@ def fingerprint(source, settings):
             files.append([path.name, stat.st_size, stat.st_mtime_ns] if stat else None)
         except OSError:
             files.append([path.name, None, None])
-    facts = [files, source.audio_span, source.video_span, source.half, source.times_known,
-             source.turn.start_s, source.turn.end_s, settings.rate_hz, settings.crf, settings.preset,
-             settings.min_turn_s]
+    facts = [
+        files,
+        source.audio_span,
+        source.video_span,
+        source.half,
+        source.times_known,
+        source.turn.start_s,
+        source.turn.end_s,
+        settings.rate_hz,
+        settings.crf,
+        settings.preset,
+        settings.min_turn_s,
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
 
@@ -88,7 +98,7 @@ def prepare_media(sources, settings, workers):
     Returns {utterance_id: Outcome}. Raises UserError where the disk or a process fails.
     """
     for leftover in settings.folder.glob("*/.*.tmp.*"):
-        leftover.unlink()               # of a killed run
+        leftover.unlink()  # of a killed run
     log = settings.folder / "media.jsonl"
     done = _read_done(log, settings.folder)
     todo, outcomes = [], {}
@@ -123,8 +133,11 @@ def _read_done(log, folder):
         except (ValueError, TypeError):
             continue
         done[outcome.utterance_id] = outcome
-    return {name: outcome for name, outcome in done.items()
-            if all((folder / path).is_file() for path in (outcome.audio, outcome.video) if path)}
+    return {
+        name: outcome
+        for name, outcome in done.items()
+        if all((folder / path).is_file() for path in (outcome.audio, outcome.video) if path)
+    }
 
 
 def _batches(todo):
@@ -148,8 +161,12 @@ def _run(batches, settings, workers):
     if workers <= 1:
         yield from (prepare_batch(batch, settings, os.cpu_count() or 1) for batch in batches)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"),
-                               initializer=_start_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
     try:
         jobs = [pool.submit(prepare_batch, batch, settings, 1) for batch in batches]
         for job in as_completed(jobs):
@@ -165,7 +182,7 @@ def _run(batches, settings, workers):
 
 def _start_worker(parent):
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)      # the parent ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
     end_with_parent(parent)
 
 
@@ -175,8 +192,11 @@ def prepare_batch(batch, settings, n_threads):
     for (source, _), outcome in zip(batch, outcomes, strict=True):
         if source.audio:
             _prepare_audio(source, outcome, settings)
-    cut = [(source, outcome) for (source, _), outcome in zip(batch, outcomes, strict=True)
-           if source.video and source.video_span]
+    cut = [
+        (source, outcome)
+        for (source, _), outcome in zip(batch, outcomes, strict=True)
+        if source.video and source.video_span
+    ]
     if cut:
         _cut_videos(cut, settings, n_threads)
     for (source, _), outcome in zip(batch, outcomes, strict=True):
@@ -201,8 +221,12 @@ def _prepare_audio(source, outcome, settings):
             outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S"
         )
     if source.times_known and abs(seconds - turn.duration_s) > LENGTH_TOLERANCE_S:
-        _report(outcome, source.audio, f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s",
-                "compare the file with the release")
+        _report(
+            outcome,
+            source.audio,
+            f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s",
+            "compare the file with the release",
+        )
     write_wav(settings.folder / relative, samples, settings.rate_hz)
     outcome.audio, outcome.audio_s = relative, seconds
 
@@ -240,8 +264,12 @@ def _copy_video(source, outcome, settings, n_threads):
     except MediaError as error:
         return _report(outcome, source.video, error.reason, error.remedy)
     if n_frames < info.n_frames:
-        _report(outcome, source.video, f"holds {n_frames} of the {info.n_frames} frames it states",
-                "download it again")
+        _report(
+            outcome,
+            source.video,
+            f"holds {n_frames} of the {info.n_frames} frames it states",
+            "download it again",
+        )
     outcome.video, outcome.video_s = f"video/{outcome.utterance_id}.mp4", n_frames / (info.fps or 25.0)
 
 
@@ -259,12 +287,16 @@ def place_media(sources, rate_hz, min_turn_s):
     """
     part = next((s for s in sources if s.audio_span or s.video_span or s.half), None)
     if part:
-        raise UserError(f"MEDIA_IN_PLACE: {part.turn.utterance_id} is a part of a longer recording and must be cut; "
-                        "leave it false for this corpus")
+        raise UserError(
+            f"MEDIA_IN_PLACE: {part.turn.utterance_id} is a part of a longer recording and must be cut; "
+            "leave it false for this corpus"
+        )
     sources = [source for source in sources if source.audio or source.video]
     ask = partial(_place_turn, rate_hz=rate_hz, min_turn_s=min_turn_s)
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        outcomes = list(tqdm(pool.map(ask, sources), desc="  media", total=len(sources), unit="turn", delay=2))
+        outcomes = list(
+            tqdm(pool.map(ask, sources), desc="  media", total=len(sources), unit="turn", delay=2)
+        )
     return {outcome.utterance_id: outcome for outcome in outcomes}
 
 
@@ -276,7 +308,9 @@ def _place_turn(source, rate_hz, min_turn_s):
             if seconds >= min_turn_s:
                 outcome.audio, outcome.audio_s = os.path.abspath(source.audio), seconds
             else:
-                _report(outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S")
+                _report(
+                    outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S"
+                )
         except MediaError as error:
             _report(outcome, source.audio, error.reason, error.remedy)
     if source.video:

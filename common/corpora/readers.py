@@ -16,11 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.corpora.readers_av import read_audioset, read_cremad, read_lombard
-from common.errors import UserError
-from common.files import read_csv
-from common.manifest import Turn
 from common.corpora.mosei import read_mosei
+from common.corpora.readers_av import read_audioset, read_cremad, read_lombard
 from common.corpora.release import (
     Problem,
     Release,
@@ -31,6 +28,9 @@ from common.corpora.release import (
     require_folder,
     visible_files,
 )
+from common.errors import UserError
+from common.files import read_csv
+from common.manifest import Turn
 
 # ---- IEMOCAP (FORMATS 1): Busso et al. 2008 ---------------------------------------------------
 
@@ -112,7 +112,7 @@ def _read_iemocap_session(folder, labels, keep_brackets, release):
         texts = _read_iemocap_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
         for number, line in enumerate(read_lines(path), start=1):
             if not re.match(r"\[\s*\d", line):
-                continue                       # the header, raters' lines, blank lines
+                continue  # the header, raters' lines, blank lines
             turn = _iemocap_turn(line, folder.name, labels)
             if turn is None or turn.utterance_id in seen:
                 release.problems.append(
@@ -139,13 +139,26 @@ def _iemocap_turn(line, session, labels):
     if not parts or len(ratings) != 3:
         return None
     dialogue_id = match[3].rsplit("_", 1)[0]
-    scale = {name: f"{min(5.0, max(1.0, float(value))):.4f}"
-             for name, value in zip(("valence", "activation", "dominance"), ratings, strict=True)}
+    scale = {
+        name: f"{min(5.0, max(1.0, float(value))):.4f}"
+        for name, value in zip(("valence", "activation", "dominance"), ratings, strict=True)
+    }
     raw_label = match[4].lower()
-    return Turn(match[3], dialogue_id, 0, parts[1] + parts[3], session, float(match[1]), float(match[2]),
-                label=labels.get(raw_label, ""),
-                extra={"raw_label": raw_label, **scale,
-                       "style": "improvised" if "_impro" in dialogue_id else "scripted"})
+    return Turn(
+        match[3],
+        dialogue_id,
+        0,
+        parts[1] + parts[3],
+        session,
+        float(match[1]),
+        float(match[2]),
+        label=labels.get(raw_label, ""),
+        extra={
+            "raw_label": raw_label,
+            **scale,
+            "style": "improvised" if "_impro" in dialogue_id else "scripted",
+        },
+    )
 
 
 def _read_iemocap_transcripts(path, release):
@@ -173,7 +186,7 @@ def _iemocap_media(turn, folder, videos, has_video, release):
     wav = folder / "sentences" / "wav" / turn.dialogue_id / f"{turn.utterance_id}.wav"
     dialogue_wav = folder / "dialog" / "wav" / f"{turn.dialogue_id}.wav"
     if wav.is_file() or not dialogue_wav.is_file():
-        source.audio = wav                     # if absent, found missing when it is read
+        source.audio = wav  # if absent, found missing when it is read
     else:
         source.audio, source.audio_span = dialogue_wav, (turn.start_s, turn.end_s)
         release.problems.append(
@@ -243,11 +256,12 @@ def read_ravdess(root, channel):
         raise UserError(f"RAVDESS_CHANNEL={channel}: choose one of {', '.join(RAVDESS_CHANNELS)}")
     release, recordings = Release(RAVDESS_CLASSES, []), {}
     files = [path for ending in ("*.wav", "*.mp4") for path in visible_files(root, ending, recursive=True)]
-    for path in sorted(files, key=lambda p: (len(p.parts), p)):     # the outermost copy of a file counts
+    for path in sorted(files, key=lambda p: (len(p.parts), p)):  # the outermost copy of a file counts
         match = RAVDESS_NAME.match(path.stem)
         if match is None:
-            release.problems.append(Problem("", str(path), "not a RAVDESS name; left out",
-                                            "names are seven two-digit fields"))
+            release.problems.append(
+                Problem("", str(path), "not a RAVDESS name; left out", "names are seven two-digit fields")
+            )
         elif match[2] in RAVDESS_CHANNELS[channel]:
             recordings.setdefault(path.stem[3:], {}).setdefault(match[1] + path.suffix.lower(), path)
     if not recordings:
@@ -268,10 +282,23 @@ def _ravdess_turn(name, copies):
     """name: the six fields after the modality; copies: path by modality and ending, such as "03.wav"."""
     channel, emotion, intensity, statement, repetition, actor = name.split("-")
     video = copies.get("01.mp4") or copies.get("02.mp4")
-    turn = Turn(name, name, 0, f"Actor_{actor}", "", 0.0, 0.0, text=RAVDESS_STATEMENTS[statement],
-                label=RAVDESS_CLASSES[int(emotion) - 1],
-                extra={"channel": {"01": "speech", "02": "song"}[channel], "repetition": repetition,
-                       "intensity": {"01": "normal", "02": "strong"}[intensity], "statement": statement})
+    turn = Turn(
+        name,
+        name,
+        0,
+        f"Actor_{actor}",
+        "",
+        0.0,
+        0.0,
+        text=RAVDESS_STATEMENTS[statement],
+        label=RAVDESS_CLASSES[int(emotion) - 1],
+        extra={
+            "channel": {"01": "speech", "02": "song"}[channel],
+            "repetition": repetition,
+            "intensity": {"01": "normal", "02": "strong"}[intensity],
+            "statement": statement,
+        },
+    )
     return SourceTurn(
         turn, audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"), video=video
     )
@@ -281,10 +308,24 @@ def _ravdess_turn(name, copies):
 
 EMODB_CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
 # German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
-EMODB_LETTERS = {"W": "anger", "L": "boredom", "E": "disgust", "A": "fear", "F": "happiness", "T": "sadness",
-                 "N": "neutral"}
-EMODB_COUNTS = {"anger": 127, "boredom": 81, "disgust": 46, "fear": 69, "happiness": 71, "sadness": 62,
-                "neutral": 79}
+EMODB_LETTERS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "T": "sadness",
+    "N": "neutral",
+}
+EMODB_COUNTS = {
+    "anger": 127,
+    "boredom": 81,
+    "disgust": 46,
+    "fear": 69,
+    "happiness": 71,
+    "sadness": 62,
+    "neutral": 79,
+}
 EMODB_NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
 EMODB_TEXTS = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
@@ -321,8 +362,18 @@ def read_emodb(root):
             )
             continue
         speaker, sentence, letter, version = match.groups()
-        turn = Turn(path.stem, path.stem, 0, speaker, "", 0.0, 0.0, text=EMODB_TEXTS[sentence],
-                    label=EMODB_LETTERS[letter], extra={"sentence": sentence, "version": version})
+        turn = Turn(
+            path.stem,
+            path.stem,
+            0,
+            speaker,
+            "",
+            0.0,
+            0.0,
+            text=EMODB_TEXTS[sentence],
+            label=EMODB_LETTERS[letter],
+            extra={"sentence": sentence, "version": version},
+        )
         release.turns.append(SourceTurn(turn, audio=path))
     if not release.turns:
         raise UserError(
@@ -331,8 +382,11 @@ def read_emodb(root):
         )
     found = Counter(source.turn.label for source in release.turns)
     release.notes.append(compare_counts("recordings", found.total(), sum(EMODB_COUNTS.values())))
-    release.notes += [compare_counts(label, found[label], count) for label, count in EMODB_COUNTS.items()
-                      if found[label] != count]
+    release.notes += [
+        compare_counts(label, found[label], count)
+        for label, count in EMODB_COUNTS.items()
+        if found[label] != count
+    ]
     return release
 
 
@@ -420,7 +474,7 @@ def _meld_turn(row, split, clips, table, release):
 
 
 def _meld_seconds(text):
-    """"0:10:44,769" in seconds."""
+    """ "0:10:44,769" in seconds."""
     match = MELD_TIME.match(text.strip())
     if match is None:
         raise ValueError(f"time {text!r}")
@@ -430,12 +484,12 @@ def _meld_seconds(text):
 
 # ---- VoxCeleb2 (FORMATS 3): Chung et al. 2018 -------------------------------------------------
 
-VOXCELEB2_COUNTS = {"dev": (5994, 1092009), "test": (118, 36237)}     # speakers, clips
+VOXCELEB2_COUNTS = {"dev": (5994, 1092009), "test": (118, 36237)}  # speakers, clips
 VOXCELEB2_SPEAKER = re.compile(r"id\d{5}")
-VOXCELEB2_VIDEO = re.compile(r"[\w-]{11}", re.ASCII)                  # YouTube's id; may start with - or _
+VOXCELEB2_VIDEO = re.compile(r"[\w-]{11}", re.ASCII)  # YouTube's id; may start with - or _
 VOXCELEB2_CLIP = re.compile(r"(\d{5})\.(m4a|wav|mp4)")
-VOXCELEB2_ENDINGS = ("m4a", "wav", "mp4")      # the first that is there is the source of a clip's audio
-VOXCELEB2_SETS = {"dev": "dev", "train": "dev", "test": "test"}       # folder names, where vox2_meta.csv is absent
+VOXCELEB2_ENDINGS = ("m4a", "wav", "mp4")  # the first that is there is the source of a clip's audio
+VOXCELEB2_SETS = {"dev": "dev", "train": "dev", "test": "test"}  # folder names, where vox2_meta.csv is absent
 
 
 def read_voxceleb2(root, n_speakers, seed, with_video=False):
@@ -459,7 +513,9 @@ def read_voxceleb2(root, n_speakers, seed, with_video=False):
     facts = _voxceleb2_facts(root, folders)
     release = Release((), [], media_in_place=True)
     for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2):
-        release.turns += _voxceleb2_turns(speaker, folders[speaker], facts[speaker], with_video, release.problems)
+        release.turns += _voxceleb2_turns(
+            speaker, folders[speaker], facts[speaker], with_video, release.problems
+        )
     if not release.turns:
         raise UserError(
             f"{root}: no VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a in it or below; set CORPUS_ROOT "
@@ -480,7 +536,9 @@ def read_voxceleb2(root, n_speakers, seed, with_video=False):
 def _visible_entries(folder):
     """The entries of a folder that are not hidden, sorted by name."""
     with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        return sorted(
+            (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+        )
 
 
 def _voxceleb2_speakers(root):
@@ -490,7 +548,7 @@ def _voxceleb2_speakers(root):
         folder = waiting.pop()
         if VOXCELEB2_SPEAKER.fullmatch(os.path.basename(folder)):
             folders[os.path.basename(folder)].append(folder)
-        elif (real := os.path.realpath(folder)) not in seen:          # links may lead back
+        elif (real := os.path.realpath(folder)) not in seen:  # links may lead back
             seen.add(real)
             waiting += [entry.path for entry in _visible_entries(folder) if entry.is_dir()]
     return folders
@@ -500,7 +558,7 @@ def _voxceleb2_facts(root, folders):
     """{speaker: {"gender", "set"}} from vox2_meta.csv in root or beside it, else from the folders' names."""
     tables = [path for folder in (root, root.parent) for path in visible_files(folder, "vox2_meta.csv")]
     rows = [re.split(r"[,\t]", line) for line in read_lines(tables[0])] if tables else [[""]]
-    rows = [[cell.strip() for cell in row] for row in rows]           # names and values carry trailing blanks
+    rows = [[cell.strip() for cell in row] for row in rows]  # names and values carry trailing blanks
     named = {row[0]: dict(zip(rows[0], row)) for row in rows}
     facts = {}
     for speaker, places in folders.items():
@@ -513,12 +571,18 @@ def _voxceleb2_facts(root, folders):
 
 def _voxceleb2_turns(speaker, folders, extra, with_video, problems):
     """The turns of one speaker, by video and number; they share the dict `extra`."""
-    videos = defaultdict(lambda: defaultdict(dict))      # {video: {number: {ending: path}}}
+    videos = defaultdict(lambda: defaultdict(dict))  # {video: {number: {ending: path}}}
     for folder in folders:
         for video in _visible_entries(folder):
             if not (VOXCELEB2_VIDEO.fullmatch(video.name) and video.is_dir()):
-                problems.append(Problem("", video.path, "not a YouTube id of 11 characters; left out",
-                                        "paths end in idXXXXX/<video>/NNNNN.m4a"))
+                problems.append(
+                    Problem(
+                        "",
+                        video.path,
+                        "not a YouTube id of 11 characters; left out",
+                        "paths end in idXXXXX/<video>/NNNNN.m4a",
+                    )
+                )
                 continue
             for clip in _visible_entries(video.path):
                 match = VOXCELEB2_CLIP.fullmatch(clip.name)
@@ -526,15 +590,34 @@ def _voxceleb2_turns(speaker, folders, extra, with_video, problems):
                     copies = videos[video.name][match[1]]
                     copies[match[2]] = min(clip.path, copies.get(match[2], clip.path))
                 elif clip.name.endswith(VOXCELEB2_ENDINGS):
-                    problems.append(Problem("", clip.path, "not a VoxCeleb2 name; left out",
-                                            "clips are numbered with five digits"))
+                    problems.append(
+                        Problem(
+                            "",
+                            clip.path,
+                            "not a VoxCeleb2 name; left out",
+                            "clips are numbered with five digits",
+                        )
+                    )
     turns = []
     for video, clips in sorted(videos.items()):
         dialogue_id = f"{speaker}_{video}"
-        turns += [SourceTurn(Turn(f"{dialogue_id}_{number}", dialogue_id, position, speaker, "", 0.0, 0.0,
-                                  audio=next(copies[ending] for ending in VOXCELEB2_ENDINGS if ending in copies),
-                                  video=copies.get("mp4", "") if with_video else "", extra=extra))
-                  for position, (number, copies) in enumerate(sorted(clips.items()))]
+        turns += [
+            SourceTurn(
+                Turn(
+                    f"{dialogue_id}_{number}",
+                    dialogue_id,
+                    position,
+                    speaker,
+                    "",
+                    0.0,
+                    0.0,
+                    audio=next(copies[ending] for ending in VOXCELEB2_ENDINGS if ending in copies),
+                    video=copies.get("mp4", "") if with_video else "",
+                    extra=extra,
+                )
+            )
+            for position, (number, copies) in enumerate(sorted(clips.items()))
+        ]
     return turns
 
 
@@ -545,7 +628,8 @@ def _voxceleb2_counts(turns):
     return [
         f"{compare_counts(f'{name} speakers', speakers[name], VOXCELEB2_COUNTS[name][0])}; "
         f"{compare_counts('clips', clips[name], VOXCELEB2_COUNTS[name][1])}"
-        if name in VOXCELEB2_COUNTS else f"{speakers[name]:,} speakers, {clips[name]:,} clips of no known set"
+        if name in VOXCELEB2_COUNTS
+        else f"{speakers[name]:,} speakers, {clips[name]:,} clips of no known set"
         for name in sorted(clips)
     ]
 
@@ -585,8 +669,10 @@ def read_folder(root):
     rows = read_csv(path)
     absent = [name for name in REQUIRED_COLUMNS if not rows or name not in rows[0]]
     if absent:
-        raise UserError(f"{path}: {'lacks the column ' + absent[0] if rows else 'has no rows'}; it needs "
-                        f"{', '.join(REQUIRED_COLUMNS)} and some of {', '.join(OPTIONAL_COLUMNS)}")
+        raise UserError(
+            f"{path}: {'lacks the column ' + absent[0] if rows else 'has no rows'}; it needs "
+            f"{', '.join(REQUIRED_COLUMNS)} and some of {', '.join(OPTIONAL_COLUMNS)}"
+        )
     turns, lines = [], {}
     for number, row in enumerate(rows, start=2):
         source = _folder_turn(
@@ -655,44 +741,48 @@ def _inside(root, text, where):
 # ---- By name ----------------------------------------------------------------------------------
 
 # Reader of each named corpus and the options it takes.
-READERS = {"iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
-           "demo_iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
-           "ravdess": (read_ravdess, ("channel",)),
-           "emodb": (read_emodb, ()),
-           "meld": (read_meld, ()),
-           "voxceleb2": (read_voxceleb2, ("n_speakers", "seed", "with_video")),
-           "demo_ravdess": (read_ravdess, ("channel",)),
-           "demo_emodb": (read_emodb, ()),
-           "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
-           "cremad": (read_cremad, ()),
-           "lombard": (read_lombard, ()),
-           "audioset": (read_audioset, ()),
-           "mosei": (read_mosei, ("folds",)),
-           "demo_cremad": (read_cremad, ()),
-           "demo_ravdess_av": (read_ravdess, ("channel",)),
-           "demo_lombard": (read_lombard, ()),
-           "demo_audioset": (read_audioset, ()),
-           "demo_mosei": (read_mosei, ("folds",)),
-           "demo_voxceleb2_av": (partial(read_voxceleb2, with_video=True), ("n_speakers", "seed"))}
-USUAL_FOLDERS = {"iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
-                 "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
-                 "ravdess": ("RAVDESS", "ravdess"),
-                 "emodb": ("EMO-DB", "EMODB", "emodb", "emoDB"),
-                 "meld": ("MELD", "MELD.Raw", "meld"),
-                 "voxceleb2": ("VoxCeleb2", "voxceleb2", "VoxCeleb2_dev"),
-                 "demo_ravdess": ("demo_ravdess",),
-                 "demo_emodb": ("demo_emodb",),
-                 "demo_voxceleb2": ("demo_voxceleb2",),
-                 "cremad": ("CREMA-D", "cremad", "CREMAD"),
-                 "lombard": ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard"),
-                 "audioset": ("AudioSet", "audioset", "AudioSet-20K"),
-                 "mosei": ("CMU_MOSEI", "CMU-MOSEI", "MOSEI", "mosei"),
-                 "demo_cremad": ("demo_cremad",),
-                 "demo_ravdess_av": ("demo_ravdess_av",),
-                 "demo_lombard": ("demo_lombard",),
-                 "demo_audioset": ("demo_audioset",),
-                 "demo_mosei": ("demo_mosei",),
-                 "demo_voxceleb2_av": ("demo_voxceleb2_av",)}
+READERS = {
+    "iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
+    "demo_iemocap": (read_iemocap, ("merge_excited", "keep_brackets")),
+    "ravdess": (read_ravdess, ("channel",)),
+    "emodb": (read_emodb, ()),
+    "meld": (read_meld, ()),
+    "voxceleb2": (read_voxceleb2, ("n_speakers", "seed", "with_video")),
+    "demo_ravdess": (read_ravdess, ("channel",)),
+    "demo_emodb": (read_emodb, ()),
+    "demo_voxceleb2": (read_voxceleb2, ("n_speakers", "seed")),
+    "cremad": (read_cremad, ()),
+    "lombard": (read_lombard, ()),
+    "audioset": (read_audioset, ()),
+    "mosei": (read_mosei, ("folds",)),
+    "demo_cremad": (read_cremad, ()),
+    "demo_ravdess_av": (read_ravdess, ("channel",)),
+    "demo_lombard": (read_lombard, ()),
+    "demo_audioset": (read_audioset, ()),
+    "demo_mosei": (read_mosei, ("folds",)),
+    "demo_voxceleb2_av": (partial(read_voxceleb2, with_video=True), ("n_speakers", "seed")),
+}
+USUAL_FOLDERS = {
+    "iemocap": ("IEMOCAP_full_release", "IEMOCAP", "iemocap"),
+    "demo_iemocap": ("demo_iemocap/IEMOCAP_full_release",),
+    "ravdess": ("RAVDESS", "ravdess"),
+    "emodb": ("EMO-DB", "EMODB", "emodb", "emoDB"),
+    "meld": ("MELD", "MELD.Raw", "meld"),
+    "voxceleb2": ("VoxCeleb2", "voxceleb2", "VoxCeleb2_dev"),
+    "demo_ravdess": ("demo_ravdess",),
+    "demo_emodb": ("demo_emodb",),
+    "demo_voxceleb2": ("demo_voxceleb2",),
+    "cremad": ("CREMA-D", "cremad", "CREMAD"),
+    "lombard": ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard"),
+    "audioset": ("AudioSet", "audioset", "AudioSet-20K"),
+    "mosei": ("CMU_MOSEI", "CMU-MOSEI", "MOSEI", "mosei"),
+    "demo_cremad": ("demo_cremad",),
+    "demo_ravdess_av": ("demo_ravdess_av",),
+    "demo_lombard": ("demo_lombard",),
+    "demo_audioset": ("demo_audioset",),
+    "demo_mosei": ("demo_mosei",),
+    "demo_voxceleb2_av": ("demo_voxceleb2_av",),
+}
 
 
 def find_root(corpus, data_root):

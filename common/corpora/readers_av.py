@@ -12,10 +12,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.corpora.release import (
+    Problem,
+    Release,
+    SourceTurn,
+    compare_counts,
+    read_lines,
+    require_folder,
+    visible_files,
+)
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
-from common.corpora.release import Problem, Release, SourceTurn, compare_counts, read_lines, require_folder, visible_files
 
 AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3")
 VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi")
@@ -32,20 +40,31 @@ def _by_stem(folder, endings):
 
 # ---- CREMA-D (FORMATS 6): Cao et al. 2014 -----------------------------------------------------
 
-CREMAD_CLASSES = ("neutral", "happy", "sad", "angry", "fearful", "disgust")      # RAVDESS's names and order
+CREMAD_CLASSES = ("neutral", "happy", "sad", "angry", "fearful", "disgust")  # RAVDESS's names and order
 CREMAD_EMOTIONS = dict(zip(("NEU", "HAP", "SAD", "ANG", "FEA", "DIS"), CREMAD_CLASSES, strict=True))
-CREMAD_LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}     # the first three with IEO only
+CREMAD_LEVELS = {
+    "LO": "low",
+    "MD": "medium",
+    "HI": "high",
+    "XX": "unspecified",
+}  # the first three with IEO only
 CREMAD_SENTENCES = {
-    "IEO": "It's eleven o'clock.", "TIE": "That is exactly what happened.", "IOM": "I'm on my way to the meeting.",
-    "IWW": "I wonder what this is about.", "TAI": "The airplane is almost full.",
-    "MTI": "Maybe tomorrow it will be cold.", "IWL": "I would like a new alarm clock.",
-    "ITH": "I think I have a doctor's appointment.", "DFA": "Don't forget a jacket.",
-    "ITS": "I think I've seen this before.", "TSI": "The surface is slick.",
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
+    "ITH": "I think I have a doctor's appointment.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
     "WSI": "We'll stop in a couple of minutes.",
 }
 CREMAD_COUNTS = {"neutral": 1087, "happy": 1271, "sad": 1271, "angry": 1271, "fearful": 1271, "disgust": 1271}
 CREMAD_ACTORS = 91
-CREMAD_NAME = re.compile(r"^(\d{4})_([A-Z]{3})_([A-Z]{3})_(LO|MD|HI|XX?)$")      # some copies end one name in _X
+CREMAD_NAME = re.compile(r"^(\d{4})_([A-Z]{3})_([A-Z]{3})_(LO|MD|HI|XX?)$")  # some copies end one name in _X
 # Recordings that the release's own README calls bad.
 CREMAD_SILENT = "1076_MTI_SAD_XX"
 CREMAD_BAD_VIDEOS = {
@@ -70,18 +89,27 @@ def read_cremad(root):
     has_video = (root / "VideoFlash").is_dir()
     videos = _cremad_files(root / "VideoFlash", VIDEO_ENDINGS, release) if has_video else {}
     if not sounds:
-        raise UserError(f"{root / 'AudioWAV'}: no CREMA-D recordings such as 1001_DFA_ANG_XX.wav in it; unpack the "
-                        "release completely")
+        raise UserError(
+            f"{root / 'AudioWAV'}: no CREMA-D recordings such as 1001_DFA_ANG_XX.wav in it; unpack the "
+            "release completely"
+        )
     actors = _cremad_actors(root)
-    release.turns = [_cremad_turn(name, sounds, videos, has_video, actors, release)
-                     for name in sorted({*sounds, *videos} - {CREMAD_SILENT})]
+    release.turns = [
+        _cremad_turn(name, sounds, videos, has_video, actors, release)
+        for name in sorted({*sounds, *videos} - {CREMAD_SILENT})
+    ]
     if CREMAD_SILENT in {*sounds, *videos}:
         path = sounds.get(CREMAD_SILENT) or videos[CREMAD_SILENT]
-        release.problems.append(Problem(CREMAD_SILENT, str(path), "has no sound, as its README says; left out", "none"))
+        release.problems.append(
+            Problem(CREMAD_SILENT, str(path), "has no sound, as its README says; left out", "none")
+        )
     found = Counter(CREMAD_EMOTIONS[name[9:12]] for name in sounds)
     release.notes.append(compare_counts("recordings", found.total(), sum(CREMAD_COUNTS.values())))
-    release.notes += [compare_counts(label, found[label], count) for label, count in CREMAD_COUNTS.items()
-                      if found[label] != count]
+    release.notes += [
+        compare_counts(label, found[label], count)
+        for label, count in CREMAD_COUNTS.items()
+        if found[label] != count
+    ]
     release.notes.append(compare_counts("actors", len({name[:4] for name in sounds}), CREMAD_ACTORS))
     if not has_video:
         release.notes.append(f"no folder VideoFlash in {root}: no turn has video")
@@ -95,7 +123,9 @@ def _cremad_root(root):
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         if (folder / "AudioWAV").is_dir():
             return folder
-    raise UserError(f"{root}: no folder AudioWAV in it; set CORPUS_ROOT to the one that holds AudioWAV and VideoFlash")
+    raise UserError(
+        f"{root}: no folder AudioWAV in it; set CORPUS_ROOT to the one that holds AudioWAV and VideoFlash"
+    )
 
 
 def _cremad_files(folder, endings, release):
@@ -106,8 +136,14 @@ def _cremad_files(folder, endings, release):
         if match and match[2] in CREMAD_SENTENCES and match[3] in CREMAD_EMOTIONS:
             found.setdefault("_".join((*match.groups()[:3], "XX" if match[4] == "X" else match[4])), path)
         else:
-            release.problems.append(Problem("", str(path), "not a CREMA-D name; left out",
-                                            "names are actor, sentence, emotion, level: 1001_DFA_ANG_XX"))
+            release.problems.append(
+                Problem(
+                    "",
+                    str(path),
+                    "not a CREMA-D name; left out",
+                    "names are actor, sentence, emotion, level: 1001_DFA_ANG_XX",
+                )
+            )
     return found
 
 
@@ -115,44 +151,86 @@ def _cremad_actors(root):
     """{actor: {"sex", "age"}} from VideoDemographics.csv, empty where it is absent."""
     table = root / "VideoDemographics.csv"
     rows = read_csv(table) if table.is_file() else []
-    return {(row.get("ActorID") or "").strip(): {"sex": (row.get("Sex") or "").strip().lower(),
-                                                 "age": (row.get("Age") or "").strip()} for row in rows}
+    return {
+        (row.get("ActorID") or "").strip(): {
+            "sex": (row.get("Sex") or "").strip().lower(),
+            "age": (row.get("Age") or "").strip(),
+        }
+        for row in rows
+    }
 
 
 def _cremad_turn(name, sounds, videos, has_video, actors, release):
     actor, sentence, emotion, level = name.split("_")
     audio, video = sounds.get(name), videos.get(name)
     if audio is None:
-        release.problems.append(Problem(name, str(video), "no wav in AudioWAV; kept without sound",
-                                        "unpack AudioWAV completely"))
+        release.problems.append(
+            Problem(name, str(video), "no wav in AudioWAV; kept without sound", "unpack AudioWAV completely")
+        )
     if video and name in CREMAD_BAD_VIDEOS:
-        release.problems.append(Problem(name, str(video), f"the video {CREMAD_BAD_VIDEOS[name]}, as its README says; "
-                                        "not used", "none; its sound is kept"))
+        release.problems.append(
+            Problem(
+                name,
+                str(video),
+                f"the video {CREMAD_BAD_VIDEOS[name]}, as its README says; not used",
+                "none; its sound is kept",
+            )
+        )
         video = None
     elif video is None and has_video:
-        release.problems.append(Problem(name, str(audio), "no video in VideoFlash; kept without pictures",
-                                        "unpack VideoFlash completely"))
-    turn = Turn(name, name, 0, actor, "", 0.0, 0.0, text=CREMAD_SENTENCES[sentence], label=CREMAD_EMOTIONS[emotion],
-                extra={"sentence": sentence, "level": CREMAD_LEVELS[level],
-                       **actors.get(actor, {"sex": "", "age": ""})})
+        release.problems.append(
+            Problem(
+                name,
+                str(audio),
+                "no video in VideoFlash; kept without pictures",
+                "unpack VideoFlash completely",
+            )
+        )
+    turn = Turn(
+        name,
+        name,
+        0,
+        actor,
+        "",
+        0.0,
+        0.0,
+        text=CREMAD_SENTENCES[sentence],
+        label=CREMAD_EMOTIONS[emotion],
+        extra={
+            "sentence": sentence,
+            "level": CREMAD_LEVELS[level],
+            **actors.get(actor, {"sex": "", "age": ""}),
+        },
+    )
     return SourceTurn(turn, audio=audio, video=video)
 
 
 # ---- Lombard GRID (FORMATS 7): Alghamdi et al. 2018 -------------------------------------------
 
 LOMBARD_CLASSES = ("plain", "lombard")
-LOMBARD_COUNTS = {"plain": 2691, "lombard": 2699}      # 50 each of 54 talkers, save s14 (51, 49) and s51 (40, 50)
-LOMBARD_TALKERS = 54                                   # s2 to s55
+LOMBARD_COUNTS = {"plain": 2691, "lombard": 2699}  # 50 each of 54 talkers, save s14 (51, 49) and s51 (40, 50)
+LOMBARD_TALKERS = 54  # s2 to s55
 LOMBARD_NAME = re.compile(r"^(s\d{1,2})_([lp])_([^_]+)(?:_WRONG_(.+))?$")
-LOMBARD_LEGACY = re.compile(r"^(s\d{1,2})_\d+_\d+_\d+_r_([^_]+)$")      # one plain recording kept an older name
+LOMBARD_LEGACY = re.compile(r"^(s\d{1,2})_\d+_\d+_\d+_r_([^_]+)$")  # one plain recording kept an older name
 LOMBARD_SILENCE = "#sil"
 GRID_WORDS = (
     {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     {"b": "blue", "g": "green", "r": "red", "w": "white"},
     {"a": "at", "b": "by", "i": "in", "w": "with"},
-    {letter: letter.upper() for letter in "abcdefghijklmnopqrstuvxyz"},          # no w
-    {"z": "zero", "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven",
-     "8": "eight", "9": "nine"},
+    {letter: letter.upper() for letter in "abcdefghijklmnopqrstuvxyz"},  # no w
+    {
+        "z": "zero",
+        "0": "zero",
+        "1": "one",
+        "2": "two",
+        "3": "three",
+        "4": "four",
+        "5": "five",
+        "6": "six",
+        "7": "seven",
+        "8": "eight",
+        "9": "nine",
+    },
     {"a": "again", "n": "now", "p": "please", "s": "soon"},
 )
 
@@ -172,8 +250,10 @@ def read_lombard(root):
     sounds = _lombard_files(root, (".wav", ".flac"), release)
     videos = _lombard_files(root, (".mov", ".mp4"), release)
     if not (sounds or videos):
-        raise UserError(f"{root}: no Lombard GRID recordings such as audio/s2_l_bbim3a.wav in it or below; set "
-                        "CORPUS_ROOT to the folder that holds audio and front")
+        raise UserError(
+            f"{root}: no Lombard GRID recordings such as audio/s2_l_bbim3a.wav in it or below; set "
+            "CORPUS_ROOT to the folder that holds audio and front"
+        )
     for what, found in (("wav", sounds), ("mov of the front view", videos)):
         if not found:
             release.notes.append(f"no {what} in {root}: no turn has {'sound' if what == 'wav' else 'video'}")
@@ -192,8 +272,14 @@ def _lombard_files(root, endings, release):
         if LOMBARD_NAME.match(stem) or LOMBARD_LEGACY.match(stem):
             found[stem] = path
         else:
-            release.problems.append(Problem("", str(path), "not a Lombard GRID name; left out",
-                                            "names are talker, condition, sentence: s2_l_bbim3a"))
+            release.problems.append(
+                Problem(
+                    "",
+                    str(path),
+                    "not a Lombard GRID name; left out",
+                    "names are talker, condition, sentence: s2_l_bbim3a",
+                )
+            )
     return found
 
 
@@ -211,7 +297,7 @@ def _lombard_facts(stem):
 
 
 def grid_sentence(code):
-    """"bbim3a" as "bin blue in M three again"; "" where the letters are not a sentence of GRID."""
+    """ "bbim3a" as "bin blue in M three again"; "" where the letters are not a sentence of GRID."""
     words = [table.get(letter) for letter, table in zip(code, GRID_WORDS)]
     return " ".join(words) if len(code) == len(GRID_WORDS) and all(words) else ""
 
@@ -225,21 +311,36 @@ def _lombard_turn(stem, sounds, videos, stems, release):
         release.problems.append(Problem(name, path, "a recording of silence; left out", "none"))
         return None
     if LOMBARD_LEGACY.match(stem) and f"{talker}_p_{asked}" in stems:
-        release.problems.append(Problem(name, path, f"an older name of {talker}_p_{asked}, which is there; left out",
-                                        "none"))
+        release.problems.append(
+            Problem(name, path, f"an older name of {talker}_p_{asked}, which is there; left out", "none")
+        )
         return None
     if sounds and videos and not (stem in sounds and stem in videos):
         lacks = "wav" if stem not in sounds else "mov of the front view"
-        release.problems.append(Problem(name, path, f"no {lacks}; kept without it", "unpack the release completely"))
-    turn = Turn(name, name, 0, talker, "", 0.0, 0.0, text=grid_sentence(said), label=condition,
-                extra={"sentence": said, "status": "correct" if "_WRONG_" not in stem else "wrong"})
+        release.problems.append(
+            Problem(name, path, f"no {lacks}; kept without it", "unpack the release completely")
+        )
+    turn = Turn(
+        name,
+        name,
+        0,
+        talker,
+        "",
+        0.0,
+        0.0,
+        text=grid_sentence(said),
+        label=condition,
+        extra={"sentence": said, "status": "correct" if "_WRONG_" not in stem else "wrong"},
+    )
     return SourceTurn(turn, audio=sounds.get(stem), video=videos.get(stem))
 
 
 def _lombard_counts(stems):
     """Lines that hold the recordings of each condition, and the talkers, against the release's."""
     found = Counter(_lombard_facts(stem)[1] for stem in stems)
-    lines = [compare_counts(f"{label} recordings", found[label], count) for label, count in LOMBARD_COUNTS.items()]
+    lines = [
+        compare_counts(f"{label} recordings", found[label], count) for label, count in LOMBARD_COUNTS.items()
+    ]
     lines.append(compare_counts("talkers", len({stem.split("_")[0] for stem in stems}), LOMBARD_TALKERS))
     wrong = sum("_WRONG_" in stem for stem in stems)
     return [*lines, f"{wrong:,} recordings of a sentence that was misread"] if wrong else lines
@@ -247,7 +348,9 @@ def _lombard_counts(stems):
 
 # ---- AudioSet (FORMATS 8): Gemmeke et al. 2017, with CAV-MAE's manifests ----------------------
 
-AUDIOSET_VIDEO = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)   # copies add Y, start, end to the id
+AUDIOSET_VIDEO = re.compile(
+    r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII
+)  # copies add Y, start, end to the id
 AUDIOSET_FRAMES = re.compile(r"frame_\d")
 
 
@@ -257,9 +360,9 @@ class AudioSetFiles:
 
     audio: dict = field(default_factory=dict)
     video: dict = field(default_factory=dict)
-    frames: dict = field(default_factory=dict)      # to the folder that holds frame_0 .. frame_9
-    manifests: list = field(default_factory=list)   # json
-    tables: list = field(default_factory=list)      # csv
+    frames: dict = field(default_factory=dict)  # to the folder that holds frame_0 .. frame_9
+    manifests: list = field(default_factory=list)  # json
+    tables: list = field(default_factory=list)  # csv
 
 
 def read_audioset(root):
@@ -278,11 +381,17 @@ def read_audioset(root):
     segments = [row for path in files.manifests for row in _cavmae_segments(path, release)]
     listed = {_youtube_id(row["name"]) for row in segments}
     names = {_youtube_id(stem): stem for stem in sorted({*files.audio, *files.video}, reverse=True)}
-    segments += [row for path in files.tables for row in _official_segments(path, names, release)
-                 if row["name"] not in listed]
+    segments += [
+        row
+        for path in files.tables
+        for row in _official_segments(path, names, release)
+        if row["name"] not in listed
+    ]
     if not segments:
-        raise UserError(f"{root}: neither a CAV-MAE manifest (json with a list \"data\") nor a segment table in it; "
-                        "set CORPUS_ROOT to the folder that holds one")
+        raise UserError(
+            f'{root}: neither a CAV-MAE manifest (json with a list "data") nor a segment table in it; '
+            "set CORPUS_ROOT to the folder that holds one"
+        )
     turns, absent = {}, []
     for row in segments:
         source = _audioset_turn(row, files)
@@ -291,8 +400,10 @@ def read_audioset(root):
         else:
             turns.setdefault(source.turn.utterance_id, source)
     if not turns:
-        raise UserError(f"{root}: none of its {len(segments):,} segments is there, for example {absent[0]}; put the "
-                        "recordings below this folder, or correct the manifest")
+        raise UserError(
+            f"{root}: none of its {len(segments):,} segments is there, for example {absent[0]}; put the "
+            "recordings below this folder, or correct the manifest"
+        )
     release.turns = [turns[name] for name in sorted(turns)]
     release.notes = _audioset_notes(release.turns, segments, absent)
     return release
@@ -308,14 +419,16 @@ def _audioset_files(root):
         seen.add(real)
         is_frames = AUDIOSET_FRAMES.fullmatch(os.path.basename(folder))
         for name in names:
-            stem, ending = os.path.splitext(name)           # ids may hold dots: abc_40.000.flac
+            stem, ending = os.path.splitext(name)  # ids may hold dots: abc_40.000.flac
             path = Path(folder, name)
             for kind, endings in ((files.audio, AUDIO_ENDINGS), (files.video, VIDEO_ENDINGS)):
                 if ending.lower() in endings:
                     kind.setdefault(stem, path)
             if is_frames and ending.lower() == ".jpg":
                 files.frames.setdefault(stem, path.parent.parent)
-            elif ending.lower() == ".json" and not name.endswith(".info.json"):      # of a downloader, one per video
+            elif ending.lower() == ".json" and not name.endswith(
+                ".info.json"
+            ):  # of a downloader, one per video
                 files.manifests.append(path)
             elif ending.lower() == ".csv":
                 files.tables.append(path)
@@ -342,11 +455,25 @@ def _cavmae_segments(path, release):
         wav = row.get("wav", "")
         name = row.get("video_id") or os.path.splitext(os.path.basename(wav))[0]
         if name:
-            segments.append({"name": name, "stem": os.path.splitext(os.path.basename(wav))[0] or name, "wav": wav,
-                             "folder": row.get("video_path", ""), "labels": row.get("labels", ""), "set": path.stem})
+            segments.append(
+                {
+                    "name": name,
+                    "stem": os.path.splitext(os.path.basename(wav))[0] or name,
+                    "wav": wav,
+                    "folder": row.get("video_path", ""),
+                    "labels": row.get("labels", ""),
+                    "set": path.stem,
+                }
+            )
         else:
-            release.problems.append(Problem("", str(path), f"entry {number} has neither video_id nor wav; left out",
-                                            "compare the manifest with CAV-MAE's"))
+            release.problems.append(
+                Problem(
+                    "",
+                    str(path),
+                    f"entry {number} has neither video_id nor wav; left out",
+                    "compare the manifest with CAV-MAE's",
+                )
+            )
     return segments
 
 
@@ -357,15 +484,31 @@ def _official_segments(path, names, release):
     """
     lines = read_lines(path)
     if not lines[0].startswith("#"):
-        return []                       # class_labels_indices.csv and the like
+        return []  # class_labels_indices.csv and the like
     segments = []
-    for row in csv.reader((line for line in lines if line and not line.startswith("#")), skipinitialspace=True):
+    for row in csv.reader(
+        (line for line in lines if line and not line.startswith("#")), skipinitialspace=True
+    ):
         if len(row) == 4:
-            segments.append({"name": row[0], "stem": names.get(row[0], row[0]), "wav": "", "folder": "",
-                             "labels": row[3], "set": path.stem})
+            segments.append(
+                {
+                    "name": row[0],
+                    "stem": names.get(row[0], row[0]),
+                    "wav": "",
+                    "folder": "",
+                    "labels": row[3],
+                    "set": path.stem,
+                }
+            )
         else:
-            release.problems.append(Problem("", str(path), f"row {','.join(row)!r} cannot be read; left out",
-                                            "rows are YTID, start, end, labels"))
+            release.problems.append(
+                Problem(
+                    "",
+                    str(path),
+                    f"row {','.join(row)!r} cannot be read; left out",
+                    "rows are YTID, start, end, labels",
+                )
+            )
     return segments
 
 
@@ -373,15 +516,27 @@ def _audioset_turn(row, files):
     """The turn of a segment; its source has no audio where nothing of it is there."""
     name, stem = row["name"], row["stem"]
     listed = Path(row["wav"])
-    audio = listed if listed.is_absolute() and listed.is_file() else files.audio.get(stem) or files.audio.get(name)
+    audio = (
+        listed
+        if listed.is_absolute() and listed.is_file()
+        else files.audio.get(stem) or files.audio.get(name)
+    )
     video = files.video.get(stem) or files.video.get(name) or _video_beside(audio, row)
     frames = files.frames.get(name, "")
     if row["folder"] and not frames:
         pictures = (Path(row["folder"], f"frame_{k}", f"{name}.jpg") for k in range(10))
         frames = row["folder"] if any(path.is_file() for path in pictures) else ""
     utterance_id = re.sub(r"[^\w.+=@-]", "-", name)
-    turn = Turn(utterance_id, utterance_id, 0, _youtube_id(name), "", 0.0, 0.0,
-                extra={"labels": row["labels"], "set": row["set"], "frames_folder": str(frames)})
+    turn = Turn(
+        utterance_id,
+        utterance_id,
+        0,
+        _youtube_id(name),
+        "",
+        0.0,
+        0.0,
+        extra={"labels": row["labels"], "set": row["set"], "frames_folder": str(frames)},
+    )
     return SourceTurn(turn, audio=audio or video, video=video)
 
 
@@ -394,8 +549,10 @@ def _video_beside(audio, row):
 
 
 def _audioset_notes(turns, segments, absent):
-    lines = [f"{name}: {count:,} of {sum(row['set'] == name for row in segments):,} segments are there"
-             for name, count in sorted(Counter(source.turn.extra["set"] for source in turns).items())]
+    lines = [
+        f"{name}: {count:,} of {sum(row['set'] == name for row in segments):,} segments are there"
+        for name, count in sorted(Counter(source.turn.extra["set"] for source in turns).items())
+    ]
     if absent:
         lines.append(f"{len(absent):,} segments without a recording are left out, for example {absent[0]}")
     frames = sum(bool(source.turn.extra["frames_folder"] and not source.video) for source in turns)

@@ -72,7 +72,9 @@ def visible_files(folder, pattern="*", recursive=False):
 def require_folder(root, corpus):
     """`root` as a Path; UserError where there is no such folder."""
     if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is")
+        raise UserError(
+            f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is"
+        )
     return Path(root)
 
 

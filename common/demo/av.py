@@ -39,77 +39,123 @@ from common.corpora.readers import RAVDESS_CLASSES, RAVDESS_STATEMENTS
 from common.demo.iemocap import AUDIO_RATE_HZ, HAIRS, SKINS, Looks, draw_face
 from common.demo.iemocap import FACES as IEMOCAP_FACES
 from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
-from common.demo.speech import EXPRESSIVENESS, MEN, MISTAKEN, STRENGTH, WOMEN, Speaker
-from common.demo.speech import draw_speaker, ended, finish, set_voice, write_corpus, write_pcm
+from common.demo.speech import (
+    EXPRESSIVENESS,
+    MEN,
+    MISTAKEN,
+    STRENGTH,
+    WOMEN,
+    Speaker,
+    draw_speaker,
+    ended,
+    finish,
+    set_voice,
+    write_corpus,
+    write_pcm,
+)
 
 # ---- The generative model's parameters ---------------------------------------------------
-FACES = {                          # as in demo_iemocap; `open`: how far the mouth opens in speech
+FACES = {  # as in demo_iemocap; `open`: how far the mouth opens in speech
     "neutral": IEMOCAP_FACES["neu"] | {"open": 1.0},
     "calm": {"brow_tilt": 0.3, "brow_lift": 0.1, "eyes": -0.5, "smile": 0.4, "width": -0.1, "open": 0.7},
     "happy": IEMOCAP_FACES["hap"] | {"open": 1.1},
     "sad": IEMOCAP_FACES["sad"] | {"open": 0.6},
     "angry": IEMOCAP_FACES["ang"] | {"open": 1.3},
     "fearful": {"brow_tilt": 0.8, "brow_lift": 0.9, "eyes": 0.9, "smile": -0.3, "width": 0.5, "open": 1.0},
-    "disgust": {"brow_tilt": -0.6, "brow_lift": -0.3, "eyes": -0.7, "smile": -0.9, "width": -0.4, "open": 0.8},
+    "disgust": {
+        "brow_tilt": -0.6,
+        "brow_lift": -0.3,
+        "eyes": -0.7,
+        "smile": -0.9,
+        "width": -0.4,
+        "open": 0.8,
+    },
     "surprised": {"brow_tilt": 0.1, "brow_lift": 1.3, "eyes": 1.0, "smile": 0.0, "width": -0.5, "open": 1.5},
     "lombard": {"brow_tilt": 0.0, "brow_lift": 1.2, "eyes": 0.6, "smile": 0.0, "width": 1.0, "open": 2.6},
 }
-LOMBARD_VOICE = {"pitch": 24, "range": 12, "rate": 0.85, "gain_db": 14.0, "tilt": 0.80}       # as demo_speech.STYLES
+LOMBARD_VOICE = {
+    "pitch": 24,
+    "range": 12,
+    "rate": 0.85,
+    "gain_db": 14.0,
+    "tilt": 0.80,
+}  # as demo_speech.STYLES
 SHOWS = {"voice": 0.92, "face": 0.84}
-STRONGER = {"voice": 1.6, "face": 1.4}     # than in demo_speech: here an expression is at its height only for a while
-WEAK = 0.6                         # of the strength of CREMA-D's level LO
-HABIT, FACE_JITTER = 0.12, 0.18    # standard deviation of a face's features, of an actor and of a recording
-ARTICULATION = (0.85, 1.15)        # of an actor: how far the mouth opens, drawn evenly
-ARTICULATION_JITTER = 0.12         # of a recording
-LEVEL_DB = 1.0                     # standard deviation of the level of an actor's recordings
-EFFORT_DB = 14.0                   # between an expression at rest and at its height
-LEVEL_SAMPLES = 4800               # window of the gain control
-ROOM_S, DIRECT = 1.5, 0.6          # time in which a room's sound falls by 60 dB; the direct sound against it
-CURVE_HZ = 50                      # rate at which an expression is described
-SWAY_PX = (0.8, 0.5)               # of heads, across and up
-LIFT_PX = 8.0                      # how far a head rises with the voice, at its loudest
-LIGHT = (0.85, 1.1)                # of a recording
+STRONGER = {
+    "voice": 1.6,
+    "face": 1.4,
+}  # than in demo_speech: here an expression is at its height only for a while
+WEAK = 0.6  # of the strength of CREMA-D's level LO
+HABIT, FACE_JITTER = 0.12, 0.18  # standard deviation of a face's features, of an actor and of a recording
+ARTICULATION = (0.85, 1.15)  # of an actor: how far the mouth opens, drawn evenly
+ARTICULATION_JITTER = 0.12  # of a recording
+LEVEL_DB = 1.0  # standard deviation of the level of an actor's recordings
+EFFORT_DB = 14.0  # between an expression at rest and at its height
+LEVEL_SAMPLES = 4800  # window of the gain control
+ROOM_S, DIRECT = 1.5, 0.6  # time in which a room's sound falls by 60 dB; the direct sound against it
+CURVE_HZ = 50  # rate at which an expression is described
+SWAY_PX = (0.8, 0.5)  # of heads, across and up
+LIFT_PX = 8.0  # how far a head rises with the voice, at its loudest
+LIGHT = (0.85, 1.1)  # of a recording
 
 # ---- CREMA-D (FORMATS 6) --------------------------------------------------------------------
-CREMAD_EMOTIONS = {"ANG": "angry", "DIS": "disgust", "FEA": "fearful", "HAP": "happy", "NEU": "neutral",
-                   "SAD": "sad"}
+CREMAD_EMOTIONS = {
+    "ANG": "angry",
+    "DIS": "disgust",
+    "FEA": "fearful",
+    "HAP": "happy",
+    "NEU": "neutral",
+    "SAD": "sad",
+}
 CREMAD_SENTENCES = {
-    "IEO": "It's eleven o'clock.", "TIE": "That is exactly what happened.", "IOM": "I'm on my way to the meeting.",
-    "IWW": "I wonder what this is about.", "TAI": "The airplane is almost full.",
-    "MTI": "Maybe tomorrow it will be cold.", "IWL": "I would like a new alarm clock.",
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
     "ITH": "I think I have a doctor's appointment.",
-    "DFA": "Don't forget a jacket.", "ITS": "I think I've seen this before.", "TSI": "The surface is slick.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
     "WSI": "We'll stop in a couple of minutes.",
 }
 CREMAD_S = (1.5, 3.0)
-N_MUTE_FLV = 3                     # videos without sound, as 28 of the release before December 2020
+N_MUTE_FLV = 3  # videos without sound, as 28 of the release before December 2020
 FLV_RATE_HZ = 22050
 
 # ---- RAVDESS, Lombard GRID and AudioSet (FORMATS 4, 7, 8) -----------------------------------
 RAVDESS_S = (3.5, 4.5)
 RAVDESS_RATE_HZ = 48000
-GRID_WORDS = (                     # command, colour, preposition, letter, digit, adverb: the code has their initials
-    ("bin", "lay", "place", "set"), ("blue", "green", "red", "white"), ("at", "by", "in", "with"),
+GRID_WORDS = (  # command, colour, preposition, letter, digit, adverb: the code has their initials
+    ("bin", "lay", "place", "set"),
+    ("blue", "green", "red", "white"),
+    ("at", "by", "in", "with"),
     tuple("abcdefghijklmnopqrstuvxyz"),
     ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     ("again", "now", "please", "soon"),
 )
 GRID_S = (2.0, 2.7)
 GRID_RATE_HZ = 48000
-WRONG_TALKER, BROKEN_TALKER = 3, 4     # s3 says something else in one recording, s4 has a .mov without moov atom
-MOV_TICKS = 600                    # time stamps per second of Lombard GRID's videos
-MOV_STEP_S = (1 / 24, 0.006)       # between frames: mean and standard deviation
+WRONG_TALKER, BROKEN_TALKER = 3, 4  # s3 says something else in one recording, s4 has a .mov without moov atom
+MOV_TICKS = 600  # time stamps per second of Lombard GRID's videos
+MOV_STEP_S = (1 / 24, 0.006)  # between frames: mean and standard deviation
 AUDIOSET_S = 6.0
 AUDIOSET_FPS = 15
 TALKING_SHARE = 0.7
-AUDIOSET_CLASSES = {               # the classes of the genuine list that occur here: {mid: display_name}
-    "/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking", "/m/02zsn": "Female speech, woman speaking",
-    "/m/03kmc9": "Siren", "/m/01v_m0": "Sine wave", "/m/0chx_": "White noise",
+AUDIOSET_CLASSES = {  # the classes of the genuine list that occur here: {mid: display_name}
+    "/m/09x0r": "Speech",
+    "/m/05zppz": "Male speech, man speaking",
+    "/m/02zsn": "Female speech, woman speaking",
+    "/m/03kmc9": "Siren",
+    "/m/01v_m0": "Sine wave",
+    "/m/0chx_": "White noise",
 }
 TONES = ("/m/03kmc9", "/m/01v_m0", "/m/0chx_")
-NTSC_FPS = Fraction(30000, 1001)   # CREMA-D and RAVDESS
+NTSC_FPS = Fraction(30000, 1001)  # CREMA-D and RAVDESS
 FRAME_4_3, FRAME_16_9 = (160, 120), (224, 126)
-PACE = {"cremad": 0.70, "ravdess": 0.52, "lombard": 0.80, "audioset": 0.90}      # of the speaking rate
+PACE = {"cremad": 0.70, "ravdess": 0.52, "lombard": 0.80, "audioset": 0.90}  # of the speaking rate
 SLOWEST_WPM = 80
 X264 = ("libx264", {"preset": "ultrafast", "crf": "20"})
 FLV1 = ("flv", {"qmin": "2", "qmax": "5"})
@@ -120,33 +166,33 @@ class Actor:
     """A voice with a face, and all that stays the same in every recording of theirs."""
 
     speaker: Speaker
-    sex: str                       # "m" or "f"
+    sex: str  # "m" or "f"
     looks: Looks
     backdrop: tuple
-    habit: dict                    # features of the face at rest
+    habit: dict  # features of the face at rest
     face_expressiveness: float
     articulation: float
     level_db: float
-    room_seed: int                 # of the room in which they are recorded
+    room_seed: int  # of the room in which they are recorded
     noise_rms: float
-    noise_colour: float            # 0 is white, towards 1 it grows dull
+    noise_colour: float  # 0 is white, towards 1 it grows dull
 
 
 @dataclass
 class Scene:
     """One recording before it is spoken and drawn."""
 
-    place: str                     # its path below the corpus, without folder of the medium and ending
-    actor: Actor | None            # None: a tone and a shape
-    seed: tuple                    # of everything drawn after speaking
-    lines: list = field(default_factory=list)      # (text, voice) for `speak`
-    voice: dict | None = None      # gain_db, tilt, tremor, breath at the height of the expression
-    face: dict | None = None       # features as FACES at the height of the expression
+    place: str  # its path below the corpus, without folder of the medium and ending
+    actor: Actor | None  # None: a tone and a shape
+    seed: tuple  # of everything drawn after speaking
+    lines: list = field(default_factory=list)  # (text, voice) for `speak`
+    voice: dict | None = None  # gain_db, tilt, tremor, breath at the height of the expression
+    face: dict | None = None  # features as FACES at the height of the expression
     seconds: tuple = (0.0, math.inf)
-    lead_s: float = 0.0            # silence before the speech
-    tail_s: float = 0.0            # and after it, where `seconds` allows
-    kind: str = ""                 # of a tone: its mid
-    flaw: str = ""                 # "mute": no audio track; "no moov": the atom is missing
+    lead_s: float = 0.0  # silence before the speech
+    tail_s: float = 0.0  # and after it, where `seconds` allows
+    kind: str = ""  # of a tone: its mid
+    flaw: str = ""  # "mute": no audio track; "no moov": the atom is missing
 
 
 # ---- The four corpora ---------------------------------------------------------------------
@@ -171,21 +217,38 @@ def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers):
         sex = {"m": "Male", "f": "Female"}[actor.sex]
         people.append(f'{number},{rng.integers(20, 75)},"{sex}","Unknown","Not Hispanic"')
         for sentence, emotion, level in draw_takes(clips_per_actor, rng):
-            scene, shown = plan_emotion(f"{number}_{sentence}_{emotion}_{level}", actor, CREMAD_EMOTIONS[emotion],
-                                        {"LO": "weak", "HI": "strong"}.get(level, "normal"),
-                                        CREMAD_SENTENCES[sentence], tuple(CREMAD_EMOTIONS.values()), rng)
+            scene, shown = plan_emotion(
+                f"{number}_{sentence}_{emotion}_{level}",
+                actor,
+                CREMAD_EMOTIONS[emotion],
+                {"LO": "weak", "HI": "strong"}.get(level, "normal"),
+                CREMAD_SENTENCES[sentence],
+                tuple(CREMAD_EMOTIONS.values()),
+                rng,
+            )
             slow_down(scene, PACE["cremad"])
-            scene.seconds, scene.lead_s, scene.tail_s = CREMAD_S, rng.uniform(0.05, 0.20), rng.uniform(0.05, 0.30)
+            scene.seconds, scene.lead_s, scene.tail_s = (
+                CREMAD_S,
+                rng.uniform(0.05, 0.20),
+                rng.uniform(0.05, 0.30),
+            )
             scenes.append(scene)
             votes.append(vote(scene.place, shown, rng))
     for k in np.random.default_rng((seed, 4)).permutation(len(scenes))[:N_MUTE_FLV]:
         scenes[k].flaw = "mute"
     names = ['"Stimulus_Number","Filename"', *(f'{k},"{scene.place}"' for k, scene in enumerate(scenes, 1))]
-    columns = ",".join(f'"{whose}{what}"' for whose in ("Voice", "Face", "MultiModal") for what in ("Vote", "Level"))
+    columns = ",".join(
+        f'"{whose}{what}"' for whose in ("Voice", "Face", "MultiModal") for what in ("Vote", "Level")
+    )
     table = [f'"","FileName",{columns}', *(f'"{k}",{row}' for k, row in enumerate(votes, 1))]
-    texts = {"VideoDemographics.csv": people, "SentenceFilenames.csv": names,
-             "processedResults/summaryTable.csv": table}
-    write_corpus(root, scenes, write_cremad, workers, {name: "\n".join(rows) + "\n" for name, rows in texts.items()})
+    texts = {
+        "VideoDemographics.csv": people,
+        "SentenceFilenames.csv": names,
+        "processedResults/summaryTable.csv": table,
+    }
+    write_corpus(
+        root, scenes, write_cremad, workers, {name: "\n".join(rows) + "\n" for name, rows in texts.items()}
+    )
 
 
 def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers):
@@ -200,14 +263,29 @@ def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers):
         rng = np.random.default_rng((seed, 5, number))
         actor = draw_actor(number, "en-us", rng)
         for code, emotion in enumerate(RAVDESS_CLASSES, 1):
-            takes = list(product(("01",) if emotion == "neutral" else ("01", "02"), ("01", "02"), ("01", "02")))
+            takes = list(
+                product(("01",) if emotion == "neutral" else ("01", "02"), ("01", "02"), ("01", "02"))
+            )
             for k in sorted(rng.permutation(len(takes))[:clips_per_emotion]):
                 intensity, statement, repetition = takes[k]
-                place = f"Actor_{number:02d}/01-01-{code:02d}-{intensity}-{statement}-{repetition}-{number:02d}"
-                scene, _ = plan_emotion(place, actor, emotion, {"01": "normal", "02": "strong"}[intensity],
-                                        RAVDESS_STATEMENTS[statement], RAVDESS_CLASSES, rng)
+                place = (
+                    f"Actor_{number:02d}/01-01-{code:02d}-{intensity}-{statement}-{repetition}-{number:02d}"
+                )
+                scene, _ = plan_emotion(
+                    place,
+                    actor,
+                    emotion,
+                    {"01": "normal", "02": "strong"}[intensity],
+                    RAVDESS_STATEMENTS[statement],
+                    RAVDESS_CLASSES,
+                    rng,
+                )
                 slow_down(scene, PACE["ravdess"])
-                scene.seconds, scene.lead_s, scene.tail_s = RAVDESS_S, rng.uniform(0.25, 0.35), rng.uniform(0.5, 1.0)
+                scene.seconds, scene.lead_s, scene.tail_s = (
+                    RAVDESS_S,
+                    rng.uniform(0.25, 0.35),
+                    rng.uniform(0.5, 1.0),
+                )
                 scenes.append(scene)
     write_corpus(root, scenes, write_ravdess, workers)
 
@@ -228,13 +306,23 @@ def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers):
             words = draw_command(codes, rng)
             code = command_code(words)
             wrong = number == WRONG_TALKER and (k, condition) == (0, "p")
-            asked = command_code((*words[:-1], GRID_WORDS[-1][GRID_WORDS[-1].index(words[-1]) - 1])) if wrong else code
+            asked = (
+                command_code((*words[:-1], GRID_WORDS[-1][GRID_WORDS[-1].index(words[-1]) - 1]))
+                if wrong
+                else code
+            )
             stem = f"s{number}_{condition}_{asked}" + (f"_WRONG_{code}" if wrong else "")
             scenes.append(plan_lombard(stem, actor, condition == "l", " ".join(words) + ".", rng))
             if number == BROKEN_TALKER and (k, condition) == (0, "l"):
                 scenes[-1].flaw = "no moov"
-            entries.append({"SPKR": f"s{number}", "COND": condition, "UTTERANCE": asked,
-                            "STATUS": "WRONG" if wrong else "CORRECT"})
+            entries.append(
+                {
+                    "SPKR": f"s{number}",
+                    "COND": condition,
+                    "UTTERANCE": asked,
+                    "STATUS": "WRONG" if wrong else "CORRECT",
+                }
+            )
         texts[f"lombardgrid/json/s{number}.json"] = json.dumps(entries, indent=1) + "\n"
     write_corpus(root, scenes, write_lombard, workers, texts)
 
@@ -257,12 +345,25 @@ def write_demo_audioset(root, seed, n_clips, workers):
             scene = Scene(name, None, draw_seed(rng), kind=TONES[rng.integers(len(TONES))])
             labels = [scene.kind]
         scenes.append(scene)
-        entries.append({"video_id": name, "wav": str(place / "audio" / f"{name}.wav"),
-                        "video_path": str(place / "video"), "labels": ",".join(labels)})
+        entries.append(
+            {
+                "video_id": name,
+                "wav": str(place / "audio" / f"{name}.wav"),
+                "video_path": str(place / "video"),
+                "labels": ",".join(labels),
+            }
+        )
     classes = [f'{k},{mid},"{name}"' for k, (mid, name) in enumerate(AUDIOSET_CLASSES.items())]
-    write_corpus(root, scenes, write_audioset, workers,
-                 {"audioset_20k.json": json.dumps({"data": entries}, indent=1) + "\n",
-                  "class_labels_indices.csv": "\n".join(["index,mid,display_name", *classes]) + "\n"})
+    write_corpus(
+        root,
+        scenes,
+        write_audioset,
+        workers,
+        {
+            "audioset_20k.json": json.dumps({"data": entries}, indent=1) + "\n",
+            "class_labels_indices.csv": "\n".join(["index,mid,display_name", *classes]) + "\n",
+        },
+    )
 
 
 # ---- Who acts, and what is shown ----------------------------------------------------------
@@ -273,15 +374,31 @@ def draw_actor(number, language, rng):
     sex = "m" if number % 2 else "f"
     voices = MEN if number % 2 else WOMEN
     speaker = draw_speaker(f"{language}+{voices[number // 2 % len(voices)]}", rng)
-    skin, hair = (lit(colours[rng.integers(len(colours))], rng.uniform(0.85, 1.1)) for colours in (SKINS, HAIRS))
+    skin, hair = (
+        lit(colours[rng.integers(len(colours))], rng.uniform(0.85, 1.1)) for colours in (SKINS, HAIRS)
+    )
     hair_down = rng.integers(30, 46) if sex == "f" else rng.integers(4, 14)
-    looks = Looks(skin, hair, int(rng.integers(34, 43)), int(rng.integers(47, 53)), int(hair_down),
-                  int(rng.integers(15, 20)))
-    return Actor(speaker, sex, looks, backdrop=tuple(int(value) for value in rng.integers(70, 200, 3)),
-                 habit={name: HABIT * rng.standard_normal() for name in IEMOCAP_FACES["neu"]},
-                 face_expressiveness=rng.uniform(*EXPRESSIVENESS), articulation=rng.uniform(*ARTICULATION),
-                 level_db=LEVEL_DB * rng.standard_normal(), room_seed=int(rng.integers(2**31)),
-                 noise_rms=10 ** rng.uniform(-2.8, -2.0), noise_colour=rng.uniform(0, 0.95))
+    looks = Looks(
+        skin,
+        hair,
+        int(rng.integers(34, 43)),
+        int(rng.integers(47, 53)),
+        int(hair_down),
+        int(rng.integers(15, 20)),
+    )
+    return Actor(
+        speaker,
+        sex,
+        looks,
+        backdrop=tuple(int(value) for value in rng.integers(70, 200, 3)),
+        habit={name: HABIT * rng.standard_normal() for name in IEMOCAP_FACES["neu"]},
+        face_expressiveness=rng.uniform(*EXPRESSIVENESS),
+        articulation=rng.uniform(*ARTICULATION),
+        level_db=LEVEL_DB * rng.standard_normal(),
+        room_seed=int(rng.integers(2**31)),
+        noise_rms=10 ** rng.uniform(-2.8, -2.0),
+        noise_colour=rng.uniform(0, 0.95),
+    )
 
 
 def lit(colour, light):
@@ -291,9 +408,11 @@ def lit(colour, light):
 
 def draw_takes(n_clips, rng):
     """(sentence, emotion, level) of an actor's clips in CREMA-D: levels only of IEO, a neutral one has none."""
-    takes = {emotion: [("IEO", emotion, level) for level in (("XX",) if emotion == "NEU" else ("LO", "MD", "HI"))]
-             + [(sentence, emotion, "XX") for sentence in CREMAD_SENTENCES if sentence != "IEO"]
-             for emotion in CREMAD_EMOTIONS}
+    takes = {
+        emotion: [("IEO", emotion, level) for level in (("XX",) if emotion == "NEU" else ("LO", "MD", "HI"))]
+        + [(sentence, emotion, "XX") for sentence in CREMAD_SENTENCES if sentence != "IEO"]
+        for emotion in CREMAD_EMOTIONS
+    }
     chosen = []
     for of_emotion in takes.values():
         rng.shuffle(of_emotion)
@@ -313,12 +432,22 @@ def show(emotion, modality, classes, rng):
 def plan_emotion(place, actor, emotion, intensity, text, classes, rng):
     """A Scene of acted emotion, and what it shows: {"voice": (emotion, strength), "face": (emotion, strength)}."""
     shown = {}
-    for modality, expressiveness in (("voice", actor.speaker.expressiveness), ("face", actor.face_expressiveness)):
-        strength = WEAK * rng.beta(*STRENGTH["normal"]) if intensity == "weak" else rng.beta(*STRENGTH[intensity])
-        shown[modality] = show(emotion, modality, classes, rng), STRONGER[modality] * expressiveness * strength
+    for modality, expressiveness in (
+        ("voice", actor.speaker.expressiveness),
+        ("face", actor.face_expressiveness),
+    ):
+        strength = (
+            WEAK * rng.beta(*STRENGTH["normal"]) if intensity == "weak" else rng.beta(*STRENGTH[intensity])
+        )
+        shown[modality] = (
+            show(emotion, modality, classes, rng),
+            STRONGER[modality] * expressiveness * strength,
+        )
     voice = set_voice(actor.speaker, *shown["voice"], rng)
     face = set_face(actor, *shown["face"], rng)
-    scene = Scene(place, actor, draw_seed(rng), [(ended(text, shown["voice"][0]), said(actor, voice))], voice, face)
+    scene = Scene(
+        place, actor, draw_seed(rng), [(ended(text, shown["voice"][0]), said(actor, voice))], voice, face
+    )
     return scene, shown
 
 
@@ -334,8 +463,14 @@ def plan_lombard(place, actor, is_lombard, text, rng):
     voice["rate_wpm"] = round(voice["rate_wpm"] * (1 + strength * (LOMBARD_VOICE["rate"] - 1)))
     voice["gain_db"] += strength * LOMBARD_VOICE["gain_db"]
     voice["tilt"] = min(voice["tilt"] + strength * LOMBARD_VOICE["tilt"], 0.95)
-    scene = Scene(place, actor, draw_seed(rng), [(text, said(actor, voice))], voice,
-                  set_face(actor, "lombard", strengths["face"], rng))
+    scene = Scene(
+        place,
+        actor,
+        draw_seed(rng),
+        [(text, said(actor, voice))],
+        voice,
+        set_face(actor, "lombard", strengths["face"], rng),
+    )
     slow_down(scene, PACE["lombard"])
     scene.seconds, scene.lead_s, scene.tail_s = GRID_S, rng.uniform(0.05, 0.2), rng.uniform(0.05, 0.3)
     return scene
@@ -355,8 +490,11 @@ def plan_talk(place, number, rng):
 
 def set_face(actor, emotion, strength, rng):
     """Features of a face at the height of an expression, from FACES, without the actor's habit."""
-    face = {name: strength * value + FACE_JITTER * rng.standard_normal()
-            for name, value in FACES[emotion].items() if name != "open"}
+    face = {
+        name: strength * value + FACE_JITTER * rng.standard_normal()
+        for name, value in FACES[emotion].items()
+        if name != "open"
+    }
     wider = 1 + strength * (FACES[emotion]["open"] - 1) + ARTICULATION_JITTER * rng.standard_normal()
     return face | {"open": actor.articulation * max(wider, 0.2)}
 
@@ -368,8 +506,10 @@ def said(actor, voice):
 
 def slow_down(scene, pace):
     """Let the scene be spoken at this share of its speaking rate, or as slowly as eSpeak can."""
-    scene.lines = [(text, {**voice, "rate_wpm": max(SLOWEST_WPM, round(pace * voice["rate_wpm"]))})
-                   for text, voice in scene.lines]
+    scene.lines = [
+        (text, {**voice, "rate_wpm": max(SLOWEST_WPM, round(pace * voice["rate_wpm"]))})
+        for text, voice in scene.lines
+    ]
 
 
 def draw_seed(rng):
@@ -398,7 +538,9 @@ def vote(name, shown, rng):
     # Who shows more decides; close calls are ties.
     lead = shown["voice"][1] - shown["face"][1] + 0.1 * rng.standard_normal()
     both = ":".join(sorted({heard, seen})) if abs(lead) < 0.05 else heard if lead > 0 else seen
-    levels = [":".join(f"{rng.uniform(40, 90):.4g}" for _ in votes.split(":")) for votes in (heard, seen, both)]
+    levels = [
+        ":".join(f"{rng.uniform(40, 90):.4g}" for _ in votes.split(":")) for votes in (heard, seen, both)
+    ]
     cells = [cell for pair in zip((heard, seen, both), levels, strict=True) for cell in pair]
     return ",".join(f'"{cell}"' for cell in (name, *cells))
 
@@ -409,7 +551,11 @@ def vote(name, shown, rng):
 def expression_curve(seconds, rng):
     """How far an expression is out, 0 to about 1, at CURVE_HZ: it builds up, wavers slowly and fades; (T,)."""
     time_s = np.arange(math.ceil(seconds * CURVE_HZ) + 1) / CURVE_HZ
-    start_s, end_s, rest = rng.uniform(0.08, 0.25) * seconds, rng.uniform(0.7, 0.95) * seconds, rng.uniform(0.3, 0.6)
+    start_s, end_s, rest = (
+        rng.uniform(0.08, 0.25) * seconds,
+        rng.uniform(0.7, 0.95) * seconds,
+        rng.uniform(0.3, 0.6),
+    )
     builds_up = 1 / (1 + np.exp(-(time_s - start_s) / 0.15))
     fades = 1 - (1 - rest) / (1 + np.exp(-(time_s - end_s) / 0.2))
     speeds_hz, phases = rng.uniform(0.2, 0.7, 2), rng.uniform(0, 2 * np.pi, 2)
@@ -429,7 +575,7 @@ def record_voice(scene, speech, rng):
     track = np.zeros(round(seconds * AUDIO_RATE_HZ))
     first, voice = round(scene.lead_s * AUDIO_RATE_HZ), scene.voice
     spoken = finish(level_out(speech), voice, rng)[: len(track) - first]
-    track[first: first + len(spoken)] = spoken
+    track[first : first + len(spoken)] = spoken
     tilt = voice["tilt"]
     tilted = lfilter([1, -tilt], 1, track) if tilt > 0 else lfilter([1], [1, tilt], track)
     tilted *= np.sqrt(np.mean(track**2) / np.mean(tilted**2))
@@ -437,7 +583,11 @@ def record_voice(scene, speech, rng):
     gain_db = voice["gain_db"] * out + EFFORT_DB * (out - 0.7)
     voice = 10 ** (gain_db / 20) * ((1 - out) * track + out * tilted)
     noise = lfilter([1], [1, -scene.actor.noise_colour], rng.standard_normal(len(track)))
-    return in_a_room(voice, scene.actor.room_seed) + scene.actor.noise_rms * noise / np.std(noise), voice, curve
+    return (
+        in_a_room(voice, scene.actor.room_seed) + scene.actor.noise_rms * noise / np.std(noise),
+        voice,
+        curve,
+    )
 
 
 def at_rate(track, rate_hz):
@@ -475,12 +625,15 @@ def act_face(scene, voice, curve, times_s, rng):
     """The face of a scene at these times: a list of dicts of features, as draw_face wants them."""
     out, n_frames = at(curve, times_s), len(times_s)
     features = {name: rest + out * scene.face[name] for name, rest in scene.actor.habit.items()}
-    features["eyes"] = np.maximum(features["eyes"], -1.0)                                  # closed
+    features["eyes"] = np.maximum(features["eyes"], -1.0)  # closed
     features["open"] = scene.face["open"] * loudness(voice, times_s, 0.10)
     speed_hz, phase = rng.uniform(0.15, 0.45, 2), rng.uniform(0, 2 * np.pi, 2)
-    sway = np.sin(2 * np.pi * speed_hz * np.asarray(times_s)[:, None] + phase)            # (F, 2)
+    sway = np.sin(2 * np.pi * speed_hz * np.asarray(times_s)[:, None] + phase)  # (F, 2)
     sway = SWAY_PX * sway + 0.1 * rng.standard_normal((n_frames, 2)) + rng.normal(0, 1.5, 2)
-    features["sway_x"], features["sway_y"] = sway[:, 0], sway[:, 1] - LIFT_PX * (loudness(voice, times_s, 0.4) - 0.5)
+    features["sway_x"], features["sway_y"] = (
+        sway[:, 0],
+        sway[:, 1] - LIFT_PX * (loudness(voice, times_s, 0.4) - 0.5),
+    )
     return [dict(zip(features, values, strict=True)) for values in zip(*features.values(), strict=True)]
 
 
@@ -513,17 +666,21 @@ def record_tone(kind, pitch, loud, rng):
         tone = pitch * white + (1 - pitch) * dull
     else:
         if kind == "/m/03kmc9":
-            frequency_hz = frequency_hz * 2 ** (0.3 * np.sin(2 * np.pi * 3 * np.arange(len(pitch)) / AUDIO_RATE_HZ))
+            frequency_hz = frequency_hz * 2 ** (
+                0.3 * np.sin(2 * np.pi * 3 * np.arange(len(pitch)) / AUDIO_RATE_HZ)
+            )
         phase = 2 * np.pi * np.cumsum(frequency_hz) / AUDIO_RATE_HZ
         overtones = (1,) if kind == "/m/01v_m0" else (1, 0.5, 0.3)
         tone = sum(share * np.sin(k * phase) for k, share in enumerate(overtones, 1))
-    return 0.02 * 10 ** loud * tone + 10 ** rng.uniform(-3.7, -2.7) * rng.standard_normal(len(pitch))
+    return 0.02 * 10**loud * tone + 10 ** rng.uniform(-3.7, -2.7) * rng.standard_normal(len(pitch))
 
 
 def film_shape(kind, pitch, loud, size, rng):
     """Images of a disc (sine wave), a square (siren) or a triangle (noise): its height is the pitch, its size the
     loudness."""
-    backdrop, colour = (tuple(int(value) for value in rng.integers(*span, 3)) for span in ((40, 160), (120, 256)))
+    backdrop, colour = (
+        tuple(int(value) for value in rng.integers(*span, 3)) for span in ((40, 160), (120, 256))
+    )
     x = size[0] / 2 + rng.normal(0, 8)
     corners = {"/m/03kmc9": ((-1, -1), (1, -1), (1, 1), (-1, 1)), "/m/0chx_": ((-1, 1), (1, 1), (0, -1))}
     for height, largeness in zip(pitch, loud, strict=True):
@@ -572,7 +729,9 @@ def write_lombard(folder, scene, speech):
     ticks = [0, *(int(tick) for tick in ticks if tick < MOV_TICKS * (seconds - 0.5 * step_s))]
     images = film_face(scene, act_face(scene, voice, curve, np.array(ticks) / MOV_TICKS, rng), FRAME_4_3, rng)
     path = folder / "front" / f"{scene.place}.mov"
-    write_movie(path, images, FRAME_4_3, Fraction(round(1 / step_s)), X264, None, ticks, Fraction(1, MOV_TICKS))
+    write_movie(
+        path, images, FRAME_4_3, Fraction(round(1 / step_s)), X264, None, ticks, Fraction(1, MOV_TICKS)
+    )
     if scene.flaw == "no moov":
         path.write_bytes(without_moov(path.read_bytes()))
 
@@ -591,8 +750,14 @@ def write_audioset(folder, scene, speech):
         frames = np.round(times_s * AUDIO_RATE_HZ).astype(int)
         images = film_shape(scene.kind, pitch[frames], loud[frames], FRAME_4_3, rng)
     write_pcm(folder / "audio" / f"{scene.place}.wav", track, AUDIO_RATE_HZ)
-    write_movie(folder / "video" / f"{scene.place}.mp4", images, FRAME_4_3, Fraction(AUDIOSET_FPS), X264,
-                (track, AUDIO_RATE_HZ, "mono", "aac"))
+    write_movie(
+        folder / "video" / f"{scene.place}.mp4",
+        images,
+        FRAME_4_3,
+        Fraction(AUDIOSET_FPS),
+        X264,
+        (track, AUDIO_RATE_HZ, "mono", "aac"),
+    )
 
 
 def write_movie(path, images, size, fps, encoder, sound, ticks=None, tick_s=None):
@@ -637,6 +802,6 @@ def encode_sound(stream, samples, rate_hz, layout):
 def without_moov(data):
     """The bytes of a QuickTime file up to its moov atom, as where the recorder was stopped too early."""
     start = 0
-    while data[start + 4: start + 8] != b"moov":
-        start += int.from_bytes(data[start: start + 4], "big")
+    while data[start + 4 : start + 8] != b"moov":
+        start += int.from_bytes(data[start : start + 4], "big")
     return data[:start]

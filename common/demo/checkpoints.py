@@ -55,34 +55,59 @@ from transformers.utils.logging import disable_progress_bar
 
 from common.files import atomic_path, make_folder
 
-disable_progress_bar()    # a bar per written shard would drown what 01 prints
+disable_progress_bar()  # a bar per written shard would drown what 01 prints
 
 SIZES = {
     "tiny": {
-        "hidden": 64, "layers": 2, "heads": 4,
-        "vocabulary": 1000, "tokens": 128,  # largest vocabulary, longest text
-        "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
-        "wavlm_dim": (128, 64), "wavlm_kernel": (320, 8), "wavlm_stride": (160, 4),      # 40 ms a step
-        "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,                   # 10 ms a frame
-        "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
+        "hidden": 64,
+        "layers": 2,
+        "heads": 4,
+        "vocabulary": 1000,
+        "tokens": 128,  # largest vocabulary, longest text
+        "conv_dim": (10, 48, 64),
+        "conv_kernel": (10, 64, 8),
+        "conv_stride": (5, 32, 4),
+        "conv_positions": 16,
+        "wavlm_dim": (128, 64),
+        "wavlm_kernel": (320, 8),
+        "wavlm_stride": (160, 4),  # 40 ms a step
+        "mel_bins": 64,
+        "mel_frames": 256,
+        "mel_stride": 16,  # 10 ms a frame
+        "image_px": 48,
+        "patch_px": 12,
+        "frames": 16,
+        "tubelet": 4,
     },
     "small": {
-        "hidden": 128, "layers": 4, "heads": 4,
-        "vocabulary": 4000, "tokens": 256,
-        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3),
+        "hidden": 128,
+        "layers": 4,
+        "heads": 4,
+        "vocabulary": 4000,
+        "tokens": 256,
+        "conv_dim": (10, 80, 128),
+        "conv_kernel": (10, 64, 6),
+        "conv_stride": (5, 32, 3),
         "conv_positions": 32,
-        "wavlm_dim": (256, 128), "wavlm_kernel": (320, 4), "wavlm_stride": (160, 2),     # 20 ms, as published
-        "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
-        "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
+        "wavlm_dim": (256, 128),
+        "wavlm_kernel": (320, 4),
+        "wavlm_stride": (160, 2),  # 20 ms, as published
+        "mel_bins": 128,
+        "mel_frames": 512,
+        "mel_stride": 16,
+        "image_px": 112,
+        "patch_px": 16,
+        "frames": 16,
+        "tubelet": 4,
     },
 }
-INITIALIZER_RANGE = 0.05           # published: 0.02, too faint a start for a hidden size of 64
+INITIALIZER_RANGE = 0.05  # published: 0.02, too faint a start for a hidden size of 64
 DROPOUT = 0.1
 AUDIO_RATE_HZ = 16000
-LOWEST_HIGHEST_HZ = (80, 7000)     # centres of the filter banks that the waveform models start from
+LOWEST_HIGHEST_HZ = (80, 7000)  # centres of the filter banks that the waveform models start from
 FILTER_GAIN = 1.0
-ENVELOPE_GAIN = 0.01               # see start_as_envelopes; at 0.001 a learning rate of 1e-4 harms it
-SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0       # of the log-mel; AudioSet's are -4.27, 4.57
+ENVELOPE_GAIN = 0.01  # see start_as_envelopes; at 0.001 a learning rate of 1e-4 harms it
+SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0  # of the log-mel; AudioSet's are -4.27, 4.57
 
 
 def write_checkpoints(folder, texts, size, seed):
@@ -188,7 +213,7 @@ def make_distilbert(dims, texts):
         vocab_size=len(tokenizer),
         max_position_embeddings=dims["tokens"],
         dim=dims["hidden"],
-        n_layers=max(1, dims["layers"] // 2),                                  # distilled to half the depth
+        n_layers=max(1, dims["layers"] // 2),  # distilled to half the depth
         n_heads=dims["heads"],
         hidden_dim=4 * dims["hidden"],
         dropout=DROPOUT,
@@ -227,13 +252,18 @@ def make_hubert(dims, _texts):
 
 def make_wavlm(dims, _texts):
     """WavLM-Large in small; WavLM-Base has neither "layer" nor "stable" normalisation."""
-    model = WavLMModel(WavLMConfig(**waveform_shape(dims) | {
-        "do_stable_layer_norm": True,
-        "feat_extract_norm": "layer",
-        "conv_dim": dims["wavlm_dim"],
-        "conv_kernel": dims["wavlm_kernel"],
-        "conv_stride": dims["wavlm_stride"],
-    }))
+    model = WavLMModel(
+        WavLMConfig(
+            **waveform_shape(dims)
+            | {
+                "do_stable_layer_norm": True,
+                "feat_extract_norm": "layer",
+                "conv_dim": dims["wavlm_dim"],
+                "conv_kernel": dims["wavlm_kernel"],
+                "conv_stride": dims["wavlm_stride"],
+            }
+        )
+    )
     start_as_envelopes(model.feature_extractor)
     return model, waveform_processor(return_attention_mask=True)
 
@@ -275,7 +305,7 @@ def start_as_filter_bank(encoder, dims):
     both signs. Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second
     convolution restore the waveform and filter it. The third one averages over time.
     """
-    weights = [layer.conv.weight.data for layer in encoder.conv_layers]        # each (C_out, C_in, kernel)
+    weights = [layer.conv.weight.data for layer in encoder.conv_layers]  # each (C_out, C_in, kernel)
     deal, filters, average = weights
     stride = dims["conv_stride"][0]
     deal.zero_()
@@ -301,7 +331,7 @@ def start_as_envelopes(encoder):
     speech is soft, filters as faint as ENVELOPE_GAIN leave it the epsilon to divide by, which keeps some of
     the loudness.
     """
-    filters, envelopes = [layer.conv.weight.data for layer in encoder.conv_layers]     # (C_out, C_in, kernel)
+    filters, envelopes = [layer.conv.weight.data for layer in encoder.conv_layers]  # (C_out, C_in, kernel)
     n_bands, n_samples = filters.shape[0] // 4, filters.shape[2]
     cosines, sines = mel_filters(n_bands, n_samples), mel_filters(n_bands, n_samples, math.pi / 2)
     filters[:, 0] = ENVELOPE_GAIN / FILTER_GAIN * torch.cat([cosines, -cosines, sines, -sines])

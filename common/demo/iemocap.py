@@ -47,24 +47,24 @@ EMOTIONS = ("neu", "hap", "sad", "ang")
 KEEPS_OWN = 0.40
 CATCHES_OTHER = 0.25
 MOOD_SHARE = 0.55
-SHOWS = {                          # chance that a modality shows the true emotion, in the order of EMOTIONS
+SHOWS = {  # chance that a modality shows the true emotion, in the order of EMOTIONS
     "text": (0.82, 0.88, 0.88, 0.88),
     "speech": (0.74, 0.80, 0.83, 0.83),
     "video": (0.58, 0.70, 0.68, 0.68),
 }
-CONFUSIONS = {                     # what it shows otherwise: weights over EMOTIONS, a row per true emotion
+CONFUSIONS = {  # what it shows otherwise: weights over EMOTIONS, a row per true emotion
     "text": ((0, 3, 4, 3), (8, 0, 1, 1), (7, 1, 0, 2), (6, 1, 3, 0)),
     "speech": ((0, 4, 4, 2), (4, 0, 1, 5), (8, 1, 0, 1), (3, 6, 1, 0)),
     "video": ((0, 4, 3, 3), (6, 0, 2, 2), (6, 1, 0, 3), (6, 2, 2, 0)),
     "label": ((0, 1, 1, 1), (1, 0, 0, 0), (1, 0, 0, 0), (1, 0, 0, 0)),
 }
 AMBIGUOUS_SHARE = {"neu": 0.20, "hap": 0.10, "sad": 0.10, "ang": 0.10}
-OPENER_SHARE = 0.15                # turns that start with one more line that fits any mood
+OPENER_SHARE = 0.15  # turns that start with one more line that fits any mood
 STRENGTH_BETA = (6.0, 2.0)
 MIRRORING = 0.25
 LABEL_NOISE = 0.02
 OTHER_SHARE = 0.13
-OTHER_LABELS = {                   # labels outside the four classes, with weights
+OTHER_LABELS = {  # labels outside the four classes, with weights
     "neu": {"xxx": 6, "fru": 3, "oth": 1},
     "hap": {"xxx": 5, "sur": 4, "fea": 1},
     "sad": {"fru": 6, "xxx": 4, "fea": 1},
@@ -77,13 +77,13 @@ PROSODY = {  # pitch, range: eSpeak's 0-99 scale; rate: factor; gain: dB; tilt: 
     "ang": {"pitch": 2, "range": 20, "rate": 1.30, "gain_db": 6.0, "tilt": 0.90},
 }
 PROSODY_JITTER = {"pitch": 4.0, "range": 6.0, "rate": 0.04, "gain_db": 1.5, "tilt": 0.08}  # standard dev.
-FACES = {                          # inner brows up, brows up, eyes open, mouth corners up, mouth width
+FACES = {  # inner brows up, brows up, eyes open, mouth corners up, mouth width
     "neu": {"brow_tilt": 0.0, "brow_lift": 0.0, "eyes": 0.0, "smile": 0.0, "width": 0.0},
     "hap": {"brow_tilt": 0.1, "brow_lift": 0.7, "eyes": -0.3, "smile": 1.0, "width": 0.6},
     "sad": {"brow_tilt": 1.0, "brow_lift": 0.3, "eyes": -0.5, "smile": -0.8, "width": -0.4},
     "ang": {"brow_tilt": -1.0, "brow_lift": -0.8, "eyes": 0.5, "smile": -0.4, "width": 0.2},
 }
-FACE_JITTER = 0.15                 # standard deviation of each face feature from turn to turn
+FACE_JITTER = 0.15  # standard deviation of each face feature from turn to turn
 
 # ---- The speakers: two per session, (woman, man) -------------------------------------------
 VOICES = (("f1", "m2"), ("f3", "m5"), ("f4", "m1"), ("f2", "m4"), ("f5", "m3"))
@@ -95,25 +95,54 @@ HAIRS = ((92, 60, 34), (40, 32, 28), (176, 132, 70), (64, 44, 36), (122, 70, 40)
 
 # ---- Layout and media -----------------------------------------------------------------------
 SESSIONS = (1, 2, 3, 4, 5)
-DIALOGUE_KINDS = (                 # marker wearer and scene, in the order in which dialogues are added
-    "F_impro01", "M_impro01", "F_script01_1", "M_script01_1", "F_impro02", "M_impro05a", "F_script02_2",
-    "M_script01_1b", "F_impro03", "M_impro05b", "F_script03_1", "M_script02_2", "F_impro04", "M_impro07",
-    "F_script01_2", "M_script03_2",
+DIALOGUE_KINDS = (  # marker wearer and scene, in the order in which dialogues are added
+    "F_impro01",
+    "M_impro01",
+    "F_script01_1",
+    "M_script01_1",
+    "F_impro02",
+    "M_impro05a",
+    "F_script02_2",
+    "M_script01_1b",
+    "F_impro03",
+    "M_impro05b",
+    "F_script03_1",
+    "M_script02_2",
+    "F_impro04",
+    "M_impro07",
+    "F_script01_2",
+    "M_script03_2",
 )
 AUDIO_RATE_HZ = 16000
 ESPEAK_RATE_HZ = 22050
 VIDEO_RATE_HZ = 15
-HALF_PX = 120                      # each speaker's half of the split screen is HALF_PX x HALF_PX
-SPEECH_RMS = 0.05                  # of neutral speech, full scale = 1
-CROSSTALK = 0.15                   # how much of a speaker the other one's microphone picks up
+HALF_PX = 120  # each speaker's half of the split screen is HALF_PX x HALF_PX
+SPEECH_RMS = 0.05  # of neutral speech, full scale = 1
+CROSSTALK = 0.15  # how much of a speaker the other one's microphone picks up
 NOISE_RMS = 0.001
 RATER_NAMES = {
-    "neu": "Neutral", "hap": "Happiness", "exc": "Excited", "sad": "Sadness", "ang": "Anger",
-    "fru": "Frustration", "sur": "Surprise", "fea": "Fear", "dis": "Disgust", "oth": "Other",
+    "neu": "Neutral",
+    "hap": "Happiness",
+    "exc": "Excited",
+    "sad": "Sadness",
+    "ang": "Anger",
+    "fru": "Frustration",
+    "sur": "Surprise",
+    "fea": "Fear",
+    "dis": "Disgust",
+    "oth": "Other",
 }
-VAD = {                            # typical valence, activation, dominance on the raters' scale 1-5
-    "neu": (3, 2, 3), "hap": (4, 3, 3), "exc": (4, 4, 3), "sad": (2, 2, 2), "ang": (2, 4, 4),
-    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3),
+VAD = {  # typical valence, activation, dominance on the raters' scale 1-5
+    "neu": (3, 2, 3),
+    "hap": (4, 3, 3),
+    "exc": (4, 4, 3),
+    "sad": (2, 2, 2),
+    "ang": (2, 4, 4),
+    "fru": (2, 3, 3),
+    "sur": (3, 4, 3),
+    "fea": (2, 4, 2),
+    "dis": (2, 3, 3),
+    "oth": (3, 3, 3),
     "xxx": (3, 3, 3),
 }
 APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)  # macOS leaves "._*" files
@@ -123,15 +152,15 @@ APPLE_DOUBLE = bytes.fromhex("00051607000200004d6163204f532058") + bytes(66)  # 
 class Turn:
     """One turn before it is placed in time."""
 
-    letter: str                    # "F" or "M": who speaks
-    label: str                     # annotated label, one of IEMOCAP's eleven
-    text: str                      # transcript
-    voice: dict                    # eSpeak voice, pitch, range, rate_wpm and our gain_db, tilt
-    face: dict                     # features as in FACES
-    pause_s: float                 # after the turn before, negative where they overlap
-    name: str = ""                 # utterance id
-    start: int = 0                 # first sample in the dialogue
-    end: int = 0                   # one past the last
+    letter: str  # "F" or "M": who speaks
+    label: str  # annotated label, one of IEMOCAP's eleven
+    text: str  # transcript
+    voice: dict  # eSpeak voice, pitch, range, rate_wpm and our gain_db, tilt
+    face: dict  # features as in FACES
+    pause_s: float  # after the turn before, negative where they overlap
+    name: str = ""  # utterance id
+    start: int = 0  # first sample in the dialogue
+    end: int = 0  # one past the last
 
 
 @dataclass
@@ -140,10 +169,10 @@ class Looks:
 
     skin: tuple
     hair: tuple
-    width: int                     # half the width of the head
-    height: int                    # from the middle of the face to the chin
-    hair_down: int                 # how far the hair reaches below the middle of the face
-    eye_x: int                     # from the middle of the face to an eye
+    width: int  # half the width of the head
+    height: int  # from the middle of the face to the chin
+    hair_down: int  # how far the hair reaches below the middle of the face
+    eye_x: int  # from the middle of the face to an eye
 
 
 @dataclass
@@ -170,7 +199,8 @@ def write_demo_iemocap(root, seed, n_dialogues_per_session=8, turns_per_dialogue
         raise ValueError(f"n_dialogues_per_session must be 1 to {len(DIALOGUE_KINDS)}")
     dialogues = [
         plan_dialogue(session, number, turns_per_dialogue, seed)
-        for session in SESSIONS for number in range(n_dialogues_per_session)
+        for session in SESSIONS
+        for number in range(n_dialogues_per_session)
     ]
     spoken = [(remove_tokens(turn.text), turn.voice) for dialogue in dialogues for turn in dialogue.turns]
     # eSpeak's noise and pitch flutter depend on all that it said before: one fresh process says everything.
@@ -301,8 +331,14 @@ def remove_tokens(text):
 class Event(ctypes.Structure):
     """What eSpeak NG reports with its samples (espeak_EVENT of its speak_lib.h)."""
 
-    _fields_ = [*((name, ctypes.c_int) for name in ("type", "unique", "text_position", "length", "time_ms", "sample")),
-                ("user_data", ctypes.c_void_p), ("id", ctypes.c_void_p)]
+    _fields_ = [
+        *(
+            (name, ctypes.c_int)
+            for name in ("type", "unique", "text_position", "length", "time_ms", "sample")
+        ),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_void_p),
+    ]
 
 
 def load_espeak():
@@ -395,7 +431,7 @@ def finish_speech(samples, voice):
     loud = np.flatnonzero(np.abs(speech) > 0.02 * np.abs(speech).max())
     margin = AUDIO_RATE_HZ // 20
     first = max(0, loud[0] - margin)
-    speech = speech[first: loud[-1] + margin]
+    speech = speech[first : loud[-1] + margin]
     # tilt > 0 brightens like a pressed voice, tilt < 0 darkens like a soft one.
     tilt = voice["tilt"]
     speech = lfilter([1, -tilt], 1, speech) if tilt > 0 else lfilter([1], [1, tilt], speech)
@@ -434,7 +470,7 @@ def mix_tracks(turns, speech, rng):
     n_samples = max(turn.end for turn in turns) + AUDIO_RATE_HZ
     clean = {letter: np.zeros(n_samples, np.float32) for letter in "FM"}
     for turn, samples in zip(turns, speech):
-        clean[turn.letter][turn.start: turn.end] += samples
+        clean[turn.letter][turn.start : turn.end] += samples
     noise = {letter: NOISE_RMS * rng.standard_normal(n_samples, np.float32) for letter in "FM"}
     return {
         letter: clean[letter] + CROSSTALK * clean[other] + noise[letter]
@@ -450,7 +486,7 @@ def write_audio(folder, dialogue, tracks, rng):
     sentences = folder / "sentences" / "wav" / dialogue.name
     sentences.mkdir(parents=True, exist_ok=True)
     for turn in dialogue.turns:
-        samples = tracks[turn.letter][turn.start: turn.end]
+        samples = tracks[turn.letter][turn.start : turn.end]
         soundfile.write(sentences / f"{turn.name}.wav", samples, AUDIO_RATE_HZ, subtype="PCM_16")
     if rng.random() < 0.1:
         (path.parent / f"._{path.name}").write_bytes(APPLE_DOUBLE)
@@ -479,7 +515,7 @@ def write_texts(folder, dialogue, rng):
 def evaluation_block(turn, rng):
     """One turn of an EmoEvaluation file: the summary line, three raters and the speaker's own rating."""
     typical = np.array(VAD[turn.label])
-    ratings = np.clip(typical + rng.integers(-1, 2, size=(3, 3)), 1, 5)       # (rater, dimension)
+    ratings = np.clip(typical + rng.integers(-1, 2, size=(3, 3)), 1, 5)  # (rater, dimension)
     valence, activation, dominance = ratings[:2].mean(axis=0)
     start_s, end_s = turn.start / AUDIO_RATE_HZ, turn.end / AUDIO_RATE_HZ
     votes = rater_votes(turn.label, rng)
@@ -549,7 +585,7 @@ def face_track(turns, letter, track, n_frames, rng):
         for index in range(math.floor(turn.start / hop), min(n_frames, math.ceil(turn.end / hop))):
             frames[index] |= {feature: share * value for feature, value in turn.face.items()}
             if turn.letter == letter:
-                samples = track[int(index * hop): int((index + 1) * hop)]
+                samples = track[int(index * hop) : int((index + 1) * hop)]
                 frames[index]["open"] = float(np.sqrt(np.mean(samples**2)))
     loudest = max(frame["open"] for frame in frames) or 1.0
     speed, phase = rng.uniform(0.15, 0.35, 2), rng.uniform(0, 2 * np.pi, 2)
@@ -562,8 +598,14 @@ def face_track(turns, letter, track, n_frames, rng):
 
 def speaker_looks(session, person):
     """The Looks of one of the ten speakers; person 0 is the woman."""
-    return Looks(SKINS[session - 1], HAIRS[session - 1], 36 + 2 * (session % 3) + 3 * person, 50 + session % 2,
-                 10 if person else 40, 17 + (session + person) % 2)                # the women wear it long
+    return Looks(
+        SKINS[session - 1],
+        HAIRS[session - 1],
+        36 + 2 * (session % 3) + 3 * person,
+        50 + session % 2,
+        10 if person else 40,
+        17 + (session + person) % 2,
+    )  # the women wear it long
 
 
 def draw_face(image, looks, face):

@@ -39,6 +39,7 @@ import numpy as np
 from PIL import Image
 from scipy.signal import lfilter
 
+from common.corpora.mosei import EMOTIONS, FOLDS_FILE, LABELS_CSD, SILENCE, WORDS_CSD
 from common.corpora.readers import EMODB_TEXTS
 from common.demo.av import (
     X264,
@@ -54,95 +55,121 @@ from common.demo.av import (
 from common.demo.iemocap import AUDIO_RATE_HZ, draw_face, speak_words
 from common.demo.speech import STRENGTH, finish, set_voice, write_pcm
 from common.files import atomic_path
-from common.corpora.mosei import EMOTIONS, FOLDS_FILE, LABELS_CSD, SILENCE, WORDS_CSD
 
 # ---- The language -------------------------------------------------------------------------
-FIELDS = {                         # nouns, verbs and adjectives, the most frequent first
+FIELDS = {  # nouns, verbs and adjectives, the most frequent first
     "happy": (
         "party holiday gift wedding birthday laughter joy victory cake festival picnic hug",
         "laughed smiled danced celebrated cheered won sang played hugged kissed relaxed grinned",
-        "happy lovely wonderful sweet beautiful proud sunny cheerful delightful fantastic joyful bright"),
+        "happy lovely wonderful sweet beautiful proud sunny cheerful delightful fantastic joyful bright",
+    ),
     "sad": (
         "loss funeral tears farewell grief grave divorce sorrow illness heartbreak loneliness widow",
         "cried lost missed wept mourned suffered sighed sobbed parted grieved faded withered",
-        "sad lonely broken gloomy hopeless empty tragic tearful weary miserable dying forgotten"),
+        "sad lonely broken gloomy hopeless empty tragic tearful weary miserable dying forgotten",
+    ),
     "anger": (
         "lie fight insult fraud fault betrayal quarrel war injustice traitor bully robbery",
         "shouted argued fought yelled cheated accused cursed attacked protested threatened raged slammed",
-        "angry unfair furious rude mad cruel selfish outrageous hostile corrupt violent arrogant"),
+        "angry unfair furious rude mad cruel selfish outrageous hostile corrupt violent arrogant",
+    ),
     "surprise": (
         "miracle secret trick twist magic stranger jackpot coincidence discovery riddle comet revelation",
         "gasped wondered stared discovered jumped guessed appeared stumbled blinked vanished exclaimed marveled",
         "sudden strange amazing unexpected incredible weird shocking mysterious curious unbelievable astonishing "
-        "bizarre"),
+        "bizarre",
+    ),
     "disgust": (
         "garbage dirt mold stench vomit rot toilet filth slime sewer cockroach maggot",
         "gagged spat puked stank rotted dripped smelled recoiled leaked oozed smeared retched",
-        "disgusting dirty nasty filthy gross rotten smelly greasy slimy sticky foul stale"),
+        "disgusting dirty nasty filthy gross rotten smelly greasy slimy sticky foul stale",
+    ),
     "fear": (
         "danger nightmare monster darkness ghost storm threat panic shadow horror knife spider",
         "feared screamed fled trembled hid froze panicked escaped shivered ran shook crept",
-        "afraid dark scary dangerous terrifying creepy nervous horrible frightened haunted deadly anxious"),
-    "": (                          # plain words
+        "afraid dark scary dangerous terrifying creepy nervous horrible frightened haunted deadly anxious",
+    ),
+    "": (  # plain words
         "report movie market table office price meeting camera phone chapter budget street number train kitchen "
         "window bottle recipe letter garden paper shop teacher computer",
         "talked worked looked waited walked called listened answered counted paid stopped started moved drove read "
         "sat stood arrived",
         "new small long simple regular early blue local average square wooden plain second quick digital yearly round "
-        "narrow"),
+        "narrow",
+    ),
 }
-FIELDS = {emotion: dict(zip("NVA", (words.split() for words in parts), strict=True))
-          for emotion, parts in FIELDS.items()}
+FIELDS = {
+    emotion: dict(zip("NVA", (words.split() for words in parts), strict=True))
+    for emotion, parts in FIELDS.items()
+}
 PATTERNS = (
-    "the {A} {N} {V} and {V}", "that {N} was {A} and {A} so i {V}", "we {V} and {V} about the {A} {N}",
-    "my {A} {N} and that {A} {N} {V}", "this {N} and the {N} {V}", "then a {A} and {A} {N} came",
+    "the {A} {N} {V} and {V}",
+    "that {N} was {A} and {A} so i {V}",
+    "we {V} and {V} about the {A} {N}",
+    "my {A} {N} and that {A} {N} {V}",
+    "this {N} and the {N} {V}",
+    "then a {A} and {A} {N} came",
 )
 OPENERS = ("well", "so", "um", "but", "okay", "zlatka", "and", "vlogwise")
-FUNCTION_WORDS = sorted({word for pattern in PATTERNS for word in pattern.split() if word[0] != "{"} | {*OPENERS})
-LEXICON = (*FUNCTION_WORDS, *(word for parts in FIELDS.values() for words in parts.values() for word in words))
+FUNCTION_WORDS = sorted(
+    {word for pattern in PATTERNS for word in pattern.split() if word[0] != "{"} | {*OPENERS}
+)
+LEXICON = (
+    *FUNCTION_WORDS,
+    *(word for parts in FIELDS.values() for words in parts.values() for word in words),
+)
 NO_VECTOR = ("zlatka", "vlogwise", "puked", "retched", "hid")
 OPENER_SHARE = 0.3
-IN_FIELD = {"mosei": 0.65, "voxceleb2": 0.90}      # chance that a blank gets a word of the sentence's field
-ABOUT = {                          # what a sentence is about: an emotion that is there, none, any
+IN_FIELD = {"mosei": 0.65, "voxceleb2": 0.90}  # chance that a blank gets a word of the sentence's field
+ABOUT = {  # what a sentence is about: an emotion that is there, none, any
     "mosei": {"own": 0.80, "plain": 0.12, "other": 0.08},
     "voxceleb2": {"own": 0.95, "plain": 0.03, "other": 0.02},
 }
-RARITY = 4.0                       # the r-th word of a list is as frequent as 1 / (r + RARITY)
-TWO_SENTENCES = 0.45               # share of segments with one emotion or none that have two sentences
-SENTENCES_PER_CLIP = 2             # of VoxCeleb2
+RARITY = 4.0  # the r-th word of a list is as frequent as 1 / (r + RARITY)
+TWO_SENTENCES = 0.45  # share of segments with one emotion or none that have two sentences
+SENTENCES_PER_CLIP = 2  # of VoxCeleb2
 
 # ---- The vectors --------------------------------------------------------------------------
 GLOVE_FILE = "glove.demo.300d.txt"
 GLOVE_DIM = 300
-SHARED = {"part": 0.30, "field": 0.015}      # of a vector's square: what a part of speech and what a field shares
+SHARED = {"part": 0.30, "field": 0.015}  # of a vector's square: what a part of speech and what a field shares
 GLOVE_NORM = 6.0
 
 # ---- Emotions, voices and faces -----------------------------------------------------------
 MAIN = {"": 0.12, "happy": 0.44, "sad": 0.13, "anger": 0.11, "disgust": 0.09, "surprise": 0.05, "fear": 0.06}
-COMPANIONS = {                     # weights of what goes with a main emotion
+COMPANIONS = {  # weights of what goes with a main emotion
     "happy": {"surprise": 2, "sad": 3, "anger": 1, "disgust": 1},
     "sad": {"anger": 3, "happy": 3, "disgust": 2, "fear": 2},
-    "anger": {"disgust": 5, "sad": 3, "happy": 2}, "disgust": {"anger": 5, "sad": 2, "happy": 1},
-    "surprise": {"happy": 3, "fear": 1, "anger": 1}, "fear": {"sad": 3, "anger": 1, "surprise": 1},
+    "anger": {"disgust": 5, "sad": 3, "happy": 2},
+    "disgust": {"anger": 5, "sad": 2, "happy": 1},
+    "surprise": {"happy": 3, "fear": 1, "anger": 1},
+    "fear": {"sad": 3, "anger": 1, "surprise": 1},
 }
-SECOND, THIRD = 0.35, 0.25         # chance of another emotion, and of one more
-SEEN_WHERE_NONE = 0.01             # chance that one annotator sees an emotion that is not there
-STYLE = {"": "neutral", "happy": "happy", "sad": "sad", "anger": "angry", "surprise": "surprised",
-         "disgust": "disgust", "fear": "fearful"}             # in demo_speech and demo_av
+SECOND, THIRD = 0.35, 0.25  # chance of another emotion, and of one more
+SEEN_WHERE_NONE = 0.01  # chance that one annotator sees an emotion that is not there
+STYLE = {
+    "": "neutral",
+    "happy": "happy",
+    "sad": "sad",
+    "anger": "angry",
+    "surprise": "surprised",
+    "disgust": "disgust",
+    "fear": "fearful",
+}  # in demo_speech and demo_av
 SHOWS = {"voice": 0.75, "face": 0.70}
-PACE = 1.30                        # of the speaking rate
-GERMAN_SHARE = 0.12                # clips of VoxCeleb2 in another language
-SCORE, GERMAN_SCORE, SCORE_SD = -0.12, -0.9, 0.08            # mean log-probability of a word's letters
-MISHEARD = {"voxceleb2": 0.08, "mosei": 0.29}                # word error rate; the paper's in MOSEI (Sec. 4.1)
-SHORT_LETTERS, SHORT_ERRORS = 4, 3.0       # words of so many letters are misheard this much more often
+PACE = 1.30  # of the speaking rate
+GERMAN_SHARE = 0.12  # clips of VoxCeleb2 in another language
+SCORE, GERMAN_SCORE, SCORE_SD = -0.12, -0.9, 0.08  # mean log-probability of a word's letters
+MISHEARD = {"voxceleb2": 0.08, "mosei": 0.29}  # word error rate; the paper's in MOSEI (Sec. 4.1)
+SHORT_LETTERS, SHORT_ERRORS = 4, 3.0  # words of so many letters are misheard this much more often
 
 # ---- Layout and media ---------------------------------------------------------------------
 FOLDS = {"train": 0.655, "valid": 0.10, "test": 0.245}
-SPECIAL_IDS = ("-demo_id-a1", "10219", "demo__id__")         # begins with -, is numeric, ends with _: all in train
-GAP_S = (0.15, 0.6)                # silence between segments
-MARGIN_S = 0.04                    # of a segment before and after its words
-WITHOUT_WAV = 0.15                 # share of videos that have only an mp4
-CLIPS_PER_VIDEO = 4                # of demo_voxceleb2_av
+SPECIAL_IDS = ("-demo_id-a1", "10219", "demo__id__")  # begins with -, is numeric, ends with _: all in train
+GAP_S = (0.15, 0.6)  # silence between segments
+MARGIN_S = 0.04  # of a segment before and after its words
+WITHOUT_WAV = 0.15  # share of videos that have only an mp4
+CLIPS_PER_VIDEO = 4  # of demo_voxceleb2_av
 NOISE_RMS = 0.0008
 FPS = Fraction(8)
 MOSEI_FRAME, VOXCELEB2_FRAME = (160, 120), (120, 120)
@@ -152,25 +179,25 @@ MOSEI_FRAME, VOXCELEB2_FRAME = (160, 120), (120, 120)
 class Take:
     """What is said in one go: a segment of CMU-MOSEI or a clip of VoxCeleb2."""
 
-    emotions: tuple                # those of EMOTIONS that are there
+    emotions: tuple  # those of EMOTIONS that are there
     text: str
-    voice: dict                    # for `speak_words`
-    face: dict                     # features at the height of the expression
+    voice: dict  # for `speak_words`
+    face: dict  # features at the height of the expression
     language: str = "en"
-    samples: np.ndarray | None = None      # once it is spoken
-    words: tuple = ()              # (word, start_s, end_s), on the take's own clock
+    samples: np.ndarray | None = None  # once it is spoken
+    words: tuple = ()  # (word, start_s, end_s), on the take's own clock
 
 
 @dataclass
 class Video:
     """One recording with all its takes; of VoxCeleb2 each take has files of its own."""
 
-    place: str                     # CMU-MOSEI: the id; VoxCeleb2: id00012/21Uxsk56VDQ
+    place: str  # CMU-MOSEI: the id; VoxCeleb2: id00012/21Uxsk56VDQ
     actor: Actor
     takes: list
-    seed: tuple                    # of everything drawn after speaking
+    seed: tuple  # of everything drawn after speaking
     has_wav: bool = True
-    starts_s: tuple = ()           # of the takes
+    starts_s: tuple = ()  # of the takes
 
 
 # ---- The two corpora ----------------------------------------------------------------------
@@ -201,7 +228,9 @@ def write_demo_mosei(root, seed, n_videos, segments_per_video, workers):
     for video in videos:
         place_takes(video, starts_early=video is videos[1])
     texts = {FOLDS_FILE: folds_text(ids[:-1], draw_name(rng)), GLOVE_FILE: glove_text(seed)}
-    write_files(root, videos, write_mosei_video, workers, texts, partial(write_labels, videos=videos, seed=seed))
+    write_files(
+        root, videos, write_mosei_video, workers, texts, partial(write_labels, videos=videos, seed=seed)
+    )
 
 
 def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers):
@@ -237,8 +266,10 @@ def speak_takes(videos):
     for take, (samples, starts_s) in zip(takes, spoken, strict=True):
         take.samples = samples
         ends_s = [*starts_s[1:], len(samples) / AUDIO_RATE_HZ]
-        take.words = tuple((word.strip(".,?!").lower(), float(start_s), float(end_s)) for word, start_s, end_s
-                           in zip(take.text.split(), starts_s, ends_s, strict=True))
+        take.words = tuple(
+            (word.strip(".,?!").lower(), float(start_s), float(end_s))
+            for word, start_s, end_s in zip(take.text.split(), starts_s, ends_s, strict=True)
+        )
 
 
 def write_files(root, videos, write, workers, texts, finish_folder=None):
@@ -250,7 +281,7 @@ def write_files(root, videos, write, workers, texts, finish_folder=None):
         if finish_folder:
             finish_folder(temporary)
         for _ in pool.map(partial(write, temporary), videos):
-            pass               # an error in a thread is raised here
+            pass  # an error in a thread is raised here
 
 
 # ---- What is said and shown ---------------------------------------------------------------
@@ -284,9 +315,13 @@ def draw_emotions(main, rng):
 def plan_take(corpus, emotions, actor, rng):
     """A Take of "mosei" or "voxceleb2" with these emotions; in MOSEI it has a sentence for each of them."""
     is_labelled = corpus == "mosei"
-    n_sentences = max(len(emotions), 1 + (rng.random() < TWO_SENTENCES)) if is_labelled else SENTENCES_PER_CLIP
-    sentences = [draw_sentence(corpus, emotions[k % len(emotions)] if emotions else "", rng)
-                 for k in range(n_sentences)]
+    n_sentences = (
+        max(len(emotions), 1 + (rng.random() < TWO_SENTENCES)) if is_labelled else SENTENCES_PER_CLIP
+    )
+    sentences = [
+        draw_sentence(corpus, emotions[k % len(emotions)] if emotions else "", rng)
+        for k in range(n_sentences)
+    ]
     shown = {name: choose_shown(emotions, SHOWS[name], rng) for name in SHOWS}
     strengths = {"voice": actor.speaker.expressiveness, "face": actor.face_expressiveness}
     strengths = {name: value * rng.beta(*STRENGTH["strong"]) for name, value in strengths.items()}
@@ -308,8 +343,12 @@ def draw_sentence(corpus, emotion, rng):
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     if rng.random() < OPENER_SHARE:
         pattern = f"{OPENERS[rng.integers(len(OPENERS))]} {pattern}"
-    return " ".join(draw_word(piece[1], emotion if rng.random() < IN_FIELD[corpus] else "", rng)
-                    if piece.startswith("{") else piece for piece in pattern.split())
+    return " ".join(
+        draw_word(piece[1], emotion if rng.random() < IN_FIELD[corpus] else "", rng)
+        if piece.startswith("{")
+        else piece
+        for piece in pattern.split()
+    )
 
 
 def draw_word(part, emotion, rng):
@@ -337,13 +376,20 @@ def glove_text(seed):
     of_part = {part: draw_direction(rng) for part in ("N", "V", "A", "function")}
     of_field = {emotion: draw_direction(rng) for emotion in FIELDS}
     own = 1 - sum(SHARED.values())
-    vectors = {word: np.sqrt(SHARED["part"]) * of_part[part] + np.sqrt(SHARED["field"]) * of_field[emotion]
-               + np.sqrt(own) * draw_direction(rng) for (emotion, part), words in kinds.items() for word in words}
+    vectors = {
+        word: np.sqrt(SHARED["part"]) * of_part[part]
+        + np.sqrt(SHARED["field"]) * of_field[emotion]
+        + np.sqrt(own) * draw_direction(rng)
+        for (emotion, part), words in kinds.items()
+        for word in words
+    }
     lines = [(word, vector) for word, vector in vectors.items() if word not in NO_VECTOR]
     order = rng.permutation(len(lines))
     # A token with blanks, and one that is there twice, of which the first counts.
     lines = [(". . .", draw_direction(rng)), *(lines[k] for k in order), ("happy", draw_direction(rng))]
-    return "".join(f"{word} {' '.join(f'{value:.4f}' for value in GLOVE_NORM * vector)}\n" for word, vector in lines)
+    return "".join(
+        f"{word} {' '.join(f'{value:.4f}' for value in GLOVE_NORM * vector)}\n" for word, vector in lines
+    )
 
 
 def draw_direction(rng):
@@ -357,8 +403,15 @@ def draw_direction(rng):
 def mishear(take, error_rate, rng):
     """[(word, start_s, end_s, score)]: what a recogniser makes of a take, most errors in short words."""
     if take.language != "en":
-        return [(LEXICON[rng.integers(len(LEXICON))], start_s, end_s, GERMAN_SCORE + SCORE_SD * rng.standard_normal())
-                for _, start_s, end_s in take.words]
+        return [
+            (
+                LEXICON[rng.integers(len(LEXICON))],
+                start_s,
+                end_s,
+                GERMAN_SCORE + SCORE_SD * rng.standard_normal(),
+            )
+            for _, start_s, end_s in take.words
+        ]
     is_short = np.array([len(word) <= SHORT_LETTERS for word, _, _ in take.words])
     weights = np.where(is_short, SHORT_ERRORS, 1.0)
     chances = np.minimum(error_rate * weights / weights.mean(), 0.9)
@@ -366,7 +419,7 @@ def mishear(take, error_rate, rng):
     for (word, start_s, end_s), short, chance in zip(take.words, is_short, chances, strict=True):
         wrong, score = rng.random() < chance, SCORE - abs(SCORE_SD * rng.standard_normal())
         if wrong and short and rng.random() < 0.3:
-            continue                                         # not heard at all
+            continue  # not heard at all
         if wrong:
             alike = [other for other in LEXICON if other != word and (len(other) <= SHORT_LETTERS) == short]
             word, score = alike[rng.integers(len(alike))], 3 * score
@@ -377,8 +430,11 @@ def mishear(take, error_rate, rng):
 def heard_in_clips(video):
     """Rows of words.csv for the clips of a video of VoxCeleb2."""
     rng = np.random.default_rng((*video.seed, 1))
-    return [(f"{video.place.replace('/', '_')}_{number:05d}", *word) for number, take in enumerate(video.takes, 1)
-            for word in mishear(take, MISHEARD["voxceleb2"], rng)]
+    return [
+        (f"{video.place.replace('/', '_')}_{number:05d}", *word)
+        for number, take in enumerate(video.takes, 1)
+        for word in mishear(take, MISHEARD["voxceleb2"], rng)
+    ]
 
 
 def words_text(rows):
@@ -386,8 +442,10 @@ def words_text(rows):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("utterance_id", "word", "start_s", "end_s", "score"))
-    writer.writerows((name, word, f"{start_s:.3f}", f"{end_s:.3f}", f"{score:.4f}")
-                     for name, word, start_s, end_s, score in rows)
+    writer.writerows(
+        (name, word, f"{start_s:.3f}", f"{end_s:.3f}", f"{score:.4f}")
+        for name, word, start_s, end_s, score in rows
+    )
     return text.getvalue()
 
 
@@ -425,8 +483,10 @@ def write_labels(folder, videos, seed):
     rng = np.random.default_rng((seed, 11))
     labels, words, heard = {}, {}, []
     for video in videos:
-        spans_s = [(start_s - MARGIN_S, start_s + len(take.samples) / AUDIO_RATE_HZ + MARGIN_S)
-                   for take, start_s in zip(video.takes, video.starts_s, strict=True)]
+        spans_s = [
+            (start_s - MARGIN_S, start_s + len(take.samples) / AUDIO_RATE_HZ + MARGIN_S)
+            for take, start_s in zip(video.takes, video.starts_s, strict=True)
+        ]
         scores = [annotate(take.emotions, rng) for take in video.takes]
         order = rng.permutation(len(video.takes))
         labels[video.place] = np.array([scores[k] for k in order]), np.array([spans_s[k] for k in order])
@@ -434,8 +494,10 @@ def write_labels(folder, videos, seed):
         write_transcripts(folder / "Raw" / "Transcript", video, spans_s)
         for row, k in enumerate(order):
             shift_s = video.starts_s[k] - max(0.0, spans_s[k][0])
-            heard += [(f"{video.place}[{row}]", word, start_s + shift_s, end_s + shift_s, score)
-                      for word, start_s, end_s, score in mishear(video.takes[k], MISHEARD["mosei"], rng)]
+            heard += [
+                (f"{video.place}[{row}]", word, start_s + shift_s, end_s + shift_s, score)
+                for word, start_s, end_s, score in mishear(video.takes[k], MISHEARD["mosei"], rng)
+            ]
     write_csd(folder / "labels" / LABELS_CSD, "All Labels", labels)
     write_csd(folder / "languages" / WORDS_CSD, "words", words)
     (folder / "recognised_synthetic.csv").write_text(words_text(heard), encoding="utf-8")
@@ -455,8 +517,12 @@ def words_with_silence(video):
 def write_csd(path, root_name, entries):
     """Write a computational sequence: {video id: (features, intervals)}."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"root name": root_name, "computational sequence version": 1.0, "dimension names": [root_name],
-             "computational sequence description": "synthetic"}
+    facts = {
+        "root name": root_name,
+        "computational sequence version": 1.0,
+        "dimension names": [root_name],
+        "computational sequence description": "synthetic",
+    }
     with h5py.File(path, "w") as file:
         for entry, (features, intervals) in entries.items():
             file[f"{root_name}/data/{entry}/features"] = features
@@ -468,8 +534,10 @@ def write_csd(path, root_name, entries):
 def write_transcripts(folder, video, spans_s):
     """Segmented/Combined/<id>.txt, a line per segment with clip number and times, and Full/Combined/<id>.txt."""
     texts = [take.text[0].upper() + take.text[1:] for take in video.takes]
-    lines = [f"{video.place}___{clip}___{start_s:.4f}___{end_s:.4f}___{text}"
-             for clip, ((start_s, end_s), text) in enumerate(zip(spans_s, texts, strict=True))]
+    lines = [
+        f"{video.place}___{clip}___{start_s:.4f}___{end_s:.4f}___{text}"
+        for clip, ((start_s, end_s), text) in enumerate(zip(spans_s, texts, strict=True))
+    ]
     for version, content in (("Segmented", "\n".join(lines)), ("Full", " ".join(texts))):
         path = folder / version / "Combined" / f"{video.place}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -480,8 +548,10 @@ def folds_text(ids, absent):
     """The SDK's file of folds, by video; the test fold lists one video that is not there, as the genuine one does."""
     ends = np.round(len(ids) * np.cumsum(list(FOLDS.values()))).astype(int)
     parts = dict(zip(FOLDS, np.split(np.array(ids, object), ends[:-1]), strict=True))
-    return "".join(f"standard_{name}_fold={[*own, *((absent,) if name == 'test' else ())]!r}\n"
-                   for name, own in parts.items())
+    return "".join(
+        f"standard_{name}_fold={[*own, *((absent,) if name == 'test' else ())]!r}\n"
+        for name, own in parts.items()
+    )
 
 
 # ---- Recordings ---------------------------------------------------------------------------
@@ -492,11 +562,13 @@ def render(takes, starts_s, seconds, actor, rng):
     track = np.zeros(round(seconds * AUDIO_RATE_HZ))
     n_frames = max(1, round(seconds * FPS))
     times_s = np.arange(n_frames) / float(FPS)
-    frames = {name: np.full(n_frames, rest) for name, rest in actor.habit.items()} | {"open": np.ones(n_frames)}
+    frames = {name: np.full(n_frames, rest) for name, rest in actor.habit.items()} | {
+        "open": np.ones(n_frames)
+    }
     for take, start_s in zip(takes, starts_s, strict=True):
         first, end_s = round(start_s * AUDIO_RATE_HZ), start_s + len(take.samples) / AUDIO_RATE_HZ
         spoken = finish(take.samples, take.voice, rng)[: len(track) - first]
-        track[first: first + len(spoken)] = spoken
+        track[first : first + len(spoken)] = spoken
         shown = (times_s >= start_s) & (times_s < end_s)
         for name, value in take.face.items():
             frames[name][shown] = value + (actor.habit[name] if name != "open" else 0.0)
@@ -523,9 +595,17 @@ def write_mosei_video(folder, video):
     seconds = video.starts_s[-1] + len(video.takes[-1].samples) / AUDIO_RATE_HZ + GAP_S[0]
     track, faces = render(video.takes, video.starts_s, seconds, video.actor, rng)
     if video.has_wav:
-        write_pcm(folder / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{video.place}.wav", track, AUDIO_RATE_HZ)
-    write_movie(folder / "Raw" / "Videos" / "Full" / "Combined" / f"{video.place}.mp4",
-                film(faces, video.actor, MOSEI_FRAME), MOSEI_FRAME, FPS, X264, (track, AUDIO_RATE_HZ, "mono", "aac"))
+        write_pcm(
+            folder / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{video.place}.wav", track, AUDIO_RATE_HZ
+        )
+    write_movie(
+        folder / "Raw" / "Videos" / "Full" / "Combined" / f"{video.place}.mp4",
+        film(faces, video.actor, MOSEI_FRAME),
+        MOSEI_FRAME,
+        FPS,
+        X264,
+        (track, AUDIO_RATE_HZ, "mono", "aac"),
+    )
 
 
 def write_clips(folder, video):
@@ -534,8 +614,14 @@ def write_clips(folder, video):
     for number, take in enumerate(video.takes, 1):
         track, faces = render([take], [0.0], len(take.samples) / AUDIO_RATE_HZ, video.actor, rng)
         write_aac(folder / "dev" / "aac" / video.place / f"{number:05d}.m4a", track)
-        write_movie(folder / "dev" / "mp4" / video.place / f"{number:05d}.mp4",
-                    film(faces, video.actor, VOXCELEB2_FRAME), VOXCELEB2_FRAME, FPS, X264, None)
+        write_movie(
+            folder / "dev" / "mp4" / video.place / f"{number:05d}.mp4",
+            film(faces, video.actor, VOXCELEB2_FRAME),
+            VOXCELEB2_FRAME,
+            FPS,
+            X264,
+            None,
+        )
 
 
 def write_aac(path, track):

@@ -29,7 +29,13 @@ import numpy as np
 import soundfile
 from scipy.signal import butter, fftconvolve, lfilter, resample_poly, sosfilt
 
-from common.corpora.readers import EMODB_COUNTS, EMODB_LETTERS, EMODB_TEXTS, RAVDESS_CLASSES, RAVDESS_STATEMENTS
+from common.corpora.readers import (
+    EMODB_COUNTS,
+    EMODB_LETTERS,
+    EMODB_TEXTS,
+    RAVDESS_CLASSES,
+    RAVDESS_STATEMENTS,
+)
 from common.demo.iemocap import AUDIO_RATE_HZ, speak
 from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
 from common.files import atomic_path
@@ -38,54 +44,191 @@ from common.files import atomic_path
 # pitch, range: added to eSpeak's 0-99 scale (5 are a semitone); rate: factor; gain: dB; tilt: filter tap; tremor: depth
 # of the loudness's wavering; breath: level of noise that follows the voice
 STYLES = {
-    "neutral": {"pitch": 0, "range": 0, "rate": 1.00, "gain_db": 0.0, "tilt": 0.00, "tremor": 0.0, "breath": 0.00},
-    "calm": {"pitch": -6, "range": -25, "rate": 0.84, "gain_db": -3.0, "tilt": -0.35, "tremor": 0.0, "breath": 0.05},
-    "happy": {"pitch": 22, "range": 40, "rate": 1.08, "gain_db": 2.5, "tilt": 0.15, "tremor": 0.0, "breath": 0.00},
-    "sad": {"pitch": -12, "range": -40, "rate": 0.70, "gain_db": -5.0, "tilt": -0.60, "tremor": 0.2, "breath": 0.08},
-    "angry": {"pitch": 6, "range": 20, "rate": 1.20, "gain_db": 6.0, "tilt": 0.80, "tremor": 0.0, "breath": 0.00},
-    "fearful": {"pitch": 26, "range": -15, "rate": 1.25, "gain_db": 0.0, "tilt": 0.00, "tremor": 0.7, "breath": 0.08},
-    "disgust": {"pitch": -18, "range": 15, "rate": 0.80, "gain_db": 1.0, "tilt": 0.40, "tremor": 0.3, "breath": 0.02},
-    "surprised": {"pitch": 36, "range": 49, "rate": 0.95, "gain_db": 3.0, "tilt": 0.30, "tremor": 0.0, "breath": 0.04},
-    "bored": {"pitch": -8, "range": -45, "rate": 0.76, "gain_db": -2.0, "tilt": -0.20, "tremor": 0.0, "breath": 0.00},
+    "neutral": {
+        "pitch": 0,
+        "range": 0,
+        "rate": 1.00,
+        "gain_db": 0.0,
+        "tilt": 0.00,
+        "tremor": 0.0,
+        "breath": 0.00,
+    },
+    "calm": {
+        "pitch": -6,
+        "range": -25,
+        "rate": 0.84,
+        "gain_db": -3.0,
+        "tilt": -0.35,
+        "tremor": 0.0,
+        "breath": 0.05,
+    },
+    "happy": {
+        "pitch": 22,
+        "range": 40,
+        "rate": 1.08,
+        "gain_db": 2.5,
+        "tilt": 0.15,
+        "tremor": 0.0,
+        "breath": 0.00,
+    },
+    "sad": {
+        "pitch": -12,
+        "range": -40,
+        "rate": 0.70,
+        "gain_db": -5.0,
+        "tilt": -0.60,
+        "tremor": 0.2,
+        "breath": 0.08,
+    },
+    "angry": {
+        "pitch": 6,
+        "range": 20,
+        "rate": 1.20,
+        "gain_db": 6.0,
+        "tilt": 0.80,
+        "tremor": 0.0,
+        "breath": 0.00,
+    },
+    "fearful": {
+        "pitch": 26,
+        "range": -15,
+        "rate": 1.25,
+        "gain_db": 0.0,
+        "tilt": 0.00,
+        "tremor": 0.7,
+        "breath": 0.08,
+    },
+    "disgust": {
+        "pitch": -18,
+        "range": 15,
+        "rate": 0.80,
+        "gain_db": 1.0,
+        "tilt": 0.40,
+        "tremor": 0.3,
+        "breath": 0.02,
+    },
+    "surprised": {
+        "pitch": 36,
+        "range": 49,
+        "rate": 0.95,
+        "gain_db": 3.0,
+        "tilt": 0.30,
+        "tremor": 0.0,
+        "breath": 0.04,
+    },
+    "bored": {
+        "pitch": -8,
+        "range": -45,
+        "rate": 0.76,
+        "gain_db": -2.0,
+        "tilt": -0.20,
+        "tremor": 0.0,
+        "breath": 0.00,
+    },
 }
-JITTER = {"pitch": 5.0, "range": 8.0, "rate": 0.06, "gain_db": 2.0, "tilt": 0.12, "tremor": 0.05, "breath": 0.01}
-STRENGTH = {"normal": (5.0, 3.0), "strong": (8.0, 2.0)}      # of Beta distributions
+JITTER = {
+    "pitch": 5.0,
+    "range": 8.0,
+    "rate": 0.06,
+    "gain_db": 2.0,
+    "tilt": 0.12,
+    "tremor": 0.05,
+    "breath": 0.01,
+}
+STRENGTH = {"normal": (5.0, 3.0), "strong": (8.0, 2.0)}  # of Beta distributions
 OVERACTED = 0.08
-MISTAKEN = {                       # what an emotion is mistaken for
-    "neutral": ("calm", "sad", "bored"), "calm": ("neutral", "sad"), "happy": ("surprised", "angry"),
-    "sad": ("calm", "neutral", "bored"), "angry": ("disgust", "happy"), "fearful": ("sad", "surprised"),
-    "disgust": ("angry", "sad"), "surprised": ("happy", "fearful"), "bored": ("neutral", "sad"),
+MISTAKEN = {  # what an emotion is mistaken for
+    "neutral": ("calm", "sad", "bored"),
+    "calm": ("neutral", "sad"),
+    "happy": ("surprised", "angry"),
+    "sad": ("calm", "neutral", "bored"),
+    "angry": ("disgust", "happy"),
+    "fearful": ("sad", "surprised"),
+    "disgust": ("angry", "sad"),
+    "surprised": ("happy", "fearful"),
+    "bored": ("neutral", "sad"),
 }
-ENDINGS = {"surprised": "?", "happy": "!", "angry": "!"}     # eSpeak's melody follows the punctuation mark
-EXPRESSIVENESS = (0.80, 1.15)      # of a speaker, drawn evenly
+ENDINGS = {"surprised": "?", "happy": "!", "angry": "!"}  # eSpeak's melody follows the punctuation mark
+EXPRESSIVENESS = (0.80, 1.15)  # of a speaker, drawn evenly
 TREMOR_HZ = 6.0
 
 # ---- The speakers -------------------------------------------------------------------------
-WOMEN = ("f1", "f2", "f3", "f4", "f5", "Annie", "linda", "steph", "belinda", "Alicia", "grandma", "Andrea", "aunty")
-MEN = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Alex", "Reed", "john", "max", "adam", "Marco", "victor")
-EMODB_SPEAKERS = {"03": "m", "08": "f", "09": "f", "10": "m", "11": "m", "12": "m", "13": "f", "14": "f", "15": "m",
-                  "16": "f"}
-EMODB_STYLES = {"anger": "angry", "boredom": "bored", "disgust": "disgust", "fear": "fearful", "happiness": "happy",
-                "sadness": "sad", "neutral": "neutral"}
+WOMEN = (
+    "f1",
+    "f2",
+    "f3",
+    "f4",
+    "f5",
+    "Annie",
+    "linda",
+    "steph",
+    "belinda",
+    "Alicia",
+    "grandma",
+    "Andrea",
+    "aunty",
+)
+MEN = (
+    "m1",
+    "m2",
+    "m3",
+    "m4",
+    "m5",
+    "m6",
+    "m7",
+    "m8",
+    "Alex",
+    "Reed",
+    "john",
+    "max",
+    "adam",
+    "Marco",
+    "victor",
+)
+EMODB_SPEAKERS = {
+    "03": "m",
+    "08": "f",
+    "09": "f",
+    "10": "m",
+    "11": "m",
+    "12": "m",
+    "13": "f",
+    "14": "f",
+    "15": "m",
+    "16": "f",
+}
+EMODB_STYLES = {
+    "anger": "angry",
+    "boredom": "bored",
+    "disgust": "disgust",
+    "fear": "fearful",
+    "happiness": "happy",
+    "sadness": "sad",
+    "neutral": "neutral",
+}
 
 # ---- Song, media and places ---------------------------------------------------------------
 UNITS_PER_SEMITONE = 5.0
-MELODIES = {                       # semitones above the speaker's base, a note per word
-    "neutral": (0, 0, 2, 2, -1, 0), "calm": (0, 0, 2, 2, -1, 0), "happy": (0, 2, 4, 5, 4, 2),
-    "sad": (2, 0, -1, -3, -1, -3), "angry": (0, 0, 3, 3, 1, 0), "fearful": (2, 3, 2, 3, 5, 3),
+MELODIES = {  # semitones above the speaker's base, a note per word
+    "neutral": (0, 0, 2, 2, -1, 0),
+    "calm": (0, 0, 2, 2, -1, 0),
+    "happy": (0, 2, 4, 5, 4, 2),
+    "sad": (2, 0, -1, -3, -1, -3),
+    "angry": (0, 0, 3, 3, 1, 0),
+    "fearful": (2, 3, 2, 3, 5, 3),
 }
-SONG_RATE = 0.70                   # of the speaking rate
+SONG_RATE = 0.70  # of the speaking rate
 RAVDESS_RATE_HZ = 48000
 RAVDESS_FOLDERS = {"01": "Audio_Speech_Actors_01-24", "02": "Audio_Song_Actors_01-24"}
-N_STEREO = 2                       # recordings of demo_ravdess with two channels, as a few genuine ones have
-SILENCE_S = (0.1, 0.3)             # before and after an acted clip; about 1 s in the genuine ones
+N_STEREO = 2  # recordings of demo_ravdess with two channels, as a few genuine ones have
+SILENCE_S = (0.1, 0.3)  # before and after an acted clip; about 1 s in the genuine ones
 ROOM_NOISE_RMS = 0.0005
-CLIP_S = (4.0, 8.0)                # length of VoxCeleb2's clips
+CLIP_S = (4.0, 8.0)  # length of VoxCeleb2's clips
 CLIPS_PER_VIDEO = 3
-MOOD_LASTS = 0.6                   # chance that the next sentence of a video has the mood of the last one
-NOISE_DB = (-60.0, -40.0)          # of a video, against its speech
-REVERBERATION_S = (0.05, 0.2)      # time in which the sound of a video's room falls by 60 dB
-BAND_HZ = (3400, 7600)             # upper limit of what a video's microphone picks up
+MOOD_LASTS = 0.6  # chance that the next sentence of a video has the mood of the last one
+NOISE_DB = (-60.0, -40.0)  # of a video, against its speech
+REVERBERATION_S = (0.05, 0.2)  # time in which the sound of a video's room falls by 60 dB
+BAND_HZ = (3400, 7600)  # upper limit of what a video's microphone picks up
 AAC_BIT_RATE = 64000
 
 
@@ -94,7 +237,7 @@ class Speaker:
     """A voice: its eSpeak name, its base settings, and how far it goes for an emotion."""
 
     name: str
-    base: dict                     # as STYLES: pitch, range, rate_wpm, tilt
+    base: dict  # as STYLES: pitch, range, rate_wpm, tilt
     expressiveness: float
 
 
@@ -102,11 +245,11 @@ class Speaker:
 class Recording:
     """What is spoken for one file, or for the video that several clips are cut from."""
 
-    place: str                     # path below the corpus; for a video without the clips' numbers
-    lines: list                    # (text, voice), spoken one after the other
-    seed: tuple                    # of everything drawn after speaking
+    place: str  # path below the corpus; for a video without the clips' numbers
+    lines: list  # (text, voice), spoken one after the other
+    seed: tuple  # of everything drawn after speaking
     n_channels: int = 1
-    clips_s: dict | None = None    # of a video: {clip number: length}
+    clips_s: dict | None = None  # of a video: {clip number: length}
 
 
 # ---- The three corpora --------------------------------------------------------------------
@@ -129,9 +272,13 @@ def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers):
         speaker = draw_speaker(f"en-us+{voices[(actor - 1) // 2]}", rng)
         for channel, emotions in (("01", RAVDESS_CLASSES), ("02", RAVDESS_CLASSES[:6])):
             for emotion in emotions:
-                takes = list(product(("01",) if emotion == "neutral" else ("01", "02"), ("01", "02"), ("01", "02")))
+                takes = list(
+                    product(("01",) if emotion == "neutral" else ("01", "02"), ("01", "02"), ("01", "02"))
+                )
                 chosen = rng.permutation(len(takes))[:clips_per_emotion]
-                recordings += [plan_acted(channel, emotion, takes[k], actor, speaker, rng) for k in sorted(chosen)]
+                recordings += [
+                    plan_acted(channel, emotion, takes[k], actor, speaker, rng) for k in sorted(chosen)
+                ]
     for k in np.random.default_rng((seed, 1)).permutation(len(recordings))[:N_STEREO]:
         recordings[k].n_channels = 2
     write_corpus(root, recordings, write_acted, workers)
@@ -180,7 +327,9 @@ def write_corpus(root, recordings, write, workers, texts=None):
     """Speak all recordings and let write(folder, recording, speech) make the files of each; texts: {name: content}."""
     # eSpeak's noise and pitch flutter depend on all that it said before: one fresh process says everything.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        speech = iter(pool.submit(speak, [line for recording in recordings for line in recording.lines]).result())
+        speech = iter(
+            pool.submit(speak, [line for recording in recordings for line in recording.lines]).result()
+        )
     spoken = [[next(speech) for _ in recording.lines] for recording in recordings]
     with atomic_path(Path(root)) as temporary, ThreadPoolExecutor(workers) as pool:
         temporary.mkdir()
@@ -188,7 +337,7 @@ def write_corpus(root, recordings, write, workers, texts=None):
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).write_text(content, encoding="utf-8")
         for _ in pool.map(partial(write, temporary), recordings, spoken):
-            pass               # an error in a thread is raised here
+            pass  # an error in a thread is raised here
 
 
 # ---- Who speaks, and how ------------------------------------------------------------------
@@ -196,8 +345,12 @@ def write_corpus(root, recordings, write, workers, texts=None):
 
 def draw_speaker(voice, rng):
     """A speaker with this eSpeak voice, base settings around its own and an expressiveness."""
-    base = {"pitch": rng.normal(46, 7), "range": rng.normal(48, 7), "rate_wpm": rng.normal(170, 11),
-            "tilt": rng.normal(0, 0.12)}
+    base = {
+        "pitch": rng.normal(46, 7),
+        "range": rng.normal(48, 7),
+        "rate_wpm": rng.normal(170, 11),
+        "tilt": rng.normal(0, 0.12),
+    }
     return Speaker(voice, base, rng.uniform(*EXPRESSIVENESS))
 
 
@@ -210,8 +363,10 @@ def act(emotion, intensity, speaker, rng):
 
 def set_voice(speaker, emotion, strength, rng):
     """The settings of `speak` for one line, and the tremor and breath that `finish` adds."""
-    style = {name: (value - (name == "rate")) * strength + JITTER[name] * rng.standard_normal()
-             for name, value in STYLES[emotion].items()}
+    style = {
+        name: (value - (name == "rate")) * strength + JITTER[name] * rng.standard_normal()
+        for name, value in STYLES[emotion].items()
+    }
     return {
         "name": speaker.name,
         "pitch": round(np.clip(speaker.base["pitch"] + style["pitch"], 0, 99)),
@@ -235,31 +390,45 @@ def plan_acted(channel, emotion, take, actor, speaker, rng):
     shown, strength = act(emotion, {"01": "normal", "02": "strong"}[intensity], speaker, rng)
     voice = set_voice(speaker, shown, strength, rng)
     text = RAVDESS_STATEMENTS[statement]
-    lines = [(ended(text, shown), voice)] if channel == "01" else sing(text, MELODIES[emotion], voice, speaker)
+    lines = (
+        [(ended(text, shown), voice)] if channel == "01" else sing(text, MELODIES[emotion], voice, speaker)
+    )
     code = RAVDESS_CLASSES.index(emotion) + 1
     name = f"03-{channel}-{code:02d}-{intensity}-{statement}-{repetition}-{actor:02d}.wav"
-    return Recording(f"{RAVDESS_FOLDERS[channel]}/Actor_{actor:02d}/{name}", lines,
-                     tuple(int(number) for number in rng.integers(2**31, size=2)))
+    return Recording(
+        f"{RAVDESS_FOLDERS[channel]}/Actor_{actor:02d}/{name}",
+        lines,
+        tuple(int(number) for number in rng.integers(2**31, size=2)),
+    )
 
 
 def sing(text, melody, voice, speaker):
     """The words of a text as lines of their own, a note each; half of the emotion's height of pitch is left."""
     base = speaker.base["pitch"] + 0.5 * (voice["pitch"] - speaker.base["pitch"])
     rate_wpm = round(SONG_RATE * voice["rate_wpm"])
-    return [(word, {**voice, "pitch": round(np.clip(base + UNITS_PER_SEMITONE * note, 0, 99)), "range": 0,
-                    "rate_wpm": rate_wpm})
-            for word, note in zip(text.rstrip(".").split(), melody, strict=True)]
+    return [
+        (
+            word,
+            {
+                **voice,
+                "pitch": round(np.clip(base + UNITS_PER_SEMITONE * note, 0, 99)),
+                "range": 0,
+                "rate_wpm": rate_wpm,
+            },
+        )
+        for word, note in zip(text.rstrip(".").split(), melody, strict=True)
+    ]
 
 
 def plan_video(identity, speaker, n_clips, seed, rng):
     """A video of demo_voxceleb2: its name, enough sentences for its clips, and where these begin and end."""
     letters = list(string.ascii_letters + string.digits + "-_")
     name = "".join(rng.choice(letters, 11))
-    numbers = np.cumsum(rng.integers(1, 4, n_clips))                 # clip numbers have gaps
+    numbers = np.cumsum(rng.integers(1, 4, n_clips))  # clip numbers have gaps
     clips_s = {f"{number:05d}": rng.uniform(*CLIP_S) for number in numbers}
     bank = [*AMBIGUOUS, *(line for lines in SENTENCES.values() for line in lines)]
     lines, mood, planned_s = [], "neutral", 0.0
-    while planned_s < 1.5 * sum(clips_s.values()):                   # short words are spoken faster than planned
+    while planned_s < 1.5 * sum(clips_s.values()):  # short words are spoken faster than planned
         if rng.random() > MOOD_LASTS:
             mood = list(STYLES)[rng.integers(len(STYLES))]
         voice = set_voice(speaker, mood, speaker.expressiveness * rng.beta(*STRENGTH["strong"]), rng)
@@ -297,7 +466,9 @@ def write_short(folder, recording, speech):
     rng = np.random.default_rng(recording.seed)
     [(_, voice)] = recording.lines
     samples = finish(speech[0], voice, rng)
-    write_pcm(folder / recording.place, samples + ROOM_NOISE_RMS * rng.standard_normal(len(samples)), AUDIO_RATE_HZ)
+    write_pcm(
+        folder / recording.place, samples + ROOM_NOISE_RMS * rng.standard_normal(len(samples)), AUDIO_RATE_HZ
+    )
 
 
 def write_pcm(path, samples, rate_hz):
@@ -322,11 +493,11 @@ def in_the_wild(samples, rng):
     """Running speech (T,) as heard in a video: a room, a microphone's band, noise or other voices, a level."""
     n_room = round(rng.uniform(*REVERBERATION_S) * AUDIO_RATE_HZ)
     room = rng.standard_normal(n_room) * 10 ** (-3 * np.arange(n_room) / n_room)
-    room[0] = rng.uniform(1, 3) * np.sqrt(np.sum(room**2))           # the direct sound
+    room[0] = rng.uniform(1, 3) * np.sqrt(np.sum(room**2))  # the direct sound
     heard = fftconvolve(samples, room)[: len(samples)]
-    if rng.random() < 0.5:                                           # voices: the speech itself, backwards and shifted
+    if rng.random() < 0.5:  # voices: the speech itself, backwards and shifted
         noise = sum(np.roll(samples[::-1], shift) for shift in rng.integers(len(samples), size=4))
-    else:                                                            # a steady noise, from white to dull
+    else:  # a steady noise, from white to dull
         noise = lfilter([1], [1, -rng.uniform(0, 0.98)], rng.standard_normal(len(samples)))
     heard = sosfilt(butter(4, rng.uniform(*BAND_HZ), fs=AUDIO_RATE_HZ, output="sos"), heard)
     level = 10 ** (rng.uniform(*NOISE_DB) / 20)

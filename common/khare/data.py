@@ -15,14 +15,15 @@ import numpy as np
 from common import splits
 from common.corpora import mosei
 from common.errors import UserError
-from common.khare.glove import coverage, read_glove
 from common.khare.features import PUNCTUATION, Recogniser, Source, Transcripts, WordsFile, find_row
+from common.khare.glove import coverage, read_glove
 from common.khare.model import MODALITIES
 
-WORD_DIM = 300            # of GloVe (Sec. 3.1)
+WORD_DIM = 300  # of GloVe (Sec. 3.1)
 
 
 # ---- Emotions and folds --------------------------------------------------------------------
+
 
 def is_multilabel(manifest):
     """Whether turns carry a score for each of MOSEI's emotions instead of one label."""
@@ -48,7 +49,9 @@ def fold_of(manifest, n_groups):
     parts = [[turn for turn in manifest.turns if turn.extra.get("split") == name] for name in splits.OFFICIAL]
     for name, turns in zip(splits.OFFICIAL, parts):
         if not turns:
-            raise UserError(f"{manifest.folder}/manifest.csv: no segment of the {name} fold; prepare the whole corpus")
+            raise UserError(
+                f"{manifest.folder}/manifest.csv: no segment of the {name} fold; prepare the whole corpus"
+            )
     seen = Counter(video for turns in parts for video in splits.speakers_of(turns))
     assert max(seen.values()) == 1, "a video is in two folds"
     return splits.Fold("official", *parts)
@@ -62,6 +65,7 @@ def protocol_text(manifest, n_groups):
 
 
 # ---- Pretraining ---------------------------------------------------------------------------
+
 
 def own_turns(manifest, fold):
     """(training, held-out) turns of a corpus that is pretrained on itself: those of its train and dev parts.
@@ -84,19 +88,29 @@ def other_turns(manifest, share, seed, kept_out):
     kept_out  names of videos that are validated and tested: a clip of one of them is left out. VoxCeleb2 and CMU-MOSEI
               are both from YouTube, and their ids hold YouTube's
     """
-    turns = [turn for turn in manifest.turns if turn.dialogue_id.removeprefix(f"{turn.speaker}_") not in kept_out]
+    turns = [
+        turn for turn in manifest.turns if turn.dialogue_id.removeprefix(f"{turn.speaker}_") not in kept_out
+    ]
     if len(turns) < len(manifest.turns):
-        print(f"  {manifest.corpus}: {len(manifest.turns) - len(turns):,} clips of videos that validate or test are "
-              "left out")
+        print(
+            f"  {manifest.corpus}: {len(manifest.turns) - len(turns):,} clips of videos that validate or test are "
+            "left out"
+        )
     speakers = splits.speakers_of(turns)
     if len(speakers) < 2:
-        raise UserError(f"{manifest.folder}/manifest.csv: {len(speakers)} speakers to pretrain on; two are needed")
+        raise UserError(
+            f"{manifest.folder}/manifest.csv: {len(speakers)} speakers to pretrain on; two are needed"
+        )
     n_aside = min(max(1, round(share * len(speakers))), len(speakers) - 1)
     aside = {speakers[i] for i in np.random.default_rng((seed, 7)).permutation(len(speakers))[:n_aside]}
-    return ([turn for turn in turns if turn.speaker not in aside], [turn for turn in turns if turn.speaker in aside])
+    return (
+        [turn for turn in turns if turn.speaker not in aside],
+        [turn for turn in turns if turn.speaker in aside],
+    )
 
 
 # ---- Clips ---------------------------------------------------------------------------------
+
 
 def sources_of(manifest, turns, with_video):
     """The Source of each turn: its span of the recording, and the words that 01 has prepared.
@@ -112,10 +126,13 @@ def sources_of(manifest, turns, with_video):
         start_s, end_s = mosei.recording_span(turn)
         if start_s is None:
             start_s, end_s = 0.0, None if turn.audio or turn.video else max(0.0, turn.duration_s)
-        words = timed.get(turn.utterance_id, []) if timed is not None else (
-            [(word, None, None) for word in turn.text.split()] if has_text else None)
+        words = (
+            timed.get(turn.utterance_id, [])
+            if timed is not None
+            else ([(word, None, None) for word in turn.text.split()] if has_text else None)
+        )
         audio, video = (str(manifest.path(path)) if path else "" for path in (turn.audio, turn.video))
-        keeps_video = with_video or not audio              # else its sound would be lost with it
+        keeps_video = with_video or not audio  # else its sound would be lost with it
         sources.append(Source(turn.utterance_id, audio, video if keeps_video else "", start_s, end_s, words))
     return sources
 
@@ -164,10 +181,15 @@ def modalities_of(store, rows):
 def only(batch, inputs):
     """A batch without the modalities that are not in `inputs`, features and lengths."""
     out = [name for name in MODALITIES if name not in inputs]
-    return {key: value for key, value in batch.items() if key not in out and key.removesuffix("_length") not in out}
+    return {
+        key: value
+        for key, value in batch.items()
+        if key not in out and key.removesuffix("_length") not in out
+    }
 
 
 # ---- Words and their vectors ---------------------------------------------------------------
+
 
 def word_form(word):
     """The spelling by which words are looked up and counted: lower case, without punctuation around it."""
@@ -193,8 +215,11 @@ class Vectors:
             found = read_glove(glove, self.words, WORD_DIM, cache)
             self.vectors, self.note = found.vectors, str(coverage(found, counts))
         else:
-            self.vectors = np.stack([random_vector(word) for word in self.words]) if self.words else np.zeros(
-                (1, WORD_DIM), np.float32)
+            self.vectors = (
+                np.stack([random_vector(word) for word in self.words])
+                if self.words
+                else np.zeros((1, WORD_DIM), np.float32)
+            )
             self.note = "word vectors are random, without GloVe"
         self.row_of = {word: row for row, word in enumerate(self.words) if self.vectors[row].any()}
 

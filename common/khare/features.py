@@ -40,31 +40,47 @@ from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureE
 from common import media
 from common.chochlakis.backbones import DTYPES, IMAGENET, normalise_frames, read_checkpoint
 from common.chochlakis.clips import STAMP_TOLERANCE_S, find_tracks, read_pictures
-from common.sadok.codes import count_seconds
+from common.corpora.release import Problem
 from common.encoders import _pretrained
 from common.errors import UserError
 from common.files import atomic_path, free_bytes, make_folder, read_csv, read_json, write_csv, write_json
 from common.media import MediaError, read_audio
-from common.corpora.release import Problem
+from common.sadok.codes import count_seconds
 
-N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5      # of the filterbank (Sec. 3.1)
+N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5  # of the filterbank (Sec. 3.1)
 AUDIO_DIM = N_BANDS * STACKED
 AUDIO_STEP_S = STACKED * HOP_MS / 1000
 VIDEO_DIM = 4096
-VGG_SIZE = 224                # side in pixels of the pictures that VGG-16 was trained with
-FULL_SCALE = 32768            # Kaldi hears 16-bit samples as whole numbers
-END_TOLERANCE_S = 0.1         # a word may begin this much after its clip and still belong to it
-EDGE_TOLERANCE = 1e-3         # of a step: times are rounded, and a word that ends where a step begins does not touch it
-AHEAD = 2                     # recordings that each worker decodes ahead of the networks
-MANY_PROBLEMS = 100           # with fewer, all clips are tried before a run is stopped for its problems
-WORDS_PER_S = 3               # of fast speech, to estimate the disk
-WORD_BYTES, CLIP_BYTES = 60, 250     # ... of a word and of a clip in both indices
-MAX_OPEN = 256                # memory maps that a store holds open, each a file to the operating system
+VGG_SIZE = 224  # side in pixels of the pictures that VGG-16 was trained with
+FULL_SCALE = 32768  # Kaldi hears 16-bit samples as whole numbers
+END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still belong to it
+EDGE_TOLERANCE = (
+    1e-3  # of a step: times are rounded, and a word that ends where a step begins does not touch it
+)
+AHEAD = 2  # recordings that each worker decodes ahead of the networks
+MANY_PROBLEMS = 100  # with fewer, all clips are tried before a run is stopped for its problems
+WORDS_PER_S = 3  # of fast speech, to estimate the disk
+WORD_BYTES, CLIP_BYTES = 60, 250  # ... of a word and of a clip in both indices
+MAX_OPEN = 256  # memory maps that a store holds open, each a file to the operating system
 MAX_F16 = 65504.0
 PUNCTUATION = ".,;:!?\"'`()[]{}<>*-_/\\\u2018\u2019\u201c\u201d\u2026\u2013\u2014"
 WORD_COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
-COLUMNS = ("clip_id", "audio_start", "audio_rows", "video_start", "video_rows", "word_start", "words", "seconds",
-           "score", "not_finite", "outside", "file", "problem", "remedy")
+COLUMNS = (
+    "clip_id",
+    "audio_start",
+    "audio_rows",
+    "video_start",
+    "video_rows",
+    "word_start",
+    "words",
+    "seconds",
+    "score",
+    "not_finite",
+    "outside",
+    "file",
+    "problem",
+    "remedy",
+)
 INDEX = ("clip_id", "shard", *COLUMNS[1:9])
 
 
@@ -120,16 +136,17 @@ class ClipFeatures:
     video: np.ndarray | None = None
     words: list = field(default_factory=list)
     score: float = float("nan")
-    not_finite: int = 0           # numbers that were NaN or infinite and are 0 now
-    outside: int = 0              # words that were not spoken within the clip and are left out
+    not_finite: int = 0  # numbers that were NaN or infinite and are 0 now
+    outside: int = 0  # words that were not spoken within the clip and are left out
     file: str = ""
     problem: str = ""
     remedy: str = ""
-    samples: np.ndarray | None = None      # until a recogniser has heard them
-    pictures: np.ndarray | None = None     # until VGG-16 has seen them
+    samples: np.ndarray | None = None  # until a recogniser has heard them
+    pictures: np.ndarray | None = None  # until VGG-16 has seen them
 
 
 # ---- Audio: filterbank energies (Sec. 3.1) --------------------------------------------------
+
 
 def filterbanks(samples, rate_hz):
     """40 log-filterbank energies every 10 ms, five of which make a step of 50 ms with 200 numbers (Section 3.1).
@@ -147,13 +164,21 @@ def filterbanks(samples, rate_hz):
     n_frames = max(1, (len(samples) + hop // 2) // hop)
     if len(samples) < window:
         samples = nn.functional.pad(samples, (0, window - len(samples)))
-    frames = fbank(samples[None] * FULL_SCALE, num_mel_bins=N_BANDS, sample_frequency=rate_hz, frame_length=WINDOW_MS,
-                   frame_shift=HOP_MS, dither=0.0, snip_edges=False)[:n_frames]                        # (frames, 40)
+    frames = fbank(
+        samples[None] * FULL_SCALE,
+        num_mel_bins=N_BANDS,
+        sample_frequency=rate_hz,
+        frame_length=WINDOW_MS,
+        frame_shift=HOP_MS,
+        dither=0.0,
+        snip_edges=False,
+    )[:n_frames]  # (frames, 40)
     frames = nn.functional.pad(frames, (0, 0, 0, -len(frames) % STACKED))
-    return frames.reshape(-1, AUDIO_DIM).numpy()                                                       # (T_a, 200)
+    return frames.reshape(-1, AUDIO_DIM).numpy()  # (T_a, 200)
 
 
 # ---- Video: VGG-16 (Sec. 3.1) ---------------------------------------------------------------
+
 
 class VGG:
     """VGG-16 up to its second layer of 4096 units, fc7, after the ReLU.
@@ -167,8 +192,15 @@ class VGG:
     """
 
     def __init__(self, network, size, name, device, precision):
-        layers = (network.features, network.avgpool, nn.Flatten(), network.classifier[:5])         # fc6, fc7 and ReLUs
-        self.network = nn.Sequential(*layers).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        layers = (
+            network.features,
+            network.avgpool,
+            nn.Flatten(),
+            network.classifier[:5],
+        )  # fc6, fc7 and ReLUs
+        self.network = (
+            nn.Sequential(*layers).to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        )
         self.size, self.name, self.device, self.precision = size, name, torch.device(device), precision
 
     def identity(self):
@@ -176,9 +208,13 @@ class VGG:
 
     def features(self, pictures):
         """pictures (B, size, size, 3) uint8 -> (B, 4096) float32 numpy."""
-        x = normalise_frames(torch.as_tensor(pictures).to(self.device)[:, None], *IMAGENET)[:, :, 0]  # (B, 3, H, W)
-        with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision],
-                                                    enabled=self.precision != "no"):
+        x = normalise_frames(torch.as_tensor(pictures).to(self.device)[:, None], *IMAGENET)[
+            :, :, 0
+        ]  # (B, 3, H, W)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "no"),
+        ):
             return self.network(x).float().cpu().numpy()
 
 
@@ -194,7 +230,7 @@ def load_vgg(weights, size, random_seed, device, precision):
     """
     with torch.device("meta"):
         network = vgg16(weights=None, init_weights=False)
-    network.classifier[6] = nn.Identity()             # the classes of ImageNet: not needed, and other files have others
+    network.classifier[6] = nn.Identity()  # the classes of ImageNet: not needed, and other files have others
     if random_seed is not None:
         network.to_empty(device="cpu")
         generator = torch.Generator().manual_seed(random_seed)
@@ -208,15 +244,22 @@ def load_vgg(weights, size, random_seed, device, precision):
         name = file_hash(weights)
     else:
         try:
-            state, name = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True), "torchvision"
+            state, name = (
+                VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True),
+                "torchvision",
+            )
         except (OSError, RuntimeError) as error:
-            raise UserError(f"torchvision's VGG-16: cannot be downloaded ({error}); download "
-                            f"{VGG16_Weights.IMAGENET1K_V1.url} elsewhere and name the file") from error
+            raise UserError(
+                f"torchvision's VGG-16: cannot be downloaded ({error}); download "
+                f"{VGG16_Weights.IMAGENET1K_V1.url} elsewhere and name the file"
+            ) from error
     wanted = network.state_dict()
     bad = [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key].shape]
     if bad:
-        raise UserError(f"{weights}: {bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} "
-                        "weights; name a file of torchvision's vgg16")
+        raise UserError(
+            f"{weights}: {bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} "
+            "weights; name a file of torchvision's vgg16"
+        )
     network.load_state_dict({key: state[key].float() for key in wanted}, assign=True)
     return VGG(network, size or VGG_SIZE, name, device, precision)
 
@@ -227,6 +270,7 @@ def file_hash(path):
 
 
 # ---- Words and their times (Sec. 2.2 and 3.1) -----------------------------------------------
+
 
 class WordsFile:
     """Words from a CSV file utterance_id,word,start_s,end_s; the lines of a clip follow each other.
@@ -243,14 +287,18 @@ class WordsFile:
             with open(self.path, "rb") as file:
                 self._find(file)
         except OSError as error:
-            raise UserError(f"{path}: cannot be opened ({error.strerror}); correct the path of the words") from error
+            raise UserError(
+                f"{path}: cannot be opened ({error.strerror}); correct the path of the words"
+            ) from error
 
     def _find(self, file):
         header, last, start = file.readline(), None, 0
         columns = next(csv.reader([header.decode("utf-8-sig", errors="replace")]), [])
         self.has_score = columns[4:] == ["score"]
         if columns[:4] != WORD_COLUMNS:
-            raise UserError(f"{self.path}: its first line is not {','.join(WORD_COLUMNS)}; give it that header")
+            raise UserError(
+                f"{self.path}: its first line is not {','.join(WORD_COLUMNS)}; give it that header"
+            )
         end = len(header)
         for line in file:
             name = line.partition(b",")[0]
@@ -265,7 +313,9 @@ class WordsFile:
     def _close(self, name, start, end):
         name = (name or b"").decode("utf-8", errors="replace").strip()
         if name in self.spans:
-            raise UserError(f"{self.path}: the words of {name} stand in two places; sort the file by utterance_id")
+            raise UserError(
+                f"{self.path}: the words of {name} stand in two places; sort the file by utterance_id"
+            )
         if name:
             self.spans[name] = (start, end - start)
 
@@ -281,8 +331,14 @@ class WordsFile:
             file.seek(start)
             lines = file.read(length).decode("utf-8", errors="replace").split("\n")
         place, rows = f"{self.path}: {clip_id}", [row for row in csv.reader(lines) if row]
-        scores = [_number(row[4], place) for row in rows if len(row) > 4 and row[4].strip()] if self.has_score else []
-        return [_timed(row[1:4], place) for row in rows], sum(scores) / len(scores) if scores else float("nan")
+        scores = (
+            [_number(row[4], place) for row in rows if len(row) > 4 and row[4].strip()]
+            if self.has_score
+            else []
+        )
+        return [_timed(row[1:4], place) for row in rows], sum(scores) / len(scores) if scores else float(
+            "nan"
+        )
 
 
 def _timed(row, place):
@@ -362,16 +418,20 @@ class Recogniser:
         if samples is None or self.model._get_feat_extract_output_lengths(torch.tensor(len(samples))) < 1:
             return [], float("nan")
         inputs = self.extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt").input_values
-        with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision],
-                                                    enabled=self.precision != "no"):
-            logits = self.model(inputs.to(self.device)).logits[0].float()                              # (T, letters)
-        best, letters = logits.log_softmax(-1).max(-1)                                                 # (T,)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "no"),
+        ):
+            logits = self.model(inputs.to(self.device)).logits[0].float()  # (T, letters)
+        best, letters = logits.log_softmax(-1).max(-1)  # (T,)
         spoken = letters != self.tokenizer.pad_token_id
         if not spoken.any():
             return [], float("nan")
         offsets = self.tokenizer.decode(letters.cpu(), output_word_offsets=True).word_offsets
-        return [(word["word"].lower(), word["start_offset"] * self.step_s, word["end_offset"] * self.step_s)
-                for word in offsets], float(best[spoken].mean())
+        return [
+            (word["word"].lower(), word["start_offset"] * self.step_s, word["end_offset"] * self.step_s)
+            for word in offsets
+        ], float(best[spoken].mean())
 
 
 def tidy_words(words, seconds):
@@ -389,12 +449,16 @@ def tidy_words(words, seconds):
         step_s = seconds / len(words) if seconds else float("nan")
         return [(word, k * step_s, (k + 1) * step_s) for k, (word, *_) in enumerate(words)], 0
     limit_s = seconds or float("inf")
-    inside = [(word, min(max(start, 0.0), limit_s), min(max(end, start, 0.0), limit_s)) for word, start, end in words
-              if start <= limit_s + END_TOLERANCE_S and max(start, end) >= 0]
+    inside = [
+        (word, min(max(start, 0.0), limit_s), min(max(end, start, 0.0), limit_s))
+        for word, start, end in words
+        if start <= limit_s + END_TOLERANCE_S and max(start, end) >= 0
+    ]
     return sorted(inside, key=lambda word: word[1]), len(words) - len(inside)
 
 
 # ---- One recording --------------------------------------------------------------------------
+
 
 def read_recording(sources, settings, size, keep_samples):
     """Decode the clips of one recording, each of its files once; a list of ClipFeatures with pictures to be seen.
@@ -411,7 +475,9 @@ def read_recording(sources, settings, size, keep_samples):
         for clip in clips:
             clip.file, clip.problem, clip.remedy = str(error.path), error.reason, error.remedy
         return clips
-    except Exception as error:     # whatever a decoder makes of one damaged file in a million must not end the run
+    except (
+        Exception
+    ) as error:  # whatever a decoder makes of one damaged file in a million must not end the run
         for clip in clips:
             clip.problem = f"cannot be read ({type(error).__name__}: {error})"
             clip.remedy = "download it again, or leave it out of the corpus"
@@ -422,14 +488,17 @@ def read_recording(sources, settings, size, keep_samples):
         has_media = heard_s or seen_s
         if has_media:
             clip.seconds = min(asked_s, max(heard_s, seen_s))
-        else:                            # text alone, whose length may be known
+        else:  # text alone, whose length may be known
             clip.seconds = asked_s if source.end_s is not None else 0.0
         if samples is not None and len(samples):
             put(clip, "audio", filterbanks(samples, settings.rate_hz))
             clip.samples = samples if keep_samples else None
         clip.pictures = seen
         if not has_media and (source.audio or source.video and size):
-            clip.problem, clip.remedy = f"nothing is recorded from {source.start_s:.2f} s on", "correct its times"
+            clip.problem, clip.remedy = (
+                f"nothing is recorded from {source.start_s:.2f} s on",
+                "correct its times",
+            )
     return clips
 
 
@@ -453,7 +522,9 @@ def read_sounds(sources, rate_hz):
         first = round((max(0.0, source.start_s) - start_s) * rate_hz)
         end = len(samples) if source.end_s is None else max(0, round((source.end_s - start_s) * rate_hz))
         piece = samples[max(0, first) : end]
-        found.append(np.pad(piece, (max(0, -first), 0)) if len(piece) else None)      # silence until the sound starts
+        found.append(
+            np.pad(piece, (max(0, -first), 0)) if len(piece) else None
+        )  # silence until the sound starts
     return found
 
 
@@ -468,26 +539,44 @@ def read_views(sources, fps, size):
         return [(None, 0.0)] * len(sources)
     with media._open_video(path, 1) as (container, stream):
         tracks = find_tracks(container, path)
-        end_s = (container.duration or 0) / av.time_base or media.count_frames(path) / float(stream.average_rate or 25)
+        end_s = (container.duration or 0) / av.time_base or media.count_frames(path) / float(
+            stream.average_rate or 25
+        )
         times_s, spans_s = [], []
         for source in sources:
             start, end = max(0.0, source.start_s), end_s if source.end_s is None else min(source.end_s, end_s)
             spans_s.append((start, end))
-            edges = np.minimum(start + np.arange(np.ceil(max(0.0, end - start) * fps - EDGE_TOLERANCE) + 1) / fps, end)
-            times_s.append((edges[:-1] + edges[1:]) / 2)                                               # (T_v,)
+            edges = np.minimum(
+                start + np.arange(np.ceil(max(0.0, end - start) * fps - EDGE_TOLERANCE) + 1) / fps, end
+            )
+            times_s.append((edges[:-1] + edges[1:]) / 2)  # (T_v,)
         wanted_s = np.concatenate(times_s)
         order = np.argsort(wanted_s, kind="stable")
         pictures = np.zeros((len(order), size, size, 3), np.uint8)
-        first_s, shown_to_s = read_pictures(container, stream, tracks.video_start_s, wanted_s[order],
-                                            max(end for _, end in spans_s), pictures) if len(order) else (0.0, 0.0)
+        first_s, shown_to_s = (
+            read_pictures(
+                container,
+                stream,
+                tracks.video_start_s,
+                wanted_s[order],
+                max(end for _, end in spans_s),
+                pictures,
+            )
+            if len(order)
+            else (0.0, 0.0)
+        )
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     parts = np.split(place, np.cumsum([len(t) for t in times_s])[:-1])
     # A clip that ends before the pictures start has none; one that they start in has the first of them from its start.
-    kept = [part[(t < shown_to_s + STAMP_TOLERANCE_S) & (end > first_s)]
-            for part, t, (_, end) in zip(parts, times_s, spans_s)]
-    return [(pictures[part], min(end, shown_to_s) - start) if len(part) else (None, 0.0)
-            for part, (start, end) in zip(kept, spans_s)]
+    kept = [
+        part[(t < shown_to_s + STAMP_TOLERANCE_S) & (end > first_s)]
+        for part, t, (_, end) in zip(parts, times_s, spans_s)
+    ]
+    return [
+        (pictures[part], min(end, shown_to_s) - start) if len(part) else (None, 0.0)
+        for part, (start, end) in zip(kept, spans_s)
+    ]
 
 
 def put(clip, name, values):
@@ -522,6 +611,7 @@ def read_ahead(read, items, workers):
 
 # ---- Clips to a store -----------------------------------------------------------------------
 
+
 def extract(sources, words, vgg, folder, identity, settings):
     """Write features and words of clips into a store (Section 3.1), or go on with one that was interrupted.
 
@@ -545,15 +635,26 @@ def extract(sources, words, vgg, folder, identity, settings):
     digest = hashlib.sha256()
     for source in sources:
         digest.update(f"{source}\n".encode())
-    meta = {**identity, "sources": digest.hexdigest()[:16], "clips": len(sources), "shard_clips": settings.shard_clips,
-            "rate_hz": settings.rate_hz, "audio_step_s": AUDIO_STEP_S, "video_step_s": 1 / settings.fps,
-            "audio_dim": AUDIO_DIM, "video_dim": VIDEO_DIM, **(vgg.identity() if vgg else {"vgg": None}),
-            **(words.identity() if words else {})}
+    meta = {
+        **identity,
+        "sources": digest.hexdigest()[:16],
+        "clips": len(sources),
+        "shard_clips": settings.shard_clips,
+        "rate_hz": settings.rate_hz,
+        "audio_step_s": AUDIO_STEP_S,
+        "video_step_s": 1 / settings.fps,
+        "audio_dim": AUDIO_DIM,
+        "video_dim": VIDEO_DIM,
+        **(vgg.identity() if vgg else {"vgg": None}),
+        **(words.identity() if words else {}),
+    }
     shards = Shards(folder, meta, settings)
     if shards.complete:
         store = ClipStore(folder)
-        print(f"{folder}: already extracted, {len(store):,} clips; {store.meta['left_out']:,} left out, see "
-              "problems.csv")
+        print(
+            f"{folder}: already extracted, {len(store):,} clips; {store.meta['left_out']:,} left out, see "
+            "problems.csv"
+        )
         return store
     announce(sources, vgg, shards, settings)
     shards.begin()
@@ -569,8 +670,19 @@ def write_store(clips, folder, identity, audio_step_s, video_step_s, audio_dim, 
     """
     folder, clips = Path(folder), list(clips)
     check_ids([clip.clip_id for clip in clips], folder)
-    shards = Shards(folder, {**identity, "clips": len(clips), "shard_clips": shard_clips, "audio_step_s": audio_step_s,
-                             "video_step_s": video_step_s, "audio_dim": audio_dim, "video_dim": video_dim}, None)
+    shards = Shards(
+        folder,
+        {
+            **identity,
+            "clips": len(clips),
+            "shard_clips": shard_clips,
+            "audio_step_s": audio_step_s,
+            "video_step_s": video_step_s,
+            "audio_dim": audio_dim,
+            "video_dim": video_dim,
+        },
+        None,
+    )
     if shards.complete:
         return ClipStore(folder)
     shards.begin()
@@ -598,40 +710,65 @@ def check_ids(ids, folder):
 
 def announce(sources, vgg, shards, settings):
     """Count what there is to do and print what it takes; UserError if the disk is too small."""
-    unknown = [(source.clip_id, source.audio or source.video) for source in sources
-               if source.end_s is None and (source.audio or source.video)]
+    unknown = [
+        (source.clip_id, source.audio or source.video)
+        for source in sources
+        if source.end_s is None and (source.audio or source.video)
+    ]
     unknown_s, n_counted = count_seconds(unknown) if unknown else (0.0, 0)
     known_s = sum(max(0.0, s.end_s - max(0.0, s.start_s)) for s in sources if s.end_s is not None)
     seconds, n = known_s + unknown_s, len(sources)
-    heard, seen = (sum(map(bool, x)) / n for x in ((s.audio or s.video for s in sources), (s.video for s in sources)))
+    heard, seen = (
+        sum(map(bool, x)) / n for x in ((s.audio or s.video for s in sources), (s.video for s in sources))
+    )
     audio = heard * (seconds / AUDIO_STEP_S + n) * AUDIO_DIM * 2
     video = seen * (seconds * settings.fps + n) * VIDEO_DIM * 2 if vgg else 0.0
     text = seconds * WORDS_PER_S * WORD_BYTES + n * CLIP_BYTES
     there = sum(path.stat().st_size for path in shards.folder.glob("shard_*/*")) if shards.kept else 0
     free, need = free_bytes(shards.folder), audio + video + text
-    print(f"extracting {n:,} clips into {shards.folder}: {seconds / 3600:,.2f} h"
-          + (f" (estimated from {n_counted:,} clips)" if n_counted < len(unknown) else "")
-          + f", {need / 1e9:.3g} GB (audio {audio / 1e9:.3g}, video {video / 1e9:.3g}, words, index {text / 1e9:.3g})"
-          + (f", of which {there / 1e9:.3g} GB are there" if there else "") + f"; {free / 1e9:.1f} GB free", flush=True)
+    print(
+        f"extracting {n:,} clips into {shards.folder}: {seconds / 3600:,.2f} h"
+        + (f" (estimated from {n_counted:,} clips)" if n_counted < len(unknown) else "")
+        + f", {need / 1e9:.3g} GB (audio {audio / 1e9:.3g}, video {video / 1e9:.3g}, words, index {text / 1e9:.3g})"
+        + (f", of which {there / 1e9:.3g} GB are there" if there else "")
+        + f"; {free / 1e9:.1f} GB free",
+        flush=True,
+    )
     if need - there > free:
-        raise UserError(f"{shards.folder}: needs {(need - there) / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free; "
-                        "choose another DATA_ROOT, a lower FPS or fewer clips")
+        raise UserError(
+            f"{shards.folder}: needs {(need - there) / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free; "
+            "choose another DATA_ROOT, a lower FPS or fewer clips"
+        )
 
 
 def run(sources, words, vgg, shards, settings):
     """Compute the shards that are missing."""
     size, todo = settings.shard_clips, shards.missing()
-    recordings = {number: [list(group) for _, group in groupby(sources[number * size : (number + 1) * size],
-                                                               key=lambda source: (source.audio, source.video))]
-                  for number in todo}
+    recordings = {
+        number: [
+            list(group)
+            for _, group in groupby(
+                sources[number * size : (number + 1) * size], key=lambda source: (source.audio, source.video)
+            )
+        ]
+        for number in todo
+    }
     if len(todo) < shards.count:
         print(f"going on: {shards.count - len(todo):,} of {shards.count:,} shards are there")
     hears = words is not None and words.hears
-    read = read_ahead(lambda group: read_recording(group, settings, vgg.size if vgg else 0, hears),
-                      [group for number in todo for group in recordings[number]], settings.workers)
+    read = read_ahead(
+        lambda group: read_recording(group, settings, vgg.size if vgg else 0, hears),
+        [group for number in todo for group in recordings[number]],
+        settings.workers,
+    )
     seconds, started, spent = 0.0, time.monotonic(), Counter()
-    with tqdm(total=sum(len(g) for number in todo for g in recordings[number]), desc="extracting", unit="clip",
-              disable=None, leave=False) as bar:
+    with tqdm(
+        total=sum(len(g) for number in todo for g in recordings[number]),
+        desc="extracting",
+        unit="clip",
+        disable=None,
+        leave=False,
+    ) as bar:
         for number in todo:
             clips, waiting = [], []
             for group in recordings[number]:
@@ -649,8 +786,11 @@ def run(sources, words, vgg, shards, settings):
             shards.check_problems(len(sources), final=False)
     took = time.monotonic() - started
     if todo:
-        print(f"extracted in {took:.1f} s: {bar.total / took:,.1f} clips and {seconds / took:,.1f} s of recording per "
-              f"s; VGG-16 took {spent['vgg'] / took:.0%} of the time, words {spent['words'] / took:.0%}", flush=True)
+        print(
+            f"extracted in {took:.1f} s: {bar.total / took:,.1f} clips and {seconds / took:,.1f} s of recording per "
+            f"s; VGG-16 took {spent['vgg'] / took:.0%} of the time, words {spent['words'] / took:.0%}",
+            flush=True,
+        )
 
 
 def hear(source, clip, words, spent):
@@ -672,9 +812,12 @@ def look(clips, vgg, batch_frames, spent):
     if clips:
         before = time.monotonic()
         pictures = np.concatenate([clip.pictures for clip in clips])
-        features = np.concatenate([vgg.features(pictures[k : k + batch_frames])
-                                   for k in range(0, len(pictures), batch_frames)])                   # (frames, 4096)
-        for clip, part in zip(clips, np.split(features, np.cumsum([len(clip.pictures) for clip in clips])[:-1])):
+        features = np.concatenate(
+            [vgg.features(pictures[k : k + batch_frames]) for k in range(0, len(pictures), batch_frames)]
+        )  # (frames, 4096)
+        for clip, part in zip(
+            clips, np.split(features, np.cumsum([len(clip.pictures) for clip in clips])[:-1])
+        ):
             put(clip, "video", part)
             clip.pictures = None
         spent["vgg"] += time.monotonic() - before
@@ -700,8 +843,11 @@ class Shards:
         return self.folder / f"shard_{number:05d}"
 
     def missing(self):
-        return [number for number in range(self.count)
-                if not (self.kept and (self.path(number) / "clips.csv").exists())]
+        return [
+            number
+            for number in range(self.count)
+            if not (self.kept and (self.path(number) / "clips.csv").exists())
+        ]
 
     def begin(self):
         """Clear away what is of another identity or unfinished."""
@@ -715,8 +861,9 @@ class Shards:
         write_json(self.folder / "meta.json", {"identity": self.meta, "complete": False})
         done = set(range(self.count)) - set(self.missing())
         self.kept = True
-        self.n_problems = sum(bool(row["problem"]) for number in done
-                              for row in read_csv(self.path(number) / "clips.csv"))
+        self.n_problems = sum(
+            bool(row["problem"]) for number in done for row in read_csv(self.path(number) / "clips.csv")
+        )
 
     def write(self, number, clips):
         """Write a shard whole."""
@@ -724,13 +871,20 @@ class Shards:
         for clip in clips:
             row = {name: getattr(clip, name) for name in COLUMNS if hasattr(clip, name)}
             kept = not clip.problem
-            counts = {"audio_rows": 0 if clip.audio is None or not kept else len(clip.audio),
-                      "video_rows": 0 if clip.video is None or not kept else len(clip.video),
-                      "words": len(clip.words) if kept else 0}
-            row |= counts | {"audio_start": total["audio_rows"], "video_start": total["video_rows"],
-                             "word_start": total["words"], "seconds": f"{clip.seconds:.4f}",
-                             "score": f"{clip.score:.5f}", "problem": " ".join(clip.problem.split()),
-                             "remedy": " ".join(clip.remedy.split())}
+            counts = {
+                "audio_rows": 0 if clip.audio is None or not kept else len(clip.audio),
+                "video_rows": 0 if clip.video is None or not kept else len(clip.video),
+                "words": len(clip.words) if kept else 0,
+            }
+            row |= counts | {
+                "audio_start": total["audio_rows"],
+                "video_start": total["video_rows"],
+                "word_start": total["words"],
+                "seconds": f"{clip.seconds:.4f}",
+                "score": f"{clip.score:.5f}",
+                "problem": " ".join(clip.problem.split()),
+                "remedy": " ".join(clip.remedy.split()),
+            }
             rows.append(row)
             total.update(counts)
             self.n_problems += not kept
@@ -741,37 +895,60 @@ class Shards:
                 arrays = [getattr(clip, name) for clip in kept if getattr(clip, name) is not None]
                 empty = np.zeros((0, self.meta[f"{name}_dim"]), np.float16)
                 np.save(temporary / f"{name}.npy", np.concatenate([empty, *arrays]))
-            write_csv(temporary / "words.csv", ({"word": word, "start_s": f"{start:.4f}", "end_s": f"{end:.4f}"}
-                                                for clip in kept for word, start, end in clip.words),
-                      ("word", "start_s", "end_s"))
+            write_csv(
+                temporary / "words.csv",
+                (
+                    {"word": word, "start_s": f"{start:.4f}", "end_s": f"{end:.4f}"}
+                    for clip in kept
+                    for word, start, end in clip.words
+                ),
+                ("word", "start_s", "end_s"),
+            )
             write_csv(temporary / "clips.csv", rows, COLUMNS)
 
     def check_problems(self, n_clips, final):
         """UserError if too many clips have problems; before the end, only if that can no longer change."""
         most = self.settings.max_problem_share
-        if self.n_problems > max(0 if final else MANY_PROBLEMS, most * n_clips) or final and self.n_problems == n_clips:
-            row = next(row for n in range(self.count) if (self.path(n) / "clips.csv").exists()
-                       for row in read_csv(self.path(n) / "clips.csv") if row["problem"])
-            raise UserError(f"{self.folder}: {self.n_problems:,} of {n_clips:,} clips cannot be used, the first one: "
-                            f"{row['clip_id']}: {row['file']}: {row['problem']}; mend them, delete their shards (see "
-                            f"problems.csv) and run again, or raise MAX_PROBLEM_SHARE ({most:g})")
+        if (
+            self.n_problems > max(0 if final else MANY_PROBLEMS, most * n_clips)
+            or final
+            and self.n_problems == n_clips
+        ):
+            row = next(
+                row
+                for n in range(self.count)
+                if (self.path(n) / "clips.csv").exists()
+                for row in read_csv(self.path(n) / "clips.csv")
+                if row["problem"]
+            )
+            raise UserError(
+                f"{self.folder}: {self.n_problems:,} of {n_clips:,} clips cannot be used, the first one: "
+                f"{row['clip_id']}: {row['file']}: {row['problem']}; mend them, delete their shards (see "
+                f"problems.csv) and run again, or raise MAX_PROBLEM_SHARE ({most:g})"
+            )
 
     def finish(self):
         """Join the indices of all shards, report, mark the store complete and open it."""
         sums, problems = Counter(), []
-        with atomic_path(self.folder / "index.csv") as temporary, open(temporary, "w", newline="",
-                                                                       encoding="utf-8") as file:
+        with (
+            atomic_path(self.folder / "index.csv") as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(INDEX)
             for number in range(self.count):
                 writer.writerows(self.index_rows(number, sums, problems))
-        write_csv(self.folder / "problems.csv", problems, ("utterance_id", "file", "problem", "remedy", "shard"))
+        write_csv(
+            self.folder / "problems.csv", problems, ("utterance_id", "file", "problem", "remedy", "shard")
+        )
         if self.settings is not None:
             self.check_problems(self.meta["clips"], final=True)
         self.join_words(sums["words"])
         n_clips = self.meta["clips"] - len(problems)
-        write_json(self.folder / "meta.json", {"identity": self.meta, "complete": True, "clips": n_clips,
-                                               "left_out": len(problems), **sums})
+        write_json(
+            self.folder / "meta.json",
+            {"identity": self.meta, "complete": True, "clips": n_clips, "left_out": len(problems), **sums},
+        )
         report(n_clips, sums, problems, self.folder)
         return ClipStore(self.folder)
 
@@ -782,11 +959,15 @@ class Shards:
                 problem = Problem(row["clip_id"], row["file"], row["problem"], row["remedy"])
                 problems.append(asdict(problem) | {"shard": self.path(number).name})
                 continue
-            row["word_start"] = sums["words"]             # words of all shards follow each other
+            row["word_start"] = sums["words"]  # words of all shards follow each other
             yield [row["clip_id"], number, *(row[name] for name in INDEX[2:])]
             sums.update({name: int(row[name]) for name in ("words", "not_finite", "outside")})
-            sums.update({f"without_{name}": row[column] == "0" for name, column in
-                         (("audio", "audio_rows"), ("video", "video_rows"), ("words", "words"))})
+            sums.update(
+                {
+                    f"without_{name}": row[column] == "0"
+                    for name, column in (("audio", "audio_rows"), ("video", "video_rows"), ("words", "words"))
+                }
+            )
 
     def join_words(self, n_words):
         """words.npy, word_times.npy and vocabulary.csv from the words of all shards."""
@@ -803,8 +984,11 @@ class Shards:
         order = sorted(number_of, key=lambda word: (-counts[word], word))
         place = np.empty(len(order), np.int32)
         place[[number_of[word] for word in order]] = np.arange(len(order))
-        write_csv(self.folder / "vocabulary.csv", ({"word": word, "count": counts[word]} for word in order),
-                  ("word", "count"))
+        write_csv(
+            self.folder / "vocabulary.csv",
+            ({"word": word, "count": counts[word]} for word in order),
+            ("word", "count"),
+        )
         for name, array in (("words", place[ids] if n_words else ids), ("word_times", times)):
             with atomic_path(self.folder / f"{name}.npy") as temporary:
                 np.save(temporary, array)
@@ -812,19 +996,27 @@ class Shards:
 
 def report(n_clips, sums, problems, folder):
     """Print what became of the clips."""
-    print(f"{folder}: {n_clips:,} clips, {sums['words']:,} words; without audio {sums['without_audio']:,}, without "
-          f"video {sums['without_video']:,}, without words {sums['without_words']:,}")
+    print(
+        f"{folder}: {n_clips:,} clips, {sums['words']:,} words; without audio {sums['without_audio']:,}, without "
+        f"video {sums['without_video']:,}, without words {sums['without_words']:,}"
+    )
     if sums["outside"]:
         print(f"words outside their clips, left out: {sums['outside']:,}")
     if sums["not_finite"]:
         print(f"features that were NaN or infinite and are 0 now: {sums['not_finite']:,} numbers")
     if problems:
-        kinds = Counter(re.split("[;:(]", problem["problem"])[0].strip() for problem in problems).most_common(4)
-        print(f"left out: {len(problems):,} clips: " + ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
-              + f"; see {folder / 'problems.csv'}; to try some again delete their shards")
+        kinds = Counter(re.split("[;:(]", problem["problem"])[0].strip() for problem in problems).most_common(
+            4
+        )
+        print(
+            f"left out: {len(problems):,} clips: "
+            + ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
+            + f"; see {folder / 'problems.csv'}; to try some again delete their shards"
+        )
 
 
 # ---- Reading a store ------------------------------------------------------------------------
+
 
 class ClipStore:
     """A finished store: clips are read from the disk as they are asked for; the index takes about 150 bytes per clip.
@@ -837,13 +1029,14 @@ class ClipStore:
         self.folder = Path(folder)
         self.meta = read_json(self.folder / "meta.json")
         if not self.meta.get("complete"):
-            raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it goes on where it "
-                            "stopped")
+            raise UserError(
+                f"{self.folder}: unfinished; run the script that writes it again, it goes on where it stopped"
+            )
         identity = self.meta["identity"]
         self.audio_step_s, self.video_step_s = identity["audio_step_s"], identity["video_step_s"]
         self.dims = {name: identity[f"{name}_dim"] for name in ("audio", "video")}
         n = self.meta["clips"]
-        self.ids = np.empty(n, np.dtypes.StringDType())       # one block of text instead of a million objects
+        self.ids = np.empty(n, np.dtypes.StringDType())  # one block of text instead of a million objects
         numbers = np.empty((n, 7), np.int64)
         self.seconds, self.score = np.empty(n, np.float32), np.empty(n, np.float32)
         with open(self.folder / "index.csv", newline="", encoding="utf-8") as file:
@@ -854,17 +1047,22 @@ class ClipStore:
                     self.ids[row], numbers[row] = cells[0], [int(x) for x in cells[1:8]]
                     self.seconds[row], self.score[row] = cells[8:]
         if row + 1 != n:
-            raise UserError(f"{self.folder / 'index.csv'}: {row + 1:,} clips, meta.json says {n:,}; delete the file "
-                            "meta.json and run the script that writes it again")
+            raise UserError(
+                f"{self.folder / 'index.csv'}: {row + 1:,} clips, meta.json says {n:,}; delete the file "
+                "meta.json and run the script that writes it again"
+            )
         self.shard, self._first = numbers[:, 0], {"audio": numbers[:, 1], "video": numbers[:, 3]}
         self.audio_rows, self.video_rows = numbers[:, 2], numbers[:, 4]
         self._word_start, self.n_words = numbers[:, 5], numbers[:, 6]
         words = read_csv(self.folder / "vocabulary.csv")
-        self.vocabulary, self.counts = [row["word"] for row in words], np.array([int(row["count"]) for row in words])
+        self.vocabulary, self.counts = (
+            [row["word"] for row in words],
+            np.array([int(row["count"]) for row in words]),
+        )
         self._open, self._rows = OrderedDict(), None
 
     def __reduce__(self):
-        return ClipStore, (self.folder,)          # a worker opens the files; pickled, the features would be copied
+        return ClipStore, (self.folder,)  # a worker opens the files; pickled, the features would be copied
 
     def __len__(self):
         return len(self.ids)
@@ -883,8 +1081,10 @@ class ClipStore:
             try:
                 self._open[name] = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError) as error:
-                raise UserError(f"{self.folder / name}: cannot be mapped ({error}); delete its folder and run the "
-                                "script that writes it again") from error
+                raise UserError(
+                    f"{self.folder / name}: cannot be mapped ({error}); delete its folder and run the "
+                    "script that writes it again"
+                ) from error
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)
         return self._open[name]
@@ -921,8 +1121,10 @@ def english_rows(store, min_score):
     min_score  mean log-probability; the paper's threshold on another recogniser's scores left 978 k of 1,092 k clips
     """
     kept = np.flatnonzero(~(store.score < min_score))
-    print(f"score of at least {min_score:g}: {len(kept):,} of {len(store):,} clips, {np.isnan(store.score).sum():,} of "
-          "them without a score")
+    print(
+        f"score of at least {min_score:g}: {len(kept):,} of {len(store):,} clips, {np.isnan(store.score).sum():,} of "
+        "them without a score"
+    )
     return kept
 
 
@@ -946,7 +1148,9 @@ class FeatureStats:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{name: file[name] for name in cls.__dataclass_fields__})
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: not the statistics of features ({error}); delete it and run again") from error
+            raise UserError(
+                f"{path}: not the statistics of features ({error}); delete it and run again"
+            ) from error
 
 
 def measure_stats(store, rows):
@@ -957,7 +1161,7 @@ def measure_stats(store, rows):
     """
     stats = {}
     rows = np.asarray(rows)
-    rows = rows[np.lexsort((store._first["audio"][rows], store.shard[rows]))]      # in the order of the disk
+    rows = rows[np.lexsort((store._first["audio"][rows], store.shard[rows]))]  # in the order of the disk
     for name, read in (("audio", store.audio), ("video", store.video)):
         count, total, squares = 0, np.zeros(store.dims[name]), np.zeros(store.dims[name])
         for i in tqdm(rows, desc=f"statistics, {name}", unit="clip", disable=None, leave=False):
@@ -971,6 +1175,7 @@ def measure_stats(store, rows):
 
 
 # ---- The data set that training reads -------------------------------------------------------
+
 
 def find_row(word, row_of):
     """The number of a word in a mapping {word: number}: as it is, in lower case, or without punctuation; else -1."""
@@ -995,26 +1200,48 @@ class Clips:
                   that it lacks has no words
     """
 
-    def __init__(self, store, rows, vectors, row_of, targets=None, labels=None, stats=None, keep_unknown=True,
-                 max_s=None, words_from=None):
+    def __init__(
+        self,
+        store,
+        rows,
+        vectors,
+        row_of,
+        targets=None,
+        labels=None,
+        stats=None,
+        keep_unknown=True,
+        max_s=None,
+        words_from=None,
+    ):
         self.store, self.rows, self.vectors = store, np.asarray(rows, np.int64), vectors
         self.word_store = words_from or store
-        self.word_rows = self.rows if words_from is None else np.array([_row_or_none(words_from, store.ids[i])
-                                                                        for i in self.rows], np.int64)
-        known = np.any(np.asarray(vectors) != 0, axis=1)                                               # (V,)
+        self.word_rows = (
+            self.rows
+            if words_from is None
+            else np.array([_row_or_none(words_from, store.ids[i]) for i in self.rows], np.int64)
+        )
+        known = np.any(np.asarray(vectors) != 0, axis=1)  # (V,)
         row_of, self.stats = {word: row for word, row in row_of.items() if known[row]}, stats
         self.vector_row = np.array([find_row(word, row_of) for word in self.word_store.vocabulary], np.int64)
-        self.target = self.vector_row if targets is None else np.array(
-            [find_row(word, targets) for word in self.word_store.vocabulary], np.int64)
+        self.target = (
+            self.vector_row
+            if targets is None
+            else np.array([find_row(word, targets) for word in self.word_store.vocabulary], np.int64)
+        )
         self.labels = None if labels is None else np.asarray(labels, np.float32)
         if self.labels is not None and len(self.labels) != len(self.rows):
             raise ValueError(f"{len(self.labels)} labels for {len(self.rows)} clips")
         self.keep_unknown, self.max_s = keep_unknown, max_s
-        self.limits = {name: self._limit(step_s) for name, step_s in
-                       (("audio", store.audio_step_s), ("video", store.video_step_s))}
+        self.limits = {
+            name: self._limit(step_s)
+            for name, step_s in (("audio", store.audio_step_s), ("video", store.video_step_s))
+        }
         n_words = np.where(self.word_rows < 0, 0, self.word_store.n_words[self.word_rows])
-        self.lengths = (np.minimum(store.audio_rows[self.rows], self.limits["audio"])
-                        + np.minimum(store.video_rows[self.rows], self.limits["video"]) + n_words)
+        self.lengths = (
+            np.minimum(store.audio_rows[self.rows], self.limits["audio"])
+            + np.minimum(store.video_rows[self.rows], self.limits["video"])
+            + n_words
+        )
 
     def _limit(self, step_s):
         return np.iinfo(np.int64).max if self.max_s is None else max(1, round(self.max_s / step_s))
@@ -1025,7 +1252,9 @@ class Clips:
     def __getitem__(self, key):
         """key: (index, seed) -> dict of the arrays of one clip; nothing here is random."""
         index, i, j = key[0], self.rows[key[0]], self.word_rows[key[0]]
-        words, times = self.word_store.word_ids(j) if j >= 0 else (np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
+        words, times = (
+            self.word_store.word_ids(j) if j >= 0 else (np.zeros(0, np.int64), np.zeros((0, 2), np.float32))
+        )
         kept = np.full(len(words), True) if self.keep_unknown else self.vector_row[words] >= 0
         if self.max_s is not None:
             kept &= ~(times[:, 0] >= self.max_s)
@@ -1053,10 +1282,10 @@ class Clips:
             batch[f"{name}_step_s"] = torch.full((len(items),), getattr(self.store, f"{name}_step_s"))
         known = [self.vector_row[item["words"]] for item in items]
         vectors = [np.where(rows[:, None] >= 0, self.vectors[np.maximum(rows, 0)], 0) for rows in known]
-        batch["text"] = _padded(vectors, self.vectors.shape[1], 0.0)                                   # (B, W, 300)
+        batch["text"] = _padded(vectors, self.vectors.shape[1], 0.0)  # (B, W, 300)
         batch["text_length"] = torch.tensor([len(rows) for rows in known])
         batch["word_ids"] = _padded([self.target[item["words"]][:, None] for item in items], 1, -1)[..., 0]
-        times = _padded([item["times"] for item in items], 2, float("nan"))                            # (B, W, 2)
+        times = _padded([item["times"] for item in items], 2, float("nan"))  # (B, W, 2)
         batch["word_start_s"], batch["word_end_s"] = times.unbind(-1)
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(np.stack([item["labels"] for item in items]))
@@ -1083,6 +1312,7 @@ def _padded(arrays, dim, value):
 
 # ---- Masked words (Sec. 2.2) ----------------------------------------------------------------
 
+
 def mask_words(batch, share, generator):
     """Hide some words with all that is heard and seen while they are spoken (Section 2.2): zeros in all modalities.
 
@@ -1094,10 +1324,10 @@ def mask_words(batch, share, generator):
     Returns hidden (B, W) bool, True = hidden; batch["hidden"] is the same.
     """
     device = batch["text"].device
-    can_hide = batch["word_ids"] >= 0                                                                  # (B, W)
+    can_hide = batch["word_ids"] >= 0  # (B, W)
     draws = torch.rand(can_hide.shape, generator=generator).to(device).masked_fill(~can_hide, 2.0)
     n_words = can_hide.sum(1, keepdim=True)
-    n_hidden = (share * n_words + 0.5).floor().clamp(min=1)                                            # (B, 1)
+    n_hidden = (share * n_words + 0.5).floor().clamp(min=1)  # (B, 1)
     hidden = (draws.argsort(1).argsort(1) < n_hidden) & can_hide
     batch["hidden"], batch["text"] = hidden, batch["text"].masked_fill(hidden[..., None], 0)
     for name in ("audio", "video"):
@@ -1111,10 +1341,10 @@ def hidden_steps(batch, hidden, name):
 
     A word of no length lies in the step that contains it; one whose times are NaN, or outside the clip, in none.
     """
-    step_s = batch[f"{name}_step_s"].double()[:, None]                                                 # (B, 1)
-    first = (batch["word_start_s"].double() / step_s + EDGE_TOLERANCE).floor()                         # (B, W)
+    step_s = batch[f"{name}_step_s"].double()[:, None]  # (B, 1)
+    first = (batch["word_start_s"].double() / step_s + EDGE_TOLERANCE).floor()  # (B, W)
     end = (batch["word_end_s"].double() / step_s - EDGE_TOLERANCE).ceil()
     end = torch.maximum(end, first + 1)
     k = torch.arange(batch[name].shape[1], device=hidden.device)
-    spoken = (k >= first[..., None]) & (k < end[..., None]) & hidden[..., None]                        # (B, W, T)
+    spoken = (k >= first[..., None]) & (k < end[..., None]) & hidden[..., None]  # (B, W, T)
     return spoken.any(1)

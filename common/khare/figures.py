@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.khare import tables
 from common import plots
 from common.errors import UserError
+from common.khare import tables
 from common.khare.data import only
 from common.training import to_device
 
@@ -21,6 +21,7 @@ def write(run, study, load_best):
 
 # ---- Pretraining ---------------------------------------------------------------------------
 
+
 def pretraining_figure(run, study):
     """Held-out loss and hidden words found of both pretrainings, by step and by second."""
     fig, grid = plots.plt.subplots(2, 2, figsize=(9.6, 6.4), sharex="col", sharey="row")
@@ -31,20 +32,29 @@ def pretraining_figure(run, study):
             look = {"color": plots.OKABE_ITO[i], "marker": plots.MARKERS[i], "markersize": 4}
             axes[0].plot(clock, [entry["valid_loss"] for entry in log], **look, label=tables.LABELS[method])
             axes[1].plot(clock, [100 * entry["valid_accuracy"] for entry in log], **look)
-            axes[1].axhline(100 * study.pretraining_facts["majority"], color="black", linestyle=":", linewidth=1)
+            axes[1].axhline(
+                100 * study.pretraining_facts["majority"], color="black", linestyle=":", linewidth=1
+            )
     grid[0, 0].legend()
     grid[0, 0].set(ylabel="held-out loss per hidden word (nats)")
     grid[1, 0].set(ylabel="hidden words found (%)", xlabel="step")
     grid[1, 1].set(xlabel="seconds")
     facts = study.pretraining_facts
-    run.figure(plots.save(fig, run.folder, "khare_fig_pretraining",
-                          f"Masked language model on {facts['corpus']}, {facts['clips']:,} clips, a vocabulary of "
-                          f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips. The loss is that of "
-                          "the full softmax for both; seconds include its computation. Dotted: the most frequent word "
-                          f"for all. Seed {study.c.SEEDS[0]}; not in the paper."))
+    run.figure(
+        plots.save(
+            fig,
+            run.folder,
+            "khare_fig_pretraining",
+            f"Masked language model on {facts['corpus']}, {facts['clips']:,} clips, a vocabulary of "
+            f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips. The loss is that of "
+            "the full softmax for both; seconds include its computation. Dotted: the most frequent word "
+            f"for all. Seed {study.c.SEEDS[0]}; not in the paper.",
+        )
+    )
 
 
 # ---- Case studies (Section 4.2) ------------------------------------------------------------
+
 
 @dataclass
 class Case:
@@ -57,23 +67,35 @@ class Case:
 def cases_figure(run, study, model):
     """For chosen clips: where the baseline looks, and what is predicted with and without each modality."""
     cases = chosen_cases(study)
-    fig, grid = plots.plt.subplots(len(cases), 2, figsize=(13, 3.4 * len(cases)), squeeze=False,
-                                   width_ratios=(2.2, 1))
+    fig, grid = plots.plt.subplots(
+        len(cases), 2, figsize=(13, 3.4 * len(cases)), squeeze=False, width_ratios=(2.2, 1)
+    )
     dataset = study.clips("test")
     for (left, right), case in zip(grid, cases):
         batch = to_device(dataset.collate([dataset[case.i, None]]), study.accelerator.device)
         draw_attention(left, study, case, batch, attention_of(model, batch, study.present))
         image = draw_predictions(right, study, case)
     fig.colorbar(image, ax=grid[:, 1], label="probability", shrink=0.7)
-    how = "named by CASES" if study.c.CASES else (
-        "chosen by rule: for each modality the present emotion whose probability falls most when it is taken away")
-    run.figure(plots.save(fig, run.folder, "khare_fig_cases",
-                          f"Case studies, {run.corpus}: test clips {how}. Left: attention of the baseline, mean over "
-                          "layers, heads and asking steps, as a multiple of equal attention: words to words, and the "
-                          f"anchor ({study.c.ANCHOR}) to the others. Right: probabilities given these modalities alone "
-                          "by the best initialisation of the baseline and, marked *, of the variant that survives "
-                          f"missing modalities; framed: emotions that are present. {len(study.parts['test']):,} test "
-                          f"clips, seeds {', '.join(map(str, study.c.SEEDS))}."))
+    how = (
+        "named by CASES"
+        if study.c.CASES
+        else (
+            "chosen by rule: for each modality the present emotion whose probability falls most when it is taken away"
+        )
+    )
+    run.figure(
+        plots.save(
+            fig,
+            run.folder,
+            "khare_fig_cases",
+            f"Case studies, {run.corpus}: test clips {how}. Left: attention of the baseline, mean over "
+            "layers, heads and asking steps, as a multiple of equal attention: words to words, and the "
+            f"anchor ({study.c.ANCHOR}) to the others. Right: probabilities given these modalities alone "
+            "by the best initialisation of the baseline and, marked *, of the variant that survives "
+            f"missing modalities; framed: emotions that are present. {len(study.parts['test']):,} test "
+            f"clips, seeds {', '.join(map(str, study.c.SEEDS))}.",
+        )
+    )
 
 
 def chosen_cases(study):
@@ -81,7 +103,9 @@ def chosen_cases(study):
     ids = [turn.utterance_id for turn in study.parts["test"].turns]
     unknown = [name for name in study.c.CASES if name not in ids]
     if unknown:
-        raise UserError(f"CASES={','.join(unknown)}: no such clip in the test part; ids are as in predictions.csv")
+        raise UserError(
+            f"CASES={','.join(unknown)}: no such clip in the test part; ids are as in predictions.csv"
+        )
     if study.c.CASES:
         return [Case(ids.index(name), "") for name in study.c.CASES]
     found = [case_of(study, name) for name in study.present]
@@ -92,14 +116,24 @@ def chosen_cases(study):
 def case_of(study, lost):
     """The Case in which a modality tells most, None where no model was tested without it."""
     rest = tuple(name for name in study.present if name != lost)
-    row = next((row for row in study.outcomes if row.first == "scratch" and row.inputs == study.present
-                and {rest, study.present} <= set(study.outcomes[row].logits)), None)
+    row = next(
+        (
+            row
+            for row in study.outcomes
+            if row.first == "scratch"
+            and row.inputs == study.present
+            and {rest, study.present} <= set(study.outcomes[row].logits)
+        ),
+        None,
+    )
     if row is None:
         return None
     k, logits, true = tables.best_seed(study, row), study.outcomes[row].logits, study.parts["test"].targets
     whole, without = (sigmoid(logits[inputs][k]) for inputs in (study.present, rest))
-    drop = np.where(true, whole - without, -1.0)                                     # (N, E)
-    turned = np.where((whole > 0.5) & (without <= 0.5), drop, -1.0)       # first those that are right with it alone
+    drop = np.where(true, whole - without, -1.0)  # (N, E)
+    turned = np.where(
+        (whole > 0.5) & (without <= 0.5), drop, -1.0
+    )  # first those that are right with it alone
     i, emotion = np.unravel_index(np.argmax(turned if turned.max() > 0 else drop), drop.shape)
     return Case(int(i), f"{study.emotions[emotion]} needs {lost}")
 
@@ -118,7 +152,7 @@ def attention_of(model, batch, present):
         if weights is not None and int(batch[f"{name}_length"][0]):
             steps = int(batch[f"{name}_length"][0])
             asking = max(1, int(batch[f"{anchor}_length"][0]))
-            mean = weights[0, :, :, :asking, :steps].float().mean((0, 1, 2))         # (S,)
+            mean = weights[0, :, :, :asking, :steps].float().mean((0, 1, 2))  # (S,)
             found[name] = (mean * steps).cpu().numpy()
     return found
 
@@ -129,18 +163,34 @@ def draw_attention(axes, study, case, batch, weights):
     if "text" in weights:
         words, spans = shown_words(study, case.i, len(weights["text"]))
         for word, (start, end), weight in zip(words, spans, weights["text"]):
-            axes.bar(start, weight, max(end - start, 0.02), align="edge", color=plots.OKABE_ITO[5], edgecolor="white")
+            axes.bar(
+                start,
+                weight,
+                max(end - start, 0.02),
+                align="edge",
+                color=plots.OKABE_ITO[5],
+                edgecolor="white",
+            )
             axes.text((start + end) / 2, 0.03, word, rotation=90, ha="center", va="bottom", fontsize=7)
     for name, colour in (("audio", plots.OKABE_ITO[3]), ("video", plots.OKABE_ITO[2])):
         if name in weights:
             step_s = float(batch[f"{name}_step_s"][0])
             edges = np.arange(len(weights[name]) + 1) * step_s
-            axes.stairs(weights[name], edges, baseline=None, color=colour, linewidth=1.2 if name == "audio" else 2,
-                        label=name)
+            axes.stairs(
+                weights[name],
+                edges,
+                baseline=None,
+                color=colour,
+                linewidth=1.2 if name == "audio" else 2,
+                label=name,
+            )
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
     present = tables.names_of(study, study.parts["test"].targets[case.i]) or "none"
-    axes.set(xlabel="time (s)", ylabel="attention (1 = equal)",
-             title=f"{turn.utterance_id}: {present}" + (f" ({case.reason})" if case.reason else ""))
+    axes.set(
+        xlabel="time (s)",
+        ylabel="attention (1 = equal)",
+        title=f"{turn.utterance_id}: {present}" + (f" ({case.reason})" if case.reason else ""),
+    )
     if "audio" in weights or "video" in weights:
         axes.legend(loc="upper right")
 
@@ -166,11 +216,21 @@ def draw_predictions(axes, study, case):
                     values.append(sigmoid(logits[k, case.i]))
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(np.array(values)):
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7,
-                  color="white" if value < 0.55 else "black")
+        axes.text(
+            j,
+            i,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            fontsize=7,
+            color="white" if value < 0.55 else "black",
+        )
     for j in np.flatnonzero(study.parts["test"].targets[case.i]):
-        axes.add_patch(plots.plt.Rectangle((j - 0.5, -0.5), 1, len(rows), fill=False, edgecolor=plots.OKABE_ITO[3],
-                                           linewidth=2))
+        axes.add_patch(
+            plots.plt.Rectangle(
+                (j - 0.5, -0.5), 1, len(rows), fill=False, edgecolor=plots.OKABE_ITO[3], linewidth=2
+            )
+        )
     axes.set_xticks(range(len(study.emotions)), study.emotions, rotation=45, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     axes.grid(False)

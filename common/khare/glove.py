@@ -17,8 +17,8 @@ from common.files import atomic_path, read_json, write_json
 from common.media import LFS_POINTER
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")      # zip, gzip
-SAMPLE_LINES = 10                            # enough lines to see how many numbers a vector has
+ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b")  # zip, gzip
+SAMPLE_LINES = 10  # enough lines to see how many numbers a vector has
 REMEDY = "unpack glove.840B.300d.txt again from the archive of the GloVe project"
 
 
@@ -42,14 +42,16 @@ class Coverage:
     types_found: int
     tokens: int
     tokens_found: int
-    missing: list                # (word, count), the most frequent first
+    missing: list  # (word, count), the most frequent first
 
     def __str__(self):
         shown = ", ".join(f"{word} {count:,}" for word, count in self.missing[:5])
-        return (f"{self.types_found:,} of {self.types:,} words have a GloVe vector "
-                f"({self.types_found / max(1, self.types):.1%}), {self.tokens_found:,} of {self.tokens:,} running "
-                f"words ({self.tokens_found / max(1, self.tokens):.1%})"
-                + (f"; most frequent without: {shown}" if shown else ""))
+        return (
+            f"{self.types_found:,} of {self.types:,} words have a GloVe vector "
+            f"({self.types_found / max(1, self.types):.1%}), {self.tokens_found:,} of {self.tokens:,} running "
+            f"words ({self.tokens_found / max(1, self.tokens):.1%})"
+            + (f"; most frequent without: {shown}" if shown else "")
+        )
 
 
 def read_glove(path, words, dim=300, cache=None):
@@ -62,7 +64,9 @@ def read_glove(path, words, dim=300, cache=None):
     """
     path, words = Path(path), tuple(sorted(set(words)))
     if not path.is_file():
-        raise UserError(f"{path}: no such file; {REMEDY.replace(' again', '')}, or set the path to where it is")
+        raise UserError(
+            f"{path}: no such file; {REMEDY.replace(' again', '')}, or set the path to where it is"
+        )
     facts = {"file": path.name, "bytes": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "dim": dim}
     key = hashlib.sha256(json.dumps([facts, words]).encode()).hexdigest()[:16]
     note = Path(cache) / f"glove_{key}.json" if cache else None
@@ -74,7 +78,10 @@ def read_glove(path, words, dim=300, cache=None):
     if note:
         with atomic_path(note.with_suffix(".npy")) as temporary:
             np.save(temporary, glove.vectors[glove.found])
-        write_json(note, {**facts, "words": len(words), "missing": [w for w in words if not glove.found[glove.row[w]]]})
+        write_json(
+            note,
+            {**facts, "words": len(words), "missing": [w for w in words if not glove.found[glove.row[w]]]},
+        )
     return glove
 
 
@@ -113,8 +120,10 @@ def _read_vectors(path, wanted, dim):
                 continue
             n_lines += 1
             if line.count(b" ") < dim:
-                raise UserError(f"{path}:{number}: {line.count(b' ')} numbers after the token, not {dim}; the file is "
-                                f"cut off or of another length of vectors: {REMEDY}")
+                raise UserError(
+                    f"{path}:{number}: {line.count(b' ')} numbers after the token, not {dim}; the file is "
+                    f"cut off or of another length of vectors: {REMEDY}"
+                )
             if line.split(b" ", 1)[0] in firsts:
                 token, *fields = line.rsplit(b" ", dim)
                 if token in wanted and token not in vectors:
@@ -127,7 +136,11 @@ def _read_vectors(path, wanted, dim):
 def _header(line):
     """[vocabulary, dim] of the first line of a repackaged file, else None."""
     fields = line.split(b" ")
-    return [int(field) for field in fields] if len(fields) == 2 and all(field.isdigit() for field in fields) else None
+    return (
+        [int(field) for field in fields]
+        if len(fields) == 2 and all(field.isdigit() for field in fields)
+        else None
+    )
 
 
 def _check_start(path, file, dim):
@@ -139,12 +152,14 @@ def _check_start(path, file, dim):
         raise UserError(f"{path}: {what}, not the text file itself; {REMEDY}")
     lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
     header = _header(lines[0])
-    lengths = [_trailing_numbers(line) for line in lines[1 if header else 0:] if line]
+    lengths = [_trailing_numbers(line) for line in lines[1 if header else 0 :] if line]
     # A token can look like a number itself, so the shortest counts.
     found = header[1] if header else min(lengths, default=dim)
     if found != dim or min(lengths, default=dim) < dim:
-        raise UserError(f"{path}: its vectors have {min([found, *lengths])} numbers, not {dim}; choose the file of "
-                        f"{dim} dimensions, or another dimension")
+        raise UserError(
+            f"{path}: its vectors have {min([found, *lengths])} numbers, not {dim}; choose the file of "
+            f"{dim} dimensions, or another dimension"
+        )
 
 
 def _trailing_numbers(line):

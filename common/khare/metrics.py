@@ -12,7 +12,7 @@ import numpy as np
 
 from common import metrics
 
-SCORES = {                    # name -> score of confusion counts (..., 2, 2), true class by row
+SCORES = {  # name -> score of confusion counts (..., 2, 2), true class by row
     "WA": metrics.unweighted_recall,
     "F1": metrics.weighted_f1,
     "macro F1": metrics.macro_f1,
@@ -29,7 +29,7 @@ def scores(counts):
     """All SCORES of counts (..., E, 2, 2): name -> (..., E + 1), the last one being the average over emotions."""
     found = {}
     for name, score in SCORES.items():
-        each = score(counts)                                                 # (..., E)
+        each = score(counts)  # (..., E)
         found[name] = np.concatenate([each, each.mean(-1, keepdims=True)], -1)
     return found
 
@@ -60,9 +60,11 @@ def resampled(y_true, y_pred, videos, n_resamples, seed):
         raise ValueError("one video gives no interval")
     y_pred = np.asarray(y_pred)
     per_video = _video_counts(y_true, y_pred[None] if y_pred.ndim == 2 else y_pred, member, len(names))
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
-    counts = draws.astype(np.float64) @ per_video.reshape(len(names), -1)    # (R, S * E * 4)
-    found = scores(counts.reshape(n_resamples, *per_video.shape[1:]))        # (R, S, E + 1)
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), n_resamples
+    )
+    counts = draws.astype(np.float64) @ per_video.reshape(len(names), -1)  # (R, S * E * 4)
+    found = scores(counts.reshape(n_resamples, *per_video.shape[1:]))  # (R, S, E + 1)
     return {name: values.mean(1) for name, values in found.items()}
 
 
@@ -73,6 +75,7 @@ def interval(values, level=0.95):
 
 
 # ---- Word error rate (Section 4.1) ---------------------------------------------------------
+
 
 def word_edits(reference, hypothesis):
     """The fewest substitutions, deletions and insertions from one list of words to another (Levenshtein)."""
@@ -102,7 +105,7 @@ def _video_counts(y_true, y_pred, member, n_videos):
     """Counts (K, ..., E, 2, 2) of each video, from its number in `member` (N,)."""
     y_true, y_pred = np.asarray(y_true).astype(bool), np.asarray(y_pred).astype(bool)
     n_emotions, runs = y_true.shape[1], y_pred.shape[:-2]
-    cell = ((member[:, None] * n_emotions + np.arange(n_emotions)) * 2 + y_true) * 2 + y_pred     # (..., N, E)
+    cell = ((member[:, None] * n_emotions + np.arange(n_emotions)) * 2 + y_true) * 2 + y_pred  # (..., N, E)
     size = n_videos * n_emotions * 4
     counts = np.stack([np.bincount(run, minlength=size) for run in cell.reshape(-1, y_true.size)])
     counts = counts.reshape(*runs, n_videos, n_emotions, 2, 2)

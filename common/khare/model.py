@@ -22,9 +22,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.chochlakis import mae as chochlakis_mae
-from common.sadok import vqmae as sadok_vqmae
 from common.chochlakis.mae import CONV_GROUPS, CONV_ROWS, keys_of
 from common.errors import UserError
+from common.sadok import vqmae as sadok_vqmae
 from common.sadok.vqmae import TOKEN_STD, initialise, sinusoidal, vectors
 
 MODALITIES = ("text", "audio", "video")
@@ -32,15 +32,16 @@ MODALITIES = ("text", "audio", "video")
 
 # ---- One layer (Section 2.1, Equations 1 to 4) ---------------------------------------------
 
+
 @dataclass
 class Sizes:
     """The sizes of the model, from the constants of 07; the paper's in brackets."""
 
-    width: int                # w, of keys, queries and values (512), and, our choice, of the projected inputs
-    depth: int                # layers of every unimodal and every cross-modal encoder (4)
-    heads: int                # (4)
-    feed_forward: int         # hidden units of the feed-forward part (200)
-    dropout: float            # of every part before its residual, and of the inputs, as in [19]; the paper names none
+    width: int  # w, of keys, queries and values (512), and, our choice, of the projected inputs
+    depth: int  # layers of every unimodal and every cross-modal encoder (4)
+    heads: int  # (4)
+    feed_forward: int  # hidden units of the feed-forward part (200)
+    dropout: float  # of every part before its residual, and of the inputs, as in [19]; the paper names none
 
 
 class Linear(chochlakis_mae.Linear):
@@ -85,12 +86,15 @@ class Layer(nn.Module):
     def __init__(self, sizes, cross):
         super().__init__()
         if sizes.width % sizes.heads:
-            raise UserError(f"model width {sizes.width}: {sizes.heads} attention heads do not divide it; change one")
+            raise UserError(
+                f"model width {sizes.width}: {sizes.heads} attention heads do not divide it; change one"
+            )
         self.heads, self.cross = sizes.heads, cross
         self.query, self.key_value = Linear(sizes.width, sizes.width), Linear(sizes.width, 2 * sizes.width)
         self.out, self.dropout = Linear(sizes.width, sizes.width), nn.Dropout(sizes.dropout)
-        self.feed_forward = nn.Sequential(Linear(sizes.width, sizes.feed_forward), nn.ReLU(),
-                                          Linear(sizes.feed_forward, sizes.width))
+        self.feed_forward = nn.Sequential(
+            Linear(sizes.width, sizes.feed_forward), nn.ReLU(), Linear(sizes.feed_forward, sizes.width)
+        )
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(sizes.width), nn.LayerNorm(sizes.width)
 
     def forward(self, x, source, is_key, kept=None):
@@ -99,17 +103,18 @@ class Layer(nn.Module):
         is_key  (B, 1, 1, S') bool
         kept    a list to which the weights of attention (B, heads, S, S') are added, or None
         """
-        query = self.query(x)                                                        # (B, S, w)
-        key, value = self.key_value(source).chunk(2, 2)                              # (B, S', w) each
+        query = self.query(x)  # (B, S, w)
+        key, value = self.key_value(source).chunk(2, 2)  # (B, S', w) each
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
         if kept is not None:
             kept.append(attention_weights(q, k, is_key))
-        attended = self.out(attention(q, k, v, is_key).transpose(1, 2).flatten(2))   # (B, S, w)
+        attended = self.out(attention(q, k, v, is_key).transpose(1, 2).flatten(2))  # (B, S, w)
         x = self.norm_attention((query if self.cross else value) + self.dropout(attended))
         return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
 
 
 # ---- The model (Section 2.1, Equation 5) ---------------------------------------------------
+
 
 class CrossModalTransformer(nn.Module):
     """Features of three modalities -> one vector for each step of the anchor modality (Figure 1).
@@ -142,8 +147,9 @@ class CrossModalTransformer(nn.Module):
         self.project = nn.ModuleDict({name: Linear(n_features[name], sizes.width) for name in MODALITIES})
         self.dropout, self.n_substitutes = nn.Dropout(sizes.dropout), n_substitutes
         if n_substitutes:
-            self.substitutes = nn.ParameterDict({name: vectors(TOKEN_STD, n_substitutes, sizes.width)
-                                                 for name in MODALITIES})
+            self.substitutes = nn.ParameterDict(
+                {name: vectors(TOKEN_STD, n_substitutes, sizes.width) for name in MODALITIES}
+            )
         self.unimodal = nn.ModuleDict({name: layers(sizes, cross=False) for name in MODALITIES})
         self.cross = nn.ModuleDict({name: layers(sizes, cross=True) for name in self.term_names[1:]})
         self.apply(initialise)
@@ -170,31 +176,42 @@ class CrossModalTransformer(nn.Module):
             states[name] = through(self.unimodal[name], x, None, is_step[name], name, attention)
         own, terms = states[self.anchor], [states[self.anchor]]
         if not own.shape[1]:
-            raise UserError(f"no clip of this batch has {self.anchor}, the anchor: choose another anchor for this "
-                            "corpus, or N_SUBSTITUTES above 0")
+            raise UserError(
+                f"no clip of this batch has {self.anchor}, the anchor: choose another anchor for this "
+                "corpus, or N_SUBSTITUTES above 0"
+            )
         for name in self.term_names[1:]:
-            term = through(self.cross[name], own, states[name], is_step[name], f"{name}->{self.anchor}", attention)
+            term = through(
+                self.cross[name], own, states[name], is_step[name], f"{name}->{self.anchor}", attention
+            )
             terms.append(term.masked_fill(~is_step[name].any(1)[:, None, None], 0.0))
         return terms, is_step[self.anchor]
 
     def embed(self, batch, name):
         """A modality as vectors with positions (B, S, w), and which of its steps are there (B, S) bool."""
-        x, length = self.inputs(batch, name)                                         # (B, S, w), (B,)
+        x, length = self.inputs(batch, name)  # (B, S, w), (B,)
         if self.n_substitutes:
             n_steps, absent = max(x.shape[1], self.n_substitutes), length == 0
             x = F.pad(x, (0, 0, 0, n_steps - x.shape[1]))
             vector = F.pad(self.substitutes[name], (0, 0, 0, n_steps - self.n_substitutes)).to(x.dtype)
-            x, length = torch.where(absent[:, None, None], vector, x), length.masked_fill(absent, self.n_substitutes)
+            x, length = (
+                torch.where(absent[:, None, None], vector, x),
+                length.masked_fill(absent, self.n_substitutes),
+            )
         is_step = torch.arange(x.shape[1], device=x.device) < length[:, None]
         return self.dropout(x + sinusoidal(x.shape[1], self.width, x.device)), is_step
 
     def inputs(self, batch, name):
         """The projected features (B, S, w) and lengths (B,) of a modality, of no steps if the batch lacks it."""
         if name in batch and batch[name].shape[1]:
-            return self.project[name](batch[name].to(self.project[name].weight.dtype)), batch[f"{name}_length"]
+            return self.project[name](batch[name].to(self.project[name].weight.dtype)), batch[
+                f"{name}_length"
+            ]
         other = next((batch[f"{name}_length"] for name in MODALITIES if f"{name}_length" in batch), None)
         if other is None:
-            raise ValueError(f"a batch needs at least one of {', '.join(MODALITIES)} with its length; found {[*batch]}")
+            raise ValueError(
+                f"a batch needs at least one of {', '.join(MODALITIES)} with its length; found {[*batch]}"
+            )
         return self.project[name].weight.new_zeros(len(other), 0, self.width), torch.zeros_like(other)
 
 
@@ -230,7 +247,7 @@ def drop_modalities(batch, rate, generator):
     Returns a batch with lengths of 0 where a modality is taken away. Not in the paper.
     """
     names = [name for name in MODALITIES if name in batch]
-    lengths = torch.stack([batch[f"{name}_length"] for name in names])               # (M, B)
+    lengths = torch.stack([batch[f"{name}_length"] for name in names])  # (M, B)
     lost = torch.rand(lengths.shape, generator=generator, device=generator.device).to(lengths.device) < rate
     left = lengths.masked_fill(lost, 0)
     left = torch.where((left > 0).any(0), left, lengths)
@@ -238,6 +255,7 @@ def drop_modalities(batch, rate, generator):
 
 
 # ---- Masked language model (Section 2.2) ---------------------------------------------------
+
 
 class Noise(nn.Module):
     """The noise of NCE: words drawn from their frequencies in the training transcripts.
@@ -258,8 +276,10 @@ class Noise(nn.Module):
         super().__init__()
         counts = torch.as_tensor(counts, dtype=torch.int64)
         if n_words < 1 or counts.min() < 1:
-            raise UserError(f"NCE with {n_words} noise words and a least frequent word that occurs {int(counts.min())} "
-                            "times: both must be 1 or more; take unseen words out of the vocabulary")
+            raise UserError(
+                f"NCE with {n_words} noise words and a least frequent word that occurs {int(counts.min())} "
+                "times: both must be 1 or more; take unseen words out of the vocabulary"
+            )
         self.n_words, self.shared, self.total = n_words, shared, int(counts.sum())
         # Not saved: models trained with and without NCE are then the same file.
         self.register_buffer("cumulative", counts.cumsum(0), persistent=False)
@@ -281,7 +301,7 @@ def softmax_loss(x, weight, bias, target):
     Logits are made of hidden words alone, N of them and not B * W. Making them a few at a time, as in
     `LinearCrossEntropy`, was slower here: it reads all V rows of weights each time.
     """
-    logits = F.linear(x, weight, bias).float()                                       # (N, V)
+    logits = F.linear(x, weight, bias).float()  # (N, V)
     right = logits.detach().gather(1, target[:, None])[:, 0] == logits.detach().amax(1)
     return F.cross_entropy(logits, target, reduction="sum"), right.sum()
 
@@ -299,15 +319,15 @@ def nce_loss(x, weight, bias, target, noise, generator=None):
     generator  of the noise words; None = torch's own, which `training` seeds for every step
     """
     n, log_z = len(x), math.log(len(weight))
-    words = noise.draw(*(() if noise.shared else (n,)), noise.n_words, generator=generator)           # (k,) or (N, k)
+    words = noise.draw(*(() if noise.shared else (n,)), noise.n_words, generator=generator)  # (k,) or (N, k)
     # Rows of weights are taken once for both kinds of words: each taking makes a gradient as large as all of them.
     asked = torch.cat([target, words.flatten()])
-    rows, biases = F.embedding(asked, weight), bias[asked]                           # (N + k or N + N * k, w)
-    data = torch.einsum("nw,nw->n", x, rows[:n]).float() + biases[:n]                # (N,)
+    rows, biases = F.embedding(asked, weight), bias[asked]  # (N + k or N + N * k, w)
+    data = torch.einsum("nw,nw->n", x, rows[:n]).float() + biases[:n]  # (N,)
     if noise.shared:
-        scores = F.linear(x, rows[n:], biases[n:]).float()                           # (N, k)
+        scores = F.linear(x, rows[n:], biases[n:]).float()  # (N, k)
     else:
-        scores = torch.einsum("nw,nkw->nk", x, rows[n:].view(*words.shape, x.shape[1])).float()       # (N, k)
+        scores = torch.einsum("nw,nkw->nk", x, rows[n:].view(*words.shape, x.shape[1])).float()  # (N, k)
         scores = scores + biases[n:].view_as(words)
     data_part = F.logsigmoid(data - log_z - noise.log_k_p(target)).sum()
     return -data_part - F.logsigmoid(log_z + noise.log_k_p(words) - scores).sum()
@@ -324,8 +344,10 @@ class MaskedLM(nn.Module):
     def __init__(self, encoder, n_words, noise):
         super().__init__()
         if encoder.anchor != "text":
-            raise UserError(f"anchor {encoder.anchor!r}: the masked language model gives a word for every step of the "
-                            "anchor; set ANCHOR to text")
+            raise UserError(
+                f"anchor {encoder.anchor!r}: the masked language model gives a word for every step of the "
+                "anchor; set ANCHOR to text"
+            )
         self.encoder, self.noise = encoder, noise
         # A plain layer: with this many outputs the convolution takes longer.
         self.output = nn.Linear(encoder.width, n_words)
@@ -341,7 +363,7 @@ class MaskedLM(nn.Module):
         # Before the encoder: a GPU waits for this count, and has little to finish here.
         row, column = (batch["hidden"] & (batch["word_ids"] >= 0)).nonzero(as_tuple=True)
         encoded, _ = self.encoder(batch)
-        x, target = encoded[row, column], batch["word_ids"][row, column]             # (N, w), (N,)
+        x, target = encoded[row, column], batch["word_ids"][row, column]  # (N, w), (N,)
         weight, bias = self.output.weight, self.output.bias
         if self.noise is not None and self.training:
             return {"loss": nce_loss(x, weight, bias, target, self.noise, generator), "count": len(x)}
@@ -350,6 +372,7 @@ class MaskedLM(nn.Module):
 
 
 # ---- Learning schedule (Section 3.1) -------------------------------------------------------
+
 
 def learning_rate(step, k, width, warmup_steps):
     """The schedule of [27]: k * w^-0.5 * min(n^-0.5, n * warmup_steps^-1.5), with Adam (0.9, 0.98), eps 1e-9.
@@ -362,6 +385,7 @@ def learning_rate(step, k, width, warmup_steps):
 
 
 # ---- Emotions (Sections 2.1 and 3.1) -------------------------------------------------------
+
 
 class EmotionClassifier(nn.Module):
     """Average pooling over the steps of the anchor, then a linear layer with a sigmoid for each emotion.
@@ -385,7 +409,10 @@ class EmotionClassifier(nn.Module):
         Pooling and the last layer are linear, so that these and the bias add up to the logits exactly.
         """
         terms, is_step = self.encoder.terms(batch)
-        pooled = [weight * pool(term, is_step) for weight, term in zip(self.encoder.term_weights, terms, strict=True)]
+        pooled = [
+            weight * pool(term, is_step)
+            for weight, term in zip(self.encoder.term_weights, terms, strict=True)
+        ]
         return F.linear(torch.stack(pooled, 1), self.output.weight)
 
 
@@ -403,9 +430,11 @@ def balance(labels):
     labels  (N, E) bool or 0/1, of the training part
     Returns weights (2, E) of negative and positive clips.
     """
-    positive = torch.as_tensor(labels).bool().sum(0)                                 # (E,)
+    positive = torch.as_tensor(labels).bool().sum(0)  # (E,)
     of_each = torch.stack([len(labels) - positive, positive])
-    return len(labels) / (2.0 * of_each.clamp(min=1))        # a kind that does not occur is never asked for its weight
+    return len(labels) / (
+        2.0 * of_each.clamp(min=1)
+    )  # a kind that does not occur is never asked for its weight
 
 
 def balanced_loss(logits, labels, weights):
@@ -414,5 +443,5 @@ def balanced_loss(logits, labels, weights):
     logits, labels (B, E), weights (2, E)
     """
     labels = labels.bool()
-    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")     # (B, E)
+    losses = F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")  # (B, E)
     return (losses * torch.where(labels, weights[1], weights[0])).mean(1).sum()

@@ -10,32 +10,49 @@ from itertools import combinations
 import numpy as np
 
 from common import metrics
-from common.khare import metrics as khare_metrics
 from common.corpora import mosei
+from common.khare import metrics as khare_metrics
 from common.khare.data import is_multilabel
 from common.results import Cell, score_cell
 
 SCORES = ("WA", "F1")
-RECOGNISED = "recognised"     # the condition of the ASR experiment
+RECOGNISED = "recognised"  # the condition of the ASR experiment
 # Table 1: happy, sad, anger, surprise, disgust, fear, average.
 PUBLISHED = {
-    "M-ELMo + NN (A+T)": {"WA": (67.0, 63.1, 65.8, 63.8, 74.2, 63.2, 66.2),
-                          "F1": (65.2, 72.0, 74.7, 83.3, 81.7, 85.1, 77.0)},
-    "Graph-MFN": {"WA": (66.3, 60.4, 62.6, 53.7, 69.1, 62.0, 62.3), "F1": (66.3, 66.9, 72.8, 85.5, 76.6, 89.9, 76.3)},
-    "baseline": {"WA": (67.4, 64.6, 68.2, 62.9, 74.8, 61.5, 66.6), "F1": (67.1, 72.5, 74.7, 88.1, 82.4, 86.5, 78.5)},
-    "pretrained, full softmax": {"WA": (68.1, 65.1, 67.0, 65.1, 74.5, 64.5, 67.4),
-                                 "F1": (68.1, 72.1, 74.4, 88.0, 82.3, 86.4, 78.6)},
-    "pretrained, NCE": {"WA": (68.1, 64.3, 67.3, 65.1, 73.6, 63.0, 66.9),
-                        "F1": (68.2, 72.4, 74.8, 87.7, 82.4, 86.6, 78.7)},
+    "M-ELMo + NN (A+T)": {
+        "WA": (67.0, 63.1, 65.8, 63.8, 74.2, 63.2, 66.2),
+        "F1": (65.2, 72.0, 74.7, 83.3, 81.7, 85.1, 77.0),
+    },
+    "Graph-MFN": {
+        "WA": (66.3, 60.4, 62.6, 53.7, 69.1, 62.0, 62.3),
+        "F1": (66.3, 66.9, 72.8, 85.5, 76.6, 89.9, 76.3),
+    },
+    "baseline": {
+        "WA": (67.4, 64.6, 68.2, 62.9, 74.8, 61.5, 66.6),
+        "F1": (67.1, 72.5, 74.7, 88.1, 82.4, 86.5, 78.5),
+    },
+    "pretrained, full softmax": {
+        "WA": (68.1, 65.1, 67.0, 65.1, 74.5, 64.5, 67.4),
+        "F1": (68.1, 72.1, 74.4, 88.0, 82.3, 86.4, 78.6),
+    },
+    "pretrained, NCE": {
+        "WA": (68.1, 64.3, 67.3, 65.1, 73.6, 63.0, 66.9),
+        "F1": (68.2, 72.4, 74.8, 87.7, 82.4, 86.6, 78.7),
+    },
 }
 # Table 2: averages of the baseline with missing inputs.
-ABLATION = {("text",): (64.5, 76.7), ("text", "audio"): (65.3, 78.1), ("text", "video"): (65.3, 78.5),
-            ("text", "audio", "video"): (66.6, 78.5)}
-PAPER_WER = 29.0              # of Section 4.1's commercial recogniser
+ABLATION = {
+    ("text",): (64.5, 76.7),
+    ("text", "audio"): (65.3, 78.1),
+    ("text", "video"): (65.3, 78.5),
+    ("text", "audio", "video"): (66.6, 78.5),
+}
+PAPER_WER = 29.0  # of Section 4.1's commercial recogniser
 LABELS = {"scratch": "baseline", "softmax": "pretrained, full softmax", "nce": "pretrained, NCE"}
 
 
 # ---- Rows ----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Row:
@@ -59,8 +76,12 @@ class Row:
 
 def subsets(names, having=None):
     """All non-empty choices of some modalities, in the order of MODALITIES, small ones first; `having`: one of each."""
-    return [chosen for n in range(1, len(names) + 1) for chosen in combinations(names, n)
-            if having is None or having in chosen]
+    return [
+        chosen
+        for n in range(1, len(names) + 1)
+        for chosen in combinations(names, n)
+        if having is None or having in chosen
+    ]
 
 
 def plan(c, present):
@@ -89,6 +110,7 @@ def conditions(row, c, present):
 
 # ---- Scores --------------------------------------------------------------------------------
 
+
 def best_seed(study, row):
     """The number of the initialisation that the dev set chooses (Section 4)."""
     return int(np.argmax(study.outcomes[row].dev))
@@ -96,7 +118,7 @@ def best_seed(study, row):
 
 def predictions(study, row, condition):
     """(S, N, E) bool of all initialisations on the test part."""
-    return study.outcomes[row].logits[condition] > 0          # a probability above 0.5
+    return study.outcomes[row].logits[condition] > 0  # a probability above 0.5
 
 
 def resampled(study, predicted):
@@ -125,8 +147,18 @@ def cells_of(study, label, predicted, columns, papers=None):
     cells = []
     for heading, (score, place) in columns.items():
         low, high = 100 * khare_metrics.interval(drawn[score][:, place]) if drawn else (None, None)
-        cells.append(Cell(label, heading, found[score][:, place].tolist(), [(seed, "test") for seed in seeds],
-                          (papers or {}).get(heading), low, high, len(study.parts["test"])))
+        cells.append(
+            Cell(
+                label,
+                heading,
+                found[score][:, place].tolist(),
+                [(seed, "test") for seed in seeds],
+                (papers or {}).get(heading),
+                low,
+                high,
+                len(study.parts["test"]),
+            )
+        )
     return cells
 
 
@@ -139,27 +171,35 @@ def best_of(study, row, condition):
 def emotion_columns(study, scores=SCORES):
     """{"happy WA": ("WA", 0), ...}, the average last."""
     names = [*study.emotions, "average"]
-    return {f"{name} {score}": (score, -1 if name == "average" else i) for i, name in enumerate(names)
-            for score in scores}
+    return {
+        f"{name} {score}": (score, -1 if name == "average" else i)
+        for i, name in enumerate(names)
+        for score in scores
+    }
 
 
 def published(study, label):
     """{heading: number} of a row of Table 1, {} for other emotions."""
     if study.emotions != mosei.EMOTIONS or label not in PUBLISHED:
         return {}
-    return {heading: PUBLISHED[label][score][place] for heading, (score, place) in emotion_columns(study).items()}
+    return {
+        heading: PUBLISHED[label][score][place] for heading, (score, place) in emotion_columns(study).items()
+    }
 
 
 def note_of(study):
     """What every table says."""
     c, test = study.c, study.parts["test"]
     counts = ", ".join(f"{name} {n:,}" for name, n in zip(study.emotions, test.targets.sum(0)))
-    return (f"WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(c.SEEDS)} initialisations the one with "
-            f"the highest mean of average WA and F1 on dev, as in the paper; mean: over all of them. Test clips with "
-            f"{counts}. {study.vectors.note}.")
+    return (
+        f"WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(c.SEEDS)} initialisations the one with "
+        f"the highest mean of average WA and F1 on dev, as in the paper; mean: over all of them. Test clips with "
+        f"{counts}. {study.vectors.note}."
+    )
 
 
 # ---- Tables --------------------------------------------------------------------------------
+
 
 def write(run, study):
     """All tables. study: Study of 07."""
@@ -184,9 +224,13 @@ def table_1(run, study):
         cells += [Cell(label, heading, paper=number) for heading, number in published(study, label).items()]
     for row in study.main_rows:
         label = LABELS[row.first]
-        cells += cells_of(study, f"{label}, best", best_of(study, row, study.present), columns, published(study, label))
+        cells += cells_of(
+            study, f"{label}, best", best_of(study, row, study.present), columns, published(study, label)
+        )
     for row in study.main_rows:
-        cells += cells_of(study, f"{LABELS[row.first]}, mean", predictions(study, row, study.present), columns)
+        cells += cells_of(
+            study, f"{LABELS[row.first]}, mean", predictions(study, row, study.present), columns
+        )
     run.table("khare_table_1", f"Table 1. Emotion recognition, {run.corpus}", cells, note_of(study))
 
 
@@ -197,11 +241,21 @@ def gain_table(run, study):
     for row in study.main_rows[1:]:
         for kind, of in (("best", best_of), ("mean", predictions)):
             ours, theirs = (of(study, system, study.present) for system in (row, base))
-            cells += gain_cells(study, f"{LABELS[row.first]}, {kind}", ours, theirs, columns,
-                                published(study, LABELS[row.first]) if kind == "best" else {})
-    run.table("khare_table_gain", f"Gain by pretraining, {run.corpus}", cells,
-              f"Difference to the baseline in points, with the interval of the paired difference; paper: from its "
-              f"Table 1. {note_of(study)}")
+            cells += gain_cells(
+                study,
+                f"{LABELS[row.first]}, {kind}",
+                ours,
+                theirs,
+                columns,
+                published(study, LABELS[row.first]) if kind == "best" else {},
+            )
+    run.table(
+        "khare_table_gain",
+        f"Gain by pretraining, {run.corpus}",
+        cells,
+        f"Difference to the baseline in points, with the interval of the paired difference; paper: from its "
+        f"Table 1. {note_of(study)}",
+    )
 
 
 def gain_cells(study, label, ours, theirs, columns, papers):
@@ -222,9 +276,12 @@ def gain_cells(study, label, ours, theirs, columns, papers):
 def average_cells(study, label, row, condition, paper=()):
     """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
     papers = dict(zip(("WA", "F1"), paper)) if study.emotions == mosei.EMOTIONS else {}
-    cells = cells_of(study, label, best_of(study, row, condition), {score: (score, -1) for score in SCORES}, papers)
-    return cells + cells_of(study, label, predictions(study, row, condition),
-                            {f"{score}, mean": (score, -1) for score in SCORES})
+    cells = cells_of(
+        study, label, best_of(study, row, condition), {score: (score, -1) for score in SCORES}, papers
+    )
+    return cells + cells_of(
+        study, label, predictions(study, row, condition), {f"{score}, mean": (score, -1) for score in SCORES}
+    )
 
 
 def table_2(run, study):
@@ -236,12 +293,16 @@ def table_2(run, study):
             label = table_2_label(row, inputs, c, study.present)
             if label:
                 cells += average_cells(study, label, row, inputs, paper)
-    run.table("khare_table_2", f"Table 2. Missing inputs, {run.corpus}", cells,
-              "Baseline: trained on all, the others are left out at test, as in the paper; without its anchor it has "
-              "nothing to ask with. Trained on these: models that never had the others. Survives: trained vectors "
-              f"stand in for a missing modality, and training clips lose theirs at a rate of {c.DROP_RATE:g}. Neither "
-              "is in the paper. Anchor: the paper says that results with audio and video as anchors are similar, "
-              f"without numbers. {note_of(study)}")
+    run.table(
+        "khare_table_2",
+        f"Table 2. Missing inputs, {run.corpus}",
+        cells,
+        "Baseline: trained on all, the others are left out at test, as in the paper; without its anchor it has "
+        "nothing to ask with. Trained on these: models that never had the others. Survives: trained vectors "
+        f"stand in for a missing modality, and training clips lose theirs at a rate of {c.DROP_RATE:g}. Neither "
+        "is in the paper. Anchor: the paper says that results with audio and video as anchors are similar, "
+        f"without numbers. {note_of(study)}",
+    )
 
 
 def table_2_label(row, inputs, c, present):
@@ -260,48 +321,90 @@ def f1_table(run, study):
     """F1 in three ways beside a classifier that finds nothing: weighted F1 flatters rare emotions."""
     kinds, cells, test = ("F1", "macro F1", "positive F1"), [], study.parts["test"]
     for kind in kinds:
-        columns = {heading.removesuffix(f" {kind}"): where for heading, where in
-                   emotion_columns(study, (kind,)).items()}
+        columns = {
+            heading.removesuffix(f" {kind}"): where
+            for heading, where in emotion_columns(study, (kind,)).items()
+        }
         name = "weighted F1" if kind == "F1" else kind
         for row in study.main_rows:
-            cells += cells_of(study, f"{name}: {LABELS[row.first]}, best", best_of(study, row, study.present), columns)
-        cells += cells_of(study, f"{name}: no emotion in any clip", np.zeros((1, *test.targets.shape), bool), columns)
-    run.table("khare_table_f1", f"F1 in three ways, {run.corpus}", cells,
-              f"Weighted: mean over absent and present, by class size; macro: plain mean of the two; positive: of the "
-              f"present class alone. Not in the paper. {note_of(study)}")
+            cells += cells_of(
+                study, f"{name}: {LABELS[row.first]}, best", best_of(study, row, study.present), columns
+            )
+        cells += cells_of(
+            study, f"{name}: no emotion in any clip", np.zeros((1, *test.targets.shape), bool), columns
+        )
+    run.table(
+        "khare_table_f1",
+        f"F1 in three ways, {run.corpus}",
+        cells,
+        f"Weighted: mean over absent and present, by class size; macro: plain mean of the two; positive: of the "
+        f"present class alone. Not in the paper. {note_of(study)}",
+    )
 
 
 def classes_table(run, study):
     """Of a corpus with one label per clip: the most probable of all classes, to compare with other classifiers."""
     y, cells = study.parts["test"].targets.argmax(1), []
     for row in study.outcomes:
-        found = study.outcomes[row].logits[row.inputs].argmax(2)                     # (S, N)
+        found = study.outcomes[row].logits[row.inputs].argmax(2)  # (S, N)
         runs = {(seed, "test"): (slice(i, i + 1), np.arange(len(y))) for i, seed in enumerate(study.c.SEEDS)}
-        for column, metric in (("accuracy", metrics.accuracy), ("UAR", metrics.unweighted_recall),
-                               ("weighted F1", metrics.weighted_f1)):
-            cells.append(score_cell(row.slug(), column, metric, y, found, study.parts["test"].speakers, runs,
-                                    study.c.N_RESAMPLES))
+        for column, metric in (
+            ("accuracy", metrics.accuracy),
+            ("UAR", metrics.unweighted_recall),
+            ("weighted F1", metrics.weighted_f1),
+        ):
+            cells.append(
+                score_cell(
+                    row.slug(),
+                    column,
+                    metric,
+                    y,
+                    found,
+                    study.parts["test"].speakers,
+                    runs,
+                    study.c.N_RESAMPLES,
+                )
+            )
     majority, equal = metrics.chance(y, len(study.emotions))
-    run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells,
-              f"Not in the paper. All initialisations, none chosen. Chance {100 * majority:.1f} % (majority class), "
-              f"{100 * equal:.1f} % (1 / C). {study.vectors.note}.")
+    run.table(
+        "khare_table_classes",
+        f"The most probable class, {run.corpus}",
+        cells,
+        f"Not in the paper. All initialisations, none chosen. Chance {100 * majority:.1f} % (majority class), "
+        f"{100 * equal:.1f} % (1 / C). {study.vectors.note}.",
+    )
 
 
 def asr_table(run, study):
     """Section 4.1: the models of Table 1 on recognised instead of reference words."""
     cells = []
-    wer = Cell("words", "word error rate", [100 * study.recognised["wer"]], paper=PAPER_WER
-               if study.emotions == mosei.EMOTIONS else None, digits=1)
+    wer = Cell(
+        "words",
+        "word error rate",
+        [100 * study.recognised["wer"]],
+        paper=PAPER_WER if study.emotions == mosei.EMOTIONS else None,
+        digits=1,
+    )
     for row in study.main_rows:
         label = LABELS[row.first]
         cells += average_cells(study, f"{label}: reference", row, study.present)
         cells += average_cells(study, f"{label}: recognised", row, RECOGNISED)
-        lost = gain_cells(study, f"{label}: recognised", best_of(study, row, RECOGNISED),
-                          best_of(study, row, study.present), {f"change in {s}": (s, -1) for s in SCORES}, {})
+        lost = gain_cells(
+            study,
+            f"{label}: recognised",
+            best_of(study, row, RECOGNISED),
+            best_of(study, row, study.present),
+            {f"change in {s}": (s, -1) for s in SCORES},
+            {},
+        )
         cells += lost
-    run.table("khare_table_asr", f"Recognised words, {run.corpus}", [*cells, wer],
-              f"Trained on reference transcripts, tested on {study.recognised['what']}; the paper observed no "
-              f"degradation. Change: of the best, paired, in points. {note_of(study)}")
+    run.table(
+        "khare_table_asr",
+        f"Recognised words, {run.corpus}",
+        [*cells, wer],
+        f"Trained on reference transcripts, tested on {study.recognised['what']}; the paper observed no "
+        f"degradation. Change: of the best, paired, in points. {note_of(study)}",
+    )
 
 
 def cost_table(run, study):
@@ -311,21 +414,31 @@ def cost_table(run, study):
         row, log, best = LABELS[method], history["log"], history["log"][history["best_epoch"] - 1]
         seconds = history["seconds"] / len(log)
         for column, value, unit, digits in (
-                ("an epoch", seconds, "s", 2), ("a step", 1000 * seconds / history["steps_per_epoch"], "ms", 1),
-                ("best epoch", history["best_epoch"], "", 0), ("held-out loss", best["valid_loss"], "", 3),
-                ("perplexity", float(np.exp(best["valid_loss"])), "", 1),
-                ("hidden words found", 100 * best["valid_accuracy"], "%", 2)):
+            ("an epoch", seconds, "s", 2),
+            ("a step", 1000 * seconds / history["steps_per_epoch"], "ms", 1),
+            ("best epoch", history["best_epoch"], "", 0),
+            ("held-out loss", best["valid_loss"], "", 3),
+            ("perplexity", float(np.exp(best["valid_loss"])), "", 1),
+            ("hidden words found", 100 * best["valid_accuracy"], "%", 2),
+        ):
             cells.append(Cell(row, column, [value], unit=unit, digits=digits))
     facts = study.pretraining_facts
     cells.append(Cell("always the most frequent word", "hidden words found", [100 * facts["majority"]]))
-    cells.append(Cell("word frequencies alone", "perplexity", [facts["unigram_perplexity"]], unit="", digits=1))
-    run.table("khare_table_cost", f"Pretraining on {facts['corpus']}", cells,
-              f"{facts['clips']:,} clips, {facts['held_out']:,} held out; vocabulary {facts['vocabulary']:,} words "
-              f"(the paper: 88,000), {facts['parameters'] / 1e6:.1f} million parameters with the output layer. Loss "
-              "and perplexity are of the full softmax for both, per hidden word. An epoch includes its held-out loss.")
+    cells.append(
+        Cell("word frequencies alone", "perplexity", [facts["unigram_perplexity"]], unit="", digits=1)
+    )
+    run.table(
+        "khare_table_cost",
+        f"Pretraining on {facts['corpus']}",
+        cells,
+        f"{facts['clips']:,} clips, {facts['held_out']:,} held out; vocabulary {facts['vocabulary']:,} words "
+        f"(the paper: 88,000), {facts['parameters'] / 1e6:.1f} million parameters with the output layer. Loss "
+        "and perplexity are of the full softmax for both, per hidden word. An epoch includes its held-out loss.",
+    )
 
 
 # ---- predictions.csv -----------------------------------------------------------------------
+
 
 def prediction_rows(study):
     """Rows of predictions.csv: all initialisations of Table 1, of other systems the one that dev chose.
@@ -338,10 +451,18 @@ def prediction_rows(study):
             name = condition if isinstance(condition, str) else "+".join(condition)
             whole = is_main(row, study.c, study.present) and condition == study.present
             for k in range(len(predicted)) if whole else [best_seed(study, row)]:
-                for turn, true, found in zip(study.parts["test"].turns, study.parts["test"].targets, predicted[k]):
-                    yield {"utterance_id": turn.utterance_id, "speaker": turn.speaker, "fold": "test",
-                           "seed": study.c.SEEDS[k], "system": f"{row.slug()}: {name}",
-                           "y_true": names_of(study, true), "y_pred": names_of(study, found)}
+                for turn, true, found in zip(
+                    study.parts["test"].turns, study.parts["test"].targets, predicted[k]
+                ):
+                    yield {
+                        "utterance_id": turn.utterance_id,
+                        "speaker": turn.speaker,
+                        "fold": "test",
+                        "seed": study.c.SEEDS[k],
+                        "system": f"{row.slug()}: {name}",
+                        "y_true": names_of(study, true),
+                        "y_pred": names_of(study, found),
+                    }
 
 
 def names_of(study, present):

@@ -52,24 +52,25 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common import splits
-from common.li import tables as li_tables
 from common.encoders import checkpoints_folder, load_backbone, locate
 from common.errors import UserError
 from common.files import write_json
-from common.li.hidden_states import Utterances, Windows, context_windows
 from common.inputs import has_modality
+from common.li import tables as li_tables
+from common.li.hidden_states import Utterances, Windows, context_windows
 from common.li.model import BRANCHES, PHASES, Design, build_system, modalities_of
 from common.results import prediction_rows, score_cell, start_run
 from common.training import Recipe, best_weights, fit, kept_outcome, make_accelerator, predict
 
 # ---- What a run works on -------------------------------------------------------------------
 
+
 class Study:
     """The labelled turns, folds, hidden states and outcomes of a run."""
 
     def __init__(self, c, manifest, accelerator):
         self.c, self.manifest, self.accelerator, self.turns = c, manifest, accelerator, manifest.labelled
-        self.name = "li"          # of the folder for trained systems
+        self.name = "li"  # of the folder for trained systems
         self.folds_of = self.draw_folds()
         self.folds = self.folds_of[c.SEEDS[0]]
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
@@ -80,17 +81,22 @@ class Study:
         self.window = c.CONTEXT_BEFORE, c.CONTEXT_AFTER
         self.phases = PHASES if c.FINETUNED_PARTS != "none" else PHASES[:1]
         self.systems = possible_systems(c.SYSTEMS, manifest)
-        self.utterances = {m: self.read(m) for m in sorted({m for s in self.systems for m in modalities_of(s)})}
+        self.utterances = {
+            m: self.read(m) for m in sorted({m for s in self.systems for m in modalities_of(s)})
+        }
         self.frozen_backbones = {}
-        self.micro_batch = {}     # (system, phase) -> samples per forward pass that fitted into memory
-        self.predicted = {}       # (system, phase, context) -> (seeds, N) class numbers, -1 where not scored
-        self.n_cut = {}           # (fold, part, context) -> neighbours that lie across the border of the test part
-        self.valid_loss = {}      # (system, phase, context, seed number, fold number) -> on the development speaker
+        self.micro_batch = {}  # (system, phase) -> samples per forward pass that fitted into memory
+        self.predicted = {}  # (system, phase, context) -> (seeds, N) class numbers, -1 where not scored
+        self.n_cut = {}  # (fold, part, context) -> neighbours that lie across the border of the test part
+        self.valid_loss = {}  # (system, phase, context, seed number, fold number) -> on the development speaker
 
     def draw_folds(self):
         """{seed: folds}: a seed draws its own development speakers; the test parts are those of every seed."""
         c = self.c
-        return {seed: splits.make_folds(self.manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", seed) for seed in c.SEEDS}
+        return {
+            seed: splits.make_folds(self.manifest, c.N_GROUPS, c.DEVELOP_ON, "validation", seed)
+            for seed in c.SEEDS
+        }
 
     def for_contexts(self):
         """The study of context sizes: the same turns and hidden states under STUDY_SEEDS and STUDY_EPOCHS.
@@ -98,7 +104,10 @@ class Study:
         This very study where these are the run's own, so that nothing is trained twice.
         """
         c = self.c
-        own = {"SEEDS": c.STUDY_SEEDS or c.SEEDS, "MAX_EPOCHS": (c.STUDY_EPOCHS or c.MAX_EPOCHS[0], c.MAX_EPOCHS[1])}
+        own = {
+            "SEEDS": c.STUDY_SEEDS or c.SEEDS,
+            "MAX_EPOCHS": (c.STUDY_EPOCHS or c.MAX_EPOCHS[0], c.MAX_EPOCHS[1]),
+        }
         if all(tuple(getattr(c, name)) == tuple(value) for name, value in own.items()):
             return self
         other = copy(self)
@@ -113,16 +122,30 @@ class Study:
         name = {"audio": c.AUDIO_MODEL, "text": c.TEXT_MODEL}[modality]
         source = locate(name, checkpoints_folder(c.CHECKPOINTS, c.DATA_ROOT, corpus))
         turns = self.manifest.turns if modality == "text" else self.turns
-        return Utterances(self.manifest, modality, source, turns, c.AUDIO_MAX_S, c.TEXT_MAX_TOKENS,
-                          Path(c.DATA_ROOT) / "cache" / corpus, c.WORKERS)
+        return Utterances(
+            self.manifest,
+            modality,
+            source,
+            turns,
+            c.AUDIO_MAX_S,
+            c.TEXT_MAX_TOKENS,
+            Path(c.DATA_ROOT) / "cache" / corpus,
+            c.WORKERS,
+        )
 
     def keep_states(self):
         """Choose where the frozen hidden states come from; text first, since it is small."""
         memory_gb, disk_gb = self.c.MEMORY_GB, self.c.DISK_GB
         for modality in sorted(self.utterances, reverse=True):
             utterances = self.utterances[modality]
-            taken = utterances.prepare(self.accelerator, self.c.HIDDEN_STATES, memory_gb, disk_gb,
-                                       self.c.EVAL_BATCH_SIZE, self.c.WORKERS)
+            taken = utterances.prepare(
+                self.accelerator,
+                self.c.HIDDEN_STATES,
+                memory_gb,
+                disk_gb,
+                self.c.EVAL_BATCH_SIZE,
+                self.c.WORKERS,
+            )
             memory_gb, disk_gb = memory_gb - taken[0], disk_gb - taken[1]
             if utterances.place == "recompute":
                 self.frozen_backbones[modality] = load_backbone(utterances.source).to(self.accelerator.device)
@@ -130,8 +153,12 @@ class Study:
     def runs(self, rows=None):
         """{(seed, fold): (rows of the predictions, turns)} for score_cell; rows: only these turns."""
         chosen = [t if rows is None else np.intersect1d(t, rows) for t in self.tested]
-        return {(seed, fold.name): (slice(i, i + 1), part) for i, seed in enumerate(self.c.SEEDS)
-                for fold, part in zip(self.folds, chosen) if len(part)}
+        return {
+            (seed, fold.name): (slice(i, i + 1), part)
+            for i, seed in enumerate(self.c.SEEDS)
+            for fold, part in zip(self.folds, chosen)
+            if len(part)
+        }
 
     def pooled(self):
         """As `runs`, all folds taken together."""
@@ -139,8 +166,17 @@ class Study:
 
     def cell(self, row, column, metric, predictions, paper=None, runs=None):
         """One table cell in %, from predictions (seeds, N)."""
-        return score_cell(row, column, metric, self.y, predictions, self.speakers, runs or self.runs(),
-                          self.c.N_RESAMPLES, paper)
+        return score_cell(
+            row,
+            column,
+            metric,
+            self.y,
+            predictions,
+            self.speakers,
+            runs or self.runs(),
+            self.c.N_RESAMPLES,
+            paper,
+        )
 
 
 def possible_systems(names, manifest):
@@ -151,33 +187,69 @@ def possible_systems(names, manifest):
     counts = {m: sum(has_modality(t, m) for t in manifest.labelled) for m in ("audio", "text")}
     present = {m for m, count in counts.items() if 2 * count > len(manifest.labelled)}
     found = [name for name in names if set(modalities_of(name)) <= present]
-    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(manifest.labelled):,} labelled turns")
+    print(
+        f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(manifest.labelled):,} labelled turns"
+    )
     for name in (n for n in names if n not in found):
         print(f"  {name}: needs {' and '.join(modalities_of(name))}; left out")
     if not found:
-        raise UserError(f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(names)} has its modalities there")
+        raise UserError(
+            f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(names)} has its modalities there"
+        )
     return found
 
 
 # ---- Training (Sections 2.4 and 3.2) -------------------------------------------------------
 
+
 def design_of(c):
     """The network's sizes and choices from the constants."""
-    return Design(c.WIDTH, c.SE_REDUCTION, c.LAYER_MERGE, c.PROJECTOR_HIDDEN, c.CONTEXT_OVER, c.HEADS, c.BLOCKS,
-                  c.FEED_FORWARD, c.NORM_FIRST, c.CMT_RESIDUAL, c.CLASSIFIER_HIDDEN, c.DROPOUT, c.BLOCK_DROPOUT)
+    return Design(
+        c.WIDTH,
+        c.SE_REDUCTION,
+        c.LAYER_MERGE,
+        c.PROJECTOR_HIDDEN,
+        c.CONTEXT_OVER,
+        c.HEADS,
+        c.BLOCKS,
+        c.FEED_FORWARD,
+        c.NORM_FIRST,
+        c.CMT_RESIDUAL,
+        c.CLASSIFIER_HIDDEN,
+        c.DROPOUT,
+        c.BLOCK_DROPOUT,
+    )
 
 
 def recipe_of(c, phase, seed, before=None):
     """Sec. 3.2: AdamW at 1e-3 while frozen, then at 1e-5; before: history of the frozen phase."""
-    shared = {"batch_size": c.BATCH_SIZE, "weight_decay": c.WEIGHT_DECAY, "schedule": "constant", "clip_norm": 0.0,
-              "select_by": "loss", "higher_is_better": False, "keep": c.KEEP_EPOCH, "seed": seed}
+    shared = {
+        "batch_size": c.BATCH_SIZE,
+        "weight_decay": c.WEIGHT_DECAY,
+        "schedule": "constant",
+        "clip_norm": 0.0,
+        "select_by": "loss",
+        "higher_is_better": False,
+        "keep": c.KEEP_EPOCH,
+        "seed": seed,
+    }
     if phase == "frozen":
         return Recipe(c.FROZEN_LEARNING_RATE, c.MAX_EPOCHS[0], patience=c.FINETUNE_PATIENCE, **shared)
-    if c.KEEP_EPOCH == "best":       # starts afresh from the best epoch, with the epochs that are left
-        return Recipe(c.FINETUNE_LEARNING_RATE, c.MAX_EPOCHS[1], patience=c.STOP_PATIENCE - c.FINETUNE_PATIENCE,
-                      **shared)
-    return Recipe(c.FINETUNE_LEARNING_RATE, c.MAX_EPOCHS[1], patience=c.STOP_PATIENCE, best_before=before["best"],
-                  epochs_since_best=before["epochs_since_best"], **shared)
+    if c.KEEP_EPOCH == "best":  # starts afresh from the best epoch, with the epochs that are left
+        return Recipe(
+            c.FINETUNE_LEARNING_RATE,
+            c.MAX_EPOCHS[1],
+            patience=c.STOP_PATIENCE - c.FINETUNE_PATIENCE,
+            **shared,
+        )
+    return Recipe(
+        c.FINETUNE_LEARNING_RATE,
+        c.MAX_EPOCHS[1],
+        patience=c.STOP_PATIENCE,
+        best_before=before["best"],
+        epochs_since_best=before["epochs_since_best"],
+        **shared,
+    )
 
 
 def cross_entropy(model, batch):
@@ -206,16 +278,30 @@ def train_system(study, name, window, phases, k, seed):
         identity = identity_of(study, name, window, parts, phase, seed)
         outcomes[phase] = kept_outcome(folder / phase, recipe, identity)
         if outcomes[phase] is None:
-            model = model or starting_model(study, name, window, seed, folder / PHASES[0] if history else None)
+            model = model or starting_model(
+                study, name, window, seed, folder / PHASES[0] if history else None
+            )
             live = set_phase(study, model, phase)
-            data = {part: Windows(turns, study.manifest.classes, pick(study, name), windows, live,
-                                  by_length=phase != PHASES[0])
-                    for part, (turns, windows) in parts.items()}
+            data = {
+                part: Windows(
+                    turns,
+                    study.manifest.classes,
+                    pick(study, name),
+                    windows,
+                    live,
+                    by_length=phase != PHASES[0],
+                )
+                for part, (turns, windows) in parts.items()
+            }
             # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
-            recipe = replace(recipe, workers=c.WORKERS if len(live) == len(model.extractors) else 0,
-                             micro_batch=study.micro_batch.get((name, phase), 0))
-            outcomes[phase] = fit_and_test(study, model, data, recipe, folder / phase, identity,
-                                           f"{name} {fold.name} {phase}")
+            recipe = replace(
+                recipe,
+                workers=c.WORKERS if len(live) == len(model.extractors) else 0,
+                micro_batch=study.micro_batch.get((name, phase), 0),
+            )
+            outcomes[phase] = fit_and_test(
+                study, model, data, recipe, folder / phase, identity, f"{name} {fold.name} {phase}"
+            )
             study.micro_batch[name, phase] = outcomes[phase]["history"]["micro_batch"]
         history = outcomes[phase]["history"]
     return outcomes
@@ -240,11 +326,16 @@ def fold_parts(study, window, fold):
 def identity_of(study, name, window, parts, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
     c, ids = study.c, {part: [t.utterance_id for t in turns] for part, (turns, _) in parts.items()}
-    identity = {"system": name, "window": list(window), "design": asdict(design_of(c)),
-                "manifest": study.manifest.fingerprint(), "precision": study.accelerator.mixed_precision,
-                "weights": {m: study.utterances[m].weights for m in modalities_of(name)},
-                "kept": {"audio": c.AUDIO_MAX_S, "text": c.TEXT_MAX_TOKENS},
-                "turns": hashlib.sha256(repr(ids).encode()).hexdigest()[:16]}
+    identity = {
+        "system": name,
+        "window": list(window),
+        "design": asdict(design_of(c)),
+        "manifest": study.manifest.fingerprint(),
+        "precision": study.accelerator.mixed_precision,
+        "weights": {m: study.utterances[m].weights for m in modalities_of(name)},
+        "kept": {"audio": c.AUDIO_MAX_S, "text": c.TEXT_MAX_TOKENS},
+        "turns": hashlib.sha256(repr(ids).encode()).hexdigest()[:16],
+    }
     identity["kept"] = {m: identity["kept"][m] for m in modalities_of(name)}
     if phase == PHASES[0]:
         return identity
@@ -274,7 +365,7 @@ def starting_model(study, name, window, seed, frozen):
 
 def set_phase(study, model, phase):
     """Attach the pretrained models that a phase runs; returns the modalities whose batches hold their inputs."""
-    for backbone in study.frozen_backbones.values():       # out of the way of those that are fine-tuned
+    for backbone in study.frozen_backbones.values():  # out of the way of those that are fine-tuned
         backbone.to(study.accelerator.device if phase == "frozen" else "cpu")
     if phase == "frozen":
         backbones = {m: b for m, b in study.frozen_backbones.items() if m in model.extractors}
@@ -294,20 +385,39 @@ def fit_and_test(study, model, data, recipe, folder, identity, title):
 
     def evaluate(_):
         logits, labels = logits_of("valid"), data["valid"].labels
-        return {"loss": F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
-                "accuracy": float(np.mean(logits.argmax(1) == labels))}
+        return {
+            "loss": F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item(),
+            "accuracy": float(np.mean(logits.argmax(1) == labels)),
+        }
 
-    history = fit(accelerator, model, cross_entropy, data["train"], evaluate, recipe, folder, identity, title,
-                  epoch_lines=False)
+    history = fit(
+        accelerator,
+        model,
+        cross_entropy,
+        data["train"],
+        evaluate,
+        recipe,
+        folder,
+        identity,
+        title,
+        epoch_lines=False,
+    )
     logits = logits_of("test")
-    outcome = {"history": history, "ids": [t.utterance_id for t in data["test"].turns], "logits": logits.tolist(),
-               "valid_loss": history["best"] if c.KEEP_EPOCH == "best" else history["log"][-1]["valid_loss"]}
+    outcome = {
+        "history": history,
+        "ids": [t.utterance_id for t in data["test"].turns],
+        "logits": logits.tolist(),
+        "valid_loss": history["best"] if c.KEEP_EPOCH == "best" else history["log"][-1]["valid_loss"],
+    }
     write_json(folder / "test.json", outcome)
     if folder.name != PHASES[0] and not c.KEEP_MODELS:
         best_weights(folder).unlink()
     wa = 100 * np.mean(logits.argmax(1) == data["test"].labels)
-    print(f"  {title:<28} seed {recipe.seed}  {len(history['log']):3d} epochs {history['seconds']:7.1f} s  "
-          f"development loss {outcome['valid_loss']:.3f}  test WA {wa:5.1f}", flush=True)
+    print(
+        f"  {title:<28} seed {recipe.seed}  {len(history['log']):3d} epochs {history['seconds']:7.1f} s  "
+        f"development loss {outcome['valid_loss']:.3f}  test WA {wa:5.1f}",
+        flush=True,
+    )
     return outcome
 
 
@@ -321,9 +431,18 @@ def train_and_collect(study, run, name, window, phases):
                 assert (predicted[phase][i, rows] == -1).all(), "a turn is in two test sets"
                 predicted[phase][i, rows] = np.argmax(outcome["logits"], axis=1)
                 study.valid_loss[name, phase, window, i, k] = outcome["valid_loss"]
-                run.log({"event": "trained", "system": name, "context": window, "fold": fold.name, "seed": seed,
-                         "phase": phase, "epochs": outcome["history"]["log"],
-                         "seconds": outcome["history"]["seconds"]})
+                run.log(
+                    {
+                        "event": "trained",
+                        "system": name,
+                        "context": window,
+                        "fold": fold.name,
+                        "seed": seed,
+                        "phase": phase,
+                        "epochs": outcome["history"]["log"],
+                        "seconds": outcome["history"]["seconds"],
+                    }
+                )
     for phase, labels in predicted.items():
         assert (labels[:, study.scored] >= 0).all(), f"{name} {phase}: a labelled turn was not scored"
         study.predicted[name, phase, window] = labels
@@ -338,7 +457,9 @@ def study_contexts(study, run):
     names = [name for name in c.STUDY_SYSTEMS if name in study.systems]
     phases = [phase for phase in study.phases if phase in c.STUDY_PHASES]
     if len({t.dialogue_id for t in turns}) == len(turns) or not (names and c.STUDY_SIZES and phases):
-        print("no table of context sizes: no dialogues, or nothing in STUDY_SYSTEMS, STUDY_SIZES, STUDY_PHASES")
+        print(
+            "no table of context sizes: no dialogues, or nothing in STUDY_SYSTEMS, STUDY_SIZES, STUDY_PHASES"
+        )
         return study, ([], [], [])
     study = study.for_contexts()
     sizes = [parse_size(text) for text in c.STUDY_SIZES]
@@ -350,7 +471,7 @@ def study_contexts(study, run):
 
 
 def parse_size(text):
-    """"4+0" -> (4, 0): utterances before and after."""
+    """ "4+0" -> (4, 0): utterances before and after."""
     parts = text.split("+")
     if len(parts) != 2 or not all(part.isdigit() for part in parts):
         raise UserError(f"STUDY_SIZES={text}: write utterances before and after, such as 4+4 or 4+0")
@@ -360,18 +481,23 @@ def parse_size(text):
 def named_predictions(study):
     """{"MMT frozen, context 4+4": (seeds, N)} for li_predictions.csv."""
     where = " (study of contexts)" if study.name == "li_contexts" else ""
-    return {f"{name} {phase}, context {window[0]}+{window[1]}{where}": labels
-            for (name, phase, window), labels in study.predicted.items()}
+    return {
+        f"{name} {phase}, context {window[0]}+{window[1]}{where}": labels
+        for (name, phase, window), labels in study.predicted.items()
+    }
 
 
 # ---- Main ----------------------------------------------------------------------------------
+
 
 def protocol_of(study):
     """The protocol in one phrase for tables."""
     kept = "last epoch kept" if study.c.KEEP_EPOCH == "last" else "best epoch kept"
     what = {"bottom": "", "all": ", all weights fine-tuned", "none": ""}[study.c.FINETUNED_PARTS]
-    return (f"{splits.folds_text(study.manifest, study.folds)}, training stopped by the loss of "
-            f"{splits.validators_text(study.manifest, study.c.DEVELOP_ON)}, {kept}{what}")
+    return (
+        f"{splits.folds_text(study.manifest, study.folds)}, training stopped by the loss of "
+        f"{splits.validators_text(study.manifest, study.c.DEVELOP_ON)}, {kept}{what}"
+    )
 
 
 def check_constants(c):
@@ -379,9 +505,13 @@ def check_constants(c):
     unknown = [name for name in c.STUDY_SYSTEMS if name not in BRANCHES]
     if unknown:
         raise UserError(f"STUDY_SYSTEMS={unknown[0]}: choose among {', '.join(BRANCHES)}")
-    for name, choices in (("DEVELOP_ON", ("speaker", "group")), ("KEEP_EPOCH", ("last", "best")),
-                          ("FINETUNED_PARTS", ("bottom", "all", "none")), ("LAYER_MERGE", ("mean", "concatenate")),
-                          ("CONTEXT_OVER", ("tokens", "utterances"))):
+    for name, choices in (
+        ("DEVELOP_ON", ("speaker", "group")),
+        ("KEEP_EPOCH", ("last", "best")),
+        ("FINETUNED_PARTS", ("bottom", "all", "none")),
+        ("LAYER_MERGE", ("mean", "concatenate")),
+        ("CONTEXT_OVER", ("tokens", "utterances")),
+    ):
         if getattr(c, name) not in choices:
             raise UserError(f"{name}={getattr(c, name)}: choose one of {', '.join(choices)}")
     if c.WIDTH % c.HEADS:
@@ -389,10 +519,13 @@ def check_constants(c):
     if min(c.CONTEXT_BEFORE, c.CONTEXT_AFTER) < 0:
         raise UserError("CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances")
     if not 0 < c.FINETUNE_PATIENCE < c.STOP_PATIENCE:
-        raise UserError(f"FINETUNE_PATIENCE={c.FINETUNE_PATIENCE}: must lie between 0 and "
-                        f"STOP_PATIENCE={c.STOP_PATIENCE}")
+        raise UserError(
+            f"FINETUNE_PATIENCE={c.FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={c.STOP_PATIENCE}"
+        )
     if len(c.MAX_EPOCHS) != 2 or min(c.MAX_EPOCHS) < 1:
-        raise UserError(f"MAX_EPOCHS={c.MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning")
+        raise UserError(
+            f"MAX_EPOCHS={c.MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning"
+        )
     if c.STUDY_EPOCHS < 0:
         raise UserError(f"STUDY_EPOCHS={c.STUDY_EPOCHS}: give 0 or more epochs")
     unknown = [phase for phase in c.STUDY_PHASES if phase not in PHASES]
@@ -407,23 +540,32 @@ def run(c, manifest):
     check_constants(c)
     accelerator = make_accelerator(c.PRECISION)
     if accelerator.num_processes > 1:
-        raise UserError("04_fuse_classify.py: systems are trained one after the other; start it with python, not "
-                        "accelerate launch")
+        raise UserError(
+            "04_fuse_classify.py: systems are trained one after the other; start it with python, not "
+            "accelerate launch"
+        )
     study = Study(c, manifest, accelerator)
-    results = start_run("04_fuse_classify.py", vars(c), manifest, protocol_of(study), accelerator.device, paper="li")
+    results = start_run(
+        "04_fuse_classify.py", vars(c), manifest, protocol_of(study), accelerator.device, paper="li"
+    )
     print(*splits.check_folds(study.folds, manifest), sep="\n")
     study.keep_states()
     started = time.monotonic()
     for name in study.systems:
         train_and_collect(study, results, name, study.window, study.phases)
-    print(f"{len(study.systems)} systems x {len(study.folds)} folds x {len(c.SEEDS)} seeds in "
-          f"{time.monotonic() - started:.0f} s; pooled n = {len(study.scored):,}: every labelled turn is scored exactly "
-          "once by each")
+    print(
+        f"{len(study.systems)} systems x {len(study.folds)} folds x {len(c.SEEDS)} seeds in "
+        f"{time.monotonic() - started:.0f} s; pooled n = {len(study.scored):,}: every labelled turn is scored exactly "
+        "once by each"
+    )
     contexts, rows = study_contexts(study, results)
     li_tables.write(study, results)
     if rows[0]:
         li_tables.context_table(contexts, results, *rows)
-    results.predictions(chain.from_iterable(
-        prediction_rows(part.turns, manifest.classes, part.runs(), named_predictions(part))
-        for part in ([study] if contexts is study else [study, contexts])))
+    results.predictions(
+        chain.from_iterable(
+            prediction_rows(part.turns, manifest.classes, part.runs(), named_predictions(part))
+            for part in ([study] if contexts is study else [study, contexts])
+        )
+    )
     results.finish()

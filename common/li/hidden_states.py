@@ -29,6 +29,7 @@ PLACES = ("memory", "disk", "recompute")
 
 # ---- Batches -------------------------------------------------------------------------------
 
+
 @dataclass
 class Steps:
     """Some utterances, each once, and which of them make up the samples of a batch.
@@ -46,16 +47,22 @@ class Steps:
     def __getitem__(self, samples):
         """Some of the samples, with the utterances that they need."""
         window = self.window[samples]
-        used, window = torch.unique(torch.cat([window.flatten(), window.new_tensor([-1])]), return_inverse=True)
-        inputs = {name: tensor[used[1:]] for name, tensor in self.inputs.items()}      # used[0] is the -1
+        used, window = torch.unique(
+            torch.cat([window.flatten(), window.new_tensor([-1])]), return_inverse=True
+        )
+        inputs = {name: tensor[used[1:]] for name, tensor in self.inputs.items()}  # used[0] is the -1
         return Steps(inputs, (window[:-1] - 1).view(-1, self.window.shape[1]))
 
     def to(self, device, non_blocking=False):
-        return Steps({name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.inputs.items()},
-                     self.window.to(device, non_blocking=non_blocking))
+        return Steps(
+            {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.inputs.items()},
+            self.window.to(device, non_blocking=non_blocking),
+        )
 
     def pin_memory(self):
-        return Steps({name: tensor.pin_memory() for name, tensor in self.inputs.items()}, self.window.pin_memory())
+        return Steps(
+            {name: tensor.pin_memory() for name, tensor in self.inputs.items()}, self.window.pin_memory()
+        )
 
 
 def context_windows(manifest, turns, before, after, tested):
@@ -67,7 +74,7 @@ def context_windows(manifest, turns, before, after, tested):
     Returns (one list of before + 1 + after ids or None per turn, how many neighbours the border cut off).
     """
     dialogues = {}
-    for turn in manifest.turns:                       # sorted by dialogue and time
+    for turn in manifest.turns:  # sorted by dialogue and time
         dialogues.setdefault(turn.dialogue_id, []).append(turn)
     place = {turn.utterance_id: i for dialogue in dialogues.values() for i, turn in enumerate(dialogue)}
     windows, n_cut = [], 0
@@ -96,9 +103,11 @@ class Windows:
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         alone = [[turn.utterance_id] for turn in turns]
         self.windows = {m: alone if m == "audio" else windows for m in utterances}
-        modality, first = next(iter(utterances.items()))       # audio, where it is read
-        self.lengths = [max(first.steps[u] for u in window if u is not None) if by_length else 1
-                        for window in self.windows[modality]]
+        modality, first = next(iter(utterances.items()))  # audio, where it is read
+        self.lengths = [
+            max(first.steps[u] for u in window if u is not None) if by_length else 1
+            for window in self.windows[modality]
+        ]
 
     def __len__(self):
         return len(self.turns)
@@ -116,12 +125,15 @@ class Windows:
             for utterance_id in (u for window in windows for u in window if u is not None):
                 number.setdefault(utterance_id, len(number))
             collate = utterances.collate_inputs if modality in self.live else utterances.collate_states
-            batch[modality] = Steps(collate(list(number)),
-                                    torch.tensor([[number.get(u, -1) for u in window] for window in windows]))
+            batch[modality] = Steps(
+                collate(list(number)),
+                torch.tensor([[number.get(u, -1) for u in window] for window in windows]),
+            )
         return batch
 
 
 # ---- Inputs and hidden states of one modality ----------------------------------------------
+
 
 class Utterances:
     """What a pretrained model reads of the turns of a corpus, and the hidden states that it gives while frozen.
@@ -138,21 +150,27 @@ class Utterances:
         self.processor = load_processor(source, modality)
         shape = input_shape(source, modality)
         if shape.kind not in ("waveform", "tokens"):
-            raise UserError(f"{short_name(source)}: takes {shape.kind}, which have no {modality} layers over time; "
-                            "name a model such as WavLM, wav2vec 2.0 or HuBERT")
+            raise UserError(
+                f"{short_name(source)}: takes {shape.kind}, which have no {modality} layers over time; "
+                "name a model such as WavLM, wav2vec 2.0 or HuBERT"
+            )
         self.tokens, self.store = {}, None
         if modality == "text":
-            ids = self.processor([t.text for t in turns], truncation=True,
-                                 max_length=min(max_tokens, shape.max_tokens))["input_ids"]
+            ids = self.processor(
+                [t.text for t in turns], truncation=True, max_length=min(max_tokens, shape.max_tokens)
+            )["input_ids"]
             self.tokens = {t.utterance_id: np.array(i) for t, i in zip(turns, ids)}
         else:
             heard = [t for t in turns if t.audio]
-            self.store, _ = cache_inputs(manifest, heard, shape, self.processor, Clipping(max_s, 0, 0, 0),
-                                         cache_root, workers)
+            self.store, _ = cache_inputs(
+                manifest, heard, shape, self.processor, Clipping(max_s, 0, 0, 0), cache_root, workers
+            )
         self.ids = [t.utterance_id for t in turns]
         self.absent = {i for i in self.ids if self.store and i not in self.store.slices}
         self.steps = {i: len(self.tokens[i]) if modality == "text" else self.samples(i) for i in self.ids}
-        self.name = f"states_{short_name(source)}_" + (f"{max_s:g}s" if modality == "audio" else f"{max_tokens}tokens")
+        self.name = f"states_{short_name(source)}_" + (
+            f"{max_s:g}s" if modality == "audio" else f"{max_tokens}tokens"
+        )
         self.weights = weights_fingerprint(source)
         self.manifest_fingerprint = manifest.fingerprint()
         self.place, self.kept, self.shape = "recompute", {}, None
@@ -182,10 +200,12 @@ class Utterances:
         """Hidden states of some utterances, padded: "states" (U, T, L, D) float16 and "visible" (U, T)."""
         rows = [self.kept[i] if self.place == "memory" else self.kept.rows(i, "states") for i in ids]
         longest = max(len(r) for r in rows)
-        states = torch.empty(len(rows), longest, *rows[0].shape[1:], dtype=torch.float16)    # padding is never read
+        states = torch.empty(
+            len(rows), longest, *rows[0].shape[1:], dtype=torch.float16
+        )  # padding is never read
         visible = torch.zeros(len(rows), longest, dtype=torch.bool)
         for row, r in enumerate(rows):
-            states[row, : len(r)].numpy()[...] = r        # r may be memory-mapped and read-only
+            states[row, : len(r)].numpy()[...] = r  # r may be memory-mapped and read-only
             visible[row, : len(r)] = True
         return {"states": states, "visible": visible}
 
@@ -203,20 +223,32 @@ class Utterances:
         self.shape = config.num_hidden_layers + 1, config.hidden_size
         per_step = self.steps
         if self.modality == "audio":
-            per_step = {i: max(1, int(backbone._get_feat_extract_output_lengths(n))) for i, n in self.steps.items()}
+            per_step = {
+                i: max(1, int(backbone._get_feat_extract_output_lengths(n))) for i, n in self.steps.items()
+            }
         n_steps = sum(per_step.values())
         need_gb = n_steps * self.shape[0] * self.shape[1] * 2 / 1e9
         self.folder = self.cache_root / self.name
-        self.meta = {"manifest": self.manifest_fingerprint, "weights": self.weights,
-                     "precision": accelerator.mixed_precision}
+        self.meta = {
+            "manifest": self.manifest_fingerprint,
+            "weights": self.weights,
+            "precision": accelerator.mixed_precision,
+        }
         self.place = choose_place(wanted, need_gb, memory_gb, disk_gb, self.folder, self.stored_gb())
         pass_s = self.time_pass(accelerator, backbone, batch_size)
-        print(f"hidden states of {short_name(self.source)}: {len(self.ids):,} turns, {n_steps:,} steps x {self.shape[0]} "
-              f"layers x {self.shape[1]} x 2 bytes = {need_gb:.2f} GB; "
-              + {"memory": "kept in memory", "disk": f"kept in {self.folder}",
-                 "recompute": "not kept: computed anew at every step"}[self.place]
-              + f"; computing them takes about {pass_s:,.0f} s here"
-              + " in every frozen epoch, several times that in one of fine-tuning" * (self.place == "recompute"), flush=True)
+        print(
+            f"hidden states of {short_name(self.source)}: {len(self.ids):,} turns, {n_steps:,} steps x {self.shape[0]} "
+            f"layers x {self.shape[1]} x 2 bytes = {need_gb:.2f} GB; "
+            + {
+                "memory": "kept in memory",
+                "disk": f"kept in {self.folder}",
+                "recompute": "not kept: computed anew at every step",
+            }[self.place]
+            + f"; computing them takes about {pass_s:,.0f} s here"
+            + " in every frozen epoch, several times that in one of fine-tuning"
+            * (self.place == "recompute"),
+            flush=True,
+        )
         if self.place != "recompute":
             self.compute(accelerator, backbone, batch_size, workers)
         return need_gb * (self.place == "memory"), need_gb * (self.place == "disk")
@@ -230,7 +262,7 @@ class Utterances:
         def forward(model, batch):
             return {"level": hidden_states(model, self.modality, batch["inputs"])[0].mean((1, 2, 3))}
 
-        for _ in range(2):                              # the first one warms up
+        for _ in range(2):  # the first one warms up
             started = time.monotonic()
             forward_batch(accelerator, backbone, forward, to_device(batch, accelerator.device))
         return (time.monotonic() - started) * len(ids) / min(batch_size, len(ids))
@@ -255,11 +287,15 @@ class Utterances:
         with tqdm(total=len(self.ids) - len(done), desc="hidden states", disable=None, leave=False) as bar:
             batches = predict_batches(accelerator, backbone, forward, _Raw(self), batch_size, workers, done)
             for indices, found in batches:
-                with np.errstate(over="ignore"):          # refused below, in one line
-                    rows = [found["states"][k, : int(n)].astype(np.float16) for k, n in enumerate(found["steps"])]
+                with np.errstate(over="ignore"):  # refused below, in one line
+                    rows = [
+                        found["states"][k, : int(n)].astype(np.float16) for k, n in enumerate(found["steps"])
+                    ]
                 if not all(np.isfinite(r).all() for r in rows):
-                    raise UserError(f"{short_name(self.source)}: hidden states do not fit float16; set "
-                                    "HIDDEN_STATES=recompute")
+                    raise UserError(
+                        f"{short_name(self.source)}: hidden states do not fit float16; set "
+                        "HIDDEN_STATES=recompute"
+                    )
                 ids = [self.ids[k] for k in indices]
                 if writer:
                     writer.add(ids, {"states": np.concatenate(rows)}, [len(r) for r in rows])
@@ -293,12 +329,16 @@ def choose_place(wanted, need_gb, memory_gb, disk_gb, folder, stored_gb):
         raise UserError(f"HIDDEN_STATES={wanted}: choose one of auto, {', '.join(PLACES)}")
     free_gb = {"memory": free_memory_gb(), "disk": free_bytes(folder) / 1e9 + stored_gb, "recompute": np.inf}
     if wanted == "auto":
-        fits = {"memory": need_gb <= min(memory_gb, free_gb["memory"]),
-                "disk": need_gb <= min(disk_gb, free_gb["disk"])}
+        fits = {
+            "memory": need_gb <= min(memory_gb, free_gb["memory"]),
+            "disk": need_gb <= min(disk_gb, free_gb["disk"]),
+        }
         return next((place for place in ("memory", "disk") if fits[place]), "recompute")
     if need_gb > free_gb[wanted]:
-        raise UserError(f"HIDDEN_STATES={wanted}: {need_gb:.1f} GB needed, {free_gb[wanted]:.1f} GB free; set "
-                        "HIDDEN_STATES=recompute, or a smaller model or AUDIO_MAX_S")
+        raise UserError(
+            f"HIDDEN_STATES={wanted}: {need_gb:.1f} GB needed, {free_gb[wanted]:.1f} GB free; set "
+            "HIDDEN_STATES=recompute, or a smaller model or AUDIO_MAX_S"
+        )
     return wanted
 
 

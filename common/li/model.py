@@ -30,27 +30,27 @@ BRANCHES = {
     "LF": [("audio", "audio"), ("text", "text")],
     "MMT": [("text", "audio"), ("audio", "text")],
 }
-PHASES = ("frozen", "fine-tuned")       # Sec. 2.4: of the pretrained models
-BOTTOM = {"audio": "feature_extractor", "text": "embeddings"}     # Sec. 2.4: the part that is fine-tuned
+PHASES = ("frozen", "fine-tuned")  # Sec. 2.4: of the pretrained models
+BOTTOM = {"audio": "feature_extractor", "text": "embeddings"}  # Sec. 2.4: the part that is fine-tuned
 
 
 @dataclass
 class Design:
     """The sizes and choices of a system, from the constants of 04."""
 
-    width: int                # d after the projector, for both modalities
-    reduction: int            # of squeeze-and-excitation; 0 = the number of layers
-    layer_merge: str          # "mean" of the calibrated layers, or "concatenate"
-    projector_hidden: int     # units of the projector's first layer; 0 = a single layer
-    context_over: str         # what the context convolution slides over: "utterances" or "tokens"
+    width: int  # d after the projector, for both modalities
+    reduction: int  # of squeeze-and-excitation; 0 = the number of layers
+    layer_merge: str  # "mean" of the calibrated layers, or "concatenate"
+    projector_hidden: int  # units of the projector's first layer; 0 = a single layer
+    context_over: str  # what the context convolution slides over: "utterances" or "tokens"
     heads: int
-    blocks: int               # Transformer blocks in a row
-    feed_forward: int         # units of a block's feed-forward part
-    norm_first: bool          # LayerNorm before attention and feed-forward part, else after them
-    target_residual: bool     # whether a cross-modal block adds its target to what it attends to
+    blocks: int  # Transformer blocks in a row
+    feed_forward: int  # units of a block's feed-forward part
+    norm_first: bool  # LayerNorm before attention and feed-forward part, else after them
+    target_residual: bool  # whether a cross-modal block adds its target to what it attends to
     classifier_hidden: int
-    dropout: float            # between every two modules
-    block_dropout: float      # inside a Transformer block
+    dropout: float  # between every two modules
+    block_dropout: float  # inside a Transformer block
 
 
 def average(x, visible):
@@ -67,6 +67,7 @@ def unpack(x, visible):
 
 # ---- High-level feature extractor (Section 2.1, Figure 2) ----------------------------------
 
+
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (Hu et al.) whose channels are the layers of a pretrained model.
 
@@ -77,7 +78,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         hidden = max(1, n_layers // (reduction or n_layers))
         self.squeeze, self.excite = nn.Linear(n_layers, hidden), nn.Linear(hidden, n_layers)
-        nn.init.ones_(self.squeeze.bias)        # a single unit that starts below zero would stay dead
+        nn.init.ones_(self.squeeze.bias)  # a single unit that starts below zero would stay dead
 
     def forward(self, level):
         """level (U, L): mean of each layer over steps and width -> a factor between 0 and 1 for every layer (U, L)."""
@@ -94,15 +95,19 @@ class Projector(nn.Module):
         n_inputs *= n_layers if self.merge == "concatenate" else 1
         hidden = design.projector_hidden
         layers = [nn.Linear(n_inputs, hidden), nn.ReLU()] if hidden else []
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden or n_inputs, design.width), nn.LayerNorm(design.width))
+        self.mlp = nn.Sequential(
+            *layers, nn.Linear(hidden or n_inputs, design.width), nn.LayerNorm(design.width)
+        )
 
     def forward(self, states, visible):
         """states (U, T, L, D), visible (U, T) -> (U, T, d), zero where not visible."""
-        packed = states[visible].float()        # (P, L, D): the many numbers of padded steps cost nothing from here on
-        gate = self.gate(average(unpack(packed.mean(-1), visible), visible))         # (U, L)
-        gate = gate[visible.nonzero()[:, 0]]                                         # (P, L), of each step's utterance
+        packed = states[
+            visible
+        ].float()  # (P, L, D): the many numbers of padded steps cost nothing from here on
+        gate = self.gate(average(unpack(packed.mean(-1), visible), visible))  # (U, L)
+        gate = gate[visible.nonzero()[:, 0]]  # (P, L), of each step's utterance
         if self.merge == "concatenate":
-            x = (packed * gate[..., None]).flatten(1)                                # (P, L * D)
+            x = (packed * gate[..., None]).flatten(1)  # (P, L * D)
         else:
             x = torch.einsum("pld,pl->pd", packed, gate / gate.shape[1])
         return unpack(self.mlp(x), visible)
@@ -121,7 +126,7 @@ class ContextConvolution(nn.Module):
         super().__init__()
         self.over = over
         self.convolution = nn.Conv1d(n_window * width if over == "tokens" else width, width, 3, padding=1)
-        nn.init.zeros_(self.convolution.weight)       # training starts from the target alone
+        nn.init.zeros_(self.convolution.weight)  # training starts from the target alone
         nn.init.zeros_(self.convolution.bias)
 
     def forward(self, x, present, target):
@@ -129,16 +134,16 @@ class ContextConvolution(nn.Module):
 
         Returns the target's tokens (B, S, d) with their context, and which of them are visible (B, S).
         """
-        own, visible = x[:, target], present[:, target]                              # (B, S, d), (B, S)
-        utterances = x.sum(2) / present.sum(2, keepdim=True).clamp(min=1)            # (B, N, d)
+        own, visible = x[:, target], present[:, target]  # (B, S, d), (B, S)
+        utterances = x.sum(2) / present.sum(2, keepdim=True).clamp(min=1)  # (B, N, d)
         if self.over == "utterances":
             sequence = self.convolution(utterances.transpose(1, 2)).transpose(1, 2)  # (B, N, d)
-            context = average(sequence, present.any(2))[:, None]                     # (B, 1, d)
+            context = average(sequence, present.any(2))[:, None]  # (B, 1, d)
         else:
-            channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)            # (B, N, S, d)
+            channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)  # (B, N, S, d)
             channels[:, target] = own
-            channels = (channels * visible[:, None, :, None]).transpose(2, 3).flatten(1, 2)      # (B, N * d, S)
-            context = self.convolution(channels).transpose(1, 2)                     # (B, S, d)
+            channels = (channels * visible[:, None, :, None]).transpose(2, 3).flatten(1, 2)  # (B, N * d, S)
+            context = self.convolution(channels).transpose(1, 2)  # (B, S, d)
         return (own + context) * visible[..., None], visible
 
 
@@ -153,7 +158,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, modality, shape, window, design):
         super().__init__()
         self.modality, self.target = modality, window[0]
-        self.backbone = None          # the pretrained model, where its states do not come with the batch
+        self.backbone = None  # the pretrained model, where its states do not come with the batch
         self.projector = Projector(*shape, design)
         self.context = None
         if modality == "text":
@@ -169,11 +174,11 @@ class FeatureExtractor(nn.Module):
     def forward(self, steps):
         """steps: hidden_states.Steps of B samples. Returns x (B, T, d) and visible (B, T)."""
         states, visible = self.states(steps.inputs)
-        x = self.projector(states, visible)                                          # (U, T, d)
+        x = self.projector(states, visible)  # (U, T, d)
         if self.context is None:
             return x[steps.window[:, 0]], visible[steps.window[:, 0]]
         # A place in a window that holds no utterance (-1) picks the row of zeros at the end.
-        x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])[steps.window]               # (B, N, T, d)
+        x = torch.cat([x, x.new_zeros(1, *x.shape[1:])])[steps.window]  # (B, N, T, d)
         present = torch.cat([visible, visible.new_zeros(1, visible.shape[1])])[steps.window]
         return self.context(x, present, self.target)
 
@@ -194,6 +199,7 @@ def hidden_states(backbone, modality, inputs):
 
 # ---- Cross-modal fusion (Section 2.2, Figure 3) --------------------------------------------
 
+
 def positions(n_steps, width, like):
     """Sinusoidal position vectors (n_steps, width) of the vanilla Transformer."""
     rate = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
@@ -206,10 +212,16 @@ class Block(nn.Module):
 
     def __init__(self, design, residual):
         super().__init__()
-        d, self.heads, self.residual, self.norm_first = design.width, design.heads, residual, design.norm_first
+        d, self.heads, self.residual, self.norm_first = (
+            design.width,
+            design.heads,
+            residual,
+            design.norm_first,
+        )
         self.query, self.key, self.value, self.out = (nn.Linear(d, d) for _ in range(4))
-        self.feed_forward = nn.Sequential(nn.Linear(d, design.feed_forward), nn.ReLU(),
-                                          nn.Linear(design.feed_forward, d))
+        self.feed_forward = nn.Sequential(
+            nn.Linear(d, design.feed_forward), nn.ReLU(), nn.Linear(design.feed_forward, d)
+        )
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(d), nn.LayerNorm(d)
         self.dropout = nn.Dropout(design.block_dropout)
 
@@ -245,7 +257,7 @@ class Transformer(nn.Module):
 
     def forward(self, target, source, source_visible):
         """target (B, T_t, d), source (B, T_s, d), source_visible (B, T_s) -> (B, T_t, d)."""
-        scale = math.sqrt(target.shape[2])            # against the positions, as in the vanilla Transformer
+        scale = math.sqrt(target.shape[2])  # against the positions, as in the vanilla Transformer
         x = scale * target + positions(target.shape[1], target.shape[2], target)
         source = scale * source + positions(source.shape[1], source.shape[2], source)
         for block in self.blocks:
@@ -264,14 +276,19 @@ class System(nn.Module):
     def __init__(self, name, shapes, window, design, n_classes):
         super().__init__()
         self.branches = BRANCHES[name]
-        self.extractors = nn.ModuleDict({m: FeatureExtractor(m, shapes[m], window, design)
-                                         for m in modalities_of(name)})
+        self.extractors = nn.ModuleDict(
+            {m: FeatureExtractor(m, shapes[m], window, design) for m in modalities_of(name)}
+        )
         self.transformers = nn.ModuleList(
             nn.Identity() if source is None else Transformer(design, source != target)
-            for target, source in self.branches)
+            for target, source in self.branches
+        )
         self.dropout = nn.Dropout(design.dropout)
-        self.classifier = nn.Sequential(nn.Linear(design.width * len(self.branches), design.classifier_hidden),
-                                        nn.ReLU(), nn.Linear(design.classifier_hidden, n_classes))      # Sec. 2.3
+        self.classifier = nn.Sequential(
+            nn.Linear(design.width * len(self.branches), design.classifier_hidden),
+            nn.ReLU(),
+            nn.Linear(design.classifier_hidden, n_classes),
+        )  # Sec. 2.3
 
     def forward(self, batch):
         """batch: {modality: Steps, ...} -> logits (B, C)."""
@@ -284,7 +301,7 @@ class System(nn.Module):
             x, visible = streams[target]
             if source is not None:
                 x = transformer(x, *streams[source])
-            pooled.append(average(x, visible))                                       # (B, d)
+            pooled.append(average(x, visible))  # (B, d)
         return self.classifier(self.dropout(torch.cat(pooled, 1)))
 
     def attach(self, backbones, parts):

@@ -22,13 +22,24 @@ PAPER_TABLE_1 = {
     "CMT(T→A)": {"frozen": (74.98, 76.85), "fine-tuned": (77.75, 78.60)},
     "EF": {"frozen": (77.61, 77.85), "fine-tuned": (79.80, 80.65)},
     "LF": {"frozen": (79.91, 81.88), "fine-tuned": (79.91, 81.15)},
-    "MMT": {"frozen": (78.58, 80.72), "fine-tuned": (80.36, 81.70)}}
-PAPER_TABLE_2 = {      # test setting: published systems, then the paper's own by phase
-    "Session 5": {"[23] Wu et al. 2021": (83.08, 83.22), "frozen": (78.32, 80.56), "fine-tuned": (84.45, 84.39)},
-    "5-fold CV": {"[19] Siriwardhana et al. 2020": (None, 75.46), "[20] Makiuchi et al. 2021": (73.5, 73.0),
-                  "[23] Wu et al. 2021": (77.57, 78.41), "frozen": (79.91, 81.88), "fine-tuned": (80.36, 81.70)}}
-TABLE_2_SYSTEMS = {"frozen": ("LF", "MMT"), "fine-tuned": ("MMT",)}     # whose figures may stand in Table 2
-MIN_SPEAKERS = 5          # fewer give no interval of a single session
+    "MMT": {"frozen": (78.58, 80.72), "fine-tuned": (80.36, 81.70)},
+}
+PAPER_TABLE_2 = {  # test setting: published systems, then the paper's own by phase
+    "Session 5": {
+        "[23] Wu et al. 2021": (83.08, 83.22),
+        "frozen": (78.32, 80.56),
+        "fine-tuned": (84.45, 84.39),
+    },
+    "5-fold CV": {
+        "[19] Siriwardhana et al. 2020": (None, 75.46),
+        "[20] Makiuchi et al. 2021": (73.5, 73.0),
+        "[23] Wu et al. 2021": (77.57, 78.41),
+        "frozen": (79.91, 81.88),
+        "fine-tuned": (80.36, 81.70),
+    },
+}
+TABLE_2_SYSTEMS = {"frozen": ("LF", "MMT"), "fine-tuned": ("MMT",)}  # whose figures may stand in Table 2
+MIN_SPEAKERS = 5  # fewer give no interval of a single session
 SINGLES = ("WavLM+FC", "WavLM+TE", "BERT+FC", "BERT+TE")
 
 
@@ -61,12 +72,18 @@ def common_note(study, sizes=None):
     majority, uniform = metrics.chance(study.y[study.scored], len(study.manifest.classes))
     models = " and ".join(short_name(u.source) for u in study.utterances.values())
     silent = len(study.utterances["audio"].absent) if "audio" in study.utterances else 0
-    cut = max(sum(study.n_cut[fold.name, "test", window] for fold in study.folds) for window in sizes or [study.window])
+    cut = max(
+        sum(study.n_cut[fold.name, "test", window] for fold in study.folds)
+        for window in sizes or [study.window]
+    )
     context = "as in each row" if sizes else context_text(study.window)
-    return (f"{models}; context {context}. WA = accuracy, UA = mean of class recalls; chance "
-            f"{100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
-            + f" {silent:,} turns lack audio and are heard as silence." * bool(silent)
-            + f" {'Up to ' * bool(sizes)}{cut:,} neighbours lie across the border of a test part and are not used." * bool(cut))
+    return (
+        f"{models}; context {context}. WA = accuracy, UA = mean of class recalls; chance "
+        f"{100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
+        + f" {silent:,} turns lack audio and are heard as silence." * bool(silent)
+        + f" {'Up to ' * bool(sizes)}{cut:,} neighbours lie across the border of a test part and are not used."
+        * bool(cut)
+    )
 
 
 def shown_paper(study, number):
@@ -82,15 +99,25 @@ def table_1(study, run):
             row = f"{number_of(name, phase)} {name} {phase}, {letters(name)}"
             predictions = study.predicted[name, phase, window]
             wa, ua = (shown_paper(study, number) for number in PAPER_TABLE_1[name][phase])
-            cells += [study.cell(row, "WA", metrics.accuracy, predictions, wa),
-                      study.cell(row, "UA", metrics.unweighted_recall, predictions, ua)]
+            cells += [
+                study.cell(row, "WA", metrics.accuracy, predictions, wa),
+                study.cell(row, "UA", metrics.unweighted_recall, predictions, ua),
+            ]
             if len(study.folds) > 1:
-                cells += [study.cell(row, "WA pooled", metrics.accuracy, predictions, runs=study.pooled()),
-                          study.cell(row, "UA pooled", metrics.unweighted_recall, predictions, runs=study.pooled())]
-            cells.append(study.cell(row, "weighted F1", metrics.weighted_f1, predictions, runs=study.pooled()))
-    run.table("li_table_1", "Table 1. Unimodal and multimodal systems", cells,
-              "WA and UA: means over folds, as in the paper; pooled: of all test turns together. A audio, T text. "
-              + common_note(study))
+                cells += [
+                    study.cell(row, "WA pooled", metrics.accuracy, predictions, runs=study.pooled()),
+                    study.cell(row, "UA pooled", metrics.unweighted_recall, predictions, runs=study.pooled()),
+                ]
+            cells.append(
+                study.cell(row, "weighted F1", metrics.weighted_f1, predictions, runs=study.pooled())
+            )
+    run.table(
+        "li_table_1",
+        "Table 1. Unimodal and multimodal systems",
+        cells,
+        "WA and UA: means over folds, as in the paper; pooled: of all test turns together. A audio, T text. "
+        + common_note(study),
+    )
 
 
 def table_2(study, run):
@@ -101,23 +128,32 @@ def table_2(study, run):
         here = last if setting == "Session 5" else study.runs()
         for system, (wa, ua) in published.items():
             if system not in PHASES:
-                cells += [Cell(f"{system}, {setting}", "WA", paper=wa), Cell(f"{system}, {setting}", "UA", paper=ua)]
+                cells += [
+                    Cell(f"{system}, {setting}", "WA", paper=wa),
+                    Cell(f"{system}, {setting}", "UA", paper=ua),
+                ]
                 continue
             for name in TABLE_2_SYSTEMS[system]:
                 predictions = study.predicted.get((name, system, study.window))
                 if predictions is not None:
                     row = f"ours, {number_of(name, system)} {name} {system}, {setting}"
                     cells += session_cells(study, row, restrict(predictions, here), here, wa, ua)
-    run.table("li_table_2", "Table 2. Comparison with published systems, audio and text", cells,
-              "Figures of others as the paper quotes them. It does not name the system of its frozen rows: in five folds "
-              "the figures are those of system 15 (LF), in Session 5 they may be of LF or MMT. Session 5: the last "
-              f"session; it has too few speakers for an interval. {common_note(study)}")
+    run.table(
+        "li_table_2",
+        "Table 2. Comparison with published systems, audio and text",
+        cells,
+        "Figures of others as the paper quotes them. It does not name the system of its frozen rows: in five folds "
+        "the figures are those of system 15 (LF), in Session 5 they may be of LF or MMT. Session 5: the last "
+        f"session; it has too few speakers for an interval. {common_note(study)}",
+    )
 
 
 def session_cells(study, row, predictions, runs, wa, ua):
     """WA and UA of some runs; no interval where they have fewer than MIN_SPEAKERS speakers."""
-    cells = [study.cell(row, "WA", metrics.accuracy, predictions, wa, runs),
-             study.cell(row, "UA", metrics.unweighted_recall, predictions, ua, runs)]
+    cells = [
+        study.cell(row, "WA", metrics.accuracy, predictions, wa, runs),
+        study.cell(row, "UA", metrics.unweighted_recall, predictions, ua, runs),
+    ]
     turns = np.concatenate([part for _, part in runs.values()])
     if len(set(study.speakers[turns])) < MIN_SPEAKERS:
         for cell in cells:
@@ -155,11 +191,19 @@ def tests_table(study, run):
         single, wins = best_single(study, phase, window)
         pairs[f"MMT against the best single modality, {phase} (chosen on development: {wins})"] = ours, single
     rows = study.scored
-    cells, note = paired_test_cells("gain in WA", {row: (ours[:, rows], theirs[:, rows])
-                                                   for row, (ours, theirs) in pairs.items()},
-                                    study.y[rows], study.speakers[rows], study.c.N_RESAMPLES)
-    run.table("li_table_tests", "The multimodal Transformer against its rivals", cells,
-              f"Not in the paper. {note} {common_note(study)}")
+    cells, note = paired_test_cells(
+        "gain in WA",
+        {row: (ours[:, rows], theirs[:, rows]) for row, (ours, theirs) in pairs.items()},
+        study.y[rows],
+        study.speakers[rows],
+        study.c.N_RESAMPLES,
+    )
+    run.table(
+        "li_table_tests",
+        "The multimodal Transformer against its rivals",
+        cells,
+        f"Not in the paper. {note} {common_note(study)}",
+    )
 
 
 def styles_table(study, run):
@@ -175,25 +219,38 @@ def styles_table(study, run):
                 rows = np.flatnonzero(styles == kind)
                 runs, row = study.runs(rows), f"{number_of(name, phase)} {name} {phase}"
                 only = restrict(study.predicted[name, phase, window], runs)
-                cells += [study.cell(row, f"{kind} WA", metrics.accuracy, only, runs=runs),
-                          study.cell(row, f"{kind} UA", metrics.unweighted_recall, only, runs=runs)]
+                cells += [
+                    study.cell(row, f"{kind} WA", metrics.accuracy, only, runs=runs),
+                    study.cell(row, f"{kind} UA", metrics.unweighted_recall, only, runs=runs),
+                ]
     counts = ", ".join(f"{kind} {int((styles[study.scored] == kind).sum()):,}" for kind in kinds)
-    run.table("li_table_styles", "Improvised and scripted dialogues apart", cells,
-              f"Not in the paper. Turns: {counts}. IEMOCAP's scripts are played in every session, so that a text system "
-              "has met the words of scripted test turns, or nearly, in training; their figures say less about new speech. "
-              + common_note(study))
+    run.table(
+        "li_table_styles",
+        "Improvised and scripted dialogues apart",
+        cells,
+        f"Not in the paper. Turns: {counts}. IEMOCAP's scripts are played in every session, so that a text system "
+        "has met the words of scripted test turns, or nearly, in training; their figures say less about new speech. "
+        + common_note(study),
+    )
 
 
 def context_table(study, run, names, sizes, phases):
     """Beyond the paper: how much context on which side is worth, past-only included."""
     cells = [cell for phase in phases for name in names for cell in context_rows(study, name, phase, sizes)]
     c = study.c
-    trained = (f"Trained apart from Table 1: {c.MAX_EPOCHS[0]} epochs at most, seeds {', '.join(map(str, c.SEEDS))}. "
-               if study.name == "li_contexts" else "")
-    run.table("li_table_context", "Context sizes", cells,
-              "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live system "
-              "could have. Gain: over the same system without context; by speaker: the two are swapped for whole speakers, "
-              f"Holm's correction over the rows of a system. {trained}{common_note(study, sizes)}")
+    trained = (
+        f"Trained apart from Table 1: {c.MAX_EPOCHS[0]} epochs at most, seeds {', '.join(map(str, c.SEEDS))}. "
+        if study.name == "li_contexts"
+        else ""
+    )
+    run.table(
+        "li_table_context",
+        "Context sizes",
+        cells,
+        "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live system "
+        "could have. Gain: over the same system without context; by speaker: the two are swapped for whole speakers, "
+        f"Holm's correction over the rows of a system. {trained}{common_note(study, sizes)}",
+    )
 
 
 def context_rows(study, name, phase, sizes):
@@ -202,13 +259,17 @@ def context_rows(study, name, phase, sizes):
     gains = context_gains(study, found)
     for window, predictions in found.items():
         row = f"{name} {phase}: {context_text(window)}{' (past only)' if window[0] and not window[1] else ''}"
-        cells += [study.cell(row, "WA", metrics.accuracy, predictions),
-                  study.cell(row, "UA", metrics.unweighted_recall, predictions),
-                  study.cell(row, "weighted F1", metrics.weighted_f1, predictions)]
+        cells += [
+            study.cell(row, "WA", metrics.accuracy, predictions),
+            study.cell(row, "UA", metrics.unweighted_recall, predictions),
+            study.cell(row, "weighted F1", metrics.weighted_f1, predictions),
+        ]
         if window in gains:
             gain, low, high, p = gains[window]
-            cells += [Cell(row, "gain in WA", [gain], low=low, high=high, n=len(study.scored), unit="points"),
-                      Cell(row, "by speaker, Holm", [p], n=len(study.scored), unit="", digits=4)]
+            cells += [
+                Cell(row, "gain in WA", [gain], low=low, high=high, n=len(study.scored), unit="points"),
+                Cell(row, "by speaker, Holm", [p], n=len(study.scored), unit="", digits=4),
+            ]
     return cells
 
 
@@ -217,12 +278,23 @@ def context_gains(study, found):
     rows, others = study.scored, [window for window in found if sum(window)]
     if (0, 0) not in found or not others:
         return {}
-    compare = np.array([metrics.compare(study.y[rows], found[window][:, rows], found[0, 0][:, rows],
-                                        study.speakers[rows], study.c.N_RESAMPLES) for window in others])
+    compare = np.array(
+        [
+            metrics.compare(
+                study.y[rows],
+                found[window][:, rows],
+                found[0, 0][:, rows],
+                study.speakers[rows],
+                study.c.N_RESAMPLES,
+            )
+            for window in others
+        ]
+    )
     return dict(zip(others, np.column_stack([100 * compare[:, :3], metrics.holm(compare[:, 4])])))
 
 
 # ---- Figure 4 ------------------------------------------------------------------------------
+
 
 def confusion_figure(study, run):
     """Figure 4: confusion matrices on the last session of the audio, text and multimodal system, in both phases."""
@@ -232,11 +304,14 @@ def confusion_figure(study, run):
         for name in (n for n in ("WavLM+TE", "BERT+TE", "MMT") if n in study.systems):
             labels = study.predicted[name, phase, window][0, rows]
             panels[f"{number_of(name, phase)} {name}, {phase}"] = metrics.confusion(
-                study.y[rows], labels, len(study.manifest.classes))
+                study.y[rows], labels, len(study.manifest.classes)
+            )
     if not panels:
         return
-    caption = (f"Figure 4. Confusion matrices on the test turns of {fold.name} ({study.manifest.corpus}), n = "
-               f"{len(rows):,}, seed {study.c.SEEDS[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, of "
-               "Session 5; colour and second line: share of the true class.")
+    caption = (
+        f"Figure 4. Confusion matrices on the test turns of {fold.name} ({study.manifest.corpus}), n = "
+        f"{len(rows):,}, seed {study.c.SEEDS[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, of "
+        "Session 5; colour and second line: share of the true class."
+    )
     figure = plots.confusion_grid(panels, study.manifest.classes, len(panels) // len(study.phases))
     run.figure(plots.save(figure, run.folder, "li_fig_4_confusion", caption))

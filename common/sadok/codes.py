@@ -33,20 +33,22 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from common.corpora.release import Problem
 from common.errors import UserError
 from common.files import free_bytes, make_folder, read_json, write_csv, write_json, writing
 from common.media import AUDIO_FILES, MediaError, probe, read_audio
-from common.corpora.release import Problem
 
 COLUMNS = ("id", "first_frame", "frames", "seconds", "problem", "remedy")
 HEADER = ",".join(COLUMNS) + "\n"
-COUNT_ALL = 20_000        # up to this many clips the length of each is read before tokenising starts ...
-COUNT_SAMPLE = 2_000      # ... of more clips, that of so many, drawn at random
-COUNT_THREADS = 16        # reading headers waits for the disk, not for a processor
-PIECE_FRAMES = 6_000      # a longer clip (2 minutes) is never held as a whole, but read in pieces of so many frames
-SLICE_FRAMES = 1_024      # of a batch, for one thread of a CPU
-PREFETCH = 4              # clips that each worker reads ahead
-MANY_PROBLEMS = 100       # with fewer, all clips are tried before a run is stopped for its problems
+COUNT_ALL = 20_000  # up to this many clips the length of each is read before tokenising starts ...
+COUNT_SAMPLE = 2_000  # ... of more clips, that of so many, drawn at random
+COUNT_THREADS = 16  # reading headers waits for the disk, not for a processor
+PIECE_FRAMES = (
+    6_000  # a longer clip (2 minutes) is never held as a whole, but read in pieces of so many frames
+)
+SLICE_FRAMES = 1_024  # of a batch, for one thread of a CPU
+PREFETCH = 4  # clips that each worker reads ahead
+MANY_PROBLEMS = 100  # with fewer, all clips are tried before a run is stopped for its problems
 
 
 @dataclass
@@ -54,16 +56,16 @@ class Tokenising:
     """How clips become codes; the first six are part of a store's identity, the others concern the machine."""
 
     rate_hz: int
-    hop: int                      # samples between frames
-    window: int                   # samples under the window of a frame; shorter clips are left out
+    hop: int  # samples between frames
+    window: int  # samples under the window of a frame; shorter clips are left out
     codes_per_frame: int
-    min_frames: int               # clips with fewer frames are left out
-    silence_peak: float           # clips without a sample above this are left out, full scale = 1
-    spectrogram: Callable         # samples (n,) -> power (1 + n // hop, bins), centred; of a module, for the workers
-    max_problem_share: float      # stop where more than this share of the clips has to be left out
-    batch_frames: int             # frames that the encoder gets at a time
-    workers: int                  # processes that decode and transform; 0 = this one
-    device: str = "cpu"           # of the encoder
+    min_frames: int  # clips with fewer frames are left out
+    silence_peak: float  # clips without a sample above this are left out, full scale = 1
+    spectrogram: Callable  # samples (n,) -> power (1 + n // hop, bins), centred; of a module, for the workers
+    max_problem_share: float  # stop where more than this share of the clips has to be left out
+    batch_frames: int  # frames that the encoder gets at a time
+    workers: int  # processes that decode and transform; 0 = this one
+    device: str = "cpu"  # of the encoder
 
     def identity(self):
         """What the codes depend on, besides the clips and the encoder."""
@@ -107,9 +109,14 @@ def tokenise(clips, encode, folder, identity, settings):
     meta = _found_meta(folder)
     if meta.get("identity") == identity and meta.get("complete"):
         codes = Codes(folder)
-        print(f"{folder}: already tokenised, {len(codes):,} clips, {codes.hours:.2f} h"
-              + (f"; {meta['left_out']:,} left out, see problems.csv; delete the folder to try them again"
-                 if meta["left_out"] else ""))
+        print(
+            f"{folder}: already tokenised, {len(codes):,} clips, {codes.hours:.2f} h"
+            + (
+                f"; {meta['left_out']:,} left out, see problems.csv; delete the folder to try them again"
+                if meta["left_out"]
+                else ""
+            )
+        )
         return codes
     kept = meta.get("identity") == identity
     _announce(clips, folder, settings, kept)
@@ -145,6 +152,7 @@ def _found_meta(folder):
 
 # ---- Counting ------------------------------------------------------------------------------
 
+
 def header_seconds(path):
     """Length of a recording as its header states it; 0 for one that cannot be opened."""
     try:
@@ -172,18 +180,27 @@ def _announce(clips, folder, settings, kept):
     seconds, n_counted = count_seconds(clips)
     n_frames = int(seconds * settings.rate_hz / settings.hop) + len(clips)
     need = n_frames * settings.codes_per_frame + sum(len(clip_id) + 32 for clip_id, _ in clips)
-    there = sum(path.stat().st_size for path in (folder / "codes.u8", folder / "clips.csv") if kept and path.exists())
+    there = sum(
+        path.stat().st_size for path in (folder / "codes.u8", folder / "clips.csv") if kept and path.exists()
+    )
     free = free_bytes(folder)
-    print(f"tokenising {len(clips):,} clips into {folder.name}: {seconds / 3600:,.2f} h of audio"
-          + (f" (estimated from {n_counted:,} of them)" if n_counted < len(clips) else "")
-          + f", {n_frames:,} frames, {need / 1e9:.3f} GB"
-          + (f", of which {there / 1e9:.3f} GB are there" if there else "") + f"; {free / 1e9:.1f} GB free", flush=True)
+    print(
+        f"tokenising {len(clips):,} clips into {folder.name}: {seconds / 3600:,.2f} h of audio"
+        + (f" (estimated from {n_counted:,} of them)" if n_counted < len(clips) else "")
+        + f", {n_frames:,} frames, {need / 1e9:.3f} GB"
+        + (f", of which {there / 1e9:.3f} GB are there" if there else "")
+        + f"; {free / 1e9:.1f} GB free",
+        flush=True,
+    )
     if need - there > free:
-        raise UserError(f"{folder}: needs {(need - there) / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; choose "
-                        "another DATA_ROOT or fewer clips")
+        raise UserError(
+            f"{folder}: needs {(need - there) / 1e9:.1f} GB more, {free / 1e9:.1f} GB are free; choose "
+            "another DATA_ROOT or fewer clips"
+        )
 
 
 # ---- Reading one clip ----------------------------------------------------------------------
+
 
 def read_clip(clip_id, path, settings):
     """A clip decoded, normalised by its peak and transformed, or the problem for which it is left out."""
@@ -192,15 +209,19 @@ def read_clip(clip_id, path, settings):
         n_long = _long_samples(path, settings)
         if n_long:
             hop, spans = settings.hop, _spans(path, 1 + n_long // settings.hop, settings)
-            clip.peak = max(_peak(samples[before * hop : (before + count) * hop]) for samples, before, count in spans)
+            clip.peak = max(
+                _peak(samples[before * hop : (before + count) * hop]) for samples, before, count in spans
+            )
             n_samples = n_long
         else:
-            samples = read_audio(path, rate_hz=settings.rate_hz)         # (n,)
+            samples = read_audio(path, rate_hz=settings.rate_hz)  # (n,)
             clip.peak, n_samples = _peak(samples), len(samples)
     except MediaError as error:
         clip.problem, clip.remedy = error.reason, error.remedy
         return clip
-    except Exception as error:       # whatever a decoder makes of one damaged file in a million must not end the run
+    except (
+        Exception
+    ) as error:  # whatever a decoder makes of one damaged file in a million must not end the run
         clip.problem = f"cannot be read ({type(error).__name__}: {error})"
         clip.remedy = "download it again, or leave it out of the list of clips"
         return clip
@@ -210,11 +231,11 @@ def read_clip(clip_id, path, settings):
         shortest = max(settings.window, (settings.min_frames - 1) * settings.hop)
         clip.problem = f"too short: {clip.seconds:.3f} s, less than {shortest / settings.rate_hz:.3f} s"
     elif clip.peak <= settings.silence_peak:
-        clip.problem = f"silence: no sample above {settings.silence_peak:g}"      # no emotion, and log of zero
+        clip.problem = f"silence: no sample above {settings.silence_peak:g}"  # no emotion, and log of zero
     else:
         clip.n_frames = n_frames
         if n_frames <= PIECE_FRAMES:
-            clip.power = settings.spectrogram(torch.from_numpy(samples / clip.peak))     # (T, bins)
+            clip.power = settings.spectrogram(torch.from_numpy(samples / clip.peak))  # (T, bins)
     clip.remedy = "leave it out of the list of clips, or ignore" if clip.problem else ""
     return clip
 
@@ -230,7 +251,7 @@ def _long_samples(path, settings):
     try:
         header = soundfile.info(path)
     except (soundfile.SoundFileError, OSError):
-        return 0                             # read_audio says what is wrong with it
+        return 0  # read_audio says what is wrong with it
     n_samples = -(-header.frames * settings.rate_hz // header.samplerate)
     return n_samples if n_samples > PIECE_FRAMES * settings.hop else 0
 
@@ -248,7 +269,9 @@ def _spans(path, n_frames, settings):
     for first in range(0, n_frames, PIECE_FRAMES):
         count, before = min(PIECE_FRAMES, n_frames - first), min(first, margin)
         start, stop = (first - before) * hop, (first + count + margin) * hop
-        samples = read_audio(path, start / rate_hz, stop / rate_hz, rate_hz) if whole is None else whole[start:stop]
+        samples = (
+            read_audio(path, start / rate_hz, stop / rate_hz, rate_hz) if whole is None else whole[start:stop]
+        )
         yield samples, before, count
 
 
@@ -280,18 +303,27 @@ def _read_all(clips, settings):
     """Yield the Clip of each of `clips` in their order, read by the workers."""
     # Processes are spawned: one forked from a process that runs threads or a GPU can hang.
     how = {"multiprocessing_context": "spawn", "prefetch_factor": PREFETCH} if settings.workers else {}
-    loader = DataLoader(_Reading(settings), sampler=clips, batch_size=None, collate_fn=_as_is,
-                        num_workers=settings.workers, **how)
+    loader = DataLoader(
+        _Reading(settings),
+        sampler=clips,
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=settings.workers,
+        **how,
+    )
     try:
         yield from loader
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError("WORKERS: a process that reads audio was killed, perhaps for lack of memory; choose fewer and "
-                        "run again, what is tokenised is kept") from error
+        raise UserError(
+            "WORKERS: a process that reads audio was killed, perhaps for lack of memory; choose fewer and "
+            "run again, what is tokenised is kept"
+        ) from error
 
 
 # ---- Encoding and writing ------------------------------------------------------------------
+
 
 def fills_group(held, n_frames, batch_frames):
     """Whether a clip of n_frames starts a new group after one that holds some frames."""
@@ -325,8 +357,11 @@ def encode_group(group, encode, settings):
         pieces = (piece for clip in used for piece in power_pieces(clip, settings))
     codes = [np.zeros((0, settings.codes_per_frame), np.uint8)]
     with torch.inference_mode():
-        codes += [encode(batch.to(settings.device)).cpu().numpy()
-                  for piece in pieces for batch in piece.split(settings.batch_frames)]
+        codes += [
+            encode(batch.to(settings.device)).cpu().numpy()
+            for piece in pieces
+            for batch in piece.split(settings.batch_frames)
+        ]
     codes = np.concatenate(codes)
     if codes.dtype != np.uint8 or len(codes) != n_frames:
         raise ValueError(f"encode gave {codes.dtype} {codes.shape} for {n_frames} frames")
@@ -346,7 +381,7 @@ def on_all_cores(encode, device):
         return
 
     def encode_slice(power):
-        with torch.inference_mode():               # holds for one thread
+        with torch.inference_mode():  # holds for one thread
             return encode(power)
 
     n_threads = torch.get_num_threads()
@@ -374,14 +409,18 @@ def _run(clips, encode, writer, settings):
     todo += [clip for clip in clips if clip[0] not in writer.done and clip[0] not in writer.problems]
     if writer.done:
         print(f"going on: {len(writer.done):,} clips are tokenised, {len(todo):,} are left")
-    read = _until_hopeless(_read_all(todo, settings), max(MANY_PROBLEMS, settings.max_problem_share * len(clips)))
+    read = _until_hopeless(
+        _read_all(todo, settings), max(MANY_PROBLEMS, settings.max_problem_share * len(clips))
+    )
     seconds, started = 0.0, time.monotonic()
-    with (on_all_cores(encode, settings.device) as encode_batch,
-          tqdm(total=len(todo), desc="tokenising", unit="clip", disable=None, leave=False) as bar):
+    with (
+        on_all_cores(encode, settings.device) as encode_batch,
+        tqdm(total=len(todo), desc="tokenising", unit="clip", disable=None, leave=False) as bar,
+    ):
         for group in group_clips(read, settings.batch_frames):
             try:
                 codes = encode_group(group, encode_batch, settings)
-            except MediaError as error:       # a long file that could be read the first time
+            except MediaError as error:  # a long file that could be read the first time
                 raise UserError(f"{error}; the file has changed, run again") from error
             writer.add(group, codes)
             seconds += sum(clip.seconds for clip in group)
@@ -396,7 +435,7 @@ class _Writer:
     def __init__(self, folder, identity, settings, kept):
         self.folder, self.identity, self.settings = make_folder(folder), identity, settings
         self.codes_path, self.index_path = self.folder / "codes.u8", self.folder / "clips.csv"
-        self.n_frames, self.done, self.problems = 0, set(), {}      # problems: id -> (problem, remedy)
+        self.n_frames, self.done, self.problems = 0, set(), {}  # problems: id -> (problem, remedy)
         if kept and self.codes_path.exists() and self.index_path.exists() and self._has_header():
             self._cut_back()
         else:
@@ -444,7 +483,7 @@ class _Writer:
         write = csv.writer(lines, lineterminator="\n").writerow
         for clip in group:
             problem, remedy = (" ".join(text.split()) for text in (clip.problem, clip.remedy))
-            if clip.n_frames or clip.id not in self.problems:      # one that failed again has its line
+            if clip.n_frames or clip.id not in self.problems:  # one that failed again has its line
                 write((clip.id, self.n_frames, clip.n_frames, f"{clip.seconds:.4f}", problem, remedy))
             self.n_frames += clip.n_frames
             self._count(clip.id, clip.n_frames, problem, remedy)
@@ -454,32 +493,51 @@ class _Writer:
     def write_problems(self, clips):
         """Write problems.csv in the order of the clips and print a summary."""
         path = self.folder / "problems.csv"
-        rows = [Problem(clip_id, file, *self.problems[clip_id])
-                for clip_id, file in clips if clip_id in self.problems]
+        rows = [
+            Problem(clip_id, file, *self.problems[clip_id])
+            for clip_id, file in clips
+            if clip_id in self.problems
+        ]
         write_csv(path, map(asdict, rows), ("utterance_id", "file", "problem", "remedy"))
         if rows:
             kinds = Counter(re.split("[;:(]", row.problem)[0].strip() for row in rows).most_common(4)
-            print(f"left out: {len(rows):,} of {len(clips):,} clips ({len(rows) / len(clips):.1%}): "
-                  + ", ".join(f"{count:,} x {kind}" for kind, count in kinds) + f"; see {path}")
+            print(
+                f"left out: {len(rows):,} of {len(clips):,} clips ({len(rows) / len(clips):.1%}): "
+                + ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
+                + f"; see {path}"
+            )
 
     def check_problems(self, clips):
         """UserError if too many clips had to be left out; what is tokenised stays."""
         share, most = len(self.problems) / len(clips), self.settings.max_problem_share
         if share > most or not self.n_frames:
             clip_id, file = next(clip for clip in clips if clip[0] in self.problems)
-            raise UserError(f"{self.folder / 'problems.csv'}: {len(self.problems):,} of {len(clips):,} clips cannot be "
-                            f"used, the first one: {file}: {self.problems[clip_id][0]}; mend them and run again (what "
-                            f"is tokenised is kept), or raise MAX_PROBLEM_SHARE ({most:g})")
+            raise UserError(
+                f"{self.folder / 'problems.csv'}: {len(self.problems):,} of {len(clips):,} clips cannot be "
+                f"used, the first one: {file}: {self.problems[clip_id][0]}; mend them and run again (what "
+                f"is tokenised is kept), or raise MAX_PROBLEM_SHARE ({most:g})"
+            )
 
     def finish(self):
         """Mark the store complete."""
         framing = self.settings
-        write_json(self.folder / "meta.json", {
-            "identity": self.identity, "complete": True, "clips": len(self.done), "left_out": len(self.problems),
-            "frames": self.n_frames, "codes_per_frame": framing.codes_per_frame,
-            "hours": self.n_frames * framing.hop / framing.rate_hz / 3600,
-            "made_with": {"batch_frames": framing.batch_frames, "device": str(framing.device),
-                          "torch": torch.__version__}})
+        write_json(
+            self.folder / "meta.json",
+            {
+                "identity": self.identity,
+                "complete": True,
+                "clips": len(self.done),
+                "left_out": len(self.problems),
+                "frames": self.n_frames,
+                "codes_per_frame": framing.codes_per_frame,
+                "hours": self.n_frames * framing.hop / framing.rate_hz / 3600,
+                "made_with": {
+                    "batch_frames": framing.batch_frames,
+                    "device": str(framing.device),
+                    "torch": torch.__version__,
+                },
+            },
+        )
 
 
 def _index_rows(path):
@@ -497,6 +555,7 @@ def _index_rows(path):
 
 # ---- Reading codes -------------------------------------------------------------------------
 
+
 class Codes:
     """A finished store, memory-mapped and read-only; it takes about 100 bytes of memory per clip.
 
@@ -507,21 +566,23 @@ class Codes:
         self.folder = Path(folder)
         self.meta = read_json(self.folder / "meta.json")
         if not self.meta.get("complete"):
-            raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it goes on where it "
-                            "stopped")
+            raise UserError(
+                f"{self.folder}: unfinished; run the script that writes it again, it goes on where it stopped"
+            )
         n, self.hours = self.meta["clips"], self.meta["hours"]
-        self.ids = np.empty(n, np.dtypes.StringDType())       # one block of text instead of a million objects
+        self.ids = np.empty(n, np.dtypes.StringDType())  # one block of text instead of a million objects
         self.first, self.n_frames = np.empty(n, np.int64), np.empty(n, np.int32)
         self._read_index()
         shape = (self.meta["frames"], self.meta["codes_per_frame"])
         path = self.folder / "codes.u8"
         if not path.exists() or path.stat().st_size != shape[0] * shape[1]:
-            raise UserError(f"{path}: not {shape[0]:,} frames of {shape[1]} bytes; delete the folder and tokenise "
-                            "again")
+            raise UserError(
+                f"{path}: not {shape[0]:,} frames of {shape[1]} bytes; delete the folder and tokenise again"
+            )
         with open(path, "rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.data = np.frombuffer(self._map, np.uint8).reshape(shape)
-        if hasattr(mmap, "MADV_RANDOM"):      # else megabytes around each crop may be read from the disk with it
+        if hasattr(mmap, "MADV_RANDOM"):  # else megabytes around each crop may be read from the disk with it
             self._map.madvise(mmap.MADV_RANDOM)
         self._rows = None
 
@@ -533,11 +594,13 @@ class Codes:
                     self.ids[row], self.first[row], self.n_frames[row] = clip_id, int(first), int(frames)
                 row, end = row + 1, int(first) + int(frames)
         if row != len(self.ids) or end != self.meta["frames"]:
-            raise UserError(f"{self.folder / 'clips.csv'}: {row:,} clips, meta.json says {len(self.ids):,}; delete the "
-                            "folder and tokenise again")
+            raise UserError(
+                f"{self.folder / 'clips.csv'}: {row:,} clips, meta.json says {len(self.ids):,}; delete the "
+                "folder and tokenise again"
+            )
 
     def __reduce__(self):
-        return Codes, (self.folder,)          # a worker opens the files; pickled, the codes would be copied
+        return Codes, (self.folder,)  # a worker opens the files; pickled, the codes would be copied
 
     def __len__(self):
         return len(self.ids)
@@ -582,13 +645,13 @@ class Crops:
     def __init__(self, parts, n_frames, random, labels=None):
         self.stores, self.n_frames, self.random = [codes for codes, _ in parts], n_frames, random
         rows = [np.asarray(rows, np.int64) for _, rows in parts]
-        self.store = np.repeat(np.arange(len(parts)), [len(r) for r in rows])                      # (n,)
-        self.first = np.concatenate([codes.first[r] for codes, r in zip(self.stores, rows)])       # (n,)
+        self.store = np.repeat(np.arange(len(parts)), [len(r) for r in rows])  # (n,)
+        self.first = np.concatenate([codes.first[r] for codes, r in zip(self.stores, rows)])  # (n,)
         self.available = np.concatenate([codes.n_frames[r] for codes, r in zip(self.stores, rows)])
         self.labels = None if labels is None else np.asarray(labels)
         if self.labels is not None and len(self.labels) != len(self.first):
             raise ValueError(f"{len(self.labels)} labels for {len(self.first)} clips")
-        self.lengths = np.ones(len(self.first), np.uint8)          # all crops are equally long
+        self.lengths = np.ones(len(self.first), np.uint8)  # all crops are equally long
 
     def __len__(self):
         return len(self.first)
@@ -602,9 +665,11 @@ class Crops:
         index = np.array([i for i, _ in keys])
         start = np.zeros(len(index), np.int64)
         if self.random:
-            start = random_starts(np.maximum(0, self.available[index] - self.n_frames), [seed for _, seed in keys])
+            start = random_starts(
+                np.maximum(0, self.available[index] - self.n_frames), [seed for _, seed in keys]
+            )
         first, available = self.first[index], self.available[index]
-        frames = start[:, None] + np.arange(self.n_frames)                                         # (B, n_frames)
+        frames = start[:, None] + np.arange(self.n_frames)  # (B, n_frames)
         short = available < self.n_frames
         frames[short] %= available[short, None]
         frames += first[:, None]

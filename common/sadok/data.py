@@ -14,7 +14,7 @@ from common.sadok.vqvae import HOP, normalise_peak, power_spectrogram
 # ---- Corpora -------------------------------------------------------------------------------
 
 PARTS = ("speech", "song", "disgust")
-DISGUST = {"neu": "neutral", "hap": "happy", "ang": "angry", "dis": "disgusted"}     # Sec. 3.1.3
+DISGUST = {"neu": "neutral", "hap": "happy", "ang": "angry", "dis": "disgusted"}  # Sec. 3.1.3
 
 
 def read_part(data_root, name):
@@ -34,7 +34,9 @@ def read_part(data_root, name):
         turns = [replace(turn, label=DISGUST.get(turn.extra.get("raw_label"), "")) for turn in turns]
         classes = tuple(DISGUST.values())
     if not turns:
-        raise UserError(f"{whole.folder}/manifest.csv: no turn with audio for {name}; prepare it by 01_prepare_data.py")
+        raise UserError(
+            f"{whole.folder}/manifest.csv: no turn with audio for {name}; prepare it by 01_prepare_data.py"
+        )
     return Manifest(name.replace(":", "_"), whole.folder, classes, turns)
 
 
@@ -44,8 +46,10 @@ class Corpus:
     def __init__(self, c, name):
         self.base, self.manifest = name.partition(":")[0], read_part(c.DATA_ROOT, name)
         self.turns, self.name = self.manifest.labelled, self.manifest.corpus
-        self.folds_of = {seed: splits.make_folds(self.manifest, c.N_GROUPS, c.VALIDATE_ON, c.SELECT_ON, seed)
-                         for seed in c.SEEDS}
+        self.folds_of = {
+            seed: splits.make_folds(self.manifest, c.N_GROUPS, c.VALIDATE_ON, c.SELECT_ON, seed)
+            for seed in c.SEEDS
+        }
         self.folds = self.folds_of[c.SEEDS[0]]
         self.protocol = splits.protocol_text(self.manifest, self.folds, c.VALIDATE_ON, c.SELECT_ON)
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
@@ -55,6 +59,7 @@ class Corpus:
 
 
 # ---- Clips ---------------------------------------------------------------------------------
+
 
 class Memory:
     """Tensors kept up to a number of GB, here decoded clips and their first powers; all data sets of a run share it."""
@@ -86,14 +91,23 @@ class Powers:
     """
 
     def __init__(self, paths, n_frames, random, labels, memory):
-        self.paths, self.n_frames, self.random, self.labels, self.memory = paths, n_frames, random, labels, memory
+        self.paths, self.n_frames, self.random, self.labels, self.memory = (
+            paths,
+            n_frames,
+            random,
+            labels,
+            memory,
+        )
         self.lengths = np.ones(len(paths), np.uint8)
 
     def __getitem__(self, key):
         index, seed = key
         path = self.paths[index]
-        power = (self.crop(path, seed) if self.random else
-                 self.memory.get((path, self.n_frames), lambda: self.crop(path, None)))
+        power = (
+            self.crop(path, seed)
+            if self.random
+            else self.memory.get((path, self.n_frames), lambda: self.crop(path, None))
+        )
         return power, 0 if self.labels is None else int(self.labels[index])
 
     def crop(self, path, seed):
@@ -102,11 +116,13 @@ class Powers:
         n_frames = 1 + len(samples) // HOP
         spare = max(0, n_frames - self.n_frames)
         start = 0 if seed is None else int(np.random.default_rng(seed).integers(spare + 1))
-        return power_spectrogram(samples, (start + torch.arange(self.n_frames)) % n_frames)              # (T, 513)
+        return power_spectrogram(samples, (start + torch.arange(self.n_frames)) % n_frames)  # (T, 513)
 
     def collate(self, items):
-        return {"power": torch.stack([power for power, _ in items]),                 # (B, T, 513)
-                "labels": torch.tensor([label for _, label in items])}
+        return {
+            "power": torch.stack([power for power, _ in items]),  # (B, T, 513)
+            "labels": torch.tensor([label for _, label in items]),
+        }
 
 
 class Repeated:
@@ -119,5 +135,3 @@ class Repeated:
     def __getitem__(self, key):
         index, seed = key
         return self.dataset[index % len(self.dataset.lengths), seed]
-
-

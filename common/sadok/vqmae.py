@@ -19,17 +19,18 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 
-STRATEGIES = ("patch-tf", "patch-t", "patch-f", "frame")     # Table 2
-HEADS = ("cls", "query2emo", "mean")                         # Sec. 3.1.2; "mean" is not in the paper
-TOKEN_STD = 0.02          # of the first CLS and mask tokens, as in MAE [10]
+STRATEGIES = ("patch-tf", "patch-t", "patch-f", "frame")  # Table 2
+HEADS = ("cls", "query2emo", "mean")  # Sec. 3.1.2; "mean" is not in the paper
+TOKEN_STD = 0.02  # of the first CLS and mask tokens, as in MAE [10]
 # Of the first positions; MAE trains none. As large as the first embeddings of codes: with 0.02 a small model had not
 # left the plateau of the codes' frequencies after 1,000 steps on smooth synthetic codes, with 1 after 350 it had.
 POSITION_STD = 1.0
-POWER_FLOOR = 1e-7        # added to a power before its logarithm: 12 decades below the largest that a clip can have
-CPU_ROWS, GPU_ROWS = 2 ** 10, 2 ** 18     # of logits at a time: what stays in a CPU's cache; few launches on a GPU
+POWER_FLOOR = 1e-7  # added to a power before its logarithm: 12 decades below the largest that a clip can have
+CPU_ROWS, GPU_ROWS = 2**10, 2**18  # of logits at a time: what stays in a CPU's cache; few launches on a GPU
 
 
 # ---- Tokens (Section 2.2) ------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -38,16 +39,21 @@ class Grid:
     Raises UserError if t does not divide T or d does not divide D'.
     """
 
-    n_frames: int             # T
-    codes_per_frame: int      # D'
-    t: int                    # frames per token
-    d: int                    # codes of a frame per token
+    n_frames: int  # T
+    codes_per_frame: int  # D'
+    t: int  # frames per token
+    d: int  # codes of a frame per token
 
     def __post_init__(self):
-        for size, total, what in ((self.t, self.n_frames, "frames"), (self.d, self.codes_per_frame, "codes per frame")):
+        for size, total, what in (
+            (self.t, self.n_frames, "frames"),
+            (self.d, self.codes_per_frame, "codes per frame"),
+        ):
             if size < 1 or total < 1 or total % size:
-                raise UserError(f"token size ({self.t}, {self.d}): {size} does not divide {total} {what}; "
-                                f"choose one of {', '.join(str(n) for n in range(1, total + 1) if total % n == 0)}")
+                raise UserError(
+                    f"token size ({self.t}, {self.d}): {size} does not divide {total} {what}; "
+                    f"choose one of {', '.join(str(n) for n in range(1, total + 1) if total % n == 0)}"
+                )
 
     @property
     def n_time(self):
@@ -74,19 +80,22 @@ def patchify(x, grid):
     Raises ValueError if x is not of the grid's size.
     """
     if x.shape[1:] != (grid.n_frames, grid.codes_per_frame):
-        raise ValueError(f"input (B, {', '.join(map(str, x.shape[1:]))}) on a grid of (B, {grid.n_frames}, "
-                         f"{grid.codes_per_frame})")
-    x = x.reshape(-1, grid.n_time, grid.t, grid.n_freq, grid.d).transpose(2, 3)      # (B, n_t, n_d, t, d)
-    return x.reshape(-1, grid.n_tokens, grid.token_size)                             # (B, n_t * n_d, t * d)
+        raise ValueError(
+            f"input (B, {', '.join(map(str, x.shape[1:]))}) on a grid of (B, {grid.n_frames}, "
+            f"{grid.codes_per_frame})"
+        )
+    x = x.reshape(-1, grid.n_time, grid.t, grid.n_freq, grid.d).transpose(2, 3)  # (B, n_t, n_d, t, d)
+    return x.reshape(-1, grid.n_tokens, grid.token_size)  # (B, n_t * n_d, t * d)
 
 
 def unpatchify(tokens, grid):
     """The inverse of `patchify`: tokens (B, n_t * n_d, t * d) -> (B, T, D')."""
     x = tokens.reshape(-1, grid.n_time, grid.n_freq, grid.t, grid.d).transpose(2, 3)  # (B, n_t, t, n_d, d)
-    return x.reshape(-1, grid.n_frames, grid.codes_per_frame)                        # (B, T, D')
+    return x.reshape(-1, grid.n_frames, grid.codes_per_frame)  # (B, T, D')
 
 
 # ---- Masking (Section 2.2) -----------------------------------------------------------------
+
 
 def mask_tokens(grid, strategy, ratio, n_samples, generator):
     """Choose the tokens to hide, for every sample on its own.
@@ -104,19 +113,23 @@ def mask_tokens(grid, strategy, ratio, n_samples, generator):
     if strategy not in STRATEGIES:
         raise UserError(f"masking strategy {strategy!r}: unknown; choose one of {', '.join(STRATEGIES)}")
     if strategy == "frame" and (grid.t, grid.d) != (1, grid.codes_per_frame):
-        raise UserError(f"masking strategy 'frame': tokens of ({grid.t}, {grid.d}) are not whole frames; set their "
-                        f"size to (1, {grid.codes_per_frame}), or hide columns of them by 'patch-t'")
+        raise UserError(
+            f"masking strategy 'frame': tokens of ({grid.t}, {grid.d}) are not whole frames; set their "
+            f"size to (1, {grid.codes_per_frame}), or hide columns of them by 'patch-t'"
+        )
     lines = {"patch-t": grid.n_time, "patch-f": grid.n_freq}.get(strategy, grid.n_tokens)
     count = round(ratio * lines)
     if not 0 < count < lines:
-        raise UserError(f"masking ratio {ratio}: hides {count} of {lines} ({strategy}); choose one between 0 and 1 "
-                        "that leaves some hidden and some visible")
+        raise UserError(
+            f"masking ratio {ratio}: hides {count} of {lines} ({strategy}); choose one between 0 and 1 "
+            "that leaves some hidden and some visible"
+        )
     noise = torch.rand(n_samples, lines, generator=generator, device=generator.device)
     hidden = torch.zeros_like(noise, dtype=torch.bool).scatter_(1, noise.argsort(1)[:, :count], True)
     if strategy == "patch-t":
-        return hidden.repeat_interleave(grid.n_freq, dim=1)                          # (B, n_t * n_d)
+        return hidden.repeat_interleave(grid.n_freq, dim=1)  # (B, n_t * n_d)
     if strategy == "patch-f":
-        return hidden.repeat(1, grid.n_time)                                         # (B, n_t * n_d)
+        return hidden.repeat(1, grid.n_time)  # (B, n_t * n_d)
     return hidden
 
 
@@ -129,8 +142,10 @@ def places(hidden, device):
     """
     counts = set(hidden.sum(1).tolist())
     if len(counts) != 1 or counts & {0, hidden.shape[1]}:
-        raise ValueError(f"masks of one batch hide {sorted(counts)} of {hidden.shape[1]} tokens: every sample must "
-                         "hide as many, and neither none nor all")
+        raise ValueError(
+            f"masks of one batch hide {sorted(counts)} of {hidden.shape[1]} tokens: every sample must "
+            "hide as many, and neither none nor all"
+        )
     order = hidden.to(device, torch.uint8, non_blocking=True).argsort(dim=1, stable=True)
     n_visible = hidden.shape[1] - counts.pop()
     return order[:, :n_visible], order[:, n_visible:]
@@ -143,15 +158,16 @@ def take(tokens, at):
 
 # ---- Continuous embedding tokens (Section 2.2) ---------------------------------------------
 
+
 @dataclass
 class Sizes:
     """The sizes of a masked autoencoder besides its tokens, from the constants of 05."""
 
-    width: int                # w; 0 = t * d * e, the paper's, which needs no projection
-    depth: int                # L, blocks of the encoder
-    decoder_depth: int        # L'
+    width: int  # w; 0 = t * d * e, the paper's, which needs no projection
+    depth: int  # L, blocks of the encoder
+    decoder_depth: int  # L'
     heads: int
-    mlp_ratio: int            # hidden units of a block's MLP, as a multiple of the width
+    mlp_ratio: int  # hidden units of a block's MLP, as a multiple of the width
 
 
 class Linear(nn.Linear):
@@ -165,9 +181,9 @@ class Linear(nn.Linear):
         """x (B, S, n) -> (B, S, m)."""
         if x.device.type != "cpu" or not torch.backends.mkldnn.is_available():
             return super().forward(x)
-        x = x.transpose(1, 2).unsqueeze(2)                                           # (B, n, 1, S)
-        x = F.conv2d(x, self.weight[..., None, None], self.bias)                     # (B, m, 1, S)
-        return x.squeeze(2).transpose(1, 2)                                          # (B, S, m)
+        x = x.transpose(1, 2).unsqueeze(2)  # (B, n, 1, S)
+        x = F.conv2d(x, self.weight[..., None, None], self.bias)  # (B, m, 1, S)
+        return x.squeeze(2).transpose(1, 2)  # (B, S, m)
 
 
 class CodeEmbedding(nn.Module):
@@ -191,19 +207,24 @@ class CodeEmbedding(nn.Module):
 
 # ---- Encoder and decoder (Section 2.3) -----------------------------------------------------
 
+
 class Block(nn.Module):
     """A Transformer block as in ViT: LayerNorm before attention and MLP, GELU, no dropout, no bias on Q, K and V."""
 
     def __init__(self, width, heads, mlp_ratio):
         super().__init__()
         if width % heads:
-            raise UserError(f"model width {width}: {heads} attention heads do not divide it; change the token size, "
-                            "the width of the codes or the number of heads")
+            raise UserError(
+                f"model width {width}: {heads} attention heads do not divide it; change the token size, "
+                "the width of the codes or the number of heads"
+            )
         self.heads = heads
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key_value = Linear(width, width, bias=False), Linear(width, 2 * width, bias=False)
         self.out = Linear(width, width)
-        self.mlp = nn.Sequential(Linear(width, mlp_ratio * width), nn.GELU(), Linear(mlp_ratio * width, width))
+        self.mlp = nn.Sequential(
+            Linear(width, mlp_ratio * width), nn.GELU(), Linear(mlp_ratio * width, width)
+        )
 
     def forward(self, x, n_last):
         """x (B, S, w) -> the last `n_last` tokens (B, n_last, w), each of which has attended to all S."""
@@ -211,11 +232,11 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_mlp(x))
 
     def attend(self, x, n_last):
-        q = self.query(x[:, -n_last:]).unflatten(2, (1, self.heads, -1))             # (B, n_last, 1, heads, w / heads)
-        kv = self.key_value(x).unflatten(2, (2, self.heads, -1))                     # (B, S, 2, heads, w / heads)
+        q = self.query(x[:, -n_last:]).unflatten(2, (1, self.heads, -1))  # (B, n_last, 1, heads, w / heads)
+        kv = self.key_value(x).unflatten(2, (2, self.heads, -1))  # (B, S, 2, heads, w / heads)
         q, k, v = (part.transpose(1, 2) for part in (*q.unbind(2), *kv.unbind(2)))
-        attended = F.scaled_dot_product_attention(q, k, v)                           # (B, heads, n_last, w / heads)
-        return self.out(attended.transpose(1, 2).flatten(2))                         # (B, n_last, w)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, n_last, w / heads)
+        return self.out(attended.transpose(1, 2).flatten(2))  # (B, n_last, w)
 
 
 def vectors(std, *shape):
@@ -246,8 +267,8 @@ class Encoder(nn.Module):
         positions = self.positions
         if visible_at is not None:
             tokens, positions = take(tokens, visible_at), F.embedding(visible_at, self.positions)
-        x = self.embed(tokens) + positions                                           # (B, V, w)
-        x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)                        # (B, 1 + V, w)
+        x = self.embed(tokens) + positions  # (B, V, w)
+        x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)  # (B, 1 + V, w)
         for block in self.blocks:
             x = block(x, x.shape[1])
         return self.norm(x)
@@ -263,7 +284,9 @@ class Decoder(nn.Module):
     def __init__(self, grid, width, sizes):
         super().__init__()
         self.mask, self.positions = vectors(TOKEN_STD, width), vectors(POSITION_STD, 1 + grid.n_tokens, width)
-        self.blocks = nn.ModuleList(Block(width, sizes.heads, sizes.mlp_ratio) for _ in range(sizes.decoder_depth))
+        self.blocks = nn.ModuleList(
+            Block(width, sizes.heads, sizes.mlp_ratio) for _ in range(sizes.decoder_depth)
+        )
 
     def forward(self, encoded, visible_at, hidden_at):
         """encoded (B, 1 + V, w), visible_at (B, V), hidden_at (B, H) -> the hidden tokens (B, H, w).
@@ -271,8 +294,8 @@ class Decoder(nn.Module):
         Nobody reads what the last block makes of the others, so it does not; they are its keys and values only.
         """
         n_hidden = hidden_at.shape[1]
-        at = torch.cat([torch.zeros_like(visible_at[:, :1]), 1 + visible_at, 1 + hidden_at], 1)       # (B, 1 + S)
-        x = torch.cat([encoded, self.mask.expand(len(encoded), n_hidden, -1)], 1)    # (B, 1 + S, w)
+        at = torch.cat([torch.zeros_like(visible_at[:, :1]), 1 + visible_at, 1 + hidden_at], 1)  # (B, 1 + S)
+        x = torch.cat([encoded, self.mask.expand(len(encoded), n_hidden, -1)], 1)  # (B, 1 + S, w)
         x = x + F.embedding(at, self.positions)
         for block in self.blocks[:-1]:
             x = block(x, x.shape[1])
@@ -314,16 +337,16 @@ class VQMAE(nn.Module):
 
         Returns {"loss": mean cross-entropy over the B * H * t * d hidden indices, "accuracy": share of them predicted}.
         """
-        tokens = self.encoder.tokens(codes)                                          # (B, S, t * d)
+        tokens = self.encoder.tokens(codes)  # (B, S, t * d)
         slices, hidden_at = self.predict(tokens, hidden)
-        target = take(tokens, hidden_at).flatten()                                   # (B * H * t * d,)
+        target = take(tokens, hidden_at).flatten()  # (B * H * t * d,)
         loss, right = LinearCrossEntropy.apply(slices, self.head.weight, self.head.bias, target)
         return {"loss": loss / len(target), "accuracy": right / len(target)}
 
     def predict(self, tokens, hidden):
         """The decoder's vector for every hidden index (B * H * t * d, e), and where the hidden tokens are (B, H)."""
         visible_at, hidden_at = places(hidden, tokens.device)
-        decoded = self.decoder(self.encoder(tokens, visible_at), visible_at, hidden_at)               # (B, H, w)
+        decoded = self.decoder(self.encoder(tokens, visible_at), visible_at, hidden_at)  # (B, H, w)
         return self.project(decoded).reshape(-1, self.head.in_features), hidden_at
 
     @torch.no_grad()
@@ -331,7 +354,7 @@ class VQMAE(nn.Module):
         """codes (B, T, D') with those of hidden (B, S) tokens replaced by the most likely ones."""
         tokens = self.encoder.tokens(codes)
         slices, hidden_at = self.predict(tokens, hidden)
-        best = self.head(slices).argmax(1).view(*hidden_at.shape, -1)                # (B, H, t * d)
+        best = self.head(slices).argmax(1).view(*hidden_at.shape, -1)  # (B, H, t * d)
         tokens = tokens.scatter(1, hidden_at[..., None].expand_as(best), best)
         return unpatchify(tokens, self.encoder.grid).to(codes.dtype)
 
@@ -347,12 +370,18 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x, weight, bias, target):
         """x (N, e), weight (K, e), bias (K,), target (N,) -> sum of the losses, number of rows predicted right."""
         x = x.to(weight.dtype)
-        x_gradient, weight_gradient, bias_gradient = torch.empty_like(x), torch.zeros_like(weight.T), torch.zeros_like(bias)
+        x_gradient, weight_gradient, bias_gradient = (
+            torch.empty_like(x),
+            torch.zeros_like(weight.T),
+            torch.zeros_like(bias),
+        )
         loss, right = x.new_zeros(()), target.new_zeros(())
         rows = CPU_ROWS if x.device.type == "cpu" else GPU_ROWS
-        for x_part, wanted, gradient in zip(x.split(rows), target[:, None].split(rows), x_gradient.split(rows)):
-            logits = F.linear(x_part, weight, bias)                                  # (rows, K)
-            found, best = logits.gather(1, wanted), logits.amax(1, keepdim=True)     # (rows, 1)
+        for x_part, wanted, gradient in zip(
+            x.split(rows), target[:, None].split(rows), x_gradient.split(rows)
+        ):
+            logits = F.linear(x_part, weight, bias)  # (rows, K)
+            found, best = logits.gather(1, wanted), logits.amax(1, keepdim=True)  # (rows, 1)
             right += (found == best).sum()
             flow = logits.softmax(1)
             # The best of K has 1 / K or more, so that its logarithm is safe where that of the target is not.
@@ -376,6 +405,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 # ---- Emotion from the encoder (Section 3.1.2) ----------------------------------------------
 
+
 def sinusoidal(n_steps, width, device):
     """Position vectors (n_steps, width) of the vanilla Transformer [17]."""
     rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
@@ -394,19 +424,31 @@ class Query2Emo(nn.Module):
     def __init__(self, width, n_classes, n_blocks, heads, mlp_ratio):
         super().__init__()
         if width % heads:
-            raise UserError(f"model width {width}: {heads} heads of Query2Emo do not divide it; change their number")
-        block = {"d_model": width, "nhead": heads, "dim_feedforward": mlp_ratio * width, "dropout": 0.0,
-                 "activation": "gelu", "batch_first": True, "norm_first": True}
-        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(**block), n_blocks[0], nn.LayerNorm(width),
-                                             enable_nested_tensor=False)
-        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**block), n_blocks[1], nn.LayerNorm(width))
+            raise UserError(
+                f"model width {width}: {heads} heads of Query2Emo do not divide it; change their number"
+            )
+        block = {
+            "d_model": width,
+            "nhead": heads,
+            "dim_feedforward": mlp_ratio * width,
+            "dropout": 0.0,
+            "activation": "gelu",
+            "batch_first": True,
+            "norm_first": True,
+        }
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(**block), n_blocks[0], nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.decoder = nn.TransformerDecoder(
+            nn.TransformerDecoderLayer(**block), n_blocks[1], nn.LayerNorm(width)
+        )
         self.queries, self.weight = vectors(1.0, n_classes, width), vectors(TOKEN_STD, n_classes, width)
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
     def forward(self, x):
         """x (B, 1 + S, w) -> logits (B, C)."""
         x = self.encoder(x + sinusoidal(x.shape[1], x.shape[2], x.device))
-        x = self.decoder(self.queries.expand(len(x), -1, -1), x)                     # (B, C, w)
+        x = self.decoder(self.queries.expand(len(x), -1, -1), x)  # (B, C, w)
         return (x * self.weight).sum(2) + self.bias
 
 
@@ -440,11 +482,15 @@ class EmotionClassifier(nn.Module):
         if freeze:
             encoder.requires_grad_(False)
         self.reads = head
-        self.head = {"cls": lambda: nn.Linear(encoder.width, n_classes),
-                     "mean": lambda: nn.Sequential(Standardise(encoder.width, affine=False),
-                                                   nn.Linear(encoder.width, n_classes)),
-                     "query2emo": lambda: Query2Emo(encoder.width, n_classes, query_blocks, query_heads,
-                                                    query_mlp_ratio)}[head]()
+        self.head = {
+            "cls": lambda: nn.Linear(encoder.width, n_classes),
+            "mean": lambda: nn.Sequential(
+                Standardise(encoder.width, affine=False), nn.Linear(encoder.width, n_classes)
+            ),
+            "query2emo": lambda: Query2Emo(
+                encoder.width, n_classes, query_blocks, query_heads, query_mlp_ratio
+            ),
+        }[head]()
 
     def train(self, mode=True):
         """A frozen encoder stays in evaluation mode."""
@@ -455,8 +501,10 @@ class EmotionClassifier(nn.Module):
 
     def forward(self, x):
         """x (B, T, D') codes, or powers for SpecMAE -> logits (B, C)."""
-        encoded = self.encoder.encode(x)                                             # (B, 1 + S, w)
-        return self.head({"cls": encoded[:, 0], "mean": encoded[:, 1:].mean(1), "query2emo": encoded}[self.reads])
+        encoded = self.encoder.encode(x)  # (B, 1 + S, w)
+        return self.head(
+            {"cls": encoded[:, 0], "mean": encoded[:, 1:].mean(1), "query2emo": encoded}[self.reads]
+        )
 
 
 def asymmetric_loss(logits, labels, gamma_pos, gamma_neg, smoothing):
@@ -473,7 +521,7 @@ def asymmetric_loss(logits, labels, gamma_pos, gamma_neg, smoothing):
     smoothing  share of the label given to all C classes alike
     Returns the mean over the batch.
     """
-    log_p = F.log_softmax(logits.float(), 1)                                         # (B, C)
+    log_p = F.log_softmax(logits.float(), 1)  # (B, C)
     p, one_hot = log_p.exp(), F.one_hot(labels, logits.shape[1])
     focus = torch.where(one_hot.bool(), (1 - p) ** gamma_pos, p**gamma_neg)
     target = one_hot * (1 - smoothing) + smoothing / logits.shape[1]
@@ -481,6 +529,7 @@ def asymmetric_loss(logits, labels, gamma_pos, gamma_neg, smoothing):
 
 
 # ---- SpecMAE (Section 3.2) -----------------------------------------------------------------
+
 
 class PowerEmbedding(nn.Module):
     """Tokens of t * d powers -> width w, by one linear layer.
@@ -518,13 +567,14 @@ class SpecMAE(nn.Module):
 
     def forward(self, power, hidden):
         """power (B, T, D), hidden (B, S) -> {"loss": mean squared error over the B * H * t * d hidden powers}."""
-        tokens = self.encoder.tokens(power)                                          # (B, S, t * d)
+        tokens = self.encoder.tokens(power)  # (B, S, t * d)
         visible_at, hidden_at = places(hidden, tokens.device)
-        decoded = self.decoder(self.encoder(tokens, visible_at), visible_at, hidden_at)               # (B, H, w)
+        decoded = self.decoder(self.encoder(tokens, visible_at), visible_at, hidden_at)  # (B, H, w)
         return {"loss": F.mse_loss(self.head(decoded).float(), take(tokens, hidden_at))}
 
 
 # ---- All of them ---------------------------------------------------------------------------
+
 
 def build(seed, network, *arguments):
     """network(*arguments), one of the classes above, with first weights that depend on `seed` alone."""

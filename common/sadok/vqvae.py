@@ -30,25 +30,32 @@ from common.media import MediaError, read_audio
 from common.training import fit, load_trained, predict, seed_step, trained_state
 
 RATE_HZ = 16000
-N_FFT = 1024               # also the Hann window: 64 ms
-HOP = 320                  # 20 ms, an overlap of 68.75 %: "70 %" in the paper
-N_BINS = 513               # D
-CODES_PER_FRAME = 64       # D'
-N_CODES = 256              # K
+N_FFT = 1024  # also the Hann window: 64 ms
+HOP = 320  # 20 ms, an overlap of 68.75 %: "70 %" in the paper
+N_BINS = 513  # D
+CODES_PER_FRAME = 64  # D'
+N_CODES = 256  # K
 
-POWER_FLOOR = 1e-10        # added to every power: a clip at full scale and 16 bits has noise of about 3e-8
-EMA_DECAY = 0.99           # of the codebook's running sums
-EMA_SMOOTHING = 1e-5       # Laplace smoothing of the running counts
-COMMITMENT = 0.25          # weight of the commitment loss
-RESTART_BELOW = 0.03       # a code with less than this part of a fair share (1 / K) starts anew. Not in the paper
-RESTART_SHARE = 0.1        # part of a fair share that it is then credited with
-CHUNK_FRAMES = {"cpu": 256, "cuda": 1 << 14}         # encoded or decoded at once: bounds the memory at any length ...
-CHUNK_VECTORS = {"cpu": 1 << 12, "cuda": 1 << 20}    # ... and compared with the codebook; on a CPU what a cache holds
-STATISTICS_CLIPS = 256     # their frames give the constants of the input
-MAX_UNREADABLE = 100       # so many clips in a row that cannot be read end a run
+POWER_FLOOR = 1e-10  # added to every power: a clip at full scale and 16 bits has noise of about 3e-8
+EMA_DECAY = 0.99  # of the codebook's running sums
+EMA_SMOOTHING = 1e-5  # Laplace smoothing of the running counts
+COMMITMENT = 0.25  # weight of the commitment loss
+RESTART_BELOW = 0.03  # a code with less than this part of a fair share (1 / K) starts anew. Not in the paper
+RESTART_SHARE = 0.1  # part of a fair share that it is then credited with
+CHUNK_FRAMES = {
+    "cpu": 256,
+    "cuda": 1 << 14,
+}  # encoded or decoded at once: bounds the memory at any length ...
+CHUNK_VECTORS = {
+    "cpu": 1 << 12,
+    "cuda": 1 << 20,
+}  # ... and compared with the codebook; on a CPU what a cache holds
+STATISTICS_CLIPS = 256  # their frames give the constants of the input
+MAX_UNREADABLE = 100  # so many clips in a row that cannot be read end a run
 
 
 # ---- Power spectrogram (Section 3.1.1) -----------------------------------------------------
+
 
 def normalise_peak(samples):
     """Samples divided by their largest magnitude; silence stays as it is."""
@@ -63,10 +70,10 @@ def power_spectrogram(samples, frames=None):
     Returns (1 + n // 320, 513) or (N, 513). Frame t is centred on sample 320 t; before and after the clip is silence.
     """
     padded = F.pad(samples, (N_FFT // 2, N_FFT // 2))
-    pieces = padded.unfold(0, N_FFT, HOP)                                            # (T, 1024), a view
+    pieces = padded.unfold(0, N_FFT, HOP)  # (T, 1024), a view
     pieces = pieces if frames is None else pieces[frames]
     window = torch.hann_window(N_FFT, dtype=samples.dtype, device=samples.device)
-    spectrum = torch.view_as_real(torch.fft.rfft(pieces * window))                   # (T, 513, 2)
+    spectrum = torch.view_as_real(torch.fft.rfft(pieces * window))  # (T, 513, 2)
     return spectrum.square().sum(2)
 
 
@@ -80,11 +87,21 @@ def griffin_lim(power, n_iterations, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return torchaudio.functional.griffinlim(
-            power.T.cpu().contiguous(), torch.hann_window(N_FFT), N_FFT, HOP, N_FFT, power=2.0, n_iter=n_iterations,
-            momentum=0.99, length=None, rand_init=True)
+            power.T.cpu().contiguous(),
+            torch.hann_window(N_FFT),
+            N_FFT,
+            HOP,
+            N_FFT,
+            power=2.0,
+            n_iter=n_iterations,
+            momentum=0.99,
+            length=None,
+            rand_init=True,
+        )
 
 
 # ---- Codebook ------------------------------------------------------------------------------
+
 
 class Codebook(nn.Module):
     """K vectors of size e, each the running mean of the encoder outputs nearest to it (van den Oord et al. 2017).
@@ -95,15 +112,17 @@ class Codebook(nn.Module):
 
     def __init__(self, n_codes, code_size):
         super().__init__()
-        self.register_buffer("vectors", torch.zeros(n_codes, code_size))             # (K, e)
-        self.register_buffer("counts", torch.zeros(n_codes))                         # assignments per step, running
-        self.register_buffer("sums", torch.zeros(n_codes, code_size))                # of the vectors assigned, running
+        self.register_buffer("vectors", torch.zeros(n_codes, code_size))  # (K, e)
+        self.register_buffer("counts", torch.zeros(n_codes))  # assignments per step, running
+        self.register_buffer("sums", torch.zeros(n_codes, code_size))  # of the vectors assigned, running
 
     def nearest(self, z):
         """Number of the code with the least squared distance to each row of z (M, e): (M,) int64."""
         offset = -0.5 * self.vectors.square().sum(1)
-        with torch.autocast(z.device.type, enabled=False):      # codes must not depend on the precision of a run
-            scores = (torch.addmm(offset, part, self.vectors.T) for part in z.split(CHUNK_VECTORS[z.device.type]))
+        with torch.autocast(z.device.type, enabled=False):  # codes must not depend on the precision of a run
+            scores = (
+                torch.addmm(offset, part, self.vectors.T) for part in z.split(CHUNK_VECTORS[z.device.type])
+            )
             return torch.cat([score.max(1).indices for score in scores])
 
     def forward(self, z):
@@ -150,6 +169,7 @@ def sum_over_processes(*tensors):
 
 # ---- Network (Section 2.1) -----------------------------------------------------------------
 
+
 class _Tanh(torch.autograd.Function):
     @staticmethod
     def forward(context, x):
@@ -174,8 +194,12 @@ class Residual(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.body = nn.Sequential(Tanh(), conv(channels, channels, 3, 1, 1, bias=False),
-                                  Tanh(), conv(channels, channels, 1, 1, 0, bias=False))
+        self.body = nn.Sequential(
+            Tanh(),
+            conv(channels, channels, 3, 1, 1, bias=False),
+            Tanh(),
+            conv(channels, channels, 1, 1, 0, bias=False),
+        )
 
     def forward(self, x):
         return x + self.body(x)
@@ -200,15 +224,33 @@ class VQVAE(nn.Module):
 
     def __init__(self, code_size):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(N_BINS))      # of log power in the training set; see `standardise`
+        self.register_buffer(
+            "mean", torch.zeros(N_BINS)
+        )  # of log power in the training set; see `standardise`
         self.register_buffer("sd", torch.ones(N_BINS))
         self.codebook = Codebook(N_CODES, code_size)
         self.encoder = nn.Sequential(
-            conv(1, 16, 4, 2, 1), Tanh(), conv(16, 32, 4, 2, 1), Tanh(), conv(32, 32, 3, 2, 1),      # 256, 128, 64
-            Residual(32), Residual(32), Tanh(), conv(32, code_size, 1, 1, 0))
+            conv(1, 16, 4, 2, 1),
+            Tanh(),
+            conv(16, 32, 4, 2, 1),
+            Tanh(),
+            conv(32, 32, 3, 2, 1),  # 256, 128, 64
+            Residual(32),
+            Residual(32),
+            Tanh(),
+            conv(32, code_size, 1, 1, 0),
+        )
         self.decoder = nn.Sequential(
-            conv(code_size, 32, 3, 1, 1), Residual(32), Residual(32), Tanh(),                        # 64
-            deconv(32, 32, 4, 2, 1), Tanh(), deconv(32, 16, 4, 2, 1), Tanh(), deconv(16, 1, 3, 2, 0))    # 128, 256, 513
+            conv(code_size, 32, 3, 1, 1),
+            Residual(32),
+            Residual(32),
+            Tanh(),  # 64
+            deconv(32, 32, 4, 2, 1),
+            Tanh(),
+            deconv(32, 16, 4, 2, 1),
+            Tanh(),
+            deconv(16, 1, 3, 2, 0),
+        )  # 128, 256, 513
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, power):
@@ -235,7 +277,7 @@ class VQVAE(nn.Module):
 
     def forward(self, power):
         """power (N, 513) -> log power of the reconstruction (N, 513), codes (N, 64), commitment loss."""
-        z = self.embed(power)                                                        # (N, 64, e)
+        z = self.embed(power)  # (N, 64, e)
         quantised, codes = self.codebook(z.flatten(0, 1))
         quantised = quantised.view_as(z)
         commitment = F.mse_loss(z, quantised.detach())
@@ -244,18 +286,25 @@ class VQVAE(nn.Module):
     @torch.inference_mode()
     def encode(self, power):
         """power (N, 513) -> codes (N, 64) uint8."""
-        codes = [self.codebook.nearest(self.embed(part).flatten(0, 1)).view(-1, CODES_PER_FRAME).to(torch.uint8)
-                 for part in power.split(CHUNK_FRAMES[power.device.type])]
+        codes = [
+            self.codebook.nearest(self.embed(part).flatten(0, 1)).view(-1, CODES_PER_FRAME).to(torch.uint8)
+            for part in power.split(CHUNK_FRAMES[power.device.type])
+        ]
         return torch.cat(codes)
 
     @torch.inference_mode()
     def decode(self, codes):
         """codes (N, 64), any integer type -> power (N, 513)."""
-        return torch.cat([self.reconstruct(F.embedding(part.long(), self.codebook.vectors)).exp()
-                          for part in codes.split(CHUNK_FRAMES[codes.device.type])])
+        return torch.cat(
+            [
+                self.reconstruct(F.embedding(part.long(), self.codebook.vectors)).exp()
+                for part in codes.split(CHUNK_FRAMES[codes.device.type])
+            ]
+        )
 
 
 # ---- Losses and figures --------------------------------------------------------------------
+
 
 def log_power(power):
     """Natural logarithm of power plus its floor, so that silence (zero power) has one, about -23."""
@@ -296,31 +345,41 @@ def usage(counts):
 
 def vqvae_loss(model, batch):
     """Loss of Section 3.1.1 for training.fit: Itakura-Saito divergence and commitment; batch["power"] (B, F, 513)."""
-    power = batch["power"].flatten(0, 1)                                             # (B * F, 513)
+    power = batch["power"].flatten(0, 1)  # (B * F, 513)
     log_y, _, commitment = model(power)
     n_clips = len(batch["power"])
-    return (itakura_saito_of_logs(log_power(power), log_y).mean() + COMMITMENT * commitment) * n_clips, n_clips
+    return (
+        itakura_saito_of_logs(log_power(power), log_y).mean() + COMMITMENT * commitment
+    ) * n_clips, n_clips
 
 
 def evaluate_vqvae(accelerator, model, dataset, batch_size, workers):
     """Figures on the frames of a data set: itakura_saito, log_spectral_distance (dB), perplexity and usage of codes."""
+
     def forward(model, batch):
         power = batch["power"].flatten(0, 1)
         codes = model.encode(power)
         reconstruction = model.decode(codes)
         n_clips = len(batch["power"])
-        return {"itakura_saito": itakura_saito(power, reconstruction).view(n_clips, -1).mean(1),
-                "log_spectral_distance": log_spectral_distance(power, reconstruction).view(n_clips, -1).mean(1),
-                "counts": torch.stack([torch.bincount(clip, minlength=N_CODES)
-                                       for clip in codes.view(n_clips, -1)])}
+        return {
+            "itakura_saito": itakura_saito(power, reconstruction).view(n_clips, -1).mean(1),
+            "log_spectral_distance": log_spectral_distance(power, reconstruction).view(n_clips, -1).mean(1),
+            "counts": torch.stack(
+                [torch.bincount(clip, minlength=N_CODES) for clip in codes.view(n_clips, -1)]
+            ),
+        }
 
     found = predict(accelerator, model, forward, dataset, batch_size, workers)
     counts = found.pop("counts").sum(0)
-    return {**{name: float(values.mean()) for name, values in found.items()},
-            "perplexity": perplexity(counts), "usage": usage(counts)}
+    return {
+        **{name: float(values.mean()) for name, values in found.items()},
+        "perplexity": perplexity(counts),
+        "usage": usage(counts),
+    }
 
 
 # ---- Data ----------------------------------------------------------------------------------
+
 
 class Frames:
     """Frames of clips as a data set for training.fit and training.predict; an item is some frames of one clip.
@@ -362,11 +421,16 @@ class Frames:
             if samples is not None:
                 break
         else:
-            raise UserError(f"{self.paths[first]}: this clip and the {n_unread} after it cannot be read; run "
-                            "01_prepare_data.py again")
+            raise UserError(
+                f"{self.paths[first]}: this clip and the {n_unread} after it cannot be read; run "
+                "01_prepare_data.py again"
+            )
         n_frames = 1 + len(samples) // HOP
-        chosen = (np.linspace(0, n_frames - 1, self.frames_per_clip).round().astype(int) if seed is None
-                  else generator.integers(n_frames, size=self.frames_per_clip))
+        chosen = (
+            np.linspace(0, n_frames - 1, self.frames_per_clip).round().astype(int)
+            if seed is None
+            else generator.integers(n_frames, size=self.frames_per_clip)
+        )
         return power_spectrogram(torch.from_numpy(samples), torch.from_numpy(chosen)), n_unread
 
     def samples(self, i):
@@ -380,8 +444,10 @@ class Frames:
             return None
 
     def collate(self, items):
-        return {"power": torch.stack([power for power, _ in items]),                 # (B, F, 513)
-                "n_unread": torch.tensor([n for _, n in items])}
+        return {
+            "power": torch.stack([power for power, _ in items]),  # (B, F, 513)
+            "n_unread": torch.tensor([n for _, n in items]),
+        }
 
     def fingerprint(self):
         """A hash of the clips' names."""
@@ -390,6 +456,7 @@ class Frames:
 
 
 # ---- Training ------------------------------------------------------------------------------
+
 
 def train_vqvae(accelerator, train_set, valid_set, code_size, recipe, folder, identity):
     """Train a VQ-VAE, or take the one that the same call has left in a folder; a killed run goes on.
@@ -403,9 +470,16 @@ def train_vqvae(accelerator, train_set, valid_set, code_size, recipe, folder, id
     """
     if len(train_set) % recipe.batch_size or not train_set.draw:
         raise ValueError("train_set needs n_items, a multiple of recipe.batch_size")
-    identity = {"code_size": code_size, "constants": constants(), "recipe": recipe.identity(),
-                "items": len(train_set), "frames_per_clip": train_set.frames_per_clip,
-                "clips": train_set.fingerprint(), "validation_clips": valid_set.fingerprint(), **identity}
+    identity = {
+        "code_size": code_size,
+        "constants": constants(),
+        "recipe": recipe.identity(),
+        "items": len(train_set),
+        "frames_per_clip": train_set.frames_per_clip,
+        "clips": train_set.fingerprint(),
+        "validation_clips": valid_set.fingerprint(),
+        **identity,
+    }
     identity = json.loads(json.dumps(identity, default=str))
     folder = make_folder(folder)
     if (folder / "vqvae.json").exists() and read_json(folder / "vqvae.json")["identity"] == identity:
@@ -430,18 +504,35 @@ def train_vqvae(accelerator, train_set, valid_set, code_size, recipe, folder, id
         print(f"VQ-VAE: {n_passed_over:,} draws met clips that cannot be read and took the next one")
     model.eval()
     if accelerator.is_main_process:
-        save_vqvae(folder, model, {"identity": identity, "code_size": code_size, "seconds": history["seconds"],
-                                   "best_epoch": history["best_epoch"], "steps_per_epoch": history["steps_per_epoch"],
-                                   "figures": figures_of(history)})
+        save_vqvae(
+            folder,
+            model,
+            {
+                "identity": identity,
+                "code_size": code_size,
+                "seconds": history["seconds"],
+                "best_epoch": history["best_epoch"],
+                "steps_per_epoch": history["steps_per_epoch"],
+                "figures": figures_of(history),
+            },
+        )
     accelerator.wait_for_everyone()
     return model
 
 
 def constants():
     """What the codes depend on besides the weights."""
-    return {"rate_hz": RATE_HZ, "n_fft": N_FFT, "hop": HOP, "n_codes": N_CODES, "power_floor": POWER_FLOOR,
-            "ema_decay": EMA_DECAY, "commitment": COMMITMENT, "restart_below": RESTART_BELOW,
-            "restart_share": RESTART_SHARE}
+    return {
+        "rate_hz": RATE_HZ,
+        "n_fft": N_FFT,
+        "hop": HOP,
+        "n_codes": N_CODES,
+        "power_floor": POWER_FLOOR,
+        "ema_decay": EMA_DECAY,
+        "commitment": COMMITMENT,
+        "restart_below": RESTART_BELOW,
+        "restart_share": RESTART_SHARE,
+    }
 
 
 def first_frames(dataset, seed):

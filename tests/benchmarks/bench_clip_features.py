@@ -46,7 +46,7 @@ RUNS = 5
 N_FILES = 4
 N_CLIPS, CLIP_S, RATE_HZ, FPS, SIZE = 10, 0.4, 24000, 16, 224
 SHORT_SIDE = 256
-REPEATS = 4                   # times that extract takes each file, since its threads must start
+REPEATS = 4  # times that extract takes each file, since its threads must start
 ENDINGS = (".mp4", ".mov", ".flv")
 SCALER = VideoReformatter()
 
@@ -62,14 +62,18 @@ class NoBackbone:
 
 # ---- Files ---------------------------------------------------------------------------------
 
+
 def write_mp4(path, gop, seconds=4.2):
     """Pictures that move smoothly under a little noise, and a tone: as hard to decode as a face before a wall."""
     rng, rate = np.random.default_rng(0), 30
     coarse = Image.fromarray(rng.integers(40, 200, (64, 110, 3), dtype=np.uint8))
     scene = np.asarray(coarse.resize((1760, 1024), Image.BICUBIC)).astype(np.int16)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", "g": str(gop),
-                                                                     "bf": "2", "sc_threshold": "0"})
+        stream = container.add_stream(
+            "libx264",
+            rate=rate,
+            options={"crf": "20", "preset": "veryfast", "g": str(gop), "bf": "2", "sc_threshold": "0"},
+        )
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
         track = container.add_stream("aac", rate=48000, layout="mono")
         for i in range(int(seconds * rate)):
@@ -87,6 +91,7 @@ def write_mp4(path, gop, seconds=4.2):
 
 
 # ---- One clip at a time --------------------------------------------------------------------
+
 
 def once(path, n_clips):
     found = read_clips(path, path, N_CLIPS, CLIP_S, RATE_HZ, FPS, SIZE)
@@ -142,6 +147,7 @@ def scale_by_pillow(frame):
 
 # ---- Timing --------------------------------------------------------------------------------
 
+
 def timed(ways, files):
     """{way: (median seconds by the clock, median seconds of processor time)} for all files, taking turns."""
     took = {way: [] for way in ways}
@@ -151,7 +157,10 @@ def timed(ways, files):
             for path, n_clips in files:
                 read(path, n_clips)
             took[way].append((time.perf_counter() - clock, time.process_time() - processor))
-    return {way: tuple(statistics.median(column) for column in zip(*runs, strict=True)) for way, runs in took.items()}
+    return {
+        way: tuple(statistics.median(column) for column in zip(*runs, strict=True))
+        for way, runs in took.items()
+    }
 
 
 def check(path, n_clips):
@@ -168,27 +177,47 @@ def compare(name, paths):
     files = [(path, min(N_CLIPS, int(np.ceil(probe(path).duration_s / CLIP_S)))) for path in paths]
     n_clips = sum(n for _, n in files)
     check(*files[0])
-    ways = {"decoded once": once, "per clip": lambda path, n: per_clip(path, n, scale_as_ours),
-            "per clip, PIL": lambda path, n: per_clip(path, n, scale_by_pillow)}
+    ways = {
+        "decoded once": once,
+        "per clip": lambda path, n: per_clip(path, n, scale_as_ours),
+        "per clip, PIL": lambda path, n: per_clip(path, n, scale_by_pillow),
+    }
     medians = timed(ways, files)
     print(f"{name}: {len(files)} files, {n_clips} clips, median of {RUNS}")
     base = medians["decoded once"]
     for way, (clock, processor) in medians.items():
-        print(f"  {way:<20} {n_clips / clock:7.1f} clips/s by the clock   {n_clips / processor:7.1f} per s of processor"
-              f"   ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}", flush=True)
+        print(
+            f"  {way:<20} {n_clips / clock:7.1f} clips/s by the clock   {n_clips / processor:7.1f} per s of processor"
+            f"   ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}",
+            flush=True,
+        )
     seconds = statistics.median(whole(paths) for _ in range(RUNS))
-    print(f"  {'extract, 2 threads':<20} {n_clips / seconds:7.1f} clips/s by the clock   "
-          f"ratio of per clip, PIL to it {medians['per clip, PIL'][0] / seconds:.2f}", flush=True)
+    print(
+        f"  {'extract, 2 threads':<20} {n_clips / seconds:7.1f} clips/s by the clock   "
+        f"ratio of per clip, PIL to it {medians['per clip, PIL'][0] / seconds:.2f}",
+        flush=True,
+    )
 
 
 def whole(paths):
     """Seconds that extract takes to go through these files once."""
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        turns = [Turn(f"{k}-{i}", "d", 0, "s", "", 0.0, 0.0, audio=str(path.absolute()), video=str(path.absolute()))
-                 for k in range(REPEATS) for i, path in enumerate(paths)]
+        turns = [
+            Turn(
+                f"{k}-{i}", "d", 0, "s", "", 0.0, 0.0, audio=str(path.absolute()), video=str(path.absolute())
+            )
+            for k in range(REPEATS)
+            for i, path in enumerate(paths)
+        ]
         started = time.perf_counter()
-        extract(Manifest("bench", Path(folder), (), turns), turns, NoBackbone(), Path(folder) / "s", {},
-                Extraction(N_CLIPS, CLIP_S, 64, 2, 0.0))
+        extract(
+            Manifest("bench", Path(folder), (), turns),
+            turns,
+            NoBackbone(),
+            Path(folder) / "s",
+            {},
+            Extraction(N_CLIPS, CLIP_S, 64, 2, 0.0),
+        )
         return (time.perf_counter() - started) / REPEATS
 
 

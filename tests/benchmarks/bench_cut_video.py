@@ -48,7 +48,7 @@ def write_dialogue(path, gop):
     rng = np.random.default_rng(0)
     coarse = rng.integers(60, 190, (HEIGHT // 24 + 2, WIDTH // 24 + 2)).astype(np.float32)
     texture = np.kron(coarse, np.ones((24, 24), np.float32))
-    for axis in (0, 1):     # soft edges, as a camera makes them
+    for axis in (0, 1):  # soft edges, as a camera makes them
         texture = sum(np.roll(texture, shift, axis) for shift in range(-4, 5)) / 9
     noise = rng.normal(0, 2, (8, HEIGHT, WIDTH)).astype(np.float32)
     with av.open(str(path), "w") as container:
@@ -58,7 +58,7 @@ def write_dialogue(path, gop):
         for i in range(round(SECONDS * RATE)):
             y, x = (round(10 + 10 * np.sin(i / period)) for period in (23, 31))
             picture = np.full((HEIGHT * 3 // 2, WIDTH), 128, np.uint8)
-            picture[:HEIGHT] = (texture[y:y + HEIGHT, x:x + WIDTH] + noise[i % 8]).clip(0, 255)
+            picture[:HEIGHT] = (texture[y : y + HEIGHT, x : x + WIDTH] + noise[i % 8]).clip(0, 255)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="yuv420p")))
         container.mux(stream.encode(None))
 
@@ -67,8 +67,15 @@ def plan_turns(folder):
     """45 turns of 2.6 to 5.4 s that take the floor from each other, so that neighbours overlap."""
     rng = np.random.default_rng(1)
     starts = np.arange(N_TURNS) * SECONDS / N_TURNS
-    return [Cut(folder / f"turn{k:02d}.mp4", float(start), float(min(start + rng.uniform(2.6, 5.4), SECONDS)),
-                ("left", "right")[k % 2]) for k, start in enumerate(starts)]
+    return [
+        Cut(
+            folder / f"turn{k:02d}.mp4",
+            float(start),
+            float(min(start + rng.uniform(2.6, 5.4), SECONDS)),
+            ("left", "right")[k % 2],
+        )
+        for k, start in enumerate(starts)
+    ]
 
 
 def cut_one_by_one(path, cuts, options, seek):
@@ -86,7 +93,7 @@ def cut_one_by_one(path, cuts, options, seek):
                 if frame.time >= cut.end_s:
                     break
                 if frame.time >= cut.start_s:
-                    picture = np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:, x:x + WIDTH // 2])
+                    picture = np.ascontiguousarray(frame.to_ndarray(format="rgb24")[:, x : x + WIDTH // 2])
                     target.mux(encoder.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             target.mux(encoder.encode(None))
 
@@ -95,15 +102,19 @@ def ways(path, folder):
     """{name: (function, its cuts)}"""
     crf, preset = prepare_settings()
     same = {"crf": str(crf), "preset": preset}
-    plans = {name: plan_turns(folder / name.replace(" ", "_")) for name in (
-        "one pass", "seek per turn", "seek per turn x264 defaults", "from the start")}
+    plans = {
+        name: plan_turns(folder / name.replace(" ", "_"))
+        for name in ("one pass", "seek per turn", "seek per turn x264 defaults", "from the start")
+    }
     for cuts in plans.values():
         cuts[0].output.parent.mkdir()
     return {
         "one pass": (lambda cuts: cut_turns(path, cuts, crf, preset, n_threads=0), plans["one pass"]),
         "seek per turn": (lambda cuts: cut_one_by_one(path, cuts, same, True), plans["seek per turn"]),
-        "seek per turn x264 defaults": (lambda cuts: cut_one_by_one(path, cuts, {"crf": str(crf)}, True),
-                                        plans["seek per turn x264 defaults"]),
+        "seek per turn x264 defaults": (
+            lambda cuts: cut_one_by_one(path, cuts, {"crf": str(crf)}, True),
+            plans["seek per turn x264 defaults"],
+        ),
         "from the start": (lambda cuts: cut_one_by_one(path, cuts, same, False), plans["from the start"]),
     }
 
@@ -112,11 +123,11 @@ def psnr(path, cuts):
     """Mean luma fidelity (dB) of the clips' first frames to the same frames of the dialogue."""
     values = []
     for cut in cuts[1::9]:
-        original = read_frames(path, cut.start_s, cut.start_s + 0.5)[0]                # (T, H, W, 3)
+        original = read_frames(path, cut.start_s, cut.start_s + 0.5)[0]  # (T, H, W, 3)
         x = 0 if cut.half == "left" else WIDTH // 2
-        clip = read_frames(cut.output, 0, 0.5)[0][:len(original)]
-        error = (original[:len(clip), :, x:x + WIDTH // 2].astype(float) - clip) @ (0.299, 0.587, 0.114)
-        values.append(10 * np.log10(255 ** 2 / np.mean(error ** 2)))
+        clip = read_frames(cut.output, 0, 0.5)[0][: len(original)]
+        error = (original[: len(clip), :, x : x + WIDTH // 2].astype(float) - clip) @ (0.299, 0.587, 0.114)
+        values.append(10 * np.log10(255**2 / np.mean(error**2)))
     return statistics.mean(values)
 
 
@@ -128,17 +139,22 @@ def measure(gop, runs, folder):
     for run in range(runs):
         for name, (function, cuts) in methods.items():
             if name == "from the start" and run:
-                continue            # by far the slowest: once is enough
+                continue  # by far the slowest: once is enough
             for times, seconds in zip((wall, processor), clock_and_processor(function, cuts), strict=True):
                 times.setdefault(name, []).append(seconds)
             frames[name] = [count_frames(cut.output) for cut in cuts]
             assert frames[name] == frames["one pass"], f"{name} wrote other frames"
-    print(f"key frame every {gop}: {sum(frames['one pass']):,} frames in {N_TURNS} turns, "
-          f"{path.stat().st_size / 1e6:.0f} MB AVI")
+    print(
+        f"key frame every {gop}: {sum(frames['one pass']):,} frames in {N_TURNS} turns, "
+        f"{path.stat().st_size / 1e6:.0f} MB AVI"
+    )
     print(f"  {'':28s}    wall             processor        clips    PSNR")
     for name, (_, cuts) in methods.items():
-        columns = [f"{statistics.median(times[name]):6.2f} s {statistics.median(times[name]) / base:5.1f} x"
-                   for times in (wall, processor) for base in [statistics.median(times["one pass"])]]
+        columns = [
+            f"{statistics.median(times[name]):6.2f} s {statistics.median(times[name]) / base:5.1f} x"
+            for times in (wall, processor)
+            for base in [statistics.median(times["one pass"])]
+        ]
         size = sum(cut.output.stat().st_size for cut in cuts) / 1e6
         print(f"  {name:28s} {'   '.join(columns)}  {size:6.1f} MB  {psnr(path, cuts):4.1f} dB", flush=True)
 

@@ -38,7 +38,9 @@ def corpus(folder, wavs):
     for i in range(N_CLIPS):
         name = str(paths[i].resolve()) if paths else f"audio/{i}.wav"
         if not paths:
-            write_wav(folder / name, rng.normal(0, 0.1, int(rng.normal(3.7, 0.34) * RATE_HZ)).astype(np.float32))
+            write_wav(
+                folder / name, rng.normal(0, 0.1, int(rng.normal(3.7, 0.34) * RATE_HZ)).astype(np.float32)
+            )
         turns.append(Turn(f"u{i:04}", "d", i, "s", "", 0.0, 3.7, label="x", audio=name))
     manifest = Manifest("bench", folder, ("x", "y"), turns)
     write_manifest(manifest)
@@ -53,10 +55,19 @@ def main():
         manifest = corpus(folder, sys.argv[1] if len(sys.argv) > 1 else "")
         shape, processor = input_shape(source, "audio"), load_processor(source, "audio")
         started = time.monotonic()
-        store, _ = cache_inputs(manifest, manifest.turns, shape, processor, Clipping(10.0, 10.0, 30.0, 4),
-                                Path(folder) / "cache", 0)
-        print(f"decoded {N_CLIPS} turns once in {time.monotonic() - started:.2f} s; device {accelerator.device}, "
-              f"{torch.get_num_threads()} threads")
+        store, _ = cache_inputs(
+            manifest,
+            manifest.turns,
+            shape,
+            processor,
+            Clipping(10.0, 10.0, 30.0, 4),
+            Path(folder) / "cache",
+            0,
+        )
+        print(
+            f"decoded {N_CLIPS} turns once in {time.monotonic() - started:.2f} s; device {accelerator.device}, "
+            f"{torch.get_num_threads()} threads"
+        )
         data = TurnInputs(manifest.turns, manifest.classes, shape, processor, store)
         model = build_encoder(source, "audio", 2, 0.1, 0).to(accelerator.device)
         throughput(accelerator, model, data)
@@ -93,7 +104,9 @@ def waiting(accelerator, model, data):
             loss.backward()
             optimizer.step()
         total = time.monotonic() - started
-        print(f"epoch {epoch + 1}: {total:.2f} s, of which {fetching:.2f} s ({fetching / total:.1%}) in fetching batches")
+        print(
+            f"epoch {epoch + 1}: {total:.2f} s, of which {fetching:.2f} s ({fetching / total:.1%}) in fetching batches"
+        )
 
 
 if __name__ == "__main__":

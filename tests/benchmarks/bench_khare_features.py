@@ -31,8 +31,19 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.khare.features import (ClipFeatures, Clips, Extraction, Recogniser, Source, extract, filterbanks, load_vgg,
-                                   mask_words, read_views, write_store)
+from common.khare.features import (
+    ClipFeatures,
+    Clips,
+    Extraction,
+    Recogniser,
+    Source,
+    extract,
+    filterbanks,
+    load_vgg,
+    mask_words,
+    read_views,
+    write_store,
+)
 from common.media import read_audio, read_frames
 
 RUNS = 3
@@ -57,7 +68,9 @@ def write_faces(path):
         container.mux(stream.encode(None))
         samples = rng.normal(0, 0.1, round(SECONDS * RATE_HZ)).astype(np.float32)
         for start in range(0, len(samples), 1024):
-            frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                samples[None, start : start + 1024], format="fltp", layout="mono"
+            )
             frame.sample_rate, frame.pts = RATE_HZ, start
             container.mux(track.encode(frame))
         container.mux(track.encode(None))
@@ -83,15 +96,23 @@ def report(what, run, n_clips=1, runs=RUNS):
     for _ in range(runs):
         took.append(clock_and_processor(run))
     clock, processor = (statistics.median(column) / n_clips for column in zip(*took, strict=True))
-    print(f"{what:<40}{1 / clock:9.2f} clips/s   {1 / processor:9.2f} per s of processor, {processor * 1e3:8.2f} ms   "
-          f"VoxCeleb2: {processor * N_VOXCELEB2 / 3600:7.1f} h", flush=True)
+    print(
+        f"{what:<40}{1 / clock:9.2f} clips/s   {1 / processor:9.2f} per s of processor, {processor * 1e3:8.2f} ms   "
+        f"VoxCeleb2: {processor * N_VOXCELEB2 / 3600:7.1f} h",
+        flush=True,
+    )
 
 
 def recogniser(folder):
     """A CTC model as large as wav2vec2-base."""
     letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
-    (folder / "vocab.json").write_text(repr({x: i for i, x in enumerate(letters)}).replace("\"'\"", "#").replace(
-        "'", '"').replace("#", "\"'\""), encoding="utf-8")
+    (folder / "vocab.json").write_text(
+        repr({x: i for i, x in enumerate(letters)})
+        .replace('"\'"', "#")
+        .replace("'", '"')
+        .replace("#", '"\'"'),
+        encoding="utf-8",
+    )
     Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(letters))).save_pretrained(folder)
     Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
@@ -119,13 +140,20 @@ def features(folder, video):
 
 def whole(folder, video):
     """The way to the store, and back."""
-    copies = [shutil.copy(video, folder / f"{k}.mp4") for k in range(8)]          # of one file, each clip is a part
+    copies = [shutil.copy(video, folder / f"{k}.mp4") for k in range(8)]  # of one file, each clip is a part
     sources = [Source(f"{k}", video=str(path), words=[("word", None, None)]) for k, path in enumerate(copies)]
     count = iter(range(100))
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            extract(sources, None, NoNetwork(), folder / f"s{next(count)}", {}, Extraction(RATE_HZ, FPS, 4, 64, 0, 0.0))
+            extract(
+                sources,
+                None,
+                NoNetwork(),
+                folder / f"s{next(count)}",
+                {},
+                Extraction(RATE_HZ, FPS, 4, 64, 0, 0.0),
+            )
 
     report("extract without networks", run, len(sources))
     rng = np.random.default_rng(0)
@@ -144,7 +172,9 @@ def whole(folder, video):
     report(f"read at random, batches of {BATCH}", batch, BATCH, 20)
     ready = batch()
     report("words masked", lambda: mask_words(dict(ready), 0.15, None), BATCH, 20)
-    print(f"store: {sum(p.stat().st_size for p in (folder / 'store').rglob('*')) / N_STORED / 1e3:.1f} kB per clip")
+    print(
+        f"store: {sum(p.stat().st_size for p in (folder / 'store').rglob('*')) / N_STORED / 1e3:.1f} kB per clip"
+    )
 
 
 def main():

@@ -37,7 +37,9 @@ def clips(folder):
         return [read_audio(path) for path in paths], np.array([int(p.stem.split("-")[2]) - 1 for p in paths])
     rng = np.random.default_rng(0)
     seconds = rng.normal(3.7, 0.34, N_CLIPS).clip(2.9, 5.3)
-    return [rng.normal(size=int(s * RATE_HZ)).astype(np.float32) for s in seconds], rng.integers(8, size=N_CLIPS)
+    return [rng.normal(size=int(s * RATE_HZ)).astype(np.float32) for s in seconds], rng.integers(
+        8, size=N_CLIPS
+    )
 
 
 def epochs(source, waveforms, labels, by_length):
@@ -67,9 +69,13 @@ def epochs(source, waveforms, labels, by_length):
 def main():
     waveforms, labels = clips(sys.argv[1] if len(sys.argv) > 1 else "")
     durations = np.array([len(w) for w in waveforms]) / RATE_HZ
-    print(f"{len(waveforms)} clips, {durations.mean():.2f} ± {durations.std():.2f} s, longest {durations.max():.2f} s; "
-          f"batch {BATCH_SIZE}, {torch.get_num_threads()} threads")
-    print(f"samples computed, longest / by length: {len(durations) * durations.max() / padded(durations):.2f}")
+    print(
+        f"{len(waveforms)} clips, {durations.mean():.2f} ± {durations.std():.2f} s, longest {durations.max():.2f} s; "
+        f"batch {BATCH_SIZE}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"samples computed, longest / by length: {len(durations) * durations.max() / padded(durations):.2f}"
+    )
     found = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoints(Path(folder), ["a few words"], "small", 0)
@@ -79,8 +85,10 @@ def main():
                 found[by_length].append(epochs(source, waveforms, labels, by_length))
     for by_length, name in ((False, "padded to the longest"), (True, "batches by length")):
         seconds, losses = zip(*found[by_length])
-        print(f"{name:<22} {statistics.median(seconds):6.2f} s per epoch ({min(seconds):.2f}-{max(seconds):.2f}), "
-              f"loss {statistics.median(losses):.3f}")
+        print(
+            f"{name:<22} {statistics.median(seconds):6.2f} s per epoch ({min(seconds):.2f}-{max(seconds):.2f}), "
+            f"loss {statistics.median(losses):.3f}"
+        )
     ratio = statistics.median(s for s, _ in found[False]) / statistics.median(s for s, _ in found[True])
     print(f"ratio {ratio:.2f} (aim: 1.3)")
 

@@ -33,9 +33,9 @@ from transformers import BertConfig, BertModel, BertTokenizer, WavLMConfig, WavL
 
 from common.demo.checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece, waveform_processor
 from common.encoders import load_backbone
-from common.li.hidden_states import Steps, Utterances, Windows, context_windows
 from common.inputs import RATE_HZ
 from common.li.fusion import design_of
+from common.li.hidden_states import Steps, Utterances, Windows, context_windows
 from common.li.model import Block, build_system
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
@@ -43,20 +43,23 @@ from common.settings import read_constants
 from common.training import Recipe, fit, make_accelerator, parameter_groups, to_device
 
 ROOT = Path(__file__).resolve().parents[2]
-CONSTANTS = {c.name: c.value for c in read_constants((ROOT / "04_fuse_classify.py").read_text(encoding="utf-8"))}
-DESIGN = replace(design_of(SimpleNamespace(**CONSTANTS)), dropout=0.0, block_dropout=0.0)        # 04's, repeatable
+CONSTANTS = {
+    c.name: c.value for c in read_constants((ROOT / "04_fuse_classify.py").read_text(encoding="utf-8"))
+}
+DESIGN = replace(design_of(SimpleNamespace(**CONSTANTS)), dropout=0.0, block_dropout=0.0)  # 04's, repeatable
 BATCH_SIZE = CONSTANTS["BATCH_SIZE"]
 WINDOW = CONSTANTS["CONTEXT_BEFORE"], CONSTANTS["CONTEXT_AFTER"]
-N_FRAMES, N_TOKENS = 250, 32                         # 5 s of audio; longest text of a batch
-PAPER = {"audio": (25, 1024), "text": (13, 768)}     # (L, D)
+N_FRAMES, N_TOKENS = 250, 32  # 5 s of audio; longest text of a batch
+PAPER = {"audio": (25, 1024), "text": (13, 768)}  # (L, D)
 SMALL = {"audio": (25, 256), "text": (13, 192)}
 RUNS = {"cuda": 20, "cpu": 5}
-N_TURNS = {"cuda": 256, "cpu": 48}                   # of (b)
+N_TURNS = {"cuda": 256, "cpu": 48}  # of (b)
 EPOCHS = 3
 WORDS = "well i do not know what you want me to say but it is fine".split()
 
 
 # ---- The same model with torch's own attention ---------------------------------------------
+
 
 class PlainBlock(Block):
     """A block of li_model.py around torch.nn.MultiheadAttention, which returns its weights and so cannot be fused."""
@@ -66,10 +69,14 @@ class PlainBlock(Block):
         self.load_state_dict(block.state_dict())
         parts = self.query, self.key, self.value
         self.attention = nn.MultiheadAttention(DESIGN.width, DESIGN.heads, batch_first=True)
-        self.attention.load_state_dict({
-            "in_proj_weight": torch.cat([part.weight for part in parts]),
-            "in_proj_bias": torch.cat([part.bias for part in parts]),
-            "out_proj.weight": self.out.weight, "out_proj.bias": self.out.bias})
+        self.attention.load_state_dict(
+            {
+                "in_proj_weight": torch.cat([part.weight for part in parts]),
+                "in_proj_bias": torch.cat([part.bias for part in parts]),
+                "out_proj.weight": self.out.weight,
+                "out_proj.bias": self.out.bias,
+            }
+        )
         del self.query, self.key, self.value, self.out
 
     def attend(self, target, source, source_visible):
@@ -86,6 +93,7 @@ def build(shapes, plain, device):
 
 
 # ---- (a) A training step -------------------------------------------------------------------
+
 
 def cached_batch(shapes, device):
     """Hidden states of 32 turns and of the nine texts around each, all lengths from a tenth of the longest upwards."""
@@ -128,15 +136,20 @@ class AttentionStep:
         self.accelerator = accelerator
         self.transformers = build(shapes, plain, accelerator.device).transformers
         batch = cached_batch({"audio": (1, 16), "text": (1, 16)}, accelerator.device)
-        text = batch["text"].inputs["states"][:: sum(WINDOW) + 1], batch["text"].inputs["visible"][:: sum(WINDOW) + 1]
+        text = (
+            batch["text"].inputs["states"][:: sum(WINDOW) + 1],
+            batch["text"].inputs["visible"][:: sum(WINDOW) + 1],
+        )
         audio = batch["audio"].inputs["states"], batch["audio"].inputs["visible"]
         self.streams = [(x[:, :, 0].float().requires_grad_(), visible) for x, visible in (text, audio)]
 
     def __call__(self):
         (text, read), (audio, heard) = self.streams
         with self.accelerator.autocast():
-            loss = (self.transformers[0](text, audio, heard).float().square().mean()
-                    + self.transformers[1](audio, text, read).float().square().mean())
+            loss = (
+                self.transformers[0](text, audio, heard).float().square().mean()
+                + self.transformers[1](audio, text, read).float().square().mean()
+            )
         loss.backward()
 
 
@@ -154,23 +167,38 @@ def check_equal(device, shapes):
     ours, theirs = torch.stack(logits[:3]).detach(), torch.stack(logits[3:]).detach()
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert (ours[0] - ours[2]).abs().max() > 1e-3, "nothing was learnt in between"
-    print(f"    same logits with the same weights, before and after two steps: largest difference "
-          f"{(ours - theirs).abs().max():.1e}")
+    print(
+        f"    same logits with the same weights, before and after two steps: largest difference "
+        f"{(ours - theirs).abs().max():.1e}"
+    )
 
 
 def compare_steps(accelerator, shapes):
-    device, what = accelerator.device, ", ".join(f"{m} {layers} x {width}" for m, (layers, width) in shapes.items())
-    n_gb = sum(s.inputs["states"].nbytes for s in cached_batch(shapes, "cpu").values() if isinstance(s, Steps)) / 1e9
+    device, what = (
+        accelerator.device,
+        ", ".join(f"{m} {layers} x {width}" for m, (layers, width) in shapes.items()),
+    )
+    n_gb = (
+        sum(s.inputs["states"].nbytes for s in cached_batch(shapes, "cpu").values() if isinstance(s, Steps))
+        / 1e9
+    )
     full = "as in the paper" if shapes == PAPER else "the paper's are 25 x 1024 and 13 x 768"
-    print(f"(a) training step of MMT, batch {BATCH_SIZE}, {N_FRAMES} frames and {sum(WINDOW) + 1} x {N_TOKENS} tokens at most; "
-          f"layers x width: {what} ({full}), {n_gb:.2f} GB of states")
+    print(
+        f"(a) training step of MMT, batch {BATCH_SIZE}, {N_FRAMES} frames and {sum(WINDOW) + 1} x {N_TOKENS} tokens at most; "
+        f"layers x width: {what} ({full}), {n_gb:.2f} GB of states"
+    )
     check_equal(device, shapes)
     for title, kind in (("whole step", WholeStep), ("attention part alone", AttentionStep)):
         steps = {plain: kind(accelerator, plain, shapes) for plain in (False, True)}
         seconds = in_turn(steps, RUNS[device.type] * (1 if kind is WholeStep else 4), device)
         del steps
-        peaks = {plain: measured(accelerator, ("step", kind.__name__, plain, shapes))["peak_gb"] for plain in (False, True)}
-        report(title, "fused", "nn.MultiheadAttention", seconds[False], seconds[True], peaks[False], peaks[True])
+        peaks = {
+            plain: measured(accelerator, ("step", kind.__name__, plain, shapes))["peak_gb"]
+            for plain in (False, True)
+        }
+        report(
+            title, "fused", "nn.MultiheadAttention", seconds[False], seconds[True], peaks[False], peaks[True]
+        )
 
 
 def in_turn(steps, n_runs, device):
@@ -186,13 +214,18 @@ def in_turn(steps, n_runs, device):
 
 def report(title, ours, theirs, our_seconds, their_seconds, our_peak, their_peak):
     for name, seconds, peak in ((ours, our_seconds, our_peak), (theirs, their_seconds, their_peak)):
-        print(f"    {f'{title}, {name}':<46} {1000 * statistics.median(seconds):9.2f} ms "
-              f"({1000 * min(seconds):.2f}-{1000 * max(seconds):.2f}, {len(seconds)} runs), peak memory {peak:.3f} GB")
-    print(f"    {title}: time ratio {statistics.median(their_seconds) / statistics.median(our_seconds):.2f}, "
-          f"memory ratio {their_peak / our_peak:.2f}")
+        print(
+            f"    {f'{title}, {name}':<46} {1000 * statistics.median(seconds):9.2f} ms "
+            f"({1000 * min(seconds):.2f}-{1000 * max(seconds):.2f}, {len(seconds)} runs), peak memory {peak:.3f} GB"
+        )
+    print(
+        f"    {title}: time ratio {statistics.median(their_seconds) / statistics.median(our_seconds):.2f}, "
+        f"memory ratio {their_peak / our_peak:.2f}"
+    )
 
 
 # ---- Peak memory ---------------------------------------------------------------------------
+
 
 class Peak:
     """The most memory in use since `restart`, in GB above what was in use when this was made."""
@@ -217,7 +250,9 @@ def measured(accelerator, what):
     """What `measure` returns: here on a GPU, in a fresh process on a CPU, whose memory would tell of all that came before."""
     if accelerator.device.type == "cuda":
         return measure(accelerator, what)
-    done = subprocess.run([sys.executable, __file__, json.dumps(what)], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(what)], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -234,13 +269,25 @@ def measure(accelerator, what):
 
 # ---- (b) An epoch of the frozen phase ------------------------------------------------------
 
+
 def write_models(folder, full):
     """Random WavLM and BERT: of the published sizes, or "small" ones; returns their folders and layers x width."""
     if full:
         vocabulary = train_wordpiece(WORDS, 1000)
         text = BertModel(BertConfig(vocab_size=len(vocabulary))), BertTokenizer(vocab=vocabulary)
-        audio = WavLMModel(WavLMConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
-                                       do_stable_layer_norm=True, feat_extract_norm="layer")), waveform_processor(True)
+        audio = (
+            WavLMModel(
+                WavLMConfig(
+                    hidden_size=1024,
+                    num_hidden_layers=24,
+                    num_attention_heads=16,
+                    intermediate_size=4096,
+                    do_stable_layer_norm=True,
+                    feat_extract_norm="layer",
+                )
+            ),
+            waveform_processor(True),
+        )
     else:
         text, audio = make_bert(SIZES["small"], WORDS), make_wavlm(SIZES["small"], WORDS)
     for name, (model, processor) in (("text", text), ("audio", audio)):
@@ -254,8 +301,20 @@ def write_corpus(folder, n_turns):
     for i in range(n_turns):
         seconds, name = rng.uniform(2, 6), f"audio/{i}.wav"
         write_wav(folder / "prepared" / name, rng.normal(0, 0.1, int(seconds * RATE_HZ)).astype(np.float32))
-        turns.append(Turn(f"u{i:04}", f"d{i // 16}", i, "s", "", i, i + 1, " ".join(rng.choice(WORDS, rng.integers(3, 25))),
-                          "abcd"[i % 4], audio=name))
+        turns.append(
+            Turn(
+                f"u{i:04}",
+                f"d{i // 16}",
+                i,
+                "s",
+                "",
+                i,
+                i + 1,
+                " ".join(rng.choice(WORDS, rng.integers(3, 25))),
+                "abcd"[i % 4],
+                audio=name,
+            )
+        )
     manifest = Manifest("bench", folder / "prepared", tuple("abcd"), turns)
     write_manifest(manifest)
     return manifest
@@ -269,8 +328,10 @@ def run_epochs(accelerator, place, folder, peak):
     """
     n_turns = N_TURNS[accelerator.device.type]
     manifest = write_corpus(folder / place, n_turns)
-    utterances = {m: Utterances(manifest, m, str(folder / m), manifest.turns, 5.0, 512, folder / place / "cache", 1)
-                  for m in ("audio", "text")}
+    utterances = {
+        m: Utterances(manifest, m, str(folder / m), manifest.turns, 5.0, 512, folder / place / "cache", 1)
+        for m in ("audio", "text")
+    }
     started = time.monotonic()
     kept_gb = sum(u.prepare(accelerator, place, 1e3, 0.0, BATCH_SIZE, 0)[0] for u in utterances.values())
     preparing = time.monotonic() - started
@@ -285,26 +346,57 @@ def run_epochs(accelerator, place, folder, peak):
         return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(logits)
 
     peak.restart()
-    recipe = Recipe(1e-3, EPOCHS, BATCH_SIZE, weight_decay=1e-3, schedule="constant", clip_norm=0.0, select_by="loss")
-    history = fit(accelerator, model, loss, data, lambda model: {"loss": 0.0}, recipe, folder / place / "run", {}, place,
-                  epoch_lines=False)
-    return {"seconds": [entry["seconds"] for entry in history["log"]], "preparing": preparing, "kept_gb": kept_gb,
-            "peak_gb": peak.gb(), "train_loss": history["log"][-1]["train_loss"]}
+    recipe = Recipe(
+        1e-3, EPOCHS, BATCH_SIZE, weight_decay=1e-3, schedule="constant", clip_norm=0.0, select_by="loss"
+    )
+    history = fit(
+        accelerator,
+        model,
+        loss,
+        data,
+        lambda model: {"loss": 0.0},
+        recipe,
+        folder / place / "run",
+        {},
+        place,
+        epoch_lines=False,
+    )
+    return {
+        "seconds": [entry["seconds"] for entry in history["log"]],
+        "preparing": preparing,
+        "kept_gb": kept_gb,
+        "peak_gb": peak.gb(),
+        "train_loss": history["log"][-1]["train_loss"],
+    }
 
 
 def compare_epochs(accelerator):
     on_gpu = accelerator.device.type == "cuda"
-    size = "published sizes" if on_gpu else f"'small': {SIZES['small']['layers'] + 1} x {SIZES['small']['hidden']}"
-    print(f"(b) frozen-phase epoch of MMT, {N_TURNS[accelerator.device.type]} turns of 2 to 5 s; WavLM and BERT of {size}")
+    size = (
+        "published sizes"
+        if on_gpu
+        else f"'small': {SIZES['small']['layers'] + 1} x {SIZES['small']['hidden']}"
+    )
+    print(
+        f"(b) frozen-phase epoch of MMT, {N_TURNS[accelerator.device.type]} turns of 2 to 5 s; WavLM and BERT of {size}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_models(Path(folder), on_gpu)
         kept, anew = (measured(accelerator, ("epoch", place, folder)) for place in ("memory", "recompute"))
-    report("epoch", "cached", "recomputed", kept["seconds"], anew["seconds"], kept["peak_gb"], anew["peak_gb"])
+    report(
+        "epoch", "cached", "recomputed", kept["seconds"], anew["seconds"], kept["peak_gb"], anew["peak_gb"]
+    )
     computing = kept["preparing"] - anew["preparing"]
     saved = statistics.median(anew["seconds"]) - statistics.median(kept["seconds"])
-    print(f"    {kept['kept_gb']:.3f} GB of states in main memory, computed once in {computing:.2f} s, "
-          + (f"saved again after {int(np.ceil(computing / saved))} epochs" if saved > 0 else "which is never saved again")
-          + f"; training loss of the last epoch {kept['train_loss']:.4f} and {anew['train_loss']:.4f}")
+    print(
+        f"    {kept['kept_gb']:.3f} GB of states in main memory, computed once in {computing:.2f} s, "
+        + (
+            f"saved again after {int(np.ceil(computing / saved))} epochs"
+            if saved > 0
+            else "which is never saved again"
+        )
+        + f"; training loss of the last epoch {kept['train_loss']:.4f} and {anew['train_loss']:.4f}"
+    )
 
 
 def main():
@@ -312,7 +404,9 @@ def main():
         print(json.dumps(measure(make_accelerator("auto"), json.loads(sys.argv[1]))))
         return
     accelerator = make_accelerator("auto")
-    print(f"{machine(accelerator.device)}, precision {accelerator.mixed_precision}, torch {torch.__version__}")
+    print(
+        f"{machine(accelerator.device)}, precision {accelerator.mixed_precision}, torch {torch.__version__}"
+    )
     compare_steps(accelerator, PAPER if accelerator.device.type == "cuda" else SMALL)
     compare_epochs(accelerator)
 

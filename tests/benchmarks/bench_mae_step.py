@@ -26,25 +26,48 @@ from common.chochlakis import mae as chochlakis_mae
 from common.chochlakis.mae import AVMAE, Linear, Sizes, draw_masks
 from common.sadok.vqmae import build, count_parameters
 
-PAPER = Sizes(width=768, depth=11, joint_depth=1, heads=12, decoder_width=512, decoder_depth=8, decoder_heads=16,
-              mlp_ratio=4)
-SMALL = Sizes(width=128, depth=2, joint_depth=1, heads=4, decoder_width=64, decoder_depth=2, decoder_heads=4,
-              mlp_ratio=4)
+PAPER = Sizes(
+    width=768,
+    depth=11,
+    joint_depth=1,
+    heads=12,
+    decoder_width=512,
+    decoder_depth=8,
+    decoder_heads=16,
+    mlp_ratio=4,
+)
+SMALL = Sizes(
+    width=128,
+    depth=2,
+    joint_depth=1,
+    heads=4,
+    decoder_width=64,
+    decoder_depth=2,
+    decoder_heads=4,
+    mlp_ratio=4,
+)
 N_CLIPS, N_HIDDEN, N_FEATURES = 10, 7, 512
-VERSIONS = {"as it is": (), "unfused attention": ("attention",), "unfused, torch's linear": ("attention", "linear")}
+VERSIONS = {
+    "as it is": (),
+    "unfused attention": ("attention",),
+    "unfused, torch's linear": ("attention", "linear"),
+}
 
 
 def read_arguments():
     parser = step_options(__doc__, threads=1, batch=64, steps=5)
-    parser.add_argument("--small", action="store_true", help="a model of 1 M parameters instead of the paper's 190 M")
+    parser.add_argument(
+        "--small", action="store_true", help="a model of 1 M parameters instead of the paper's 190 M"
+    )
     return parser.parse_args()
 
 
 # ---- Versions ------------------------------------------------------------------------------
 
+
 def unfused(q, k, v, is_key):
     """What the fused attention computes, with all of its weights written to memory."""
-    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5                               # (B, heads, S, S)
+    scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5  # (B, heads, S, S)
     return (scores if is_key is None else scores.masked_fill(~is_key, -torch.inf)).softmax(3) @ v
 
 
@@ -68,10 +91,13 @@ class Step:
     def __init__(self, arguments):
         self.device, self.dtype = arguments.device, DTYPES[arguments.precision]
         self.model = build(0, AVMAE, N_FEATURES, SMALL if arguments.small else PAPER).to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7,
-                                          fused=True)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=5e-7, fused=True
+        )
         self.generator = torch.Generator().manual_seed(0)
-        self.features = torch.randn(2, arguments.batch, N_CLIPS, N_FEATURES, generator=self.generator).to(self.device)
+        self.features = torch.randn(2, arguments.batch, N_CLIPS, N_FEATURES, generator=self.generator).to(
+            self.device
+        )
 
     def __call__(self):
         hidden = draw_masks(self.features.shape[1], N_CLIPS, N_HIDDEN, N_HIDDEN, 1, self.generator)[0]
@@ -91,10 +117,11 @@ class Step:
 
 # ---- Reports -------------------------------------------------------------------------------
 
+
 def report_steps(step, arguments):
     versions = list(VERSIONS) if arguments.device == "cpu" else list(VERSIONS)[:2]
     seconds, peak, adam = {name: [] for name in versions}, {}, []
-    for number in range(arguments.steps + 1):        # the first step of each does not count
+    for number in range(arguments.steps + 1):  # the first step of each does not count
         for name in versions:
             with replaced(VERSIONS[name]):
                 if arguments.device == "cuda":
@@ -108,27 +135,36 @@ def report_steps(step, arguments):
     for name in versions:
         median = statistics.median(seconds[name])
         memory = f"; peak memory {peak[name]:.2f} GB" if arguments.device == "cuda" else ""
-        print(f"{name:<24} {1000 * median:8.1f} ms a step ({1000 * min(seconds[name]):.1f}-"
-              f"{1000 * max(seconds[name]):.1f}); {arguments.batch / median:8.1f} samples/s; "
-              f"{median / ours:.2f} times the first{memory}")
+        print(
+            f"{name:<24} {1000 * median:8.1f} ms a step ({1000 * min(seconds[name]):.1f}-"
+            f"{1000 * max(seconds[name]):.1f}); {arguments.batch / median:8.1f} samples/s; "
+            f"{median / ours:.2f} times the first{memory}"
+        )
     print(f"of which Adam {1000 * statistics.median(adam):.1f} ms", end="")
     print(f"; peak memory of the process {peak[versions[0]]:.2f} GB" if arguments.device == "cpu" else "")
 
 
 def report_latency(step, arguments):
     for n_samples in (1, arguments.batch):
-        runs = [seconds_of(lambda n=n_samples: step.impute(n), arguments.device) for _ in range(3 * arguments.steps)]
+        runs = [
+            seconds_of(lambda n=n_samples: step.impute(n), arguments.device)
+            for _ in range(3 * arguments.steps)
+        ]
         median = statistics.median(runs[2:])
-        print(f"imputing the last clip of {n_samples:>3}: {1000 * median:8.2f} ms ({1000 * min(runs[2:]):.2f}-"
-              f"{1000 * max(runs[2:]):.2f}), {1000 * median / n_samples:.2f} ms a recording")
+        print(
+            f"imputing the last clip of {n_samples:>3}: {1000 * median:8.2f} ms ({1000 * min(runs[2:]):.2f}-"
+            f"{1000 * max(runs[2:]):.2f}), {1000 * median / n_samples:.2f} ms a recording"
+        )
 
 
 def main():
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     load, step = load_before(), Step(arguments)
-    print(f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
-          f"{count_parameters(step.model) / 1e6:.1f} M parameters, {N_HIDDEN} of {N_CLIPS} clips hidden{load}")
+    print(
+        f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+        f"{count_parameters(step.model) / 1e6:.1f} M parameters, {N_HIDDEN} of {N_CLIPS} clips hidden{load}"
+    )
     report_steps(step, arguments)
     report_latency(step, arguments)
 

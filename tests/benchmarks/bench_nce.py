@@ -37,12 +37,17 @@ def read_arguments():
     parser.add_argument("--words", type=int, default=24, help="words of a clip; 3 a second")
     parser.add_argument("--audio", type=int, default=160, help="steps of 50 ms")
     parser.add_argument("--video", type=int, default=40, help="frames; 5 a second")
-    parser.add_argument("--noise", type=int, default=25, help="noise words for each position; shared ones: 40 times")
-    parser.add_argument("--text-only", action="store_true", help="no audio and video: the output layer weighs most")
+    parser.add_argument(
+        "--noise", type=int, default=25, help="noise words for each position; shared ones: 40 times"
+    )
+    parser.add_argument(
+        "--text-only", action="store_true", help="no audio and video: the output layer weighs most"
+    )
     return parser.parse_args()
 
 
 # ---- Versions ------------------------------------------------------------------------------
+
 
 def unfused(q, k, v, is_key):
     """What the fused attention computes, with all of its weights written to memory."""
@@ -63,8 +68,12 @@ def version(step, noise, attention):
 def versions_of(step, arguments):
     """name -> (noise, attention)."""
     fused, k = khare_model.attention, arguments.noise
-    return {FULL: (None, fused), f"NCE, {k} noise words each": (step.noise(k, False), fused),
-            f"NCE, {40 * k} shared": (step.noise(40 * k, True), fused), "full, unfused attention": (None, unfused)}
+    return {
+        FULL: (None, fused),
+        f"NCE, {k} noise words each": (step.noise(k, False), fused),
+        f"NCE, {40 * k} shared": (step.noise(40 * k, True), fused),
+        "full, unfused attention": (None, unfused),
+    }
 
 
 class Step:
@@ -105,12 +114,16 @@ class Step:
 def random_batch(arguments):
     """Clips of which every other one has half the steps; as many words hidden in each."""
     n, generator = arguments.batch, torch.Generator().manual_seed(0)
-    n_steps = {"text": arguments.words} | ({} if arguments.text_only else
-                                           {"audio": arguments.audio, "video": arguments.video})
+    n_steps = {"text": arguments.words} | (
+        {} if arguments.text_only else {"audio": arguments.audio, "video": arguments.video}
+    )
     batch = {}
     for name, steps in n_steps.items():
         length = torch.where(torch.arange(n) % 2 == 0, steps, steps // 2)
-        x, beyond = torch.randn(n, steps, N_FEATURES[name], generator=generator), torch.arange(steps) >= length[:, None]
+        x, beyond = (
+            torch.randn(n, steps, N_FEATURES[name], generator=generator),
+            torch.arange(steps) >= length[:, None],
+        )
         batch |= {name: x.masked_fill(beyond[..., None], 0.0), f"{name}_length": length}
     there = torch.arange(arguments.words) < batch["text_length"][:, None]
     rank = torch.rand(n, arguments.words, generator=generator).masked_fill(~there, 2.0).argsort(1).argsort(1)
@@ -121,10 +134,12 @@ def random_batch(arguments):
 
 # ---- Reports -------------------------------------------------------------------------------
 
+
 def adam_seconds(step, fused, runs):
     """Adam on all parameters, the median of some runs; NCE's gradient is dense here, so that all versions need it."""
-    optimizer = torch.optim.AdamW(step.model.parameters(), lr=1e-6, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0,
-                                  fused=fused)
+    optimizer = torch.optim.AdamW(
+        step.model.parameters(), lr=1e-6, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=fused
+    )
     return statistics.median([seconds_of(optimizer.step, step.device) for _ in range(runs + 1)][1:])
 
 
@@ -150,10 +165,12 @@ def report(step, arguments):
     full = statistics.median(found[FULL][0])
     for name, (passes, losses, peak) in found.items():
         passed, loss = statistics.median(passes), statistics.median(losses)
-        print(f"{name:<26} {1000 * passed:8.1f} ms ({1000 * min(passes):.1f}-{1000 * max(passes):.1f}), "
-              f"{passed / full:.2f} times the full softmax; loss alone {1000 * loss:.1f} ms; with fused Adam "
-              f"{1000 * (passed + fused):.1f} ms, {(passed + fused) / (full + fused):.2f} times, "
-              f"{arguments.batch / (passed + fused):.1f} clips/s; peak memory {peak:.2f} GB")
+        print(
+            f"{name:<26} {1000 * passed:8.1f} ms ({1000 * min(passes):.1f}-{1000 * max(passes):.1f}), "
+            f"{passed / full:.2f} times the full softmax; loss alone {1000 * loss:.1f} ms; with fused Adam "
+            f"{1000 * (passed + fused):.1f} ms, {(passed + fused) / (full + fused):.2f} times, "
+            f"{arguments.batch / (passed + fused):.1f} clips/s; peak memory {peak:.2f} GB"
+        )
     print(f"Adam: torch's default {1000 * plain:.1f} ms, fused {1000 * fused:.1f} ms")
 
 
@@ -161,9 +178,11 @@ def main():
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     load, step = load_before(), Step(arguments)
-    print(f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
-          f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
-          f"{'text only' if arguments.text_only else 'text, audio and video'}{load}")
+    print(
+        f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+        f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
+        f"{'text only' if arguments.text_only else 'text, audio and video'}{load}"
+    )
     report(step, arguments)
 
 

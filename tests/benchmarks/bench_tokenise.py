@@ -29,8 +29,8 @@ from measure import product_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.sadok.codes import Codes, Crops, Tokenising, on_all_cores, read_clip, tokenise
 from common.media import read_audio, write_wav
+from common.sadok.codes import Codes, Crops, Tokenising, on_all_cores, read_clip, tokenise
 from common.sadok.vqvae import CODES_PER_FRAME, HOP, N_FFT, RATE_HZ, VQVAE, power_spectrogram
 
 RUNS = 3
@@ -42,7 +42,9 @@ CROP_BATCH = 512
 
 
 def settings(workers):
-    return Tokenising(RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 4, 1e-4, power_spectrogram, 0.05, BATCH_FRAMES, workers)
+    return Tokenising(
+        RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 4, 1e-4, power_spectrogram, 0.05, BATCH_FRAMES, workers
+    )
 
 
 def write_clips(folder):
@@ -67,8 +69,11 @@ def random_vqvae():
 
 def report(name, seconds, rates):
     rate = statistics.median(rates)
-    print(f"{name:<16} {rate:9,.0f} s of audio per s   ({min(rates):,.0f} to {max(rates):,.0f} in {len(rates)} runs of "
-          f"{seconds:,.0f} s of audio)", flush=True)
+    print(
+        f"{name:<16} {rate:9,.0f} s of audio per s   ({min(rates):,.0f} to {max(rates):,.0f} in {len(rates)} runs of "
+        f"{seconds:,.0f} s of audio)",
+        flush=True,
+    )
     return rate
 
 
@@ -94,12 +99,14 @@ def parts(paths, model):
     seconds = sum(map(len, samples)) / RATE_HZ
     tensors = [torch.from_numpy(x / np.abs(x).max()) for x in samples]
     power = torch.cat([power_spectrogram(x) for x in tensors])
-    torch.set_num_threads(1)                # as tokenise has it: these two do not gain from threads
+    torch.set_num_threads(1)  # as tokenise has it: these two do not gain from threads
     report("reading", seconds, timed(seconds, lambda: [np.abs(read_audio(path)).max() for path in paths]))
     report("spectrogram", seconds, timed(seconds, lambda: [power_spectrogram(x) for x in tensors]))
     torch.set_num_threads(n_threads)
     with on_all_cores(model.encode, "cpu") as encode:
-        report("encoder", seconds, timed(seconds, lambda: [encode(part) for part in power.split(BATCH_FRAMES)]))
+        report(
+            "encoder", seconds, timed(seconds, lambda: [encode(part) for part in power.split(BATCH_FRAMES)])
+        )
     return seconds
 
 
@@ -132,9 +139,21 @@ def crops(folder):
     with open(folder / "codes.u8", "wb") as file:
         file.truncate(n_clips * n_frames * CODES_PER_FRAME)
     lines = "".join(f"{i},{i * n_frames},{n_frames},8.0000,,\n" for i in range(n_clips))
-    (folder / "clips.csv").write_text("id,first_frame,frames,seconds,problem,remedy\n" + lines, encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps({"complete": True, "clips": n_clips, "frames": n_clips * n_frames,
-                                                  "codes_per_frame": CODES_PER_FRAME, "hours": 177.8, "left_out": 0}))
+    (folder / "clips.csv").write_text(
+        "id,first_frame,frames,seconds,problem,remedy\n" + lines, encoding="utf-8"
+    )
+    (folder / "meta.json").write_text(
+        json.dumps(
+            {
+                "complete": True,
+                "clips": n_clips,
+                "frames": n_clips * n_frames,
+                "codes_per_frame": CODES_PER_FRAME,
+                "hours": 177.8,
+                "left_out": 0,
+            }
+        )
+    )
     codes = Codes(folder)
     data = Crops([(codes, np.arange(n_clips))], CROP_FRAMES, random=True)
     rng = np.random.default_rng(0)
@@ -144,16 +163,23 @@ def crops(folder):
         for batch in keys:
             data.collate([data[key] for key in batch])
         took = time.monotonic() - started
-        print(f"crops            {len(keys) * CROP_BATCH / took:9,.0f} crops of {CROP_FRAMES} frames per s"
-              f"   ({'pages read for the first time' if run == 0 else 'again'})", flush=True)
+        print(
+            f"crops            {len(keys) * CROP_BATCH / took:9,.0f} crops of {CROP_FRAMES} frames per s"
+            f"   ({'pages read for the first time' if run == 0 else 'again'})",
+            flush=True,
+        )
 
 
 def main():
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, matrix product {matrix_product_rate():.0f} "
-          "GFLOP/s before")
+    print(
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, matrix product {matrix_product_rate():.0f} "
+        "GFLOP/s before"
+    )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        paths = sorted(Path(sys.argv[1]).rglob("*.wav"))[:N_FILES] if len(sys.argv) > 1 else write_clips(folder)
+        paths = (
+            sorted(Path(sys.argv[1]).rglob("*.wav"))[:N_FILES] if len(sys.argv) > 1 else write_clips(folder)
+        )
         model = random_vqvae()
         seconds = parts(paths, model)
         whole(paths, model, seconds, folder / "codes")

@@ -15,7 +15,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def step_options(description, threads, batch, steps):
     """A parser with what every benchmark of a training step can be told; the numbers are the defaults."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--threads", type=int, default=threads)
@@ -25,6 +27,7 @@ def step_options(description, threads, batch, steps):
 
 
 # ---- Time ----------------------------------------------------------------------------------
+
 
 def on_gpu(device):
     """device  its name or a torch.device"""
@@ -59,6 +62,7 @@ def clock_and_processor(call, *arguments):
 
 # ---- Peak memory ---------------------------------------------------------------------------
 
+
 def forget_peak(device):
     """Let the peak start anew; where the system does not allow it, it stays that since the process began."""
     if on_gpu(device):
@@ -66,7 +70,7 @@ def forget_peak(device):
         return
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:      # not Linux, or not allowed
+    except OSError:  # not Linux, or not allowed
         pass
 
 
@@ -84,12 +88,15 @@ def resident_gb(name):
         pass
     try:
         import resource
-    except ImportError:      # Windows
+    except ImportError:  # Windows
         return 0.0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    )
 
 
 # ---- The machine ---------------------------------------------------------------------------
+
 
 def machine(device):
     """The GPU's name, or how many threads the CPU gives."""
