@@ -98,6 +98,12 @@ def hash_of(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def file_hash(path):
+    """A short hash of a file's bytes, as long as that of `hash_of`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def write_csv(path, rows, columns):
     """Write dicts as UTF-8 CSV with the given columns; absent keys become empty cells."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:

@@ -4,12 +4,11 @@
 All turns are in it, since context needs them; a turn outside the label set has an empty label.
 """
 
-import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_csv, read_json, write_csv, write_json
+from common.files import file_hash, read_csv, read_json, write_csv, write_json
 
 
 @dataclass
@@ -42,6 +41,16 @@ COLUMNS = tuple(f.name for f in fields(Turn) if f.name != "extra")
 
 
 @dataclass
+class Problem:
+    """Something that a user should know about one turn or file; a row of problems.csv."""
+
+    utterance_id: str
+    file: str
+    problem: str
+    remedy: str = ""
+
+
+@dataclass
 class Manifest:
     """A prepared corpus: its name, folder, class names in reporting order, and turns."""
 
@@ -49,6 +58,7 @@ class Manifest:
     folder: Path
     classes: tuple
     turns: list
+    complete: bool = False  # a genuine release that has its published counts: comparable with papers
 
     @property
     def labelled(self):
@@ -57,7 +67,7 @@ class Manifest:
 
     def fingerprint(self):
         """A hash of manifest.csv: what was made from other turns, texts or labels is not gone on with."""
-        return hashlib.sha256((self.folder / "manifest.csv").read_bytes()).hexdigest()[:16]
+        return file_hash(self.folder / "manifest.csv")
 
     def path(self, relative):
         """Where a media file named in a turn lies; an absolute name stays as it is."""
@@ -81,7 +91,8 @@ def write_manifest(manifest):
     extra = sorted({name for turn in manifest.turns for name in turn.extra})
     turns = sorted(manifest.turns, key=lambda t: (t.dialogue_id, t.turn, t.start_s, t.utterance_id))
     rows = ({**{name: getattr(turn, name) for name in COLUMNS}, **turn.extra} for turn in turns)
-    write_json(manifest.folder / "classes.json", {"corpus": manifest.corpus, "classes": manifest.classes})
+    about = {"corpus": manifest.corpus, "classes": manifest.classes, "complete": manifest.complete}
+    write_json(manifest.folder / "classes.json", about)
     write_csv(manifest.folder / "manifest.csv", rows, COLUMNS + tuple(extra))
 
 
@@ -93,7 +104,7 @@ def read_manifest(data_root, corpus):
         raise UserError(
             f"{path}: the corpus is not prepared; run 01_prepare_data.py with CORPUS={corpus} first"
         )
-    classes = tuple(read_json(folder / "classes.json")["classes"])
+    about = read_json(folder / "classes.json")
     rows = read_csv(path)
     absent = [name for name in COLUMNS if rows and name not in rows[0]]
     if absent or not rows:
@@ -101,7 +112,8 @@ def read_manifest(data_root, corpus):
             f"{path}: {'no rows' if not rows else 'lacks the columns ' + ', '.join(absent)}; "
             "run 01_prepare_data.py again"
         )
-    return Manifest(corpus_name(corpus), folder, classes, [_turn(row, path) for row in rows])
+    turns = [_turn(row, path) for row in rows]
+    return Manifest(corpus_name(corpus), folder, tuple(about["classes"]), turns, about.get("complete", False))
 
 
 def _turn(row, path):
