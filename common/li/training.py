@@ -1,0 +1,191 @@
+"""Training of the systems of Li et al., Sections 2.4 and 3.2: frozen, then fine-tuned, on every fold and seed.
+
+Paper: J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion Recognition",
+Interspeech 2022. Section 2.1 is common/li/extractor.py; Sections 2.2 and 2.3 and all constants are in
+04_fuse_classify.py; hidden states and context windows are common/li/hidden_states.py, tables common/li/tables.py.
+
+Each trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/<fold>/<phase>/, so that a killed
+run resumes.
+
+DEVIATIONS and what the paper leaves open; constants of 04 in capitals
+1. "Several embeddings from consecutive utterances ... aggregated into a context-aware textual embedding using a
+   convolutional layer with the stride of 1 and kernel size of 3": what it slides over is not said. Embeddings are
+   token-level elsewhere in the paper, and the fusion needs the target's tokens. So it slides over the target's tokens
+   and has channels for each of the nine utterances; a neighbour is the mean of its tokens. Sliding over the nine
+   utterances instead, one layer of kernel 3 sees one neighbour on each side, or, averaged over its positions, is a
+   mean of the window in which order does not matter. Its output is added to the target ("enhance") and starts at
+   zero, so that training starts from the target alone.
+2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
+3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
+   dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
+   LayerNorm comes before attention, as in the cross-modal Transformer that it cites (Tsai et al.), or after it, as in
+   the vanilla one (NORM_FIRST).
+4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text as
+   target, is nearly as weak as audio alone (67.76 against 66.15): perhaps theirs adds nothing. CMT_RESIDUAL = False
+   tries that.
+5. "25 layers" are the input of the first Transformer layer (the projected CNN output with WavLM's position
+   convolution) and 24 outputs, all without WavLM's final LayerNorm; 13 for BERT. The pretrained models stay in
+   evaluation mode in both phases.
+6. Squeezing takes the mean over time and width, as squeeze-and-excitation does. Behind a LayerNorm that mean hardly
+   varies, so that for BERT the gate comes close to one fixed weight per layer. Its single unit starts alive (bias 1).
+7. The weights after the last epoch are tested, as in the paper, or the best of each phase (KEEP_EPOCH). Fine-tuning
+   starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the development speaker start
+   it, 10 end it. The frozen systems are the weights at that start. MAX_EPOCHS bounds both phases; in the presets it
+   ends most of them.
+8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
+9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked instead of treated as silence.
+10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each has the
+    other's words as context. The test session shares nothing with either; context never crosses that border.
+11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in Table 2.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from common.encoders import load_backbone
+from common.files import hash_of
+from common.layers import build
+from common.li.hidden_states import Windows, context_windows
+from common.manifest import Manifest
+from common.splits import has_official_split, speakers_of
+from common.training import best_weights, make_accelerator, train_and_test
+
+FROZEN, TUNED = PHASES = ("frozen", "fine-tuned")  # Sec. 2.4: of the pretrained models
+
+
+@dataclass
+class Study:
+    """What every training needs; it travels to the processes of JOBS."""
+
+    manifest: Manifest
+    folds: dict  # {seed: list of Fold}: a seed draws its own development speakers; the test parts are the same
+    utterances: dict  # {modality: Utterances}
+    network: type  # network(system, shapes, window, n_classes) -> nn.Module
+    modalities_of: callable  # modalities_of(system)
+    loss: callable  # loss(model, batch) -> (sum, count)
+    design: dict  # the network's constants, for identities
+    recipes: dict  # {phase: Recipe}
+    finetuned_parts: str  # "bottom" or "all"
+    keep_models: bool
+    eval_batch_size: int
+    precision: str
+    folder: Path  # for trained systems
+
+    def windows(self, fold, part, window):
+        """(turns of a part of a fold, their windows, neighbours that lie across the border of the test part)."""
+        official, tested = has_official_split(self.manifest), set(speakers_of(fold.test))
+
+        def is_tested(turn):
+            return turn.extra.get("split") == "test" if official else turn.speaker in tested
+
+        turns = getattr(fold, part)
+        return turns, *context_windows(self.manifest, turns, *window, is_tested)
+
+
+def train_system(study, system, window, phases, seed, k):
+    """Train one system on fold k, frozen, then fine-tuned, and test it after each phase.
+
+    window  (utterances before, after); phases: PHASES or the first of them
+    Returns {phase: outcome of train_and_test}, kept on disk, so that a second run does not train again.
+    """
+    fold, outcomes, recipe = study.folds[seed][k], {}, None
+    folder = system_folder(study, system, window, seed, fold)
+    for phase in phases:
+        recipe = next_recipe(study, phase, seed, outcomes)
+        live = live_modalities(study, system, phase)
+        parts = {p: study.windows(fold, p, window)[:2] for p in ("train", "valid", "test")}
+        utterances = {m: study.utterances[m] for m in study.modalities_of(system)}
+        # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
+        recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
+        outcomes[phase] = train_and_test(
+            accelerator_of(study.precision),
+            partial(start_network, study, system, window, seed, phase, folder),
+            study.loss,
+            outputs,
+            {p: Windows(t, study.manifest.classes, utterances, w, live, phase == TUNED) for p, (t, w) in parts.items()},
+            figures,
+            recipe,
+            folder / phase,
+            identity_of(study, system, window, parts, phase, seed),
+            f"{system} {fold.name} {phase}",
+            batch_size=study.eval_batch_size,
+            keep_weights=phase == FROZEN or study.keep_models,
+            epoch_lines=False,
+        )
+    return outcomes
+
+
+@lru_cache
+def accelerator_of(precision):
+    return make_accelerator(precision)
+
+
+def outputs(model, batch):
+    return {"logits": model(batch)}
+
+
+def figures(found, data):
+    """Cross-entropy and accuracy of logits (N, C)."""
+    logits = torch.as_tensor(found["logits"])
+    loss = F.cross_entropy(logits, torch.from_numpy(data.labels)).item()
+    return {"loss": loss, "accuracy": float(np.mean(logits.argmax(1).numpy() == data.labels))}
+
+
+def next_recipe(study, phase, seed, outcomes):
+    """The recipe of a phase. Fine-tuning counts the epochs since the best on; from the best epoch it starts afresh."""
+    recipe = replace(study.recipes[phase], seed=seed)
+    if phase == FROZEN:
+        return recipe
+    before = outcomes[FROZEN]["history"]
+    if recipe.keep == "last":
+        return replace(recipe, best_before=before["best"], epochs_since_best=before["epochs_since_best"])
+    return replace(recipe, patience=recipe.patience - study.recipes[FROZEN].patience)
+
+
+def live_modalities(study, system, phase):
+    """Those of which a phase runs the pretrained model: all in fine-tuning, else where its states are not kept."""
+    return {m for m in study.modalities_of(system) if phase == TUNED or study.utterances[m].states is None}
+
+
+def start_network(study, system, window, seed, phase, folder):
+    """A fresh network; for fine-tuning with the weights that the frozen phase left."""
+    shapes = {m: study.utterances[m].shape for m in study.modalities_of(system)}
+    model = build(seed, study.network, system, shapes, window, len(study.manifest.classes))
+    if phase == TUNED:
+        weights = load_file(best_weights(folder / FROZEN))
+        model.load_state_dict({name: tensor for name, tensor in weights.items() if ".backbone." not in name})
+    for m in live_modalities(study, system, phase):
+        parts = study.finetuned_parts if phase == TUNED else "none"
+        model.extractors[m].attach(load_backbone(study.utterances[m].source), parts)
+    return model
+
+
+def identity_of(study, system, window, parts, phase, seed):
+    """What a phase of training depends on besides its recipe; JSON-ready."""
+    utterances = {m: study.utterances[m] for m in study.modalities_of(system)}
+    identity = {
+        "system": system,
+        "window": list(window),
+        "design": study.design,
+        "manifest": study.manifest.fingerprint(),
+        "precision": accelerator_of(study.precision).mixed_precision,
+        "weights": {m: u.weights for m, u in utterances.items()},
+        "limits": {m: u.limit for m, u in utterances.items()},
+        "turns": hash_of({part: [t.utterance_id for t in turns] for part, (turns, _) in parts.items()}),
+    }
+    if phase == FROZEN:
+        return identity
+    frozen = replace(study.recipes[FROZEN], seed=seed).identity()
+    return {**identity, "parts": study.finetuned_parts, "frozen": frozen}
+
+
+def system_folder(study, system, window, seed, fold):
+    """<folder>/cmt_a_to_t/4+4/seed0/fold1"""
+    slug = system.replace("+", "_").replace("(", "_").replace(")", "").replace("→", "_to_").lower()
+    return study.folder / slug / f"{window[0]}+{window[1]}" / f"seed{seed}" / fold.name
