@@ -55,14 +55,15 @@ from common import splits
 from common.babaali import tables as babaali_tables
 from common.babaali.features import StoredFeatures, fill_absent, standardise
 from common.babaali.tables import System
+from common.encoders import locate
 from common.errors import UserError
+from common.inputs import has_modality
 from common.jobs import side_by_side
 from common.layers import sinusoidal
 from common.li import tables as li_tables
-from common.li import training as li_training
 from common.li.extractor import FeatureExtractor, average
-from common.li.hidden_states import read_utterances
-from common.li.training import PHASES
+from common.li.hidden_states import keep_states, read_utterances
+from common.li.training import FROZEN, PHASES, TUNED, Scores, Study, train_all
 from common.manifest import read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, make_accelerator
@@ -206,7 +207,9 @@ def svm(x, y, parts, seed):
     """Support vector machine, its C chosen among SVM_C."""
 
     def kernel(a, b):
-        return linear_kernel(a, b) / a.shape[1] if SVM_KERNEL == "linear" else rbf_kernel(a, b, 1 / a.shape[1])
+        return (
+            linear_kernel(a, b) / a.shape[1] if SVM_KERNEL == "linear" else rbf_kernel(a, b, 1 / a.shape[1])
+        )
 
     z, scores = standardise(x, parts.fit), []
     for penalty in SVM_C:
@@ -493,3 +496,178 @@ def recipe(learning_rate, epochs, patience):
         keep=KEEP_EPOCH,
         workers=WORKERS,
     )
+
+
+def make_study(manifest, systems):
+    """What every training of the second paper needs: folds, inputs, network and recipes."""
+    root, corpus = Path(DATA_ROOT), manifest.corpus
+    models, limits = (
+        {"audio": AUDIO_MODEL, "text": TEXT_MODEL},
+        {"audio": AUDIO_MAX_S, "text": TEXT_MAX_TOKENS},
+    )
+    utterances = {}
+    for m in sorted({m for system in systems for m in modalities_of(system)}):
+        source = locate(models[m], CHECKPOINTS, DATA_ROOT, corpus)
+        utterances[m] = read_utterances(manifest, m, source, limits[m], root / "cache" / corpus, WORKERS)
+    recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, MAX_EPOCHS[0], FINETUNE_PATIENCE)}
+    if FINETUNED_PARTS != "none":
+        recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, MAX_EPOCHS[1], STOP_PATIENCE)
+    network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "HEADS", "BLOCKS", "FEED_FORWARD")
+    network += ("NORM_FIRST", "CMT_RESIDUAL", "CLASSIFIER_HIDDEN", "DROPOUT", "BLOCK_DROPOUT")
+    return Study(
+        manifest=manifest,
+        folds=development_folds(manifest, SEEDS),
+        utterances=utterances,
+        network=FusionNetwork,
+        modalities_of=modalities_of,
+        loss=cross_entropy,
+        design={name: SETTINGS[name] for name in network},
+        recipes=recipes,
+        finetuned_parts=FINETUNED_PARTS,
+        keep_models=KEEP_MODELS,
+        eval_batch_size=EVAL_BATCH_SIZE,
+        precision=PRECISION,
+        folder=root / "models" / corpus / "li",
+    )
+
+
+def development_folds(manifest, seeds):
+    """{seed: folds}: each seed draws its own development speakers; the test parts are the same."""
+    return {seed: splits.make_folds(manifest, N_GROUPS, DEVELOP_ON, "validation", seed) for seed in seeds}
+
+
+def possible_systems(manifest):
+    """Those of SYSTEMS whose modalities most labelled turns have; prints which are left out."""
+    turns, wanted = manifest.labelled, SYSTEMS or tuple(BRANCHES)
+    counts = {m: sum(has_modality(turn, m) for turn in turns) for m in ("audio", "text")}
+    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(turns):,} labelled turns")
+    found = [s for s in wanted if all(2 * counts[m] > len(turns) for m in modalities_of(s))]
+    for system in (s for s in wanted if s not in found):
+        print(f"  {system}: needs {' and '.join(modalities_of(system))}; left out")
+    if not found:
+        raise UserError(
+            f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(wanted)} has its modalities there"
+        )
+    return found
+
+
+def keep_all_states(study, manifest, accelerator):
+    """Keep the frozen hidden states of both modalities, as far as CACHE_GB goes; text first, since it is small."""
+    left, folder = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
+    for m in sorted(study.utterances, reverse=True):
+        left -= keep_states(study.utterances[m], manifest, accelerator, folder, left, EVAL_BATCH_SIZE)
+
+
+def train_contexts(study, systems, run):
+    """Beyond the paper: CONTEXT_SYSTEMS with each of CONTEXT_SIZES, by epochs and seeds of their own; the Scores."""
+    systems = [system for system in CONTEXT_SYSTEMS if system in systems]
+    phases = [phase for phase in study.recipes if phase in CONTEXT_PHASES]
+    turns, sizes = study.manifest.turns, [parse_size(text) for text in CONTEXT_SIZES]
+    if len({turn.dialogue_id for turn in turns}) == len(turns) or not (systems and sizes and phases):
+        print("no table of context sizes: no dialogues, or nothing in CONTEXT_SYSTEMS, _SIZES, _PHASES")
+        return None
+    seeds, epochs, trained = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or MAX_EPOCHS[0], ""
+    if (seeds, epochs) != (SEEDS, MAX_EPOCHS[0]):
+        recipes = {**study.recipes, FROZEN: replace(study.recipes[FROZEN], epochs=epochs)}
+        folder, folds = study.folder.with_name("li_contexts"), development_folds(study.manifest, seeds)
+        study = replace(study, folds=folds, recipes=recipes, folder=folder)
+        trained = f"Trained apart from Table 1: {epochs} epochs at most, seeds {', '.join(map(str, seeds))}. "
+    scores = Scores(study, (CONTEXT_BEFORE, CONTEXT_AFTER), list(BRANCHES), N_RESAMPLES)
+    train_all(study, systems, sizes, PHASES[: 1 + PHASES.index(phases[-1])], scores, run, JOBS)
+    li_tables.context_table(scores, run, systems, sizes, phases, trained)
+    return scores
+
+
+def parse_size(text):
+    """ "4+0" -> (4, 0): utterances before and after."""
+    parts = text.split("+")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UserError(f"CONTEXT_SIZES={text}: write utterances before and after, such as 4+4 or 4+0")
+    return int(parts[0]), int(parts[1])
+
+
+def run_li(manifest):
+    """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
+    accelerator, systems = make_accelerator(PRECISION), possible_systems(manifest)
+    study, window = make_study(manifest, systems), (CONTEXT_BEFORE, CONTEXT_AFTER)
+    folds = study.folds[SEEDS[0]]
+    parts = {"bottom": "", "all": ", all weights fine-tuned", "none": ""}[FINETUNED_PARTS]
+    protocol = (
+        f"{splits.folds_text(manifest, folds)}, training stopped by the loss of "
+        f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept{parts}"
+    )
+    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
+    print(*splits.check_folds(folds, manifest), sep="\n")
+    keep_all_states(study, manifest, accelerator)
+    scores = Scores(study, window, list(BRANCHES), N_RESAMPLES)
+    train_all(study, systems, [window], list(study.recipes), scores, run, JOBS)
+    li_tables.table_1(scores, run)
+    li_tables.table_2(scores, run)
+    li_tables.figure_4(scores, run)
+    if BEYOND_PAPER:
+        li_tables.tests_table(scores, run)
+        li_tables.styles_table(scores, run)
+        contexts = train_contexts(study, systems, run)
+    run.predictions(scores.prediction_rows(contexts))
+    run.finish()
+
+
+# ==== Both ==================================================================================
+
+
+def check_constants():
+    """Refuse what would fail later or mean nothing."""
+    choices = {
+        "babaali": {"FUSIONS": FUSE, "CLASSIFIERS": CLASSIFY, "SVM_KERNEL": ("rbf", "linear")},
+        "li": {
+            "SYSTEMS": BRANCHES,
+            "CONTEXT_SYSTEMS": BRANCHES,
+            "CONTEXT_PHASES": PHASES,
+            "LAYER_MERGE": ("mean", "concatenate"),
+            "FINETUNED_PARTS": ("bottom", "all", "none"),
+            "KEEP_EPOCH": ("last", "best"),
+            "DEVELOP_ON": ("speaker", "group"),
+        },
+    }
+    unknown = [paper for paper in PAPERS if paper not in choices]
+    if unknown or not PAPERS:
+        raise UserError(f"PAPERS={','.join(unknown)}: choose from {', '.join(choices)}")
+    for name, allowed in (pair for paper in PAPERS for pair in choices[paper].items()):
+        value = SETTINGS[name]
+        for word in [value] if isinstance(value, str) else value:
+            if word not in allowed:
+                raise UserError(f"{name}={word}: choose from {', '.join(allowed)}")
+    if "li" in PAPERS:
+        check_li()
+
+
+def check_li():
+    """What does not go together in the second paper's constants."""
+    if WIDTH % HEADS:
+        raise UserError(f"HEADS={HEADS}: does not divide WIDTH={WIDTH}")
+    if min(CONTEXT_BEFORE, CONTEXT_AFTER) < 0:
+        raise UserError("CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances")
+    if not 0 < FINETUNE_PATIENCE < STOP_PATIENCE:
+        raise UserError(
+            f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}"
+        )
+    if len(MAX_EPOCHS) != 2 or min(MAX_EPOCHS) < 1:
+        raise UserError(
+            f"MAX_EPOCHS={MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning"
+        )
+    if CONTEXT_EPOCHS < 0:
+        raise UserError(f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs")
+    for text in CONTEXT_SIZES:
+        parse_size(text)
+
+
+def main():
+    check_constants()
+    manifest = read_manifest(DATA_ROOT, CORPUS)
+    for paper in PAPERS:
+        print(f"---- {paper} ----")
+        {"babaali": run_babaali, "li": run_li}[paper](manifest)
+
+
+if __name__ == "__main__":
+    settings.run(main, globals())

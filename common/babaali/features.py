@@ -57,7 +57,10 @@ class StoredFeatures:
 
     def missing(self, seed):
         """How many labelled turns each modality lacks, in the first fold."""
-        stores, turns = {m: self.open(m, seed, self.folds[0].name) for m in self.modalities}, self.manifest.labelled
+        stores, turns = (
+            {m: self.open(m, seed, self.folds[0].name) for m in self.modalities},
+            self.manifest.labelled,
+        )
         return {m: sum(turn.utterance_id not in store for turn in turns) for m, store in stores.items()}
 
     def read(self, seed, k):

@@ -161,7 +161,9 @@ def final_model_tables(scores, run):
     row, paper = f"final model: {described(scores)}", PAPER["sec4_3", "final model", "accuracy"]
     cells.append(scores.cell(row, "accuracy", metrics.accuracy, final, paper))
     title = "Section 4.3. Comparison with published systems"
-    run.table("babaali_table_sec4_3", title, cells, f"Figures of others as the paper quotes them. {scores.note()}")
+    run.table(
+        "babaali_table_sec4_3", title, cells, f"Figures of others as the paper quotes them. {scores.note()}"
+    )
 
 
 def one_class(measure, number, counts):
