@@ -57,13 +57,12 @@ from common.babaali.features import StoredFeatures, fill_absent, standardise
 from common.babaali.tables import System
 from common.encoders import locate
 from common.errors import UserError
-from common.inputs import has_modality
 from common.jobs import side_by_side
 from common.layers import sinusoidal
 from common.li import tables as li_tables
 from common.li.extractor import FeatureExtractor, average
 from common.li.hidden_states import keep_states, read_utterances
-from common.li.training import FROZEN, PHASES, TUNED, Scores, Study, train_all
+from common.li.training import FROZEN, PHASES, TUNED, Scores, Study, possible_systems, train_all
 from common.manifest import read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, make_accelerator
@@ -125,7 +124,7 @@ HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
 FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
 NORM_FIRST = True                 # LayerNorm before attention, as in its reference [29], or after, as in [31]
-CMT_RESIDUAL = True               # a cross-modal block adds its target to what it attends to. Not in the paper
+CMT_RESIDUAL = True               # a cross-modal block adds its target to its output. Not in the paper
 CLASSIFIER_HIDDEN = 64            # units of the classifier's first layer. Not in the paper
 DROPOUT = 0.5                     # between every two modules (Sec. 3.2)
 BLOCK_DROPOUT = 0.1               # inside a Transformer block. Not in the paper
@@ -135,12 +134,13 @@ FROZEN_LEARNING_RATE = 1e-3       # AdamW, while the pretrained models are froze
 FINETUNE_LEARNING_RATE = 1e-5     # then
 WEIGHT_DECAY = 1e-3               # of weight matrices
 BATCH_SIZE = 32                   # turns per step
-FINETUNED_PARTS = "bottom"        # "bottom": WavLM's CNN encoder and BERT's input embeddings (Sec. 2.4); "all"
-                                  # weights; "none": only the frozen phase
+FINETUNED_PARTS = "bottom"        # "bottom": WavLM's CNN encoder and BERT's input embeddings (Sec. 2.4);
+                                  # "all" weights; "none": only the frozen phase
 FINETUNE_PATIENCE = 5             # epochs without a lower loss on the development speaker: fine-tuning starts
 STOP_PATIENCE = 10                # ... and that end it
-MAX_EPOCHS = (100, 100)           # of the two phases at most. Not in the paper
-KEEP_EPOCH = "last"               # the weights tested: of the "last" epoch (Sec. 3.2), or the "best" on development
+FROZEN_EPOCHS = 100               # at most. Not in the paper
+FINETUNE_EPOCHS = 100             # at most. Not in the paper
+KEEP_EPOCH = "last"               # test the weights of the "last" epoch (Sec. 3.2), or of the "best"
 DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or the next "group", as above
 
 # ---- Beyond the paper ----------------------------------------------------------------------
@@ -149,11 +149,11 @@ CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained with each of CONT
 CONTEXT_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")    # utterances before + after
 CONTEXT_PHASES = ("frozen",)      # "frozen", "fine-tuned"
 CONTEXT_SEEDS = ()                # () = SEEDS; more of them where trainings differ by more than the gain
-CONTEXT_EPOCHS = 0                # of the frozen phase at most, 0 = as in MAX_EPOCHS
+CONTEXT_EPOCHS = 0                # of the frozen phase at most, 0 = FROZEN_EPOCHS
 
 # ---- Machine -------------------------------------------------------------------------------
-CACHE_GB = 60.0                   # frozen hidden states up to this size are kept in <DATA_ROOT>/cache, larger ones
-                                  # computed anew at every step; WavLM-Large's are about 50 GB for IEMOCAP
+CACHE_GB = 60.0                   # frozen hidden states up to this size are kept in <DATA_ROOT>/cache, larger
+                                  # ones computed anew at every step; WavLM-Large's take 50 GB for IEMOCAP
 KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
 EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
@@ -164,13 +164,15 @@ XGB_THREADS = 1                   # CPU threads; two on cores that others use we
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
         "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
-        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "MAX_EPOCHS": (10, 1),
-        "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+0", "4+4"), "CONTEXT_SEEDS": (0, 1),
-        "CONTEXT_EPOCHS": 24}     # synthetic corpus, tiny encoders with random weights; an epoch has 14 steps,
-                                  # hence the longer patience; the gain by context shows after some 300 steps
-SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "FINETUNED_PARTS": "all",
-           "FINETUNE_LEARNING_RATE": 3e-4, "DROPOUT": 0.3, "MAX_EPOCHS": (20, 5)}      # two CPU cores, from random
-                                  # weights: for what 01, 02 and 03 made with --scratch
+        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 10,
+        "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+0", "4+4"),
+        "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 24}
+                                  # synthetic corpus, tiny encoders with random weights; an epoch has 14
+                                  # steps, hence the patience; the gain by context shows after some 300 steps
+SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
+           "FINETUNED_PARTS": "all", "FINETUNE_LEARNING_RATE": 3e-4, "FROZEN_EPOCHS": 20,
+           "FINETUNE_EPOCHS": 5}
+                                  # two CPU cores, from random weights: for what 01 to 03 made with --scratch
 # fmt: on
 SETTINGS = {}  # filled by settings.run: what this run used
 
@@ -198,9 +200,9 @@ def fuse(vectors, fusion):
 
 
 # ---- Classifiers (Section 3.4) -------------------------------------------------------------
-# Each takes x (N, D), y (N,) and the rows that `parts` names: it is fitted on `fit` while its settings are chosen
-# by the score on `choose`, then fitted again on `refit`, which is both. Returns (class of every test turn,
-# accuracy on the turns that chose).
+# Each takes x (N, D), y (N,) and the rows that `parts` names: it is fitted on `fit` while its settings are
+# chosen by the score on `choose`, then fitted again on `refit`, which is both. Returns (class of every test
+# turn, accuracy on the turns that chose).
 
 
 def svm(x, y, parts, seed):
@@ -284,7 +286,7 @@ CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
 
 
 def list_systems(features):
-    """All systems of all tables, each once: fusions x classifiers, and the SVM on every subset of modalities."""
+    """All systems, each once: fusions x classifiers, and the SVM on every subset of modalities."""
     systems, levels = [], {"early": features.modalities, "late": features.with_logits}
     if features.out_of_fold:
         levels["out-of-fold"] = features.with_logits
@@ -357,9 +359,9 @@ def run_babaali(manifest):
 # ==== Li et al. =============================================================================
 # B samples, T steps of a sequence, d = WIDTH. `visible` is True where a step is not padding.
 
-# Table 1, Figure 3: a system is a list of branches (target, source), each of which ends in one vector. No source:
-# the target is averaged over time as it is ("FC"); source = target: a Transformer encoder ("TE"); else the
-# cross-modal Transformer, CMT(source -> target). EF, LF and MMT concatenate two branches.
+# Table 1, Figure 3: a system is a list of branches (target, source), each of which ends in one vector. No
+# source: the target is averaged over time as it is ("FC"); source = target: a Transformer encoder ("TE");
+# else the cross-modal Transformer, CMT(source -> target). EF, LF and MMT concatenate two branches.
 BRANCHES = {
     "WavLM+FC": [("audio", None)],
     "WavLM+TE": [("audio", "audio")],
@@ -409,7 +411,7 @@ def split_heads(x):
 
 
 class Transformer(nn.Module):
-    """Blocks in a row: a Transformer encoder where source and target are one, else the cross-modal one (CMT)."""
+    """Blocks in a row: a Transformer encoder where source and target are one, else the cross-modal CMT."""
 
     def __init__(self, cross_modal):
         super().__init__()
@@ -482,44 +484,31 @@ def cross_entropy(model, batch):
 
 
 def recipe(learning_rate, epochs, patience):
-    """Sec. 3.2: AdamW at a constant rate, until the loss on the development speaker has not fallen for a while."""
-    return Recipe(
-        learning_rate,
-        epochs,
-        BATCH_SIZE,
-        WEIGHT_DECAY,
-        schedule="constant",
-        clip_norm=0.0,
-        select_by="loss",
-        higher_is_better=False,
-        patience=patience,
-        keep=KEEP_EPOCH,
-        workers=WORKERS,
-    )
+    """AdamW at a constant rate until the development speaker's loss has not fallen for a while (Sec. 3.2)."""
+    stop = {"select_by": "loss", "higher_is_better": False, "patience": patience, "keep": KEEP_EPOCH}
+    constant = {"schedule": "constant", "clip_norm": 0.0, "workers": WORKERS}
+    return Recipe(learning_rate, epochs, BATCH_SIZE, WEIGHT_DECAY, **constant, **stop)
 
 
-def make_study(manifest, systems):
-    """What every training of the second paper needs: folds, inputs, network and recipes."""
-    root, corpus = Path(DATA_ROOT), manifest.corpus
-    models, limits = (
-        {"audio": AUDIO_MODEL, "text": TEXT_MODEL},
-        {"audio": AUDIO_MAX_S, "text": TEXT_MAX_TOKENS},
-    )
+def make_study(manifest):
+    """What every training of the second paper needs: systems, folds, inputs, network and recipes."""
+    systems = possible_systems({s: modalities_of(s) for s in SYSTEMS or BRANCHES}, manifest)
+    models = {"audio": (AUDIO_MODEL, AUDIO_MAX_S), "text": (TEXT_MODEL, TEXT_MAX_TOKENS)}
     utterances = {}
-    for m in sorted({m for system in systems for m in modalities_of(system)}):
-        source = locate(models[m], CHECKPOINTS, DATA_ROOT, corpus)
-        utterances[m] = read_utterances(manifest, m, source, limits[m], root / "cache" / corpus, WORKERS)
-    recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, MAX_EPOCHS[0], FINETUNE_PATIENCE)}
+    for m in sorted({m for modalities in systems.values() for m in modalities}):
+        source = locate(models[m][0], CHECKPOINTS, DATA_ROOT, manifest.corpus)
+        utterances[m] = read_utterances(manifest, m, source, models[m][1])
+    recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, FROZEN_EPOCHS, FINETUNE_PATIENCE)}
     if FINETUNED_PARTS != "none":
-        recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, MAX_EPOCHS[1], STOP_PATIENCE)
+        recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, FINETUNE_EPOCHS, STOP_PATIENCE)
     network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "HEADS", "BLOCKS", "FEED_FORWARD")
     network += ("NORM_FIRST", "CMT_RESIDUAL", "CLASSIFIER_HIDDEN", "DROPOUT", "BLOCK_DROPOUT")
     return Study(
         manifest=manifest,
+        systems=systems,
         folds=development_folds(manifest, SEEDS),
         utterances=utterances,
         network=FusionNetwork,
-        modalities_of=modalities_of,
         loss=cross_entropy,
         design={name: SETTINGS[name] for name in network},
         recipes=recipes,
@@ -527,7 +516,7 @@ def make_study(manifest, systems):
         keep_models=KEEP_MODELS,
         eval_batch_size=EVAL_BATCH_SIZE,
         precision=PRECISION,
-        folder=root / "models" / corpus / "li",
+        folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
     )
 
 
@@ -536,38 +525,16 @@ def development_folds(manifest, seeds):
     return {seed: splits.make_folds(manifest, N_GROUPS, DEVELOP_ON, "validation", seed) for seed in seeds}
 
 
-def possible_systems(manifest):
-    """Those of SYSTEMS whose modalities most labelled turns have; prints which are left out."""
-    turns, wanted = manifest.labelled, SYSTEMS or tuple(BRANCHES)
-    counts = {m: sum(has_modality(turn, m) for turn in turns) for m in ("audio", "text")}
-    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(turns):,} labelled turns")
-    found = [s for s in wanted if all(2 * counts[m] > len(turns) for m in modalities_of(s))]
-    for system in (s for s in wanted if s not in found):
-        print(f"  {system}: needs {' and '.join(modalities_of(system))}; left out")
-    if not found:
-        raise UserError(
-            f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(wanted)} has its modalities there"
-        )
-    return found
-
-
-def keep_all_states(study, manifest, accelerator):
-    """Keep the frozen hidden states of both modalities, as far as CACHE_GB goes; text first, since it is small."""
-    left, folder = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
-    for m in sorted(study.utterances, reverse=True):
-        left -= keep_states(study.utterances[m], manifest, accelerator, folder, left, EVAL_BATCH_SIZE)
-
-
-def train_contexts(study, systems, run):
-    """Beyond the paper: CONTEXT_SYSTEMS with each of CONTEXT_SIZES, by epochs and seeds of their own; the Scores."""
-    systems = [system for system in CONTEXT_SYSTEMS if system in systems]
+def train_contexts(study, run):
+    """Beyond the paper: CONTEXT_SYSTEMS with each of CONTEXT_SIZES, by epochs and seeds of their own."""
+    systems = [system for system in CONTEXT_SYSTEMS if system in study.systems]
     phases = [phase for phase in study.recipes if phase in CONTEXT_PHASES]
     turns, sizes = study.manifest.turns, [parse_size(text) for text in CONTEXT_SIZES]
     if len({turn.dialogue_id for turn in turns}) == len(turns) or not (systems and sizes and phases):
         print("no table of context sizes: no dialogues, or nothing in CONTEXT_SYSTEMS, _SIZES, _PHASES")
         return None
-    seeds, epochs, trained = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or MAX_EPOCHS[0], ""
-    if (seeds, epochs) != (SEEDS, MAX_EPOCHS[0]):
+    seeds, epochs, trained = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or FROZEN_EPOCHS, ""
+    if (seeds, epochs) != (SEEDS, FROZEN_EPOCHS):
         recipes = {**study.recipes, FROZEN: replace(study.recipes[FROZEN], epochs=epochs)}
         folder, folds = study.folder.with_name("li_contexts"), development_folds(study.manifest, seeds)
         study = replace(study, folds=folds, recipes=recipes, folder=folder)
@@ -588,26 +555,29 @@ def parse_size(text):
 
 def run_li(manifest):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
-    accelerator, systems = make_accelerator(PRECISION), possible_systems(manifest)
-    study, window = make_study(manifest, systems), (CONTEXT_BEFORE, CONTEXT_AFTER)
-    folds = study.folds[SEEDS[0]]
-    parts = {"bottom": "", "all": ", all weights fine-tuned", "none": ""}[FINETUNED_PARTS]
+    accelerator, study = make_accelerator(PRECISION), make_study(manifest)
+    folds, window = study.folds[SEEDS[0]], (CONTEXT_BEFORE, CONTEXT_AFTER)
     protocol = (
         f"{splits.folds_text(manifest, folds)}, training stopped by the loss of "
-        f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept{parts}"
+        f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept"
+        + ", all weights fine-tuned"
+        * (FINETUNED_PARTS == "all")
     )
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
     print(*splits.check_folds(folds, manifest), sep="\n")
-    keep_all_states(study, manifest, accelerator)
+    left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
+    for utterances in reversed(study.utterances.values()):  # text first, since it is small
+        left -= keep_states(utterances, manifest, accelerator, cache, left, EVAL_BATCH_SIZE, WORKERS)
     scores = Scores(study, window, list(BRANCHES), N_RESAMPLES)
-    train_all(study, systems, [window], list(study.recipes), scores, run, JOBS)
+    train_all(study, list(study.systems), [window], list(study.recipes), scores, run, JOBS)
     li_tables.table_1(scores, run)
     li_tables.table_2(scores, run)
     li_tables.figure_4(scores, run)
+    contexts = None
     if BEYOND_PAPER:
         li_tables.tests_table(scores, run)
         li_tables.styles_table(scores, run)
-        contexts = train_contexts(study, systems, run)
+        contexts = train_contexts(study, run)
     run.predictions(scores.prediction_rows(contexts))
     run.finish()
 
@@ -620,8 +590,7 @@ def check_constants():
     choices = {
         "babaali": {"FUSIONS": FUSE, "CLASSIFIERS": CLASSIFY, "SVM_KERNEL": ("rbf", "linear")},
         "li": {
-            "SYSTEMS": BRANCHES,
-            "CONTEXT_SYSTEMS": BRANCHES,
+            **dict.fromkeys(("SYSTEMS", "CONTEXT_SYSTEMS"), BRANCHES),
             "CONTEXT_PHASES": PHASES,
             "LAYER_MERGE": ("mean", "concatenate"),
             "FINETUNED_PARTS": ("bottom", "all", "none"),
@@ -637,26 +606,18 @@ def check_constants():
         for word in [value] if isinstance(value, str) else value:
             if word not in allowed:
                 raise UserError(f"{name}={word}: choose from {', '.join(allowed)}")
-    if "li" in PAPERS:
-        check_li()
-
-
-def check_li():
-    """What does not go together in the second paper's constants."""
-    if WIDTH % HEADS:
-        raise UserError(f"HEADS={HEADS}: does not divide WIDTH={WIDTH}")
-    if min(CONTEXT_BEFORE, CONTEXT_AFTER) < 0:
-        raise UserError("CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances")
-    if not 0 < FINETUNE_PATIENCE < STOP_PATIENCE:
-        raise UserError(
-            f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}"
-        )
-    if len(MAX_EPOCHS) != 2 or min(MAX_EPOCHS) < 1:
-        raise UserError(
-            f"MAX_EPOCHS={MAX_EPOCHS}: give two numbers, for the frozen phase and for fine-tuning"
-        )
-    if CONTEXT_EPOCHS < 0:
-        raise UserError(f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs")
+    wrong = {
+        f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
+        "CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances": min(CONTEXT_BEFORE, CONTEXT_AFTER) < 0,
+        f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}": not (
+            0 < FINETUNE_PATIENCE < STOP_PATIENCE
+        ),
+        "FROZEN_EPOCHS and FINETUNE_EPOCHS: give 1 or more": min(FROZEN_EPOCHS, FINETUNE_EPOCHS) < 1,
+        f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs": CONTEXT_EPOCHS < 0,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong and "li" in PAPERS:
+            raise UserError(message)
     for text in CONTEXT_SIZES:
         parse_size(text)
 

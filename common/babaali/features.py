@@ -35,8 +35,8 @@ class StoredFeatures:
             print(f"{absent}: no features in {self.root / absent}; left out")
         if not self.modalities:
             raise UserError(
-                f"{self.root}: no features of {', '.join(wanted)}; run 03_extract_features.py on this corpus, "
-                "name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
+                f"{self.root}: no features of {', '.join(wanted)}; run 03_extract_features.py on this "
+                "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
             )
         self.with_logits = self.having("logits.npy")
         self.out_of_fold = self.out_of_fold and len(self.folds) > 1 and len(self.with_logits) > 1
@@ -64,7 +64,7 @@ class StoredFeatures:
         return {m: sum(turn.utterance_id not in store for turn in turns) for m, store in stores.items()}
 
     def read(self, seed, k):
-        """All that fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns."""
+        """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns."""
         data, tested = {"early": {}, "late": {}, "out-of-fold": {}}, self.folds[k].test
         for m in self.modalities:
             store = self.open(m, seed, self.folds[k].name)
@@ -79,7 +79,7 @@ class StoredFeatures:
     def out_of_fold_logits(self, modality, seed, k, logits):
         """Logits (N, C) of which no turn's encoder saw the turn's group or test group k.
 
-        Turns of group j get those of the encoder that left out groups j and k; test turns keep the fold's own.
+        Turns of group j get those of the encoder that left out j and k; test turns keep the fold's own.
         """
         turns, mixed = self.manifest.labelled, logits.copy()
         for j, other in enumerate(self.folds):
@@ -153,7 +153,7 @@ def fill_absent(array, train_rows):
 def standardise(x, rows):
     """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0.
 
-    A column that varies less than ROUNDING of the size of all values holds float noise and counts as constant.
+    A column that varies less than ROUNDING of the size of all values holds float noise: a constant.
     """
     mean, sd = x[rows].mean(0), x[rows].std(0)
     varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows])))

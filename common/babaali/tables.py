@@ -1,4 +1,4 @@
-"""Tables 5 to 7 and Figures 8 to 12 of Babaali & Shayaninasab, and what goes beyond them, from 04's predictions."""
+"""Tables 5 to 7 and Figures 8 to 12 of Babaali & Shayaninasab, and what goes beyond them."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -78,11 +78,11 @@ class Scores:
         )
 
     def final(self, *modalities):
-        """Predictions of the paper's final model, the SVM on concatenated features of some modalities or all."""
+        """Predictions of the final model, the SVM on concatenated features, of some modalities or all."""
         return self.predicted[System("early", "concatenation", "SVM", modalities or self.features.modalities)]
 
     def cell(self, row, column, metric, predictions, paper=None, needs=None):
-        """One table cell in %, of predictions (seeds, N), or of several, below each other, whose mean is taken."""
+        """One table cell in %, of predictions (seeds, N), or of several below each other: their mean."""
         data = (self.y, predictions, self.speakers, self.runs, self.n_resamples)
         return score_cell(row, column, metric, *data, paper, needs)
 
@@ -235,7 +235,7 @@ FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), 
 
 
 def figures(scores, run):
-    """Figures 8 to 11: test turns of one fold in the plane of the training turns' first two components; Figure 12."""
+    """Figures 8 to 11, test turns of one fold in the plane of their training turns' PCA; Figure 12."""
     fold, parts, corpus = scores.features.folds[0], scores.parts[0], scores.features.manifest.corpus
     views = scores.features.read(scores.seeds[0], 0)["early"]
     views = {m: fill_absent(x, parts.fit) for m, x in views.items()}
@@ -254,16 +254,16 @@ def figures(scores, run):
         )
         number, word = FIGURES.get(name, (8, name))
         caption = (
-            f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} ({corpus}), "
-            f"n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the standardised vectors "
-            f"({x.shape[1]} wide) of the other turns."
+            f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
+            f"({corpus}), n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the standardised "
+            f"vectors ({x.shape[1]} wide) of the other turns."
         )
         run.figure(plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption))
     rows, labels = scores.scored, scores.final()[0]
     counts = metrics.confusion(scores.y[rows], labels[rows], len(scores.classes))
     caption = (
-        f"Figure 12. Confusion matrix of {described(scores)}; {corpus}; {run.protocol}. Test turns of all folds "
-        f"pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
+        f"Figure 12. Confusion matrix of {described(scores)}; {corpus}; {run.protocol}. Test turns of all "
+        f"folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
     fig = plots.confusion_map(counts, scores.classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))

@@ -1,8 +1,8 @@
-"""The feature extractor of Li et al., Section 2.1 and Figure 2: layer calibration, projection, dialogue context.
+"""The feature extractor of Li et al., Section 2.1, Figure 2: layer calibration, projection, dialogue context.
 
-B samples, N utterances of a context window (1 for audio), T audio frames or text tokens, L layers of a pretrained
-model and D its width, d width after the projector. `visible` is True where a step is not padding; every mean and
-convolution leaves the other steps out, so that a result does not depend on the batch.
+B samples, N utterances of a context window (1 for audio), T audio frames or text tokens, L layers of a
+pretrained model and D its width, d width after the projector. `visible` is True where a step is not padding;
+every mean and convolution leaves the other steps out, so that a result does not depend on the batch.
 """
 
 import torch
@@ -15,7 +15,7 @@ BOTTOM = {"audio": "feature_extractor", "text": "embeddings"}  # Sec. 2.4: the p
 
 
 def average(x, visible):
-    """Mean over the visible steps: x (..., T, w), visible (..., T) -> (..., w), zero where none is visible."""
+    """Mean over the visible steps: x (..., T, w), visible (..., T) -> (..., w), zero where none is."""
     weight = visible[..., None].to(x.dtype)
     return (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
 
@@ -40,7 +40,7 @@ class SqueezeExcite(nn.Module):
         nn.init.ones_(self.squeeze.bias)  # a single unit that starts below zero would stay dead
 
     def forward(self, level):
-        """level (..., L): mean of each layer over steps and width -> a factor between 0 and 1 for every layer."""
+        """level (..., L): mean of each layer over steps and width -> a factor between 0 and 1 for each."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(level))))
 
 
@@ -73,8 +73,8 @@ class Projector(nn.Module):
 class ContextConvolution(nn.Module):
     """Adds to a text what the utterances around it say, by a convolution of kernel 3 and stride 1.
 
-    It slides over the target's tokens. Each utterance of the window has channels of its own, so that order and
-    distance in the dialogue matter: the target its tokens, a neighbour the mean of its own at every token.
+    It slides over the target's tokens. Each utterance of the window has channels of its own, so that order
+    and distance in the dialogue matter: the target its tokens, a neighbour their mean at every token.
     """
 
     def __init__(self, n_window, width):
@@ -112,7 +112,7 @@ class FeatureExtractor(nn.Module):
         self.context = ContextConvolution(sum(window) + 1, width) if modality == "text" else None
 
     def attach(self, backbone, parts):
-        """Put the pretrained model in place, of which `parts` are trained: "none", "bottom" (Sec. 2.4) or "all"."""
+        """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""
         self.backbone = backbone.requires_grad_(parts == "all")
         if parts == "bottom":
             getattr(backbone, BOTTOM[self.modality]).requires_grad_(True)
@@ -126,7 +126,7 @@ class FeatureExtractor(nn.Module):
         return self
 
     def forward(self, batch):
-        """batch: "states" (B, N, T, L, D) and "visible" (B, N, T), or the pretrained model's arguments (B, N, S).
+        """batch: "states" (B, N, T, L, D), "visible" (B, N, T), or the pretrained model's inputs (B, N, S).
 
         Returns x (B, T, d) and visible (B, T) of the target utterance.
         """
@@ -142,7 +142,7 @@ class FeatureExtractor(nn.Module):
 
 
 def hidden_states(backbone, modality, inputs):
-    """All L layers of a pretrained model, the input of the first one included: (U, T, L, D), visible (U, T)."""
+    """All L layers of a pretrained model, the input of the first included: (U, T, L, D), visible (U, T)."""
     layers = backbone(**inputs, output_hidden_states=True).hidden_states
     states = torch.stack(layers, dim=2)
     counts = count_tokens(backbone, modality, states.shape[1], inputs)

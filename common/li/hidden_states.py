@@ -1,10 +1,11 @@
 """Dialogue turns as the inputs and all hidden layers of a pretrained model, with the turns around them.
 
-While the pretrained models are frozen, what they make of an utterance never changes. It is computed once and kept on
-disk, memory-mapped, where that takes at most CACHE_GB; else anew at every step. All 25 layers of WavLM-Large are
-12.8 MB per 5 s in float16, about 50 GB for IEMOCAP.
+While the pretrained models are frozen, what they make of an utterance never changes. It is computed once and
+kept on disk, memory-mapped, where that takes at most CACHE_GB; else anew at every step. All 25 layers of
+WavLM-Large are 12.8 MB per 5 s in float16, about 50 GB for IEMOCAP.
 
-B samples, N utterances of a context window, U some utterances, S samples or tokens, T steps, L layers, D width.
+B samples, N utterances of a context window, U utterances, S audio samples or tokens, T steps, L layers,
+D width.
 """
 
 from dataclasses import dataclass
@@ -12,16 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from transformers import AutoConfig
 
-from common.encoders import input_shape, load_backbone, load_processor, short_name
+from common.encoders import (
+    input_shape,
+    load_backbone,
+    load_pretrained,
+    load_processor,
+    short_name,
+    weights_fingerprint,
+)
 from common.errors import UserError
 from common.extraction import Extraction, extract
-from common.files import file_hash, free_bytes, hash_of
-from common.inputs import RATE_HZ, SHORTEST_S, Clipping, cache_inputs, collate_waveforms
-from common.li.extractor import hidden_states
+from common.files import free_bytes
+from common.inputs import RATE_HZ, SHORTEST_S, collate_waveforms
+from common.li.extractor import hidden_states, spread
+from common.media import MediaError, read_audio
 from common.store import Store
 from common.training import forward_batch, to_device
+
+SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
+MAX_PROBLEM_SHARE = 0.5  # more audio that cannot be read is an error
+
 
 # ---- What a pretrained model reads of a corpus ---------------------------------------------
 
@@ -33,116 +46,99 @@ class Utterances:
     modality: str  # "audio" or "text"
     source: str  # checkpoint: hub name or folder
     limit: float  # seconds of audio or tokens of text that are kept
-    ids: list  # of the turns that can be asked for
-    processor: object  # the checkpoint's tokenizer or feature extractor
-    tokens: dict  # of text: {id: (S,) token numbers}
-    waveforms: Store | None  # of audio
+    inputs: dict  # {id: token numbers (S,), or path of an audio file, None = silence}
+    lengths: dict  # {id: S, of audio about}
     states: Store | None = None  # "states" (T, L, D) float16 per turn; None = computed anew at every step
 
     def __post_init__(self):
-        config = load_backbone(self.source).config
+        config = load_pretrained(AutoConfig, self.source)
         self.shape = config.num_hidden_layers + 1, config.hidden_size  # (L, D)
         self.weights = weights_fingerprint(self.source)
-        self.absent = {i for i in self.ids if self.waveforms is not None and i not in self.waveforms}
+        self.processor = load_processor(self.source, self.modality)
 
-    def length(self, utterance_id):
-        """S; a turn without audio is silence of the shortest length."""
-        if self.modality == "text":
-            return len(self.tokens[utterance_id])
-        if utterance_id in self.absent:
-            return int(SHORTEST_S * RATE_HZ)
-        return self.waveforms.length(utterance_id)
-
-    def read(self, utterance_id):
-        """Token numbers or samples (S,)."""
-        if self.modality == "text":
-            return self.tokens[utterance_id]
-        if utterance_id in self.absent:
-            return np.zeros(self.length(utterance_id), np.float32)
-        return self.waveforms.rows(utterance_id, "inputs").astype(np.float32) / 32768
+    def read(self, item):
+        """Token numbers, or samples (S,); MediaError where a file cannot be read."""
+        if item is None:
+            return np.zeros(int(SHORTEST_S * RATE_HZ), np.float32)
+        return item if self.modality == "text" else read_audio(item, 0.0, self.limit, RATE_HZ)
 
     def pad(self, inputs):
         """The pretrained model's arguments for a list of what `read` gave: tensors (U, S)."""
         if self.modality == "audio":
             return collate_waveforms(self.processor, inputs)
-        tokens = torch.full((len(inputs), max(map(len, inputs))), self.processor.pad_token_id)
-        for row, own in zip(tokens, inputs):
-            row[: len(own)] = torch.from_numpy(own)
-        n_tokens = torch.tensor([len(own) for own in inputs])[:, None]
-        return {"input_ids": tokens, "attention_mask": (torch.arange(tokens.shape[1]) < n_tokens).long()}
+        batch = self.processor.pad({"input_ids": inputs}, return_tensors="pt")
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     def collate_inputs(self, windows):
-        """The arguments for B windows of N ids or None: tensors (B, N, S), zero where there is no utterance."""
-        padded = self.pad([self.read(i) for window in windows for i in window if i is not None])
+        """The arguments for B windows of N ids or None: tensors (B, N, S), zero where there is none."""
+        found = []
+        for i in (i for window in windows for i in window if i is not None):
+            try:
+                found.append(self.read(self.inputs[i]))
+            except MediaError:
+                found.append(self.read(None))
         present = torch.tensor([[i is not None for i in window] for window in windows])
-        found = {}
-        for name, tensor in padded.items():
-            found[name] = tensor.new_zeros(*present.shape, tensor.shape[1])
-            found[name][present] = tensor
-        return found
+        return {name: spread(tensor, present) for name, tensor in self.pad(found).items()}
 
     def collate_states(self, windows):
         """Hidden states of B windows: "states" (B, N, T, L, D) float16 and "visible" (B, N, T)."""
-        longest = max(self.states.length(i) for window in windows for i in window if i is not None)
-        states = torch.zeros(len(windows), len(windows[0]), longest, *self.shape, dtype=torch.float16)
-        visible = torch.zeros(states.shape[:3], dtype=torch.bool)
-        for b, window in enumerate(windows):
-            for n, i in enumerate(window):
-                if i is not None:
-                    rows = self.states.rows(i, "states")
-                    states[b, n, : len(rows)].numpy()[...] = rows
-                    visible[b, n, : len(rows)] = True
-        return {"states": states, "visible": visible}
+        at = np.array([[-1 if i is None else self.row_of(i) for i in window] for window in windows])
+        first, count = (part[at] for part in self.states.spans("states"))
+        steps = np.arange(count[at >= 0].max())
+        visible = torch.from_numpy((steps < count[..., None]) & (at >= 0)[..., None])  # (B, N, T)
+        rows = (first[..., None] + steps)[visible.numpy()]
+        return {"states": spread(torch.from_numpy(self.states["states"][rows]), visible), "visible": visible}
+
+    def row_of(self, utterance_id):
+        return self.states.row_of(utterance_id if utterance_id in self.states else SILENCE)
+
+    def n_silent(self):
+        """How many turns are taken as silence."""
+        unread = len(self.states.problems) if self.states else 0
+        return unread + sum(item is None for name, item in self.inputs.items() if name != SILENCE)
 
 
-def read_utterances(manifest, modality, source, limit, cache_root, workers):
+def read_utterances(manifest, modality, source, limit):
     """The Utterances of a modality: of audio the labelled turns, of text all, since any can be context.
 
     limit  seconds of audio, or tokens of text, at most what the model takes
     """
-    shape, processor = input_shape(source, modality), load_processor(source, modality)
+    shape = input_shape(source, modality)
     if shape.kind not in ("waveform", "tokens"):
         raise UserError(
             f"{short_name(source)}: takes {shape.kind}, which have no {modality} layers over time; "
             "name a model such as WavLM, wav2vec 2.0 or HuBERT"
         )
-    turns = manifest.turns if modality == "text" else manifest.labelled
-    ids, tokens, waveforms = [turn.utterance_id for turn in turns], {}, None
-    if modality == "text":
-        texts, most = [turn.text for turn in turns], min(limit, shape.max_tokens)
-        numbers = processor(texts, truncation=True, max_length=most)["input_ids"]
-        tokens = {i: np.array(own) for i, own in zip(ids, numbers)}
-    else:
-        clipping = Clipping(limit, 0, 0, 0)
-        waveforms = cache_inputs(manifest, modality, shape, processor, clipping, cache_root, workers)
-    return Utterances(modality, source, limit, ids, processor, tokens, waveforms)
-
-
-def weights_fingerprint(source):
-    """What hidden states depend on: a hash of a local checkpoint's weights, or the hub's name, and transformers."""
-    files = sorted(p for pattern in ("*.safetensors", "*.bin") for p in Path(source).glob(pattern))
-    weights = hash_of([file_hash(path) for path in files]) if Path(source).is_dir() else source
-    return f"{weights}, transformers {transformers.__version__}"
+    if modality == "audio":
+        turns = manifest.labelled
+        inputs = {t.utterance_id: manifest.path(t.audio) if t.audio else None for t in turns}
+        lengths = {t.utterance_id: int(RATE_HZ * max(SHORTEST_S, min(limit, t.duration_s))) for t in turns}
+        return Utterances(modality, source, limit, {SILENCE: None, **inputs}, {SILENCE: 0, **lengths})
+    texts, most = [turn.text for turn in manifest.turns], min(limit, shape.max_tokens)
+    numbers = load_processor(source, modality)(texts, truncation=True, max_length=most)["input_ids"]
+    inputs = {turn.utterance_id: own for turn, own in zip(manifest.turns, numbers)}
+    return Utterances(modality, source, limit, inputs, {name: len(own) for name, own in inputs.items()})
 
 
 # ---- Hidden states on disk -----------------------------------------------------------------
 
 
-def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_size):
-    """Compute the frozen model's states of all utterances into <cache_root>/states_*/, if they fit into cache_gb.
+def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_size, workers):
+    """Compute the frozen model's states of all utterances into <cache_root>/states_*/ if cache_gb allows.
 
     Returns the GB that they take, 0 where they do not fit and are computed anew at every step.
     """
-    u, backbone = utterances, load_backbone(utterances.source).to(accelerator.device).eval()
-    n_steps = sum(count_steps(backbone, u.modality, u.length(i)) for i in u.ids)
+    u, what = utterances, f"hidden states of {short_name(utterances.source)}"
+    backbone = load_backbone(u.source).to(accelerator.device).eval()
+    n_steps = sum(count_steps(backbone, u.modality, length) for length in u.lengths.values())
     need = n_steps * u.shape[0] * u.shape[1] * 2
-    folder = Path(cache_root) / f"states_{short_name(u.source)}_{u.limit:g}{'s' * (u.modality == 'audio')}"
-    there = sum(path.stat().st_size for path in folder.glob("*.npy"))
     size = f"{n_steps:,} steps x {u.shape[0]} layers x {u.shape[1]} x 2 bytes = {need / 1e9:.2f} GB"
+    folder = Path(cache_root) / f"states_{short_name(u.source)}_{u.limit:g}"
+    there = sum(path.stat().st_size for path in folder.glob("*.npy"))
     if need > min(cache_gb * 1e9, free_bytes(folder) + there):
-        print(f"hidden states of {short_name(u.source)}: {size}: not kept, computed anew at every step")
+        print(f"{what}: {size}: more than CACHE_GB or the disk allows, computed anew at every step")
         return 0.0
-    print(f"hidden states of {short_name(u.source)}: {size}", flush=True)
+    print(f"{what}: {size}", flush=True)
 
     def forward(model, batch):
         states, visible = hidden_states(model, u.modality, batch["inputs"])
@@ -158,17 +154,13 @@ def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_s
             raise UserError(f"{short_name(u.source)}: its states do not fit float16; set CACHE_GB=0")
         return {"states": rows}, counts
 
-    identity = {
-        "manifest": manifest.fingerprint(),
-        "weights": u.weights,
-        "limit": u.limit,
-        "precision": accelerator.mixed_precision,
-    }
-    # Batches of similar length, else in a random order: padding costs time, and rounding must not tell the label.
-    order = np.random.default_rng(0).permutation(u.ids).tolist()
-    items = {i: i for i in sorted(order, key=u.length)}
-    what = f"hidden states of {short_name(u.source)}"
-    u.states = extract(items, u.read, compute, folder, identity, Extraction(batch_size), what, need)
+    identity = {"manifest": manifest.fingerprint(), "weights": u.weights, "limit": u.limit}
+    identity["precision"] = accelerator.mixed_precision
+    # By length, since padding costs time; at random within a length, since rounding must not tell the label.
+    order = np.random.default_rng(0).permutation(list(u.inputs)).tolist()
+    items = {name: u.inputs[name] for name in sorted(order, key=u.lengths.get)}
+    how = Extraction(batch_size, workers, MAX_PROBLEM_SHARE)
+    u.states = extract(items, u.read, compute, folder, identity, how, what, need)
     return need / 1e9
 
 
@@ -208,9 +200,9 @@ class Windows:
     turns       Turn list; classes: names, for the label's index
     utterances  {modality: Utterances} that the system reads
     windows     of context_windows, for text; audio has no context
-    live        modalities of which the batches hold the pretrained model's inputs instead of its hidden states
-    by_length   batches of turns of similar length, for fine-tuning, where padding costs most; else at random: in
-                a small corpus batches by length are the same in every epoch, all short or all long texts
+    live        modalities of which the batches hold the pretrained model's inputs, not its hidden states
+    by_length   batches of turns of similar length, for fine-tuning, where padding costs most; else at random:
+                in a small corpus batches by length are the same in every epoch, all short or all long texts
     """
 
     def __init__(self, turns, classes, utterances, windows, live, by_length):
@@ -218,7 +210,7 @@ class Windows:
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         self.windows = {m: windows if m == "text" else [[i] for i in self.ids] for m in utterances}
         modality, first = next(iter(utterances.items()))  # audio, where it is read
-        longest = [max(first.length(i) for i in window if i is not None) for window in self.windows[modality]]
+        longest = [max(first.lengths[i] for i in window if i) for window in self.windows[modality]]
         self.lengths = longest if by_length else [1] * len(turns)
 
     def __len__(self):

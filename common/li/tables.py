@@ -1,4 +1,4 @@
-"""Tables 1 and 2 and Figure 4 of Li et al., and what goes beyond them: tests, dialogue styles, context sizes."""
+"""Tables 1 and 2 and Figure 4 of Li et al., and beyond them: tests, dialogue styles, context sizes."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def note_of(scores, sizes=None):
     """What every table says: models, context, chance; sizes: contexts of its rows, where they differ."""
     majority, uniform = metrics.chance(scores.y[scores.scored], len(scores.classes))
     utterances = scores.study.utterances
-    silent = len(utterances["audio"].absent) if "audio" in utterances else 0
+    silent = utterances["audio"].n_silent() if "audio" in utterances else 0
     windows = sizes or [scores.window]
     cut = max(sum(scores.study.windows(fold, "test", w)[2] for fold in scores.folds) for w in windows)
     parts = [
@@ -54,7 +54,7 @@ def table_1(scores, run):
     """Table 1: every system, frozen and fine-tuned."""
     cells = []
     for system, phase, predictions in scores.rows():
-        letters = " + ".join({"audio": "A", "text": "T"}[m] for m in scores.study.modalities_of(system))
+        letters = " + ".join({"audio": "A", "text": "T"}[m] for m in scores.study.systems[system])
         row = f"{scores.name(system, phase)}, {letters}"
         paper = {column: PAPER.get(("1", f"{system} {phase}", column)) for column in COLUMNS}
         cells += scores.cells(row, COLUMNS, predictions, paper)
@@ -84,9 +84,9 @@ def table_2(scores, run):
                     scores, scores.cells(row, COLUMNS, rows[system, phase], paper, runs), runs
                 )
     note = (
-        "Figures of others as the paper quotes them. It does not name the system of its frozen rows: in five folds "
-        "the figures are those of system 15 (LF), in Session 5 they may be of LF or MMT. Session 5: the last "
-        f"session; it has too few speakers for an interval. {note_of(scores)}"
+        "Figures of others as the paper quotes them. It does not name the system of its frozen rows: in five "
+        "folds the figures are those of system 15 (LF), in Session 5 they may be of LF or MMT. Session 5: "
+        f"the last session; it has too few speakers for an interval. {note_of(scores)}"
     )
     if any(cell.values for cell in cells):
         run.table("li_table_2", "Table 2. Comparison with published systems, audio and text", cells, note)
@@ -102,7 +102,7 @@ def without_interval(scores, cells, runs):
 
 
 def figure_4(scores, run):
-    """Figure 4: confusion matrices of the last session for the audio, text and multimodal system, by phase."""
+    """Figure 4: confusion matrices of the last session, audio, text and multimodal system, by phase."""
     fold, rows, panels = scores.folds[-1], scores.tested[-1], {}
     found = sorted(scores.rows(), key=lambda row: PHASES.index(row[1]))
     for system, phase, predictions in (row for row in found if row[0] in FIGURE_4):
@@ -111,9 +111,9 @@ def figure_4(scores, run):
     if not panels:
         return
     caption = (
-        f"Figure 4. Confusion matrices on the test turns of {fold.name} ({scores.study.manifest.corpus}), n = "
-        f"{len(rows):,}, seed {scores.seeds[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, of "
-        "Session 5; colour and second line: share of the true class."
+        f"Figure 4. Confusion matrices on the test turns of {fold.name} ({scores.study.manifest.corpus}), "
+        f"n = {len(rows):,}, seed {scores.seeds[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, "
+        "of Session 5; colour and second line: share of the true class."
     )
     n_columns = len(panels) // len({phase for _, phase, _ in found})
     fig = plots.confusion_grid(panels, scores.classes, n_columns)
@@ -124,7 +124,7 @@ def figure_4(scores, run):
 
 
 def best_single(scores, phase):
-    """Predictions (seeds, N) of the single modality with the lowest development loss on each fold; which, how often."""
+    """Predictions (seeds, N) of the single modality of the lowest development loss on each fold; which."""
     keys = [(s, phase, scores.window) for s in SINGLES if (s, phase, scores.window) in scores.predicted]
     losses = np.stack([scores.valid_loss[key] for key in keys])  # (systems, seeds, folds)
     predictions, wins = np.full_like(scores.predicted[keys[0]], -1), dict.fromkeys(SINGLES, 0)
@@ -171,22 +171,22 @@ def styles_table(scores, run):
             cells += scores.cells(scores.name(system, phase), columns, predictions, runs=runs)
     counts = ", ".join(f"{kind} {int((styles[scores.scored] == kind).sum()):,}" for kind in kinds)
     note = (
-        f"Not in the paper. Turns: {counts}. IEMOCAP's scripts are played in every session, so that a text system "
-        "has met the words of scripted test turns, or nearly, in training; their figures say less about new "
-        f"speech. {note_of(scores)}"
+        f"Not in the paper. Turns: {counts}. IEMOCAP's scripts are played in every session, so that a text "
+        "system has met the words of scripted test turns, or nearly, in training; their figures say less "
+        f"about new speech. {note_of(scores)}"
     )
     run.table("li_table_styles", "Improvised and scripted dialogues apart", cells, note)
 
 
 def context_table(scores, run, systems, sizes, phases, how):
-    """How much context on which side is worth, past-only included; how: what differs from Table 1's trainings."""
+    """How much context on which side is worth; how: what differs from Table 1's trainings."""
     cells = [
         cell for phase in phases for system in systems for cell in context_rows(scores, system, phase, sizes)
     ]
     note = (
-        "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live system "
-        "could have. Gain: over the same system without context; by speaker: the two are swapped for whole "
-        f"speakers, Holm's correction over the rows of a system. {how}{note_of(scores, sizes)}"
+        "Not in the paper, which takes 4 before and 4 after. Rows without utterances after are what a live "
+        "system could have. Gain: over the same system without context; by speaker: the two are swapped for "
+        f"whole speakers, Holm's correction over the rows of a system. {how}{note_of(scores, sizes)}"
     )
     run.table("li_table_context", "Context sizes", cells, note)
 

@@ -1,42 +1,42 @@
-"""Training of the systems of Li et al., Sections 2.4 and 3.2: frozen, then fine-tuned, on every fold and seed.
+"""Training of Li et al., Sections 2.4 and 3.2: all systems, frozen, then fine-tuned, on all folds and seeds.
 
 Paper: J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion Recognition",
 Interspeech 2022. Section 2.1 is common/li/extractor.py; Sections 2.2 and 2.3 and all constants are in
-04_fuse_classify.py; hidden states and context windows are common/li/hidden_states.py, tables common/li/tables.py.
-
-Each trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/<fold>/<phase>/, so that a killed
-run resumes.
+04_fuse_classify.py. Each trained system leaves <DATA_ROOT>/models/<corpus>/li/<system>/<context>/seed<k>/
+<fold>/<phase>/, so that a killed run resumes.
 
 DEVIATIONS and what the paper leaves open; constants of 04 in capitals
-1. "Several embeddings from consecutive utterances ... aggregated into a context-aware textual embedding using a
-   convolutional layer with the stride of 1 and kernel size of 3": what it slides over is not said. Embeddings are
-   token-level elsewhere in the paper, and the fusion needs the target's tokens. So it slides over the target's tokens
-   and has channels for each of the nine utterances; a neighbour is the mean of its tokens. Sliding over the nine
-   utterances instead, one layer of kernel 3 sees one neighbour on each side, or, averaged over its positions, is a
-   mean of the window in which order does not matter. Its output is added to the target ("enhance") and starts at
-   zero, so that training starts from the target alone.
-2. How 25 calibrated layers become one sequence is not said: their mean (LAYER_MERGE), or all of them side by side.
-3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward width,
-   dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order Linear-ReLU-Linear-LayerNorm.
-   LayerNorm comes before attention, as in the cross-modal Transformer that it cites (Tsai et al.), or after it, as in
-   the vanilla one (NORM_FIRST).
-4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text as
-   target, is nearly as weak as audio alone (67.76 against 66.15): perhaps theirs adds nothing. CMT_RESIDUAL = False
-   tries that.
+1. "Several embeddings from consecutive utterances ... aggregated into a context-aware textual embedding using
+   a convolutional layer with the stride of 1 and kernel size of 3": what it slides over is not said.
+   Embeddings are token-level elsewhere in the paper, and the fusion needs the target's tokens. So it slides
+   over these and has channels for each of the nine utterances; a neighbour is the mean of its tokens. Sliding
+   over the nine utterances, one layer of kernel 3 sees one neighbour on each side, or, averaged over its
+   positions, is a mean of the window in which order does not matter. The output is added to the target
+   ("enhance") and starts at zero, so that training starts from the target alone.
+2. How 25 calibrated layers become one sequence is not said: their mean, or all side by side (LAYER_MERGE).
+3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward
+   width, dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order
+   Linear-ReLU-Linear-LayerNorm. LayerNorm comes before attention, as in the cross-modal Transformer that it
+   cites (Tsai et al.), or after it, as in the vanilla one (NORM_FIRST).
+4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text
+   as target, is nearly as weak as audio alone (67.76 against 66.15): perhaps theirs adds nothing, which
+   CMT_RESIDUAL = False tries.
 5. "25 layers" are the input of the first Transformer layer (the projected CNN output with WavLM's position
-   convolution) and 24 outputs, all without WavLM's final LayerNorm; 13 for BERT. The pretrained models stay in
-   evaluation mode in both phases.
-6. Squeezing takes the mean over time and width, as squeeze-and-excitation does. Behind a LayerNorm that mean hardly
-   varies, so that for BERT the gate comes close to one fixed weight per layer. Its single unit starts alive (bias 1).
-7. The weights after the last epoch are tested, as in the paper, or the best of each phase (KEEP_EPOCH). Fine-tuning
-   starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the development speaker start
-   it, 10 end it. The frozen systems are the weights at that start. MAX_EPOCHS bounds both phases; in the presets it
-   ends most of them.
+   convolution) and 24 outputs, all without WavLM's final LayerNorm; 13 for BERT. The pretrained models stay
+   in evaluation mode in both phases.
+6. Squeezing takes the mean over time and width, as squeeze-and-excitation does. Behind a LayerNorm that mean
+   hardly varies: for BERT the gate is nearly a fixed weight per layer. Its single unit starts alive (bias 1).
+7. The weights after the last epoch are tested, as in the paper, or the best of each phase (KEEP_EPOCH).
+   Fine-tuning starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the
+   development speaker start it, 10 end it. The frozen systems are the weights at that start. FROZEN_EPOCHS
+   and FINETUNE_EPOCHS bound the phases; in the presets they end most of them.
 8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
-9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked instead of treated as silence.
-10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each has the
-    other's words as context. The test session shares nothing with either; context never crosses that border.
-11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in Table 2.
+9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked, not treated as silence.
+10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each
+    has the other's words as context. The test session shares nothing with either; context never crosses that
+    border.
+11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in
+    Table 2.
 """
 
 from dataclasses import dataclass, replace
@@ -49,6 +49,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common.encoders import load_backbone
+from common.errors import UserError
 from common.files import hash_of
 from common.jobs import side_by_side
 from common.layers import build
@@ -71,7 +72,6 @@ class Study:
     )
     utterances: dict  # {modality: Utterances}
     network: type  # network(system, shapes, window, n_classes) -> nn.Module
-    modalities_of: callable  # modalities_of(system)
     loss: callable  # loss(model, batch) -> (sum, count)
     design: dict  # the network's constants, for identities
     recipes: dict  # {phase: Recipe}
@@ -92,6 +92,21 @@ class Study:
         return turns, *context_windows(self.manifest, turns, *window, is_tested)
 
 
+def possible_systems(systems, manifest):
+    """Those of {system: modalities} whose modalities most labelled turns have; prints which are left out."""
+    turns = manifest.labelled
+    counts = {m: sum(bool(getattr(turn, m)) for turn in turns) for m in ("audio", "text")}
+    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(turns):,} labelled turns")
+    found = {s: needs for s, needs in systems.items() if all(2 * counts[m] > len(turns) for m in needs)}
+    for system in (s for s in systems if s not in found):
+        print(f"  {system}: needs {' and '.join(systems[system])}; left out")
+    if not found:
+        raise UserError(
+            f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(systems)} has its modalities there"
+        )
+    return found
+
+
 def train_system(study, system, window, phases, seed, k):
     """Train one system on fold k, frozen, then fine-tuned, and test it after each phase.
 
@@ -104,7 +119,7 @@ def train_system(study, system, window, phases, seed, k):
         recipe = next_recipe(study, phase, seed, outcomes)
         live = live_modalities(study, system, phase)
         parts = {p: study.windows(fold, p, window)[:2] for p in ("train", "valid", "test")}
-        utterances = {m: study.utterances[m] for m in study.modalities_of(system)}
+        utterances = {m: study.utterances[m] for m in study.systems[system]}
         # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
         recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
         outcomes[phase] = train_and_test(
@@ -145,7 +160,7 @@ def figures(found, data):
 
 
 def next_recipe(study, phase, seed, outcomes):
-    """The recipe of a phase; fine-tuning counts the epochs without a lower loss on, unless the best was kept."""
+    """The recipe of a phase; fine-tuning counts the epochs without a lower loss on, but from the best."""
     recipe = replace(study.recipes[phase], seed=seed)
     if phase == FROZEN:
         return recipe
@@ -157,12 +172,12 @@ def next_recipe(study, phase, seed, outcomes):
 
 def live_modalities(study, system, phase):
     """Those whose pretrained model a phase runs: all in fine-tuning, else where its states are not kept."""
-    return {m for m in study.modalities_of(system) if phase == TUNED or study.utterances[m].states is None}
+    return {m for m in study.systems[system] if phase == TUNED or study.utterances[m].states is None}
 
 
 def start_network(study, system, window, seed, phase, folder):
     """A fresh network; for fine-tuning with the weights that the frozen phase left."""
-    shapes = {m: study.utterances[m].shape for m in study.modalities_of(system)}
+    shapes = {m: study.utterances[m].shape for m in study.systems[system]}
     model = build(seed, study.network, system, shapes, window, len(study.manifest.classes))
     if phase == TUNED:
         weights = load_file(best_weights(folder / FROZEN))
@@ -175,7 +190,7 @@ def start_network(study, system, window, seed, phase, folder):
 
 def identity_of(study, system, window, parts, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
-    utterances = {m: study.utterances[m] for m in study.modalities_of(system)}
+    utterances = {m: study.utterances[m] for m in study.systems[system]}
     identity = {
         "system": system,
         "window": list(window),
