@@ -139,7 +139,7 @@ class StoreWriter:
             write_json(self.folder / "meta.json", {**self.meta, "complete": False})
 
     def _resume(self):
-        """Trust the index up to its last whole line and cut the arrays back to it; False if they lack rows."""
+        """Trust the index up to its last whole line, cut the arrays back to it; False if they lack rows."""
         if not self.index.exists():
             return False
         text = self.index.read_text(encoding="utf-8")
