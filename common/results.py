@@ -334,10 +334,10 @@ def grids(cells):
 
 def grid(rows, columns, texts):
     """One Markdown table of the rows that have some text; texts: {(row, column): text}."""
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
-    lines = [line for line in lines if any(line[1:])]
-    return "\n".join("".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines)
+    body = [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
+    lines = [["", *columns], *(line for line in body if any(line[1:]))]
+    head, *body = ["".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines]
+    return "\n".join([head, "|---" * (len(columns) + 1) + "|", *body])
 
 
 def legend(cells):
