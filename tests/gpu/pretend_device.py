@@ -185,7 +185,7 @@ def register():
 
 
 def patch_training(steps):
-    """Put accelerators on the device, keep weights on the CPU when they are written, count waits within steps."""
+    """Put accelerators on the device, weights on the CPU when they are written; count waits within steps."""
     import safetensors.torch
 
     from common import training
