@@ -38,7 +38,7 @@ TABLE_COLUMNS = "row column unit paper mean sd ci_low ci_high n n_runs corpus pr
 MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
 # Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
 FREE = ("CORPUS", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
-FREE_BLOCKS = "Roots|Machine"
+FREE_BLOCKS = "Roots|Beyond the paper|Machine"
 
 
 @dataclass
