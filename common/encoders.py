@@ -1,7 +1,7 @@
 """Pretrained transformers as encoders: one vector of D numbers per turn, the same in every batch.
 
-Said once here, for whoever loads a pretrained model: where it comes from, how its tokens become one vector, and
-that padding never changes a result. common/inputs.py makes the inputs.
+Said once here, for whoever loads a pretrained model: where it comes from, how its tokens become one vector,
+and that padding never changes a result. common/inputs.py makes the inputs.
 
 B batch, T time steps, S tokens, D feature, C classes.
 """
@@ -69,7 +69,7 @@ def load_pretrained(auto_class, source):
 
 
 def weights_fingerprint(source):
-    """What identifies the weights at `source`: a hash of them where they lie in a folder, else the hub's name."""
+    """What identifies the weights at `source`: their hash if they lie in a folder, else the hub's name."""
     if not Path(source).is_dir():
         return str(source)
     return hash_of([file_hash(path) for path in sorted(Path(source).glob("*")) if path.suffix in WEIGHTS])
@@ -122,11 +122,11 @@ class TurnEncoder(nn.Module):
         self.backbone, self.modality, self.width = backbone, modality, backbone.config.hidden_size
 
     def forward(self, inputs):
-        """(B, D) of B turns; inputs: keyword arguments of the backbone, made by common/inputs.py."""
+        """inputs: keyword arguments of the backbone, made by common/inputs.py. Returns (B, D)."""
         return self.pool(self.backbone(**inputs), inputs)
 
     def pool(self, output, inputs):
-        """The CLS token where the architecture has one, else the mean over the tokens that are not padding."""
+        """The CLS token where the architecture has one, else the mean over tokens that are not padding."""
         tokens = output.last_hidden_state  # (B, S, D)
         if self.modality == "text":
             return tokens[:, 0]
@@ -210,7 +210,7 @@ def show_first_step(backbone):
 def ignore_padding_in_group_norm(backbone):
     """Make the first convolution of the base models (wav2vec 2.0, HuBERT, WavLM) blind to padding.
 
-    Its GroupNorm has one group per channel, that is, it takes mean and variance over time, padding included: a
+    Its GroupNorm has one group per channel: it takes mean and variance over time, padding included, so that a
     turn's features would depend on the longest turn of its batch. Here only frames without padding count.
     """
     layer = backbone.feature_extractor.conv_layers[0]

@@ -1,22 +1,21 @@
 """Turns as the inputs of a checkpoint: tokens, waveforms, spectrograms or video frames.
 
-Media are decoded once. `cache_inputs` writes what a checkpoint reads of each turn (int16 samples, a spectrogram,
-frames at the model's size and rate) into a memory-mapped store; from then on no step waits for a decoder.
+Media are decoded once: `cache_inputs` stores what a checkpoint reads of each turn, as int16 samples, a
+spectrogram, or frames of the model's size and rate.
 """
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.encoders import InputShape, input_shape, load_processor
+from common.encoders import InputShape, input_shape, load_processor, weights_fingerprint
 from common.extraction import Extraction, extract
 from common.files import hash_of
-from common.media import probe, read_audio
-from common.pictures import read_frames
+from common.media import probe, read_audio, read_frames
 from common.store import Store
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
@@ -52,9 +51,9 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
     shape       InputShape of the checkpoint; processor: its feature extractor or image processor
     cache_root  folder for the stores of this corpus
     workers     threads that decode, 0 = none
-    Returns None for text, else a Store of the turns that could be decoded, with rows "inputs" per turn: int16
-    (samples,), float16 (frames, mel) or uint8 (frames, size, size, 3).
-    Raises UserError if the disk is too small, or if more than MAX_PROBLEM_SHARE of the turns cannot be decoded.
+    Returns None for text, else a Store of the turns that could be decoded, with the rows "inputs" of each:
+    int16 (samples,), float16 (frames, mel) or uint8 (frames, size, size, 3).
+    Raises UserError if the disk is too small, or more than MAX_PROBLEM_SHARE of the turns cannot be decoded.
     """
     if shape.kind == "tokens":
         return None
@@ -80,7 +79,7 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
         folder=Path(cache_root) / name,
         identity={"manifest": manifest.fingerprint(), "inputs": name},
         how=Extraction(DECODED_TOGETHER, workers, MAX_PROBLEM_SHARE),
-        what=name,
+        what={"frames": "video frames"}.get(shape.kind, f"{shape.kind}s"),
         need_bytes=int(need_bytes),
     )
 
@@ -126,6 +125,7 @@ class TurnInputs:
     classes  names, for the label's index (-1 = unlabelled)
     shape    InputShape; processor: of the checkpoint; store: of cache_inputs
     mirror   probability that a training clip is mirrored left to right
+    source   hub name or folder of the checkpoint; made_of: what else identifies the inputs
     """
 
     turns: list
@@ -134,6 +134,8 @@ class TurnInputs:
     processor: object
     store: Store | None
     mirror: float = 0.0
+    source: str = ""
+    made_of: dict = field(default_factory=dict)
     ids: list = field(init=False)
     labels: np.ndarray = field(init=False)
     lengths: list = field(init=False)  # batches hold turns of similar length
@@ -190,7 +192,12 @@ def read_inputs(manifest, modality, source, clipping, data_root, workers):
     store = cache_inputs(manifest, modality, shape, processor, clipping, cache, workers)
     turns = [t for t in manifest.turns if has_modality(t, modality)]
     turns = [t for t in turns if store is None or t.utterance_id in store]
-    return TurnInputs(turns, manifest.classes, shape, processor, store)
+    made_of = {
+        "manifest": manifest.fingerprint(),
+        "weights": weights_fingerprint(source),
+        "clipping": asdict(clipping),
+    }
+    return TurnInputs(turns, manifest.classes, shape, processor, store, 0.0, source, made_of)
 
 
 def collate_text(processor, texts, max_tokens):
