@@ -18,7 +18,7 @@ class Turn:
     """One utterance of one speaker; `audio` and `video` are relative to the prepared folder, "" = none.
 
     Where a corpus is used in place (VoxCeleb2, CREMA-D, ...), they are absolute paths of its own files.
-    VoxCeleb2 is not even opened, so that start_s = end_s = 0 there. CMU-MOSEI's turns are spans of such a file.
+    VoxCeleb2 is not even opened: start_s = end_s = 0 there. Turns of CMU-MOSEI are spans of such a file.
     """
 
     utterance_id: str
