@@ -49,10 +49,9 @@ from common.errors import UserError
 from common.files import hash_of, write_json
 from common.inputs import Clipping, has_modality, read_inputs
 from common.jobs import side_by_side
-from common.layers import build
 from common.manifest import corpus_name, read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall
-from common.results import Cell, paper_figures, prediction_rows, score_cell, start_run
+from common.results import Cell, paper_figures, prediction_rows, score_cells, start_run
 from common.training import Recipe, make_accelerator, train_and_test
 
 # fmt: off
@@ -129,11 +128,9 @@ SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS
 SETTINGS = {}                       # filled by settings.run: what this run used
 # fmt: on
 
-TABLES = {
-    "text": (1, "Text models", "text"),
-    "audio": (2, "Speech models", "speech"),
-    "video": (3, "Video model", "video"),
-}
+MEASURES = {"Accuracy": accuracy, "Mean recall": unweighted_recall}  # columns of the tables
+TABLES = {"text": ("1", "Text models"), "audio": ("2", "Speech models"), "video": ("3", "Video model")}
+CURVES = {"text": (2, 5, "text"), "audio": (3, 6, "speech"), "video": (4, 7, "video")}
 
 
 # ---- Data ----------------------------------------------------------------------------------
@@ -143,9 +140,8 @@ def modalities_of(manifest):
     """MODALITIES of which the corpus has at least one labelled turn; prints how many it has."""
     counts = {m: sum(has_modality(turn, m) for turn in manifest.labelled) for m in MODALITIES}
     for modality, n in counts.items():
-        print(
-            f"  {modality:<9} {n:,} of {len(manifest.labelled):,} labelled turns{'' if n else ': left out'}"
-        )
+        left_out = "" if n else ": left out"
+        print(f"  {modality:<9} {n:,} of {len(manifest.labelled):,} labelled turns{left_out}")
     return [modality for modality, n in counts.items() if n]
 
 
@@ -264,9 +260,14 @@ def fine_tune(inputs, modality, model, fold, seed):
         "mirror": MIRROR_PROBABILITY,
         "turns": hash_of([part.ids for part in data.values()]),
     }
+
+    def make_model():
+        torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
+        return EmotionClassifier(inputs.source, modality, len(inputs.classes))
+
     outcome = train_and_test(
         accelerator,
-        lambda: build(seed, EmotionClassifier, inputs.source, modality, len(inputs.classes)),
+        make_model,
         cross_entropy,
         outputs,
         data,
@@ -342,11 +343,9 @@ def cross_validate(inputs, models, folds, jobs):
         key = trained.modality, trained.seed, trained.fold.name
         if key not in best or trained.valid_accuracy > best[key].valid_accuracy:
             best[key] = trained
-    for t in best.values():  # for 03
-        write_json(
-            model_folder(t.modality, t.model, t.fold, t.seed).parent / "chosen.json",
-            {"model": short_name(t.model)},
-        )
+    for t in best.values():
+        folder = model_folder(t.modality, t.model, t.fold, t.seed).parent
+        write_json(folder / "chosen.json", {"model": short_name(t.model)})  # for 03
     return list(best.values())
 
 
@@ -357,7 +356,7 @@ class Pooled:
     """Predictions of models of one kind pooled over folds, in the order of the labelled turns."""
 
     def __init__(self, manifest, trained):
-        self.turns, n_classes = manifest.labelled, len(manifest.classes)
+        self.turns = manifest.labelled
         row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.y_true = np.array([manifest.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
@@ -367,48 +366,45 @@ class Pooled:
             seed, tested = SEEDS.index(t.seed), np.array([row[i] for i in t.test["ids"]])
             self.y_pred[seed, tested] = np.argmax(t.test["outputs"]["logits"], axis=1)
             self.runs[t.seed, t.fold.name] = (slice(seed, seed + 1), tested)
-        self.tested = self.y_true[(self.y_pred >= 0).all(0)]
-        self.chance = [100 * level for level in chance(self.tested, n_classes)]  # accuracy, mean recall
-
-    def score(self, row, column, metric, paper=None):
-        """A cell in % with its interval, speakers resampled."""
-        data = self.y_true, self.y_pred, self.speakers
-        return score_cell(row, column, metric, *data, self.runs, N_RESAMPLES, paper)
+        tested = self.y_true[(self.y_pred >= 0).all(0)]
+        self.n = len(tested)
+        self.chance = [100 * level for level in chance(tested, len(manifest.classes))]  # of MEASURES
 
 
 def row_cells(manifest, number, row, trained):
     """A row of Table `number`: the paper's three columns, and ours."""
-    pool, printed = Pooled(manifest, trained), printed_figures(manifest)
+    pool, printed = Pooled(manifest, trained), printed_figures(manifest, number, row)
 
-    def cell(column, values, unit):
-        paper = printed.get((str(number), row, column))
-        return Cell(row, column, values, list(pool.runs), paper, unit=unit, n=len(pool.tested))
+    def cell(column, values, unit, n=pool.n):
+        return Cell(row, column, values, list(pool.runs), printed.get(column), unit=unit, n=n)
 
+    data = pool.y_true, pool.y_pred, pool.speakers, pool.runs, N_RESAMPLES
     return [
         cell("Loss", [t.test["figures"]["loss"] for t in trained], ""),
-        pool.score(row, "Accuracy", accuracy, printed.get((str(number), row, "Accuracy"))),
+        *score_cells(row, MEASURES, *data, paper=printed),
         cell("Runtime", [t.outcome["test_seconds"] for t in trained], "s"),
-        pool.score(row, "Mean recall", unweighted_recall),
-        cell("Validation accuracy", [100 * t.valid_accuracy for t in trained], "%"),
+        cell("Validation accuracy", [100 * t.valid_accuracy for t in trained], "%", None),
         cell("Training", [t.outcome["history"]["seconds"] for t in trained], "s"),
     ]
 
 
-def printed_figures(manifest):
-    """The paper's numbers {(table, row, column): value}; in %, where Tables 1-3 print fractions."""
+def printed_figures(manifest, number, row):
+    """The paper's numbers {column: value} for a row of Table `number`; Tables 1-3 print fractions, here in %."""
     if manifest.corpus != "iemocap":
         return {}
     found = paper_figures(Path(__file__).parent / "common" / "babaali" / "paper.csv")
-    as_fraction = {key for key in found if key[0] in "123" and key[2] == "Accuracy"}
-    return {key: 100 * value if key in as_fraction else value for key, value in found.items()}
+    printed = {column: value for (*where, column), value in found.items() if where == [number, row]}
+    if number in "123" and printed:
+        printed["Accuracy"] *= 100
+    return printed
 
 
 def write_table(run, manifest, number, title, rows, note="", protocol=None):
     """Table `number` of rows {name: list of Trained}, with a row for chance."""
     cells = [cell for row, trained in rows.items() for cell in row_cells(manifest, number, row, trained)]
     pool = Pooled(manifest, next(iter(rows.values())))
-    for column, level in zip(("Accuracy", "Mean recall"), pool.chance):
-        cells.append(Cell("always the most frequent class", column, [level], n=len(pool.tested)))
+    for column, level in zip(MEASURES, pool.chance):
+        cells.append(Cell("always the most frequent class", column, [level], n=pool.n))
     columns = (
         "Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives "
         "no unit or hardware; read as transformers' eval_runtime). Training: seconds for all epochs. "
@@ -419,7 +415,7 @@ def write_table(run, manifest, number, title, rows, note="", protocol=None):
 def write_choice_tables(run, manifest, compared, chosen):
     """Tables 1-3."""
     for modality, models in chosen.items():
-        number, title, _ = TABLES[modality]
+        number, title = TABLES[modality]
         rows = {short_name(m): [t for t in compared if t.model == m] for m in models_of(modality)}
         note = (
             "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little. "
@@ -437,7 +433,7 @@ def row_name(modality, models):
 def write_fold_results(run, manifest, tested, chosen):
     """Table 4, Figures 2-7 and predictions.csv."""
     rows = {row_name(m, models): [t for t in tested if t.modality == m] for m, models in chosen.items()}
-    write_table(run, manifest, 4, "Uni-modal performance", rows)
+    write_table(run, manifest, "4", "Uni-modal performance", rows)
     predictions = []
     for modality, (name, trained) in zip(chosen, rows.items()):
         draw_curves(run, manifest, modality, name, [t for t in trained if t.seed == SEEDS[0]])
@@ -448,7 +444,7 @@ def write_fold_results(run, manifest, tested, chosen):
 
 def draw_curves(run, manifest, modality, name, trained):
     """Figures 2-4 (loss) and 5-7 (accuracy) of one modality over training steps: a curve per fold."""
-    number, _, what = TABLES[modality]
+    loss_figure, accuracy_figure, what = CURVES[modality]
     caption = (
         f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: "
         f"n = {sum(len(t.fold.valid) for t in trained):,} turns over all folds; training loss: mean of the "
@@ -464,12 +460,12 @@ def draw_curves(run, manifest, modality, name, trained):
         }
         hits[t.fold.name] = {"valid": (steps, [100 * epoch["valid_accuracy"] for epoch in log])}
     level = Pooled(manifest, trained).chance[0]
-    for figure, measure, drawn in (
-        (1 + number, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
-        (4 + number, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
+    for number, measure, drawn in (
+        (loss_figure, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
+        (accuracy_figure, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
     ):
-        stem = f"babaali_fig_{figure}_{what}_{measure}"
-        run.figure(plots.save(drawn, run.folder, stem, f"Figure {figure}. {caption}"))
+        stem = f"babaali_fig_{number}_{what}_{measure}"
+        run.figure(plots.save(drawn, run.folder, stem, f"Figure {number}. {caption}"))
 
 
 # ---- Main ----------------------------------------------------------------------------------

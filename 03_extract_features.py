@@ -86,7 +86,7 @@ def represent(model, batch):
 
 
 def as_rows(found):
-    """(arrays, rows of each turn) for the store: of the hidden layers only the tokens that are not padding."""
+    """(arrays, rows of each turn) for the store; of hidden layers only the tokens that are not padding."""
     if "hidden" not in found:
         return found, None
     counts = found.pop("tokens").astype(int).tolist()

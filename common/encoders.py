@@ -33,21 +33,17 @@ SPECTROGRAM = "audio-spectrogram-transformer"  # the audio architecture that tak
 
 
 def locate(name, checkpoints, data_root, corpus):
-    """Where the checkpoint of a model is loaded from.
+    """Where a model is loaded from: its hub name, or the folder of its short name.
 
-    name         hub name such as "bert-base-uncased", or a local folder
-    checkpoints  "hub", "local" for what 01 wrote for the corpus, or a folder with one sub-folder per model,
-                 called by the last part of the hub name
+    checkpoints  "hub", "local" (the folders that 01 wrote for the corpus), or a folder of such folders
     """
     if checkpoints == "hub":
         return name
     root = Path(data_root) / "checkpoints" / corpus if checkpoints == "local" else Path(checkpoints)
     folder = root / short_name(name)
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder}: no checkpoint there; write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny "
-            "or small, or set CHECKPOINTS=hub"
-        )
+        remedy = "write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny or small, or set CHECKPOINTS=hub"
+        raise UserError(f"{folder}: no checkpoint there; {remedy}")
     return str(folder)
 
 
@@ -61,11 +57,9 @@ def load_pretrained(auto_class, source):
     try:
         return auto_class.from_pretrained(source)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source}: cannot be loaded with {auto_class.__name__} ({first}); check the name, the network "
-            "or name a local folder written by save_pretrained"
-        ) from error
+        reason = f"cannot be loaded with {auto_class.__name__} ({str(error).strip().splitlines()[0]})"
+        remedy = "check the name and the network, or name a local folder written by save_pretrained"
+        raise UserError(f"{source}: {reason}; {remedy}") from error
 
 
 def weights_fingerprint(source):
@@ -138,9 +132,8 @@ class TurnEncoder(nn.Module):
 
 
 def save_finetuned(folder, source, processor, description):
-    """Complete a folder of training.train_and_test so that load_finetuned can read it.
+    """Put what load_finetuned needs beside the weights of a model that began as the checkpoint at `source`.
 
-    source       checkpoint that the fine-tuning began with; processor: its own
     description  JSON-ready dict with at least modality and classes
     """
     load_pretrained(AutoConfig, source).save_pretrained(folder)
@@ -162,10 +155,9 @@ def load_finetuned(folder):
 
 
 def count_tokens(backbone, modality, n_tokens, inputs):
-    """How many of a model's output tokens are not padding, (B,) int64, each >= 1; padding is at the end.
+    """How many of the n_tokens that a model gives per turn are not padding, which is at the end: (B,) int64.
 
-    n_tokens  S, tokens of each turn that the model gives
-    inputs    its keyword arguments, of a collator of common/inputs.py
+    inputs  the keyword arguments of the model, from common/inputs.py
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -179,40 +171,12 @@ def count_tokens(backbone, modality, n_tokens, inputs):
 def ignore_padding(backbone):
     """Make a transformers model give each turn the same outputs in every batch; returns the model.
 
-    Text models do so by their attention mask alone, spectrograms and videos have one length. For waveforms
-    (wav2vec 2.0, HuBERT, WavLM) the attention mask hides padded steps from the position convolution and from
-    attention, but not padded samples from normalisation over time, nor a turn of no whole step from anything.
+    For text the attention mask is enough; spectrograms and clips have one length. But base models for waveforms
+    (wav2vec 2.0, HuBERT, WavLM) begin with a GroupNorm of one group per channel, which takes mean and variance
+    over time, padding included. Here only frames without padding count.
     """
-    if hasattr(backbone.config, "conv_kernel"):
-        show_first_step(backbone)
-    if getattr(backbone.config, "feat_extract_norm", "") == "group":
-        ignore_padding_in_group_norm(backbone)
-    return backbone
-
-
-def show_first_step(backbone):
-    """Let a turn that is shorter than one step of a waveform model last for one step, with silence.
-
-    transformers would take the last step of the batch for its end, and show it all the padding.
-    """
-    samples, hop = 1, 1
-    for kernel, stride in zip(backbone.config.conv_kernel, backbone.config.conv_stride):
-        samples, hop = samples + (kernel - 1) * hop, hop * stride
-
-    def lengthen(module, args, kwargs):
-        mask = kwargs["attention_mask"].clone()
-        mask[:, :samples] = 1
-        return args, {**kwargs, "attention_mask": mask}
-
-    backbone.register_forward_pre_hook(lengthen, with_kwargs=True)
-
-
-def ignore_padding_in_group_norm(backbone):
-    """Make the first convolution of the base models (wav2vec 2.0, HuBERT, WavLM) blind to padding.
-
-    Its GroupNorm has one group per channel: it takes mean and variance over time, padding included, so that a
-    turn's features would depend on the longest turn of its batch. Here only frames without padding count.
-    """
+    if getattr(backbone.config, "feat_extract_norm", "") != "group":
+        return backbone
     layer = backbone.feature_extractor.conv_layers[0]
     kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
     n_samples = {}  # set at each forward pass of the backbone, read by its first layer
@@ -232,3 +196,4 @@ def ignore_padding_in_group_norm(backbone):
 
     backbone.register_forward_pre_hook(remember, with_kwargs=True)
     layer.layer_norm.register_forward_hook(masked)
+    return backbone

@@ -22,7 +22,7 @@ from common.store import Store
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 RATE_HZ = 16000  # of every checkpoint used here
-SHORTEST_S = 0.4  # waveforms are padded to this at least: SpecAugment's spans of 10 frames must fit in
+SHORTEST_S = 0.4  # of a waveform: SpecAugment's spans of 10 frames must fit in
 DECODED_TOGETHER = 64  # turns written to the cache at a time
 MAX_PROBLEM_SHARE = 0.5  # more turns than this that cannot be decoded are an error
 
@@ -49,11 +49,9 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
     """Decode what a checkpoint reads of all turns of a corpus, unless that is done already.
 
     shape       InputShape of the checkpoint; processor: its feature extractor or image processor
-    cache_root  folder for the stores of this corpus
-    workers     threads that decode, 0 = none
+    cache_root  folder for the stores of this corpus; workers: threads that decode, 0 = none
     Returns None for text, else a Store of the turns that could be decoded, with the rows "inputs" of each:
     int16 (samples,), float16 (frames, mel) or uint8 (frames, size, size, 3).
-    Raises UserError if the disk is too small, or more than MAX_PROBLEM_SHARE of the turns cannot be decoded.
     """
     if shape.kind == "tokens":
         return None
@@ -209,17 +207,15 @@ def collate_text(processor, texts, max_tokens):
 def collate_waveforms(processor, waveforms):
     """Waveforms (T,) zero-padded at the end to the longest: input_values (B, T) and attention_mask (B, T).
 
-    Each turn is normalised to zero mean and unit variance on its own where the checkpoint asks for it.
+    Each is normalised to zero mean and unit variance where the checkpoint asks for it; those shorter than
+    SHORTEST_S last that long, with silence.
     """
-    longest = max(int(SHORTEST_S * RATE_HZ), max(len(w) for w in waveforms))
-    values = torch.zeros(len(waveforms), longest)
-    mask = torch.zeros(len(waveforms), longest, dtype=torch.long)
-    for row, waveform in enumerate(waveforms):
-        if processor.do_normalize:
-            waveform = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
-        values[row, : len(waveform)] = torch.from_numpy(waveform)
-        mask[row, : len(waveform)] = 1
-    return {"input_values": values, "attention_mask": mask}
+    shortest = int(SHORTEST_S * RATE_HZ)
+    longest = max(shortest, max(len(waveform) for waveform in waveforms))
+    options = dict(padding="max_length", max_length=longest, return_attention_mask=True, return_tensors="pt")
+    batch = dict(processor(list(waveforms), sampling_rate=RATE_HZ, **options))
+    batch["attention_mask"][:, :shortest] = 1
+    return batch
 
 
 def collate_frames(processor, clips):
