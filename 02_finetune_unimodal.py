@@ -389,7 +389,7 @@ def row_cells(manifest, number, row, trained):
 
 
 def printed_figures(manifest, number, row):
-    """The paper's numbers {column: value} for a row of Table `number`; Tables 1-3 print fractions, here in %."""
+    """The paper's numbers {column: value} for a row of Table `number`; in %, where it prints fractions."""
     if manifest.corpus != "iemocap":
         return {}
     found = paper_figures(Path(__file__).parent / "common" / "babaali" / "paper.csv")

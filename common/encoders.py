@@ -171,9 +171,9 @@ def count_tokens(backbone, modality, n_tokens, inputs):
 def ignore_padding(backbone):
     """Make a transformers model give each turn the same outputs in every batch; returns the model.
 
-    For text the attention mask is enough; spectrograms and clips have one length. But base models for waveforms
-    (wav2vec 2.0, HuBERT, WavLM) begin with a GroupNorm of one group per channel, which takes mean and variance
-    over time, padding included. Here only frames without padding count.
+    For text the attention mask is enough; spectrograms and clips have one length. But base models for
+    waveforms (wav2vec 2.0, HuBERT, WavLM) begin with a GroupNorm of one group per channel, which takes mean
+    and variance over time, padding included. Here only frames without padding count.
     """
     if getattr(backbone.config, "feat_extract_norm", "") != "group":
         return backbone

@@ -1,10 +1,17 @@
 """Independent trainings side by side, in processes of this machine."""
 
+import copyreg
 import os
 import threading
 import time
+from importlib import import_module
 
+import torch
 from joblib import Parallel, delayed, parallel_config
+
+# A function that names torch and any attribute `classes` or `ops` takes these along; they cannot be pickled.
+for module in (torch.classes, torch.ops):
+    copyreg.pickle(type(module), lambda module: (import_module, (module.__name__,)))
 
 
 def side_by_side(function, tasks, jobs):
