@@ -8,6 +8,7 @@ from importlib import import_module
 
 import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import process_executor
 
 # A function that names torch and any attribute `classes` or `ops` takes these along; they cannot be pickled.
 for module in (torch.classes, torch.ops):
@@ -40,6 +41,7 @@ def side_by_side(function, tasks, jobs):
 def run_task(parent, function, task):
     """function(*task), in a process that ends when its parent is gone."""
     end_with_parent(parent)
+    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # models grow it; a new process imports torch again
     return function(*task)
 
 
