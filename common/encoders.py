@@ -26,6 +26,8 @@ warnings.filterwarnings("ignore", message="Support for mismatched key_padding_ma
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
 WEIGHTS = (".safetensors", ".bin")  # endings of files of weights
+RATE_HZ = 16000  # of every checkpoint used here
+SHORTEST_S = 0.4  # of a waveform: SpecAugment's spans of 10 frames must fit in
 SPECTROGRAM = "audio-spectrogram-transformer"  # the audio architecture that takes spectrograms of one length
 
 
@@ -152,6 +154,20 @@ def load_finetuned(folder):
 
 
 # ---- Padding -------------------------------------------------------------------------------
+
+
+def collate_waveforms(processor, waveforms):
+    """Waveforms (T,) zero-padded at the end to the longest: input_values (B, T) and attention_mask (B, T).
+
+    Each is normalised to zero mean and unit variance where the checkpoint asks for it; those shorter than
+    SHORTEST_S last that long, with silence.
+    """
+    shortest = int(SHORTEST_S * RATE_HZ)
+    longest = max(shortest, max(len(waveform) for waveform in waveforms))
+    options = dict(padding="max_length", max_length=longest, return_attention_mask=True, return_tensors="pt")
+    batch = dict(processor(list(waveforms), sampling_rate=RATE_HZ, **options))
+    batch["attention_mask"][:, :shortest] = 1
+    return batch
 
 
 def count_tokens(backbone, modality, n_tokens, inputs):

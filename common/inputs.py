@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.encoders import InputShape, input_shape, load_processor, weights_fingerprint
+from common.encoders import (
+    RATE_HZ,
+    InputShape,
+    collate_waveforms,
+    input_shape,
+    load_processor,
+    weights_fingerprint,
+)
 from common.extraction import Extraction, extract
 from common.files import hash_of
 from common.media import probe, read_audio, read_frames
@@ -21,8 +28,6 @@ from common.store import Store
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-RATE_HZ = 16000  # of every checkpoint used here
-SHORTEST_S = 0.4  # of a waveform: SpecAugment's spans of 10 frames must fit in
 DECODED_TOGETHER = 64  # turns written to the cache at a time
 MAX_PROBLEM_SHARE = 0.5  # more turns than this that cannot be decoded are an error
 
@@ -202,20 +207,6 @@ def collate_text(processor, texts, max_tokens):
     """Token ids padded to the longest text: input_ids and attention_mask (B, S)."""
     options = dict(padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False)
     return dict(processor(texts, return_tensors="pt", **options))
-
-
-def collate_waveforms(processor, waveforms):
-    """Waveforms (T,) zero-padded at the end to the longest: input_values (B, T) and attention_mask (B, T).
-
-    Each is normalised to zero mean and unit variance where the checkpoint asks for it; those shorter than
-    SHORTEST_S last that long, with silence.
-    """
-    shortest = int(SHORTEST_S * RATE_HZ)
-    longest = max(shortest, max(len(waveform) for waveform in waveforms))
-    options = dict(padding="max_length", max_length=longest, return_attention_mask=True, return_tensors="pt")
-    batch = dict(processor(list(waveforms), sampling_rate=RATE_HZ, **options))
-    batch["attention_mask"][:, :shortest] = 1
-    return batch
 
 
 def collate_frames(processor, clips):

@@ -19,6 +19,7 @@ from transformers import (
 
 from common.encoders import (
     TurnEncoder,
+    collate_waveforms,
     count_tokens,
     ignore_padding,
     input_shape,
@@ -35,7 +36,6 @@ from common.inputs import (
     TurnInputs,
     choose_frames,
     collate_frames,
-    collate_waveforms,
     decode_frames,
     decode_waveform,
     read_inputs,
