@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_length_batching.py [folder of wav files]
 
 Trains a small wav2vec 2.0 from the same weights both ways for EPOCHS epochs, RUNS times in turn, and prints
-the median seconds per epoch, their ratio and the training loss of the last epoch. Without a folder the samples
-are noise, their durations normal with RAVDESS' mean, sd and range (3.7, 0.34, 2.9 to 5.3 s).
+the median seconds per epoch, their ratio and the training loss of the last epoch. Without a folder the
+samples are noise, their durations normal with RAVDESS' mean, sd and range (3.7, 0.34, 2.9 to 5.3 s).
 """
 
 import statistics
