@@ -16,6 +16,9 @@ import torch
 from transformers import AutoConfig
 
 from common.encoders import (
+    RATE_HZ,
+    SHORTEST_S,
+    collate_waveforms,
     input_shape,
     load_backbone,
     load_pretrained,
@@ -26,7 +29,6 @@ from common.encoders import (
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import free_bytes
-from common.inputs import RATE_HZ, SHORTEST_S, collate_waveforms
 from common.li.extractor import hidden_states, spread
 from common.media import MediaError, read_audio
 from common.store import Store
