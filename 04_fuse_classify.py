@@ -120,6 +120,7 @@ WIDTH = 16                        # per step and modality after the projector (S
 SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
 LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
 PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
+CONTEXT_OVER = "utterances"       # the context convolution slides over "utterances" or "tokens" (Sec. 2.1)
 HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
 FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
@@ -443,7 +444,7 @@ class FusionNetwork(nn.Module):
     def __init__(self, name, shapes, window, n_classes):
         super().__init__()
         self.branches = BRANCHES[name]
-        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN
+        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN, CONTEXT_OVER
         self.extractors = nn.ModuleDict(
             {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
         )
@@ -501,8 +502,16 @@ def make_study(manifest):
     recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, FROZEN_EPOCHS, FINETUNE_PATIENCE)}
     if FINETUNED_PARTS != "none":
         recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, FINETUNE_EPOCHS, STOP_PATIENCE)
-    network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "HEADS", "BLOCKS", "FEED_FORWARD")
-    network += ("NORM_FIRST", "CMT_RESIDUAL", "CLASSIFIER_HIDDEN", "DROPOUT", "BLOCK_DROPOUT")
+    network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "CONTEXT_OVER", "HEADS")
+    network += (
+        "BLOCKS",
+        "FEED_FORWARD",
+        "NORM_FIRST",
+        "CMT_RESIDUAL",
+        "CLASSIFIER_HIDDEN",
+        "DROPOUT",
+        "BLOCK_DROPOUT",
+    )
     return Study(
         manifest=manifest,
         systems=systems,
@@ -593,6 +602,7 @@ def check_constants():
             **dict.fromkeys(("SYSTEMS", "CONTEXT_SYSTEMS"), BRANCHES),
             "CONTEXT_PHASES": PHASES,
             "LAYER_MERGE": ("mean", "concatenate"),
+            "CONTEXT_OVER": ("utterances", "tokens"),
             "FINETUNED_PARTS": ("bottom", "all", "none"),
             "KEEP_EPOCH": ("last", "best"),
             "DEVELOP_ON": ("speaker", "group"),

@@ -1,4 +1,4 @@
-"""Which paper 04 runs; each paper's own code has its own tests (test_babaali_fusion, test_li_fusion, test_li_model)."""
+"""Which paper 04 runs; each paper's own code has its own tests (test_babaali_fusion, test_li_*)."""
 
 import pytest
 from conftest import load_script
@@ -31,7 +31,7 @@ def test_unknown_papers_are_refused_before_anything_runs(tmp_path, words, named)
 def test_a_constant_of_the_other_paper_stops_nobody(tmp_path):
     """Both are refused for want of a corpus, not for what they do not read."""
     for words in (
-        ("--PAPERS=babaali", "--HEADS=7", "--SYSTEMS=nobody"),
+        ("--PAPERS=babaali", "--HEADS=7", "--SYSTEMS=none"),
         ("--PAPERS=li", "--FUSIONS=nothing"),
     ):
         with pytest.raises(UserError, match="the corpus is not prepared"):

@@ -3,6 +3,7 @@ what it refuses."""
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -287,7 +288,7 @@ def rename_ids(index):
 
 
 def claim_another_manifest(meta):
-    meta.write_text(meta.read_text().replace("{", '{"manifest": "0123456789abcdef", ', 1))
+    meta.write_text(re.sub('"manifest": "[0-9a-f]+"', '"manifest": "0123456789abcdef"', meta.read_text()))
 
 
 def claim_to_have_seen(meta, speaker):

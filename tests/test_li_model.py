@@ -1,4 +1,4 @@
-"""The network of Li et al. against torch's own attention and convolution, hand-worked numbers and its promises:
+"""The network of Li et al. against torch's attention and convolution, hand-worked numbers and its promises:
 padding never leaks, only the bottom of the pretrained models is trained, every system can learn."""
 
 import math
@@ -14,10 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
 
-from common.encoders import ignore_padding
+from common.encoders import collate_waveforms, ignore_padding
 from common.layers import build
-from common.li.extractor import BOTTOM, ContextConvolution, FeatureExtractor, Projector, SqueezeExcite, average
-from common.li.hidden_states import collate_waveforms
+from common.li.extractor import (
+    BOTTOM,
+    ContextConvolution,
+    FeatureExtractor,
+    Projector,
+    SqueezeExcite,
+    average,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
@@ -78,7 +84,9 @@ def torch_layer(block, heads, norm_first):
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_self_attention_is_torchs_transformer_encoder(heads, blocks, norm_first):
-    s = script(HEADS=heads, BLOCKS=blocks, NORM_FIRST=norm_first, CMT_RESIDUAL=False)  # TE heeds no such thing
+    s = script(
+        HEADS=heads, BLOCKS=blocks, NORM_FIRST=norm_first, CMT_RESIDUAL=False
+    )  # TE heeds no such thing
     ours = uneven(s.Transformer(cross_modal=False))
     x, visible = noise(3, 7, 8), seen(7, 4, 1, longest=7)
     expected = s.place(x)
@@ -114,7 +122,7 @@ def test_the_cross_modal_transformer_is_torchs_attention(heads, blocks, residual
 
 
 def test_equation_1_by_hand():
-    """softmax(Q K^T / sqrt(d_k)) V: scores ln 3 and 0 give the weights 3/4 and 1/4; the third step is padding."""
+    """softmax(Q K^T / sqrt(d_k)) V: scores ln 3 and 0 give 3/4 and 1/4; the third step is padding."""
     block = script(WIDTH=2, NORM_FIRST=False).Block(residual=False)
     block.norm_attention = block.norm_feed_forward = nn.Identity()
     for linear in (block.query, block.key, block.out):
@@ -151,7 +159,8 @@ def test_squeeze_and_excitation_by_hand():
     gate = SqueezeExcite(2, 0)
     gate.squeeze.load_state_dict({"weight": torch.tensor([[1.0, 0.2]]), "bias": torch.tensor([-1.0])})
     gate.excite.load_state_dict({"weight": torch.tensor([[0.5], [-1.0]]), "bias": torch.tensor([0.0, 1.0])})
-    # 2, 5 -> relu(2 + 1 - 1) = 2 -> sigmoid(1), sigmoid(-2 + 1); -2, -5 -> relu(-4) = 0 -> sigmoid(0), sigmoid(1)
+    # 2, 5 -> relu(2 + 1 - 1) = 2 -> sigmoid(1), sigmoid(-2 + 1)
+    # -2, -5 -> relu(-2 - 1 - 1) = 0 -> sigmoid(0), sigmoid(1)
     up, down = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))
     found = gate(torch.tensor([[2.0, 5], [-2, -5]]))
     assert found[0].tolist() == pytest.approx([up, down]) and found[1].tolist() == pytest.approx([0.5, up])
@@ -170,7 +179,9 @@ def test_a_reduction_of_the_number_of_layers_leaves_one_unit(n_layers, reduction
 def test_the_projector_written_out(merge, hidden):
     projector = uneven(Projector(3, 5, 8, 0, merge, hidden))
     states, visible = noise(1, 2, 4, 3, 5), seen(4, 2, longest=4)[None]  # one window of two utterances
-    level = torch.stack([states[0, 0].mean((0, 2)), states[0, 1, :2].mean((0, 2))])  # of layers, without padding
+    level = torch.stack(
+        [states[0, 0].mean((0, 2)), states[0, 1, :2].mean((0, 2))]
+    )  # of layers, without padding
     gate, found = projector.gate(level), projector(states, visible)
     assert found.shape == (1, 2, 4, 8) and not found[0, 1, 2:].any()
     for u, t in ((0, 0), (0, 3), (1, 1)):
@@ -190,9 +201,25 @@ def window_of_texts():
     return noise(2, 4, 5, 8) * visible[..., None], visible
 
 
-def test_the_context_convolution_has_channels_for_each_utterance():
+def test_context_over_utterances_adds_up_a_convolution_over_their_means():
+    layer, (x, visible) = uneven(ContextConvolution(4, 8, "utterances")), window_of_texts()
+    found = layer(x, visible, target=1)
+    assert layer.convolution.weight.shape == (8, 8, 3) and layer.convolution.stride == (1,)
+    for b, n_utterances in ((0, 3), (1, 4)):
+        means = torch.zeros(4, 8)
+        for n in range(n_utterances):
+            means[n] = x[b, n, visible[b, n]].mean(0)
+        padded = F.pad(means.T[None], (1, 1))
+        sequence = F.conv1d(padded, layer.convolution.weight, layer.convolution.bias)[0].T  # (4, 8)
+        added = sum(layer.place[n] * sequence[n] for n in range(n_utterances))
+        own = visible[b, 1]
+        torch.testing.assert_close(found[b, own], x[b, 1, own] + added, atol=1e-5, rtol=1e-5)
+    assert not found[~visible[:, 1]].any()
+
+
+def test_context_over_tokens_has_channels_for_each_utterance():
     """At every token of the target: its own numbers, and the mean over the tokens of each neighbour."""
-    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
+    layer, (x, visible) = uneven(ContextConvolution(4, 8, "tokens")), window_of_texts()
     found = layer(x, visible, target=1)
     assert layer.convolution.weight.shape == (8, 32, 3) and layer.convolution.stride == (1,)
     for b, n_tokens in ((0, 5), (1, 2)):
@@ -209,17 +236,36 @@ def test_the_context_convolution_has_channels_for_each_utterance():
     assert not found[~visible[:, 1]].any()
 
 
-def test_order_and_distance_of_neighbours_matter():
+@pytest.mark.parametrize("over", ["utterances", "tokens"])
+def test_order_and_distance_of_neighbours_matter(over):
     """Two neighbours that change places, and one that stands one place farther off."""
-    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
+    layer, (x, visible) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
     before = layer(x, visible, target=1)
     for order in ([2, 1, 0, 3], [0, 1, 3, 2]):
         after = layer(x[:, order], visible[:, order], target=1)
         assert (before - after).flatten(1).abs().amax(1).min() > 1e-2
 
 
-def test_every_word_of_a_neighbour_counts_however_short_the_target():
-    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
+def test_order_is_learned():
+    """Which of two neighbours comes first tells the class; a mean of the window could not know."""
+    torch.manual_seed(0)
+    kinds, labels = torch.randn(2, 8), torch.arange(64) % 2
+    first, second = kinds[labels], kinds[1 - labels]
+    x = torch.stack([first, second, torch.zeros(64, 8)], 1)[:, :, None] + 0.1 * torch.randn(64, 3, 1, 8)
+    visible = torch.ones(64, 3, 1, dtype=torch.bool)
+    layer, classify = ContextConvolution(3, 8, "utterances"), nn.Linear(8, 2)
+    optimizer = torch.optim.AdamW([*layer.parameters(), *classify.parameters()], lr=3e-2)
+    for _ in range(100):
+        loss = F.cross_entropy(classify(layer(x, visible, target=2)[:, 0]), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1
+
+
+@pytest.mark.parametrize("over", ["utterances", "tokens"])
+def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
+    layer, (x, visible) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
     changed = x.clone()
     changed[1, 2, 3] += 1.0  # the fourth token of a neighbour; the target has two
     assert visible[1, 2, 3] and visible[1, 1].sum() == 2
@@ -227,17 +273,22 @@ def test_every_word_of_a_neighbour_counts_however_short_the_target():
     assert (before[1] - after[1]).abs().max() > 1e-2 and torch.equal(before[0], after[0])
 
 
-def test_absent_neighbours_add_nothing():
+@pytest.mark.parametrize("over", ["utterances", "tokens"])
+def test_absent_neighbours_add_nothing(over):
     """The first sample lacks its last utterance, whatever weights it would meet."""
-    (x, visible), layer = window_of_texts(), uneven(ContextConvolution(4, 8))
+    (x, visible), layer = window_of_texts(), uneven(ContextConvolution(4, 8, over))
     before = layer(x, visible, target=1)
     with torch.no_grad():
-        layer.convolution.weight[:, 24:] = 1e6
+        if over == "tokens":
+            layer.convolution.weight[:, 24:] = 1e6
+        else:
+            layer.place[3] = 1e6
     after = layer(x, visible, target=1)
     assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
 
 
-def test_what_only_a_neighbour_tells_is_learned_with_context_alone():
+@pytest.mark.parametrize("over", ["utterances", "tokens"])
+def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
     """The target's states are noise, those of the utterance before it tell the class."""
     torch.manual_seed(0)
     labels, accuracy = torch.arange(96) % 4, {}
@@ -246,7 +297,8 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone():
     for window in ((0, 0), (1, 0)):
         own = states[:, 1 - window[0] :]
         batch = {"states": own, "visible": torch.ones(own.shape[:3], dtype=torch.bool)}
-        model = build(0, script().FusionNetwork, "BERT+FC", {"text": (2, 16)}, window, 4)
+        network = script(CONTEXT_OVER=over).FusionNetwork
+        model = build(0, network, "BERT+FC", {"text": (2, 16)}, window, 4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         parts = (slice(0, 48), slice(48, 96))
         train, test = ({"text": {name: x[part] for name, x in batch.items()}} for part in parts)
@@ -260,7 +312,7 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone():
 
 
 def test_the_layers_of_wavlm_are_those_before_its_final_norm(backbones):
-    """transformers 5 leaves the final LayerNorm out of hidden_states; another version would change every result."""
+    """transformers 5 leaves it out of hidden_states; another version would change every result."""
     model = backbones["audio"].eval()
     inputs = {"attention_mask": torch.ones(2, 800, dtype=torch.long), "output_hidden_states": True}
     output = model(torch.randn(2, 800), **inputs)
@@ -272,14 +324,15 @@ def test_the_layers_of_wavlm_are_those_before_its_final_norm(backbones):
 
 
 def cached(samples, seed=0):
-    """A batch of hidden states: samples is a list of (audio steps, tokens of the window's utterances, None = none).
+    """A batch of hidden states, whose padding holds NaN: it must not be looked at.
 
-    Padding holds NaN: it must not be looked at.
+    samples  list of (audio steps, tokens of each utterance of the window, None = no utterance)
     """
     generator = torch.Generator().manual_seed(seed)
 
     def padded(windows, modality):
-        visible = torch.stack([seen(*(n or 0 for n in w), longest=max(filter(None, sum(windows, [])))) for w in windows])
+        longest = max(filter(None, sum(windows, [])))
+        visible = torch.stack([seen(*(n or 0 for n in window), longest=longest) for window in windows])
         states = torch.full((*visible.shape, *SHAPES[modality]), float("nan"))
         states[visible] = torch.randn(int(visible.sum()), *SHAPES[modality], generator=generator)
         return {"states": states.half(), "visible": visible}
@@ -308,7 +361,11 @@ def system(name, shapes=SHAPES, seed=0, **constants):
 
 @pytest.mark.parametrize(
     "constants",
-    [{}, {"HEADS": 4, "BLOCKS": 2, "CMT_RESIDUAL": False}, {"LAYER_MERGE": "concatenate", "NORM_FIRST": False}],
+    [
+        {},
+        {"HEADS": 4, "BLOCKS": 2, "CMT_RESIDUAL": False, "CONTEXT_OVER": "tokens"},
+        {"LAYER_MERGE": "concatenate", "NORM_FIRST": False},
+    ],
 )
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_cached_sample_gives_the_same_logits_in_every_batch(name, constants):
@@ -357,7 +414,7 @@ LIVE = [(9000, [2, 3, 4, 3]), (20001, [None, 9, 12, 20]), (7000, [None, 7, None,
 
 
 def live(samples):
-    """A batch of the pretrained models' inputs; the values of a text or waveform depend on its length alone."""
+    """A batch of the pretrained models' inputs; what a text or waveform holds depends on its length alone."""
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n, _ in samples]
     audio = collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms)
     mask = torch.stack([seen(*(n or 0 for n in window), longest=20) for _, window in samples]).long()
@@ -408,13 +465,15 @@ def test_live_logits_are_those_of_all_hidden_layers(backbones):
 
 
 def test_the_multimodal_transformer_goes_both_ways():
-    """Queries from the target, keys and values from the source; then both averages over time, side by side."""
+    """Queries from the target, keys and values from the source; then both averages over time."""
     place = script().place
     model, batch, given = system("MMT"), cached(SAMPLES), {}
     for i, transformer in enumerate(model.transformers):
         for part in ("query", "key", "value"):
             layer = getattr(transformer.blocks[0], part)
-            layer.register_forward_hook(lambda module, args, output, at=(i, part): given.update({at: args[0]}))
+            layer.register_forward_hook(
+                lambda module, args, output, at=(i, part): given.update({at: args[0]})
+            )
     model.classifier.register_forward_hook(lambda module, args, output: given.update(fused=args[0]))
     model(batch)
     (audio, voiced), (text, read) = (model.extractors[m](batch[m]) for m in ("audio", "text"))
@@ -428,7 +487,9 @@ def test_the_multimodal_transformer_goes_both_ways():
     torch.testing.assert_close(given["fused"], torch.cat(halves, 1))
 
 
-@pytest.mark.parametrize("name, target, source", [("CMT(A→T)", "text", "audio"), ("CMT(T→A)", "audio", "text")])
+@pytest.mark.parametrize(
+    "name, target, source", [("CMT(A→T)", "text", "audio"), ("CMT(T→A)", "audio", "text")]
+)
 def test_a_cross_modal_system_reads_its_source(name, target, source):
     """It has one branch, whose answer changes with the source alone."""
     model, batch, other = system(name), cached(SAMPLES), cached(SAMPLES, seed=5)
@@ -474,7 +535,7 @@ def test_gradients_reach_the_bottom_and_the_bottom_only(backbones):
 
 
 def test_audio_has_no_context():
-    extractor = FeatureExtractor("audio", (4, 6), WINDOW, 8, 0, "mean", 12)
+    extractor = FeatureExtractor("audio", (4, 6), WINDOW, 8, 0, "mean", 12, "utterances")
     assert extractor.context is None and extractor.target == 0
 
 

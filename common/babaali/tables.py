@@ -9,7 +9,9 @@ from sklearn.decomposition import PCA
 
 from common import metrics, plots, splits
 from common.babaali.features import fill_absent, standardise
-from common.results import Cell, paired_test_cells, paper_figures, score_cell
+from common.comparison import paired_test_cells
+from common.panels import confusion_map
+from common.results import Cell, paper_figures, score_cell
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 PAPERS_CLASSIFIERS = ("SVM", "NN", "XGBoost")  # of which Tables 5 and 6 give the average
@@ -265,5 +267,5 @@ def figures(scores, run):
         f"Figure 12. Confusion matrix of {described(scores)}; {corpus}; {run.protocol}. Test turns of all "
         f"folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
-    fig = plots.confusion_map(counts, scores.classes)
+    fig = confusion_map(counts, scores.classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))

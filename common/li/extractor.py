@@ -73,26 +73,35 @@ class Projector(nn.Module):
 class ContextConvolution(nn.Module):
     """Adds to a text what the utterances around it say, by a convolution of kernel 3 and stride 1.
 
-    It slides over the target's tokens. Each utterance of the window has channels of its own, so that order
-    and distance in the dialogue matter: the target its tokens, a neighbour their mean at every token.
+    over "utterances"  slides over the N utterances in the order of the dialogue, each the mean of its tokens;
+                       the outputs are added up by a trained weight for each place, since in a mean of them
+                       order and distance would not matter
+    over "tokens"      slides over the target's tokens, where each neighbour has channels of its own with its mean
     """
 
-    def __init__(self, n_window, width):
+    def __init__(self, n_window, width, over):
         super().__init__()
-        self.convolution = nn.Conv1d(n_window * width, width, kernel_size=3, stride=1, padding=1)
+        n_channels = n_window * width if over == "tokens" else width
+        self.convolution = nn.Conv1d(n_channels, width, kernel_size=3, stride=1, padding=1)
         nn.init.zeros_(self.convolution.weight)  # training starts from the target alone
         nn.init.zeros_(self.convolution.bias)
+        self.place = nn.Parameter(torch.full((n_window,), 1 / n_window)) if over == "utterances" else None
 
     def forward(self, x, visible, target):
         """x (B, N, T, d), zero where not visible (B, N, T); target: its place among the N.
 
         Returns the target's tokens (B, T, d) with their context.
         """
-        channels = average(x, visible)[:, :, None].repeat(1, 1, x.shape[2], 1)  # (B, N, T, d)
-        channels[:, target] = x[:, target]
-        shown = visible[:, target, :, None]  # (B, T, 1)
-        channels = (channels * shown[:, None]).permute(0, 1, 3, 2).flatten(1, 2)  # (B, N * d, T)
-        return (x[:, target] + self.convolution(channels).transpose(1, 2)) * shown
+        own, shown, utterances = x[:, target], visible[:, target, :, None], average(x, visible)  # (B, N, d)
+        if self.place is not None:
+            sequence = self.convolution(utterances.transpose(1, 2))  # (B, d, N)
+            context = (sequence * (self.place * visible.any(2))[:, None]).sum(2)[:, None]  # (B, 1, d)
+        else:
+            channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)  # (B, N, T, d)
+            channels[:, target] = own
+            channels = (channels * shown[:, None]).permute(0, 1, 3, 2).flatten(1, 2)  # (B, N * d, T)
+            context = self.convolution(channels).transpose(1, 2)  # (B, T, d)
+        return (own + context) * shown
 
 
 class FeatureExtractor(nn.Module):
@@ -101,15 +110,15 @@ class FeatureExtractor(nn.Module):
     modality  "audio" or "text"; only text has context
     shape     (L, D) of the pretrained model
     window    (utterances before, after) that the text sees
-    others    width, reduction, merge, hidden: of the Projector
+    others    width, reduction, merge, hidden: of the Projector; over: of the ContextConvolution
     """
 
-    def __init__(self, modality, shape, window, width, reduction, merge, hidden):
+    def __init__(self, modality, shape, window, width, reduction, merge, hidden, over):
         super().__init__()
         self.modality, self.target = modality, window[0] if modality == "text" else 0
         self.backbone = None  # the pretrained model, where its states do not come with the batch
         self.projector = Projector(*shape, width, reduction, merge, hidden)
-        self.context = ContextConvolution(sum(window) + 1, width) if modality == "text" else None
+        self.context = ContextConvolution(sum(window) + 1, width, over) if modality == "text" else None
 
     def attach(self, backbone, parts):
         """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""

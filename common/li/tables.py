@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from common import metrics, plots
+from common.comparison import compare, holm, paired_test_cells
 from common.encoders import short_name
 from common.li.training import FROZEN, PHASES, TUNED
-from common.results import Cell, paired_test_cells, paper_figures
+from common.panels import confusion_grid
+from common.results import Cell, paper_figures
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))  # rows of Table 1: "<system> <phase>"
 PUBLISHED = {  # Table 2
@@ -116,7 +118,7 @@ def figure_4(scores, run):
         "of Session 5; colour and second line: share of the true class."
     )
     n_columns = len(panels) // len({phase for _, phase, _ in found})
-    fig = plots.confusion_grid(panels, scores.classes, n_columns)
+    fig = confusion_grid(panels, scores.classes, n_columns)
     run.figure(plots.save(fig, run.folder, "li_fig_4_confusion", caption))
 
 
@@ -212,6 +214,5 @@ def context_gains(scores, found):
     if (0, 0) not in found or not others:
         return {}
     data, base = (scores.speakers[rows], scores.n_resamples), found[0, 0][:, rows]
-    compare = [metrics.compare(scores.y[rows], found[size][:, rows], base, *data) for size in others]
-    compare = np.array(compare)
-    return dict(zip(others, np.column_stack([100 * compare[:, :3], metrics.holm(compare[:, 4])])))
+    tests = np.array([compare(scores.y[rows], found[size][:, rows], base, *data) for size in others])
+    return dict(zip(others, np.column_stack([100 * tests[:, :3], holm(tests[:, 4])])))

@@ -7,12 +7,13 @@ Interspeech 2022. Section 2.1 is common/li/extractor.py; Sections 2.2 and 2.3 an
 
 DEVIATIONS and what the paper leaves open; constants of 04 in capitals
 1. "Several embeddings from consecutive utterances ... aggregated into a context-aware textual embedding using
-   a convolutional layer with the stride of 1 and kernel size of 3": what it slides over is not said.
-   Embeddings are token-level elsewhere in the paper, and the fusion needs the target's tokens. So it slides
-   over these and has channels for each of the nine utterances; a neighbour is the mean of its tokens. Sliding
-   over the nine utterances, one layer of kernel 3 sees one neighbour on each side, or, averaged over its
-   positions, is a mean of the window in which order does not matter. The output is added to the target
-   ("enhance") and starts at zero, so that training starts from the target alone.
+   a convolutional layer with the stride of 1 and kernel size of 3": how nine outputs become one embedding is
+   not said. Here each utterance is the mean of its tokens, the layer slides over the nine, and its outputs
+   are added up by a trained weight for each place. In their mean order would not matter; the output at the
+   target alone would know one neighbour on each side. Since the CMT needs the target's tokens, the result is
+   added to each of them ("enhance"); it starts at zero, so that training starts from the target alone.
+   CONTEXT_OVER = "tokens" slides over the target's tokens, with channels for each of the nine: 9 times the
+   weights, which learn less from the few dialogues of the demo.
 2. How 25 calibrated layers become one sequence is not said: their mean, or all side by side (LAYER_MERGE).
 3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward
    width, dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order
