@@ -76,7 +76,7 @@ class ContextConvolution(nn.Module):
     over "utterances"  slides over the N utterances in the order of the dialogue, each the mean of its tokens;
                        the outputs are added up by a trained weight for each place, since in a mean of them
                        order and distance would not matter
-    over "tokens"      slides over the target's tokens, where each neighbour has channels of its own with its mean
+    over "tokens"      slides over the target's tokens; each neighbour has channels of its own with its mean
     """
 
     def __init__(self, n_window, width, over):
