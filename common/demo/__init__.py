@@ -1,6 +1,5 @@
 """Synthetic corpora and checkpoints for the demos and the tests; README.md tells how they are made."""
 
-import importlib
 import math
 from pathlib import Path
 
@@ -18,47 +17,22 @@ SYNTHETIC = {  # name: whose layout it has, a module of common/corpora
     "demo_mosei": "mosei",
     "demo_voxceleb2_av": "voxceleb2",
 }
-MODULES = {  # the modules of this folder, each with write_demo_* of some corpora
-    "iemocap": ("demo_iemocap",),
-    "speech": ("demo_ravdess", "demo_emodb", "demo_voxceleb2"),
-    "av": ("demo_cremad", "demo_ravdess_av", "demo_lombard", "demo_audioset"),
-    "mosei": ("demo_mosei", "demo_voxceleb2_av"),
-}
-# fmt: off
 SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
-    "demo_iemocap": {
-        "n_dialogues_per_session": (8, 1, 16),     # of five sessions
-        "turns_per_dialogue": (18, 1, 100),        # about a fifth of them are outside the four classes
-    },
-    "demo_ravdess": {
-        "n_actors": (18, 1, 24),
-        "clips_per_emotion": (2, 1, 8),            # of an actor, in speech and in song; neutral has at most 4
-    },
-    "demo_emodb": {"clips_per_speaker": (18, 1, 70)},   # of ten speakers
-    "demo_voxceleb2": {
-        "n_speakers": (40, 1, 10000),
-        "clips_per_speaker": (6, 1, 10000),        # 4 to 8 s long
-    },
-    "demo_cremad": {
-        "n_actors": (24, 1, 91),
-        "clips_per_actor": (18, 1, 82),            # spread evenly over the emotions
-    },
+    # Of five sessions; about a fifth of the turns are outside the four classes.
+    "demo_iemocap": {"n_dialogues_per_session": (8, 1, 16), "turns_per_dialogue": (18, 1, 100)},
+    # Clips of an actor, in speech and in song; neutral, which is never strong, has at most 4.
+    "demo_ravdess": {"n_actors": (18, 1, 24), "clips_per_emotion": (2, 1, 8)},
+    "demo_emodb": {"clips_per_speaker": (18, 1, 70)},  # of ten speakers
+    "demo_voxceleb2": {"n_speakers": (40, 1, 10000), "clips_per_speaker": (6, 1, 10000)},  # 4 to 8 s long
+    "demo_cremad": {"n_actors": (24, 1, 91), "clips_per_actor": (18, 1, 82)},  # spread evenly over emotions
     "demo_ravdess_av": {"n_actors": (8, 1, 24), "clips_per_emotion": (2, 1, 8)},
-    "demo_lombard": {
-        "n_talkers": (8, 1, 54),
-        "sentences_per_condition": (10, 1, 50),    # plain and again in noise
-    },
+    # Sentences of a talker, plain and again in noise.
+    "demo_lombard": {"n_talkers": (8, 1, 54), "sentences_per_condition": (10, 1, 50)},
     "demo_audioset": {"n_clips": (120, 1, 20000)},
-    "demo_mosei": {
-        "n_videos": (80, 8, 10000),                # at least 8 for the three folds; one more is in no fold
-        "segments_per_video": (8, 1, 100),         # on average, 1 to 8 s long
-    },
-    "demo_voxceleb2_av": {
-        "n_speakers": (60, 1, 10000),
-        "clips_per_speaker": (12, 1, 10000),       # 2 to 8 s long
-    },
+    # Three folds need 8 videos, one more is in no fold; segments per video on average, 1 to 8 s long.
+    "demo_mosei": {"n_videos": (80, 8, 10000), "segments_per_video": (8, 1, 100)},
+    "demo_voxceleb2_av": {"n_speakers": (60, 1, 10000), "clips_per_speaker": (12, 1, 10000)},  # 2 to 8 s long
 }
-# fmt: on
 
 
 def sizes(corpus, size):
@@ -77,17 +51,15 @@ def write(corpus, root, seed, size=1.0, workers=None):
     workers  processes, None = one per core, 0 = none; the files do not depend on it
     Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
     """
-    root = Path(root)
-    note, made_with = (
-        root.with_name(f"{root.name}.json"),
-        {"corpus": corpus, "seed": seed, **sizes(corpus, size)},
-    )
+    root, numbers = Path(root), sizes(corpus, size)
+    note, made_with = root.with_name(f"{root.name}.json"), {"corpus": corpus, "seed": seed, **numbers}
     if root.is_dir() and note.exists() and read_json(note) == made_with:
         return
     print(f"writing the synthetic corpus to {root} ...", flush=True)
-    name = next(name for name, corpora in MODULES.items() if corpus in corpora)
-    module = importlib.import_module(f"common.demo.{name}")  # here: a genuine corpus needs none
-    getattr(module, f"write_{corpus}")(root, seed, **sizes(corpus, size), workers=workers)
+    from common.demo import av, iemocap, mosei, speech  # here: a genuine corpus needs none
+
+    writers = vars(iemocap) | vars(speech) | vars(av) | vars(mosei)
+    writers[f"write_{corpus}"](root, seed, **numbers, workers=workers)
     write_json(note, made_with)
 
 

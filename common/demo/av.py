@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.signal import fftconvolve, lfilter
 
-from common.demo.faces import Actor, draw_actor, film, in_light, set_face
+from common.demo.faces import Actor, draw_actor, film, lit, set_face
 from common.demo.sounds import RATE_HZ, draw_echoes, draw_noise, level_out, loudness, resampled, tilted
 from common.demo.speech import RAVDESS_EMOTIONS, RAVDESS_RATE_HZ, ravdess_takes
 from common.demo.text import all_sentences, draw_name, fill, sentences, sentences_of
@@ -42,28 +42,26 @@ NTSC_FPS = Fraction(30000, 1001)  # CREMA-D and RAVDESS
 FRAME_4_3, FRAME_16_9 = (160, 120), (224, 126)
 
 # ---- CREMA-D (FORMATS 6) --------------------------------------------------------------------
-CREMAD_EMOTIONS = {
-    emotion[:3].upper(): emotion for emotion in "angry disgust fearful happy neutral sad".split()
-}
+CREMAD_EMOTIONS = {name[:3].upper(): name for name in "angry disgust fearful happy neutral sad".split()}
 LEVELS = {"LO": "weak", "MD": "normal", "HI": "strong", "XX": "normal"}
 CLASSES = dict.fromkeys(("ravdess", "audioset"), RAVDESS_EMOTIONS) | {"cremad": CREMAD_EMOTIONS.values()}
 N_MUTE_FLV = 3  # videos without sound, as 28 of the release before December 2020
 FLV_RATE_HZ = 22050
 
 # ---- Lombard GRID and AudioSet (FORMATS 7, 8) -----------------------------------------------
-GRID_WORDS = [
-    line.split() for line in sentences()["grid"]
-]  # command, colour, preposition, letter, digit, adverb
+# Command, colour, preposition, letter, digit, adverb.
+GRID_WORDS = [line.split() for line in sentences()["grid"]]
 GRID_RATE_HZ = 48000
 WRONG_TALKER, BROKEN_TALKER = 3, 4  # s3 says something else in one recording, a .mov of s4 has no moov atom
 MOV_TICKS = 600  # time stamps per second of Lombard GRID's videos
-MOV_STEP_S = (1 / 24, 0.006)  # between frames: mean and standard deviation
+MOV_FPS, MOV_JITTER_S = 24, 0.006  # mean rate of their frames, and standard deviation of the time between two
 AUDIOSET_S = 6
 AUDIOSET_FPS = 15
 TALKING_SHARE = 0.7
 # fmt: off
 AUDIOSET_CLASSES = {  # the classes of the genuine list that occur here: {mid: display_name}
-    "/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking", "/m/02zsn": "Female speech, woman speaking",
+    "/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking",
+    "/m/02zsn": "Female speech, woman speaking",
     "/m/03kmc9": "Siren", "/m/01v_m0": "Sine wave", "/m/0chx_": "White noise",
 }
 # fmt: on
@@ -119,7 +117,7 @@ def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers=None):
 
 
 def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers=None):
-    """Write acted speech with picture and sound in RAVDESS's layout, Actor_NN/01-01-*.mp4; no song, no wav."""
+    """Write acted speech with picture and sound in RAVDESS's layout: Actor_NN/01-01-*.mp4."""
     scenes = []
     for number in range(1, n_actors + 1):
         rng = np.random.default_rng((seed, 5, number))
@@ -134,8 +132,8 @@ def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers=None)
 def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers=None):
     """Write plain and Lombard speech in Lombard GRID's layout: lombardgrid/{audio,front,json} below `root`.
 
-    Among the names are two of the release's exceptions: a `..._WRONG_...` of s3, and a video of s4 without moov
-    atom. There is no side view and no alignment.
+    With two of the release's exceptions, a `..._WRONG_...` of s3 and a video of s4 without moov atom, but no
+    side views and alignments.
     """
     scenes, texts = [], {}
     for number in range(2, 2 + n_talkers):
@@ -151,8 +149,8 @@ def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers=N
             scenes.append(plan_lombard(stem, actor, condition == "l", " ".join(words) + ".", rng))
             if number == BROKEN_TALKER and (k, condition) == (0, "l"):
                 scenes[-1].flaw = "no moov"
-            entry = {"SPKR": f"s{number}", "COND": condition, "UTTERANCE": asked, "STATUS": status}
-            entries.append(entry)
+            names = ("SPKR", "COND", "UTTERANCE", "STATUS")
+            entries.append(dict(zip(names, (f"s{number}", condition, asked, status), strict=True)))
         texts[f"lombardgrid/json/s{number}.json"] = json.dumps(entries, indent=1) + "\n"
     write_corpus(root, scenes, write_lombard, workers, texts)
 
@@ -160,8 +158,7 @@ def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers=N
 def write_demo_audioset(root, seed, n_clips, workers=None):
     """Write videos in which sound and picture go together, with a CAV-MAE manifest, audioset_20k.json.
 
-    TALKING_SHARE are talking faces, each another, the others tones with a shape. The manifest has absolute paths,
-    as genuine ones: `wav` is a file, `video_path` the folder of <video_id>.mp4.
+    Its paths are absolute, as genuine ones: `wav` is a file, `video_path` the folder of <video_id>.mp4.
     """
     rng = np.random.default_rng((seed, 7))
     scenes, entries, place = [], [], Path(root).resolve()
@@ -189,9 +186,8 @@ def cremad_takes(n_clips, rng):
     """(sentence, emotion, level) of an actor's clips: levels only of IEO, a neutral one has none."""
     codes, takes, chosen = list(sentences_of("cremad")), {}, []
     for emotion in CREMAD_EMOTIONS:
-        takes[emotion] = [
-            ("IEO", emotion, level) for level in LEVELS if (level == "XX") == (emotion == "NEU")
-        ]
+        levels = ["XX"] if emotion == "NEU" else ["LO", "MD", "HI"]
+        takes[emotion] = [("IEO", emotion, level) for level in levels]
         takes[emotion] += [(code, emotion, "XX") for code in codes if code != "IEO"]
         rng.shuffle(takes[emotion])
     while len(chosen) < n_clips and any(takes.values()):
@@ -208,7 +204,7 @@ def show(emotion, modality, corpus, rng):
 
 
 def plan_emotion(corpus, place, actor, asked, text, rng):
-    """A Scene of acted emotion, asked (emotion, intensity); and what shows, {modality: (emotion, strength)}."""
+    """A Scene where (emotion, intensity) is asked for, and what shows, {modality: (emotion, strength)}."""
     (emotion, intensity), shown = asked, {}
     for modality, own in (("voice", actor.speaker.expressiveness), ("face", actor.face_expressiveness)):
         if intensity == "weak":
@@ -228,11 +224,8 @@ def plan_lombard(place, actor, is_lombard, text, rng):
     for modality, sure in SHOWS.items():
         is_shown = is_lombard == (rng.random() < sure)
         strengths[modality] = rng.beta(*STRENGTH["strong"]) if is_shown else 0.0
-    voice, style, strength = (
-        set_voice(actor.speaker, "neutral", 1.0, rng),
-        STYLES["lombard"],
-        strengths["voice"],
-    )
+    voice, style = set_voice(actor.speaker, "neutral", 1.0, rng), STYLES["lombard"]
+    strength = strengths["voice"]
     for name in ("pitch", "range"):
         voice[name] = round(np.clip(voice[name] + strength * style[name], 0, 99))
     voice["rate_wpm"] = round(voice["rate_wpm"] * (1 + strength * (style["rate"] - 1)))
@@ -278,7 +271,7 @@ def command_code(words):
 
 
 def vote(name, shown, rng):
-    """A row of CREMA-D's summaryTable: raters hear the voice's emotion, see the face's, and may tie on both."""
+    """A row of summaryTable.csv: raters hear the voice's emotion, see the face's, and may tie on both."""
     letters = {emotion: code[0] for code, emotion in CREMAD_EMOTIONS.items()}
     heard, seen = (letters[shown[modality][0]] for modality in ("voice", "face"))
     # Who shows more decides; close calls are ties.
@@ -292,7 +285,7 @@ def vote(name, shown, rng):
 
 # ---- Acting in time ---------------------------------------------------------------------------
 def expression_curve(seconds, rng):
-    """How far an expression is out, 0 to about 1, at CURVE_HZ: it builds up, wavers slowly and fades; (T,)."""
+    """(times, how far an expression is out then, 0 to about 1): it builds up, wavers slowly and fades."""
     time_s = np.arange(math.ceil(seconds * CURVE_HZ) + 1) / CURVE_HZ
     start_s, end_s = rng.uniform(0.08, 0.25) * seconds, rng.uniform(0.7, 0.95) * seconds
     rest = rng.uniform(0.3, 0.6)
@@ -300,28 +293,32 @@ def expression_curve(seconds, rng):
     fades = 1 - (1 - rest) / (1 + np.exp(-(time_s - end_s) / 0.2))
     speeds_hz, phases = rng.uniform(0.2, 0.7, 2), rng.uniform(0, 2 * np.pi, 2)
     wavers = 1 + 0.12 * np.sin(2 * np.pi * speeds_hz * time_s[:, None] + phases).sum(axis=1)
-    return np.clip(builds_up * fades * wavers, 0, 1.3)
+    return time_s, np.clip(builds_up * fades * wavers, 0, 1.3)
 
 
-def at(curve, times_s):
-    """The values of an expression curve at these times."""
-    return np.interp(times_s, np.arange(len(curve)) / CURVE_HZ, curve)
+def perform(scene, speech, size, draw_times):
+    """(the sound of a scene (T,), its Images, when each is shown by draw_times(seconds, rng))."""
+    rng = np.random.default_rng(scene.seed)
+    track, voice, curve = record_voice(scene, speech[0].samples, rng)
+    times_s = draw_times(len(track) / RATE_HZ, rng)
+    face = act_face(scene, voice, curve, times_s, rng)
+    looks, light = scene.actor.looks, rng.uniform(*LIGHT)
+    colours = {name: lit(getattr(looks, name), light) for name in ("skin", "hair", "backdrop")}
+    return track, film(replace(looks, **colours), face, size), times_s
 
 
-def record_voice(scene, speech, rng):
+def record_voice(scene, spoken, rng):
     """The sound of a scene in its room, the voice alone, (T,) each, and the expression curve."""
-    spoken, voice = speech[0].samples, scene.voice
     seconds = np.clip(scene.lead_s + len(spoken) / RATE_HZ + scene.tail_s, *scene.seconds)
-    curve = expression_curve(seconds, rng)
-    track = np.zeros(round(seconds * RATE_HZ))
-    first = round(scene.lead_s * RATE_HZ)
+    curve, voice, actor = expression_curve(seconds, rng), scene.voice, scene.actor
+    track, first = np.zeros(round(seconds * RATE_HZ)), round(scene.lead_s * RATE_HZ)
     spoken = with_tremor(level_out(spoken), voice, rng)[: len(track) - first]
     track[first : first + len(spoken)] = spoken
     pressed = tilted(track, voice["tilt"])
     pressed *= np.sqrt(np.mean(track**2) / np.mean(pressed**2))
-    out = at(curve, np.arange(len(track)) / RATE_HZ)
+    out = np.interp(np.arange(len(track)) / RATE_HZ, *curve)
     gain_db = voice["gain_db"] * out + EFFORT_DB * (out - 0.7)
-    sound, actor = 10 ** (gain_db / 20) * ((1 - out) * track + out * pressed), scene.actor
+    sound = 10 ** (gain_db / 20) * ((1 - out) * track + out * pressed)
     noise = draw_noise(len(track), actor.noise_colour, actor.noise_rms, rng)
     return in_a_room(sound, actor.room_seed) + noise, sound, curve
 
@@ -334,15 +331,9 @@ def in_a_room(voice, seed):
     return fftconvolve(voice, room / np.sqrt(np.sum(room**2)))[: len(voice)]
 
 
-def film_face(scene, sound, curve, times_s, size, rng):
-    """Images of a scene's face at these times, in this recording's light."""
-    features = act_face(scene, sound, curve, times_s, rng)
-    return film(in_light(scene.actor.looks, rng.uniform(*LIGHT)), features, size)
-
-
 def act_face(scene, sound, curve, times_s, rng):
     """The face of a scene at these times, as `film` wants it."""
-    out, n_frames = at(curve, times_s), len(times_s)
+    out, n_frames = np.interp(times_s, *curve), len(times_s)
     features = {name: rest + out * scene.face[name] for name, rest in scene.actor.habit.items()}
     features["eyes"] = np.maximum(features["eyes"], -1.0)  # closed
     features["open"] = scene.face["open"] * loudness(sound, times_s, 0.10)
@@ -377,7 +368,7 @@ def record_tone(kind, pitch, loud, rng):
 
 
 def film_shape(kind, pitch, loud, size, rng):
-    """Images of a disc (sine), a square (siren) or a triangle (noise), as high as the pitch, as large as loud."""
+    """Images of a disc (sine), square (siren) or triangle (noise), as high as the pitch, as large as loud."""
     backdrop, colour = (
         tuple(int(value) for value in rng.integers(*span, 3)) for span in ((40, 160), (120, 256))
     )
@@ -396,7 +387,7 @@ def film_shape(kind, pitch, loud, size, rng):
 # ---- From scenes to files ---------------------------------------------------------------------
 def write_cremad(folder, scene, speech):
     """AudioWAV/<name>.wav at 16 kHz and VideoFlash/<name>.flv."""
-    track, images = perform(scene, speech, FRAME_4_3)
+    track, images, _ = perform(scene, speech, FRAME_4_3, ntsc_times)
     write_wav(folder / "AudioWAV" / f"{scene.place}.wav", track)
     sound = Sound(resampled(track, RATE_HZ, FLV_RATE_HZ), FLV_RATE_HZ, codec=("libmp3lame", {}))
     path = folder / "VideoFlash" / f"{scene.place}.flv"
@@ -405,45 +396,41 @@ def write_cremad(folder, scene, speech):
 
 def write_ravdess(folder, scene, speech):
     """Actor_NN/<name>.mp4 with stereo sound at 48 kHz."""
-    track, images = perform(scene, speech, FRAME_16_9)
+    track, images, _ = perform(scene, speech, FRAME_16_9, ntsc_times)
     sound = Sound(resampled(track, RATE_HZ, RAVDESS_RATE_HZ), RAVDESS_RATE_HZ, "stereo")
     write_movie(folder / f"{scene.place}.mp4", images, NTSC_FPS, sound=sound)
 
 
-def perform(scene, speech, size):
-    """The sound (T,) of a scene, and its Images at NTSC_FPS."""
-    rng = np.random.default_rng(scene.seed)
-    track, sound, curve = record_voice(scene, speech, rng)
-    times_s = np.arange(round(len(track) / RATE_HZ * NTSC_FPS)) / float(NTSC_FPS)
-    return track, film_face(scene, sound, curve, times_s, size, rng)
+def ntsc_times(seconds, _rng):
+    return np.arange(round(seconds * NTSC_FPS)) / float(NTSC_FPS)
 
 
 def write_lombard(folder, scene, speech):
     """lombardgrid/audio/<name>.wav at 48 kHz and front/<name>.mov, silent, its frames at irregular times."""
-    rng = np.random.default_rng(scene.seed)
-    track, sound, curve = record_voice(scene, speech, rng)
+    track, images, times_s = perform(scene, speech, FRAME_4_3, mov_times)
     folder = folder / "lombardgrid"
     write_wav(folder / "audio" / f"{scene.place}.wav", resampled(track, RATE_HZ, GRID_RATE_HZ), GRID_RATE_HZ)
-    seconds, (step_s, jitter_s) = len(track) / RATE_HZ, MOV_STEP_S
-    steps_s = np.clip(rng.normal(step_s, jitter_s, round(2 * seconds / step_s)), 0.5 * step_s, 2 * step_s)
-    ticks = np.round(MOV_TICKS * np.cumsum(steps_s)).astype(int).tolist()
-    ticks = [0, *(tick for tick in ticks if tick < MOV_TICKS * (seconds - 0.5 * step_s))]
-    images = film_face(scene, sound, curve, np.array(ticks) / MOV_TICKS, FRAME_4_3, rng)
-    path, fps = folder / "front" / f"{scene.place}.mov", Fraction(round(1 / step_s))
-    write_movie(path, images, fps, ticks=ticks, tick_s=Fraction(1, MOV_TICKS))
+    path, ticks = folder / "front" / f"{scene.place}.mov", np.round(times_s * MOV_TICKS).astype(int).tolist()
+    write_movie(path, images, Fraction(MOV_FPS), ticks=ticks, tick_s=Fraction(1, MOV_TICKS))
     if scene.flaw == "no moov":
         path.write_bytes(without_moov(path.read_bytes()))
 
 
+def mov_times(seconds, rng):
+    """Times of frames at irregular steps, the first 0, the last half a step before the end; whole ticks."""
+    step_s = 1 / MOV_FPS
+    steps_s = np.clip(rng.normal(step_s, MOV_JITTER_S, round(2 * seconds / step_s)), 0.5 * step_s, 2 * step_s)
+    ticks = np.round(MOV_TICKS * np.cumsum(steps_s))
+    return np.array([0, *ticks[ticks < MOV_TICKS * (seconds - 0.5 * step_s)]]) / MOV_TICKS
+
+
 def write_audioset(folder, scene, speech):
     """audio/<name>.wav at 16 kHz and video/<name>.mp4 with the same sound."""
-    rng = np.random.default_rng(scene.seed)
     times_s = np.arange(AUDIOSET_S * AUDIOSET_FPS) / AUDIOSET_FPS
     if scene.actor:
-        track, sound, curve = record_voice(scene, speech, rng)
-        images = film_face(scene, sound, curve, times_s, FRAME_4_3, rng)
+        track, images, _ = perform(scene, speech, FRAME_4_3, lambda seconds, rng: times_s)
     else:
-        sample_s = np.arange(AUDIOSET_S * RATE_HZ) / RATE_HZ
+        rng, sample_s = np.random.default_rng(scene.seed), np.arange(AUDIOSET_S * RATE_HZ) / RATE_HZ
         pitch, loud = wander(rng, sample_s), wander(rng, sample_s)
         track = record_tone(scene.kind, pitch, loud, rng)
         frames = np.round(times_s * RATE_HZ).astype(int)

@@ -1,18 +1,7 @@
 """Checkpoints with random weights for every architecture that the scripts fine-tune, each with its processor.
 
-They stand in for the downloads from the Hugging Face hub: "tiny" ones in the demo, "small" ones to train from
-scratch on a real corpus with two CPU cores. `AutoModel.from_pretrained(folder)` and the matching Auto class of the
-tokeniser, feature extractor or image processor load them without a network. No weight was trained.
-
-What differs from the published configurations besides size, so that a few hundred clips suffice to learn from:
-- no SpecAugment masking and no LayerDrop;
-- a wider spread of the initial weights (INITIALIZER_RANGE), patches of AST and VideoMAE scaled to unit size;
-- VideoMAE joins four frames to a token instead of two;
-- wav2vec 2.0 and HuBERT have three convolutions instead of seven, and start from a filter bank instead of noise
-  (start_as_filter_bank). All of it is trained like any other weight;
-- WavLM-Large has two convolutions instead of seven, which start as the envelope of each band (start_as_envelopes).
-  Its layers are as published: pre-norm ("stable"), layer normalisation after each convolution, a gated relative
-  position bias.
+They stand in for the downloads from the Hugging Face hub; the Auto classes' `from_pretrained(folder)` loads
+them without a network. What differs from the published configurations: see README.md.
 """
 
 import json
@@ -31,7 +20,7 @@ from common.files import atomic_path, hash_of, make_folder, read_json, write_jso
 hf.utils.logging.disable_progress_bar()  # a bar per written shard would drown what 01 prints
 
 # fmt: off
-SIZES = {  # vocabulary: largest; tokens: longest text; mel_stride 16: 10 ms a frame; wavlm_*: 40 and 20 ms a step
+SIZES = {  # vocabulary: largest; tokens: longest text; wavlm_stride: 40 and 20 ms a step
     "tiny": {
         "hidden": 64, "layers": 2, "heads": 4, "vocabulary": 1000, "tokens": 128,
         "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
@@ -41,8 +30,8 @@ SIZES = {  # vocabulary: largest; tokens: longest text; mel_stride 16: 10 ms a f
     },
     "small": {
         "hidden": 128, "layers": 4, "heads": 4, "vocabulary": 4000, "tokens": 256,
-        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3), "conv_positions": 32,
-        "wavlm_dim": (256, 128), "wavlm_kernel": (320, 4), "wavlm_stride": (160, 2),
+        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3),
+        "wavlm_dim": (256, 128), "wavlm_kernel": (320, 4), "wavlm_stride": (160, 2), "conv_positions": 32,
         "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
         "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
     },
@@ -79,11 +68,8 @@ def write_checkpoints(folder, texts, size, seed):
 
 
 def makers():
-    """The function that makes each architecture, by the last part of its hub name.
-
-    A new one goes last: the position seeds the weights.
-    """
-    return {
+    """The function that makes each architecture, by the last part of its hub name."""
+    return {  # a new one goes last: the position seeds the weights
         "bert-base-uncased": make_bert,
         "roberta-base": make_roberta,
         "distilbert-base-uncased": make_distilbert,
@@ -155,18 +141,11 @@ def make_roberta(dims, texts):
 def make_distilbert(dims, texts):
     vocabulary = train_wordpiece(texts, dims["vocabulary"])
     tokenizer = hf.DistilBertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
-    config = hf.DistilBertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=dims["tokens"],
-        dim=dims["hidden"],
-        n_layers=max(1, dims["layers"] // 2),  # distilled to half the depth
-        n_heads=dims["heads"],
-        hidden_dim=4 * dims["hidden"],
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=INITIALIZER_RANGE,
-    )
-    return hf.DistilBertModel(config), tokenizer
+    depth = {"n_layers": max(1, dims["layers"] // 2), "n_heads": dims["heads"]}  # distilled to half the depth
+    width = {"dim": dims["hidden"], "hidden_dim": 4 * dims["hidden"], "initializer_range": INITIALIZER_RANGE}
+    dropout = {"dropout": DROPOUT, "attention_dropout": DROPOUT}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": dims["tokens"]}
+    return hf.DistilBertModel(hf.DistilBertConfig(**depth, **width, **dropout, **text)), tokenizer
 
 
 def text_shape(dims, tokenizer):
@@ -201,32 +180,16 @@ def make_wavlm(dims, _texts):
 def waveform_shape(dims):
     """The arguments that the configurations of wav2vec 2.0, HuBERT and WavLM share."""
     dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout")
-    convolutions = {name: dims[name] for name in ("conv_dim", "conv_kernel", "conv_stride")}
-    regularisation = {
-        "final_dropout": 0.0,
-        "layerdrop": 0.0,
-        "apply_spec_augment": False,
-        "mask_time_prob": 0.0,
-    }
-    return {
-        **encoder_shape(dims),
-        **convolutions,
-        **dict.fromkeys(dropouts, DROPOUT),
-        **regularisation,
-        "feat_extract_norm": "group",
-        "num_conv_pos_embeddings": dims["conv_positions"],
-        "num_conv_pos_embedding_groups": 4,
-    }
+    shape = encoder_shape(dims) | dict.fromkeys(dropouts, DROPOUT)
+    shape |= {name: dims[name] for name in ("conv_dim", "conv_kernel", "conv_stride")}
+    shape |= {"num_conv_pos_embeddings": dims["conv_positions"], "num_conv_pos_embedding_groups": 4}
+    shape |= {"final_dropout": 0.0, "layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0}
+    return shape | {"feat_extract_norm": "group"}
 
 
 def waveform_processor(return_attention_mask):
-    """Zero mean and unit variance per clip; the published large model takes a mask, the base ones do not."""
-    return hf.Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=AUDIO_RATE_HZ,
-        do_normalize=True,
-        return_attention_mask=return_attention_mask,
-    )
+    """Zero mean and unit variance per clip of 16 kHz; published large models take a mask, base ones none."""
+    return hf.Wav2Vec2FeatureExtractor(return_attention_mask=return_attention_mask)
 
 
 def start_as_filter_bank(encoder, dims):
@@ -255,12 +218,11 @@ def start_as_filter_bank(encoder, dims):
 def start_as_envelopes(encoder):
     """Set the initial weights of the two convolutions of a WavLM-Large feature encoder.
 
-    start_as_filter_bank would need feat_extract_norm "group", as WavLM-Base has it: layer normalisation would
-    bring every five dealt-out samples to one size. So the filters come first: each as cosine and sine with
-    both signs, whose sum after GELU follows the band's envelope at any phase; the second convolution takes
-    that sum and averages over time. The normalisation in between divides each step by its level; where the
-    speech is soft, filters as faint as ENVELOPE_GAIN leave it the epsilon to divide by, which keeps some of
-    the loudness.
+    Its layer normalisation would bring samples dealt out as above to one size, so the filters come first:
+    each as cosine and sine with both signs, whose sum after GELU follows the band's envelope at any phase; the
+    second convolution takes that sum and averages over time. The normalisation in between divides each step by
+    its level: filters as faint as ENVELOPE_GAIN leave soft speech the epsilon to divide by, which keeps some
+    of the loudness.
     """
     filters, envelopes = (layer.conv.weight.data for layer in encoder.conv_layers)  # (C_out, C_in, kernel)
     n_bands, n_samples = filters.shape[0] // 4, filters.shape[2]
@@ -292,16 +254,10 @@ def mel_filters(n_filters, n_samples, phase=0.0):
 
 
 def make_ast(dims, _texts):
-    bins, frames, stride = dims["mel_bins"], dims["mel_frames"], dims["mel_stride"]
-    processor = hf.ASTFeatureExtractor(
-        sampling_rate=AUDIO_RATE_HZ,
-        num_mel_bins=bins,
-        max_length=frames,
-        mean=SPECTROGRAM_MEAN,
-        std=SPECTROGRAM_STD,
-    )
-    shape = encoder_shape(dims) | {"frequency_stride": stride, "time_stride": stride}
-    model = hf.ASTModel(hf.ASTConfig(num_mel_bins=bins, max_length=frames, **shape))
+    size = {"num_mel_bins": dims["mel_bins"], "max_length": dims["mel_frames"]}
+    processor = hf.ASTFeatureExtractor(mean=SPECTROGRAM_MEAN, std=SPECTROGRAM_STD, **size)
+    stride = {"frequency_stride": dims["mel_stride"], "time_stride": dims["mel_stride"]}
+    model = hf.ASTModel(hf.ASTConfig(**size, **stride, **encoder_shape(dims)))
     scale_patches(model)
     return model, processor
 

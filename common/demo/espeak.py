@@ -41,7 +41,7 @@ def load_espeak():
 def speak(lines):
     """Say lines one after the other.
 
-    eSpeak's noise and pitch flutter depend on all that its process said before: begin each corpus in a fresh one.
+    eSpeak's noise and pitch flutter depend on all that its process said before: begin in a fresh one.
     lines  list of (text, voice), voice with name, rate_wpm, pitch and range
     Returns a list of (samples as bytes of int16, [(place in the text, sample)] where eSpeak began a word).
     """

@@ -1,11 +1,11 @@
 """The faces of the synthetic speakers: how they look, what an emotion does to them, how they are drawn."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from common.demo.voices import EXPRESSIVENESS, FACES, FEATURES, MEN, WOMEN, Speaker, draw_speaker
+from common.demo.voices import EXPRESSIVENESS, FACES, FEATURES, VOICES, Speaker, draw_speaker
 
 SKINS = ((232, 196, 168), (204, 158, 126), (222, 178, 146), (182, 136, 106), (240, 208, 184))
 HAIRS = ((92, 60, 34), (40, 32, 28), (176, 132, 70), (64, 44, 36), (122, 70, 40))
@@ -47,8 +47,8 @@ class Actor:
 
 def draw_actor(number, language, rng):
     """A new Actor; even numbers are women, the voice is the next one of the actor's sex."""
-    sex, voices = ("m", MEN) if number % 2 else ("f", WOMEN)
-    speaker = draw_speaker(f"{language}+{voices[number // 2 % len(voices)]}", rng)
+    sex = "fm"[number % 2]
+    speaker = draw_speaker(f"{language}+{VOICES[sex][number // 2 % len(VOICES[sex])]}", rng)
     skin = lit(SKINS[rng.integers(len(SKINS))], rng.uniform(0.85, 1.1))
     hair = lit(HAIRS[rng.integers(len(HAIRS))], rng.uniform(0.85, 1.1))
     spans = ((30, 46) if sex == "f" else (4, 14), (34, 43), (47, 53), (15, 20))
@@ -79,11 +79,6 @@ def set_face(actor, emotion, strength, rng):
 def lit(colour, light):
     """An RGB colour in more or less light than 1."""
     return tuple(min(255, int(light * value)) for value in colour)
-
-
-def in_light(looks, light):
-    """The Looks in more or less light than 1."""
-    return replace(looks, **{name: lit(getattr(looks, name), light) for name in ("skin", "hair", "backdrop")})
 
 
 def film(looks, features, size):

@@ -1,7 +1,5 @@
 """Two synthetic corpora of people who talk into a camera, like CMU-MOSEI and VoxCeleb2 (README.md)."""
 
-import csv
-import io
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -58,12 +56,7 @@ COMPANIONS = {  # weights of what goes with a main emotion
 }
 SECOND, THIRD = 0.35, 0.25  # chance of another emotion, and of one more
 SEEN_WHERE_NONE = 0.01  # chance that one annotator sees an emotion that is not there
-STYLE = {
-    "": "neutral",
-    "anger": "angry",
-    "surprise": "surprised",
-    "fear": "fearful",
-}  # others have their name
+STYLE = dict(zip(("", *EMOTIONS), "neutral happy sad angry surprised disgust fearful".split(), strict=True))
 SHOWS = {"voice": 0.75, "face": 0.70}
 PACE = 1.30  # of the speaking rate
 GERMAN_SHARE = 0.12  # clips of VoxCeleb2 in another language
@@ -91,7 +84,10 @@ class Take:
     text: str
     voice: dict  # for `speak`
     face: dict  # features at the height of the expression
-    language: str = "en"
+    is_german: bool = False
+    start_s: float = 0.0  # in its recording, once it is spoken
+    end_s: float = 0.0
+    words: tuple = ()  # (word, start_s, end_s), on the take's own clock
 
 
 @dataclass
@@ -110,26 +106,12 @@ class Video:
         return [(take.text, take.voice) for take in self.takes]
 
 
-@dataclass
-class Spoken:
-    """A take once it is spoken and placed in its recording."""
-
-    take: Take
-    start_s: float
-    end_s: float
-    words: list  # (word, start_s, end_s), on the take's own clock
-
-
 # ---- The two corpora --------------------------------------------------------------------------
 def write_demo_mosei(root, seed, n_videos, segments_per_video, workers=None):
-    """Write segments with emotions in CMU-MOSEI's layout below `root`, replacing what is there.
+    """Write segments with emotions in CMU-MOSEI's layout below `root`; one video more is in no fold.
 
-    seed                int; the same seed gives the same files
-    n_videos            at least 8, for three folds; one more is in no fold
-    segments_per_video  mean; a video has up to 2 more or fewer
-    root, workers and errors as write_corpus
-    Writes labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
-    recognised_synthetic.csv: the words that a recogniser would hear, as the columns of words.csv with a score.
+    Labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
+    recognised_synthetic.csv: the words that a recogniser would hear, with times and a score.
     """
     rng = np.random.default_rng((seed, 8))
     ids = [*SPECIAL_IDS, *(draw_name(rng) for _ in range(n_videos + 1 - len(SPECIAL_IDS)))]
@@ -142,16 +124,14 @@ def write_demo_mosei(root, seed, n_videos, segments_per_video, workers=None):
         video_seed, has_wav = draw_seed(own), bool(own.random() > WITHOUT_WAV)
         videos.append(Video(name, actor, takes, video_seed, has_wav, starts_early=number == 1))
     texts = {"cmu_mosei_std_folds.py": folds_text(ids[:-1], draw_name(rng)), GLOVE_FILE: glove_text(seed)}
-    finish = partial(write_labels, videos=videos, rng=np.random.default_rng((seed, 11)))
+    finish = partial(write_labels, rng=np.random.default_rng((seed, 11)))
     write_corpus(root, videos, write_mosei_video, workers, texts, finish)
 
 
 def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers=None):
     """Write speech without labels in VoxCeleb2's layout below `root`: dev/aac, dev/mp4 and vox2_meta.csv.
 
-    clips_per_speaker  spread over videos of at most CLIPS_PER_VIDEO; other arguments as write_demo_mosei
-    words.csv is no part of the genuine release: what a recogniser would hear, with the times of the words and a
-    score that is low where the clip is not English (columns utterance_id, word, start_s, end_s, score).
+    words.csv is no part of the genuine release: what a recogniser would hear, with times and a score.
     """
     videos, sexes = [], {}
     moods = dict.fromkeys(("", *EMOTIONS), 1)
@@ -190,18 +170,21 @@ def plan_take(corpus, emotions, actor, rng):
         n_sentences = max(len(emotions), 1 + (rng.random() < TWO_SENTENCES))
     asked = [emotions[k % len(emotions)] if emotions else "" for k in range(n_sentences)]
     sentences = [draw_sentence(corpus, emotion, rng) for emotion in asked]
-    heard, seen = (choose_shown(emotions, SHOWS[name], rng) for name in ("voice", "face"))
+    shown = dict.fromkeys(SHOWS, "")  # none
+    for modality, chance in SHOWS.items():
+        if emotions and rng.random() < chance:
+            shown[modality] = emotions[rng.integers(len(emotions))]
     expressiveness = actor.speaker.expressiveness, actor.face_expressiveness
     loud, strong = (own * rng.beta(*STRENGTH["strong"]) for own in expressiveness)
-    voice = set_voice(actor.speaker, STYLE.get(heard, heard), loud, rng)
+    voice = set_voice(actor.speaker, STYLE[shown["voice"]], loud, rng)
     voice["rate_wpm"] = round(PACE * voice["rate_wpm"])
-    face = set_face(actor, STYLE.get(seen, seen), strong, rng)
+    face = set_face(actor, STYLE[shown["face"]], strong, rng)
     is_german = not is_labelled and rng.random() < GERMAN_SHARE
     if is_german:
         bank = list(sentences_of("emodb").values())
         sentences = [bank[rng.integers(len(bank))].rstrip(".")]
         voice["name"] = voice["name"].replace("en-us", "de")
-    return Take(emotions, ", ".join(sentences) + ".", voice, face, "de" if is_german else "en")
+    return Take(emotions, ", ".join(sentences) + ".", voice, face, is_german)
 
 
 def draw_sentence(corpus, emotion, rng):
@@ -223,11 +206,6 @@ def draw_word(part, emotion, rng):
     """A word of a part of speech ("N", "V", "A") from an emotion's field, "" = a plain one."""
     words = FIELDS[emotion][part]
     return choose({word: 1 / (rank + RARITY) for rank, word in enumerate(words)}, rng)
-
-
-def choose_shown(emotions, chance, rng):
-    """The emotion that a voice or a face shows, "" = none."""
-    return emotions[rng.integers(len(emotions))] if emotions and rng.random() < chance else ""
 
 
 # ---- Word vectors -----------------------------------------------------------------------------
@@ -264,18 +242,18 @@ def draw_direction(rng):
 
 
 # ---- The recogniser ---------------------------------------------------------------------------
-def mishear(spoken, error_rate, rng):
+def mishear(take, error_rate, rng):
     """[(word, start_s, end_s, score)]: what a recogniser makes of a take, most errors in short words."""
     heard = []
-    if spoken.take.language != "en":
-        for _, start_s, end_s in spoken.words:
+    if take.is_german:
+        for _, start_s, end_s in take.words:
             word = LEXICON[rng.integers(len(LEXICON))]
             heard.append((word, start_s, end_s, GERMAN_SCORE + SCORE_SD * rng.standard_normal()))
         return heard
-    is_short = np.array([len(word) <= SHORT_LETTERS for word, _, _ in spoken.words])
+    is_short = np.array([len(word) <= SHORT_LETTERS for word, _, _ in take.words])
     weights = np.where(is_short, SHORT_ERRORS, 1.0)
     chances = np.minimum(error_rate * weights / weights.mean(), 0.9)
-    for (word, start_s, end_s), short, chance in zip(spoken.words, is_short, chances, strict=True):
+    for (word, start_s, end_s), short, chance in zip(take.words, is_short, chances, strict=True):
         wrong, score = rng.random() < chance, SCORE - abs(SCORE_SD * rng.standard_normal())
         if wrong and short and rng.random() < 0.3:
             continue  # not heard at all
@@ -286,20 +264,17 @@ def mishear(spoken, error_rate, rng):
     return heard
 
 
-def words_text(rows):
-    """words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("utterance_id", "word", "start_s", "end_s", "score"))
-    for name, word, start_s, end_s, score in rows:
-        writer.writerow((name, word, f"{start_s:.3f}", f"{end_s:.3f}", f"{score:.4f}"))
-    return text.getvalue()
+def write_words(path, rows):
+    """Write words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
+    lines = [
+        f"{name},{word},{start_s:.3f},{end_s:.3f},{score:.4f}\n" for name, word, start_s, end_s, score in rows
+    ]
+    write_text(path, "".join(["utterance_id,word,start_s,end_s,score\n", *lines]))
 
 
 def write_clip_words(folder, heard_in_videos):
     """words.csv of a demo_voxceleb2_av, sorted by video."""
-    rows = [row for _, rows in sorted(heard_in_videos) for row in rows]
-    write_text(folder / "words.csv", words_text(rows))
+    write_words(folder / "words.csv", [row for _, rows in sorted(heard_in_videos) for row in rows])
 
 
 # ---- Labels, words and transcripts of CMU-MOSEI -----------------------------------------------
@@ -318,36 +293,36 @@ def annotate(emotions, rng):
     return np.array([sentiment.mean(), *answers.mean(axis=0)], np.float32)
 
 
-def write_labels(folder, spoken_in_videos, videos, rng):
+def write_labels(folder, videos, rng):
     """The csd files, whose label rows are not in order of time, transcripts and recognised_synthetic.csv."""
     labels, words, heard = {}, {}, []
-    for video, spoken in zip(videos, spoken_in_videos, strict=True):
-        spans_s = [(segment.start_s - MARGIN_S, segment.end_s + MARGIN_S) for segment in spoken]
-        scores = [annotate(segment.take.emotions, rng) for segment in spoken]
-        order = rng.permutation(len(spoken))
+    for video in videos:
+        takes = video.takes
+        spans_s = [(take.start_s - MARGIN_S, take.end_s + MARGIN_S) for take in takes]
+        scores = [annotate(take.emotions, rng) for take in takes]
+        order = rng.permutation(len(takes))
         labels[video.place] = np.array([scores[k] for k in order]), np.array([spans_s[k] for k in order])
-        words[video.place] = words_with_silence(spoken)
+        words[video.place] = words_with_silence(takes)
         write_transcripts(folder / "Raw" / "Transcript", video, spans_s)
         for row, k in enumerate(order):
-            shift_s = spoken[k].start_s - max(0.0, spans_s[k][0])
-            for word, start_s, end_s, score in mishear(spoken[k], MISHEARD["mosei"], rng):
+            shift_s = takes[k].start_s - max(0.0, spans_s[k][0])
+            for word, start_s, end_s, score in mishear(takes[k], MISHEARD["mosei"], rng):
                 heard.append((f"{video.place}[{row}]", word, start_s + shift_s, end_s + shift_s, score))
     write_csd(folder / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", labels)
     write_csd(folder / "languages" / "CMU_MOSEI_TimestampedWords.csd", "words", words)
-    write_text(folder / "recognised_synthetic.csv", words_text(heard))
+    write_words(folder / "recognised_synthetic.csv", heard)
 
 
-def words_with_silence(spoken):
+def words_with_silence(takes):
     """(features (W, 1) bytes, intervals (W, 2)) of a video's words and the silences between its segments."""
     rows, now_s = [], 0.0
-    for segment in spoken:
-        if segment.start_s > now_s:
-            rows.append(("sp", now_s, segment.start_s))
-        rows += [
-            (word, segment.start_s + own_s, segment.start_s + end_s) for word, own_s, end_s in segment.words
-        ]
+    for take in takes:
+        if take.start_s > now_s:
+            rows.append((b"sp", now_s, take.start_s))
+        for word, start_s, end_s in take.words:
+            rows.append((word.encode(), take.start_s + start_s, take.start_s + end_s))
         now_s = rows[-1][2]
-    return np.array([[word.encode()] for word, _, _ in rows]), np.array([times for _, *times in rows])
+    return np.array([[word] for word, _, _ in rows]), np.array([times for _, *times in rows])
 
 
 def write_csd(path, root_name, entries):
@@ -387,35 +362,25 @@ def folds_text(ids, absent):
 
 
 # ---- Recordings -------------------------------------------------------------------------------
-def place_takes(video, speech):
-    """[Spoken] of a video of CMU-MOSEI: its takes one after the other, with silence between them."""
-    rng, spoken, now_s = np.random.default_rng((*video.seed, 2)), [], 0.0
-    for take, said in zip(video.takes, speech, strict=True):
-        now_s += 0.0 if video.starts_early and not spoken else rng.uniform(*GAP_S)
-        spoken.append(place_take(take, said, now_s))
-        now_s += said.seconds
-    return spoken
-
-
 def place_take(take, said, start_s):
-    """A Spoken that begins at this time."""
+    """Note when a take and its words are said, from its Speech."""
+    take.start_s, take.end_s = start_s, start_s + said.seconds
     words, starts_s = [word.strip(".,?!").lower() for word in take.text.split()], said.starts_s.tolist()
-    words = list(zip(words, starts_s, [*starts_s[1:], said.seconds], strict=True))
-    return Spoken(take, start_s, start_s + said.seconds, words)
+    take.words = tuple(zip(words, starts_s, [*starts_s[1:], said.seconds], strict=True))
 
 
-def render(spoken, speech, seconds, actor, rng):
+def render(takes, speech, seconds, actor, rng):
     """(the sound (T,), the face as `film` wants it) of takes placed in a recording."""
     track = np.zeros(round(seconds * RATE_HZ))
     n_frames = max(1, round(seconds * FPS))
     times_s = np.arange(n_frames) / float(FPS)
     face = {name: np.full(n_frames, rest) for name, rest in (*actor.habit.items(), ("open", 1.0))}
-    for one, said in zip(spoken, speech, strict=True):
-        first = round(one.start_s * RATE_HZ)
+    for take, said in zip(takes, speech, strict=True):
+        first = round(take.start_s * RATE_HZ)
         samples = with_tremor(said.samples, said.voice, rng)[: len(track) - first]
         track[first : first + len(samples)] = samples
-        shown = (times_s >= one.start_s) & (times_s < one.end_s)
-        for name, value in one.take.face.items():
+        shown = (times_s >= take.start_s) & (times_s < take.end_s)
+        for name, value in take.face.items():
             face[name][shown] = value + actor.habit.get(name, 0.0)
     face["open"] *= loudness(track, times_s, 0.10)
     face["eyes"] = np.maximum(face["eyes"], -1.0)
@@ -425,25 +390,29 @@ def render(spoken, speech, seconds, actor, rng):
 
 
 def write_mosei_video(folder, video, speech):
-    """Raw/Videos/Full/Combined/<id>.mp4 with sound, and most Raw/Audio/Full/WAV_16000/<id>.wav; [Spoken]."""
-    rng, spoken = np.random.default_rng(video.seed), place_takes(video, speech)
-    track, face = render(spoken, speech, spoken[-1].end_s + GAP_S[0], video.actor, rng)
+    """Raw/Videos/Full/Combined/<id>.mp4 with sound, and most Raw/Audio/Full/WAV_16000/<id>.wav; the Video."""
+    rng, gaps, now_s = np.random.default_rng(video.seed), np.random.default_rng((*video.seed, 2)), 0.0
+    for number, (take, said) in enumerate(zip(video.takes, speech, strict=True)):
+        now_s += 0.0 if video.starts_early and number == 0 else gaps.uniform(*GAP_S)
+        place_take(take, said, now_s)
+        now_s += said.seconds
+    track, face = render(video.takes, speech, take.end_s + GAP_S[0], video.actor, rng)
     if video.has_wav:
         write_wav(folder / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{video.place}.wav", track)
     path = folder / "Raw" / "Videos" / "Full" / "Combined" / f"{video.place}.mp4"
     write_movie(path, film(video.actor.looks, face, MOSEI_FRAME), FPS, sound=Sound(track))
-    return spoken
+    return video
 
 
 def write_clips(folder, video, speech):
     """dev/aac/<place>/NNNNN.m4a and dev/mp4/<place>/NNNNN.mp4, silent, of each clip; (place, words heard)."""
     rng, ears, heard = np.random.default_rng(video.seed), np.random.default_rng((*video.seed, 1)), []
     for number, (take, said) in enumerate(zip(video.takes, speech, strict=True), 1):
-        spoken = place_take(take, said, 0.0)
-        track, face = render([spoken], [said], spoken.end_s, video.actor, rng)
+        place_take(take, said, 0.0)
+        track, face = render([take], [said], take.end_s, video.actor, rng)
         write_m4a(folder / "dev" / "aac" / video.place / f"{number:05d}.m4a", Sound(track))
         path = folder / "dev" / "mp4" / video.place / f"{number:05d}.mp4"
         write_movie(path, film(video.actor.looks, face, VOXCELEB2_FRAME), FPS)
         name = f"{video.place.replace('/', '_')}_{number:05d}"
-        heard += [(name, *row) for row in mishear(spoken, MISHEARD["voxceleb2"], ears)]
+        heard += [(name, *row) for row in mishear(take, MISHEARD["voxceleb2"], ears)]
     return video.place, heard

@@ -8,16 +8,7 @@ from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
 from common.demo.sounds import RATE_HZ, draw_echoes, resampled
 from common.demo.text import all_sentences, draw_name, fill, sentences_of
-from common.demo.voices import (
-    MEN,
-    MISTAKEN,
-    STRENGTH,
-    WOMEN,
-    draw_speaker,
-    set_voice,
-    with_ending,
-    with_tremor,
-)
+from common.demo.voices import MISTAKEN, STRENGTH, VOICES, draw_speaker, set_voice, with_ending, with_tremor
 from common.demo.writing import Sound, draw_seed, write_corpus, write_m4a, write_wav
 
 # ---- RAVDESS (FORMATS 4) ----------------------------------------------------------------------
@@ -71,13 +62,15 @@ def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers=None):
     recordings = []
     for actor in range(1, n_actors + 1):
         rng = np.random.default_rng((seed, 1, actor))
-        voices = MEN if actor % 2 else WOMEN
-        speaker = draw_speaker(f"en-us+{voices[(actor - 1) // 2]}", rng)
+        speaker = draw_speaker(f"en-us+{VOICES['fm'[actor % 2]][(actor - 1) // 2]}", rng)
         for channel, emotions in (("01", RAVDESS_EMOTIONS), ("02", MELODIES)):
             for emotion in emotions:
-                for take in ravdess_takes(f"03-{channel}", emotion, actor, clips_per_emotion, rng):
-                    place = f"{RAVDESS_FOLDERS[channel]}/Actor_{actor:02d}/{take[0]}.wav"
-                    lines = act_out(channel, emotion, take, speaker, rng)
+                takes = ravdess_takes(f"03-{channel}", emotion, actor, clips_per_emotion, rng)
+                for name, intensity, text in takes:
+                    shown, voice = act(emotion, intensity, speaker, rng)
+                    spoken = [(with_ending(text, shown), voice)]
+                    lines = spoken if channel == "01" else sing(text, emotion, voice, speaker)
+                    place = f"{RAVDESS_FOLDERS[channel]}/Actor_{actor:02d}/{name}.wav"
                     recordings.append(Recording(place, lines, draw_seed(rng)))
     for k in np.random.default_rng((seed, 1)).permutation(len(recordings))[:N_STEREO]:
         recordings[k].n_channels = 2
@@ -91,14 +84,13 @@ def write_demo_emodb(root, seed, clips_per_speaker, workers=None):
     shares = np.array([EMODB_EMOTIONS[letter][1] for _, letter in pairs], float)
     for number, (code, sex) in enumerate(EMODB_SPEAKERS.items()):
         rng = np.random.default_rng((seed, 2, number))
-        speaker = draw_speaker(f"de+{(MEN if sex == 'm' else WOMEN)[number]}", rng)
+        speaker = draw_speaker(f"de+{VOICES[sex][number]}", rng)
         for k in sorted(rng.choice(len(pairs), clips_per_speaker, replace=False, p=shares / shares.sum())):
             sentence, letter = pairs[k]
             shown, voice = act(EMODB_EMOTIONS[letter][0], "strong", speaker, rng)
             lines = [(with_ending(texts[sentence], shown), voice)]
-            recordings.append(
-                Recording(f"wav/{code}{sentence}{letter}a.wav", lines, (seed, 2, number, int(k)))
-            )
+            place = f"wav/{code}{sentence}{letter}a.wav"
+            recordings.append(Recording(place, lines, (seed, 2, number, int(k))))
     write_corpus(root, recordings, write_short, workers)
 
 
@@ -108,7 +100,7 @@ def write_demo_voxceleb2(root, seed, n_speakers, clips_per_speaker, workers=None
     for number in range(n_speakers):
         rng = np.random.default_rng((seed, 3, number))
         identity = f"id{12 + 7 * number:05d}"
-        sexes[identity], voices = ("m", MEN) if number % 2 else ("f", WOMEN)
+        voices = VOICES[sexes.setdefault(identity, "fm"[number % 2])]
         speaker = draw_speaker(f"en-us+{voices[rng.integers(len(voices))]}", rng)
         for first in range(0, clips_per_speaker, CLIPS_PER_VIDEO):
             n_clips = min(CLIPS_PER_VIDEO, clips_per_speaker - first)
@@ -142,15 +134,8 @@ def ravdess_takes(medium, emotion, actor, n_takes, rng):
     return takes
 
 
-def act_out(channel, emotion, take, speaker, rng):
-    """The lines of one clip of demo_ravdess: channel "01" is spoken, "02" is sung."""
-    _, intensity, text = take
-    shown, voice = act(emotion, intensity, speaker, rng)
-    return [(with_ending(text, shown), voice)] if channel == "01" else sing(text, emotion, voice, speaker)
-
-
 def sing(text, emotion, voice, speaker):
-    """The words of a text as lines of their own, a note each; half of the emotion's height of pitch is left."""
+    """The words of a text as lines, a note each; half of the emotion's height of pitch is left."""
     base = speaker.base["pitch"] + 0.5 * (voice["pitch"] - speaker.base["pitch"])
     flat, lines = {**voice, "range": 0, "rate_wpm": round(SONG_RATE * voice["rate_wpm"])}, []
     for word, note in zip(text.rstrip(".").split(), MELODIES[emotion], strict=True):
@@ -182,10 +167,9 @@ def write_acted(folder, recording, speech):
     parts = [with_tremor(part.samples, part.voice, rng) for part in speech]
     before, after = (np.zeros(round(rng.uniform(*SILENCE_S) * RATE_HZ)) for _ in range(2))
     samples = np.concatenate([before, *parts, after])
-    samples = resampled(
-        samples + ROOM_NOISE_RMS * rng.standard_normal(len(samples)), RATE_HZ, RAVDESS_RATE_HZ
-    )
-    write_wav(folder / recording.place, np.tile(samples[:, None], recording.n_channels), RAVDESS_RATE_HZ)
+    samples += ROOM_NOISE_RMS * rng.standard_normal(len(samples))
+    samples = np.tile(resampled(samples, RATE_HZ, RAVDESS_RATE_HZ)[:, None], recording.n_channels)
+    write_wav(folder / recording.place, samples, RAVDESS_RATE_HZ)
 
 
 def write_short(folder, recording, speech):

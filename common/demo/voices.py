@@ -13,8 +13,10 @@ from common.files import read_csv
 
 TREMOR_HZ = 6.0
 SPEECH_RMS = 0.05  # of neutral speech, full scale = 1
-WOMEN = "f1 f2 f3 f4 f5 Annie linda steph belinda Alicia grandma Andrea aunty".split()
-MEN = "m1 m2 m3 m4 m5 m6 m7 m8 Alex Reed john max adam Marco victor".split()
+VOICES = {
+    "f": "f1 f2 f3 f4 f5 Annie linda steph belinda Alicia grandma Andrea aunty".split(),
+    "m": "m1 m2 m3 m4 m5 m6 m7 m8 Alex Reed john max adam Marco victor".split(),
+}
 SETTINGS = ("pitch", "range", "rate", "gain_db", "tilt", "tremor", "breath")  # see README.md
 FEATURES = ("brow_tilt", "brow_lift", "eyes", "smile", "width", "open")
 STYLES, FACES, MISTAKEN = {}, {}, {}  # of styles.csv, by style; MISTAKEN: what an emotion is mistaken for
