@@ -38,7 +38,8 @@ RATER_NAMES = {
 }
 VAD = {  # typical valence, activation, dominance on the raters' scale 1-5
     "neu": (3, 2, 3), "hap": (4, 3, 3), "exc": (4, 4, 3), "sad": (2, 2, 2), "ang": (2, 4, 4),
-    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3), "xxx": (3, 3, 3),
+    "fru": (2, 3, 3), "sur": (3, 4, 3), "fea": (2, 4, 2), "dis": (2, 3, 3), "oth": (3, 3, 3),
+    "xxx": (3, 3, 3),
 }
 # fmt: on
 FACE_JITTER = 0.15
