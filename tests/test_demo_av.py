@@ -1,4 +1,4 @@
-"""The synthetic audio-visual corpora: genuine names and media, sound and picture that agree, the same for a seed."""
+"""The synthetic audio-visual corpora: genuine names and media, sound and picture that agree."""
 
 import csv
 import json
@@ -18,8 +18,7 @@ from common.demo import av as demo_av
 from common.demo.faces import draw_actor, set_face
 from common.demo.sounds import loudness
 from common.demo.text import sentences_of
-from common.media import MediaError, probe, read_audio
-from common.pictures import read_frames
+from common.media import MediaError, probe, read_audio, read_frames
 
 pytest.importorskip("espeakng_loader")
 SIZES = {  # small, but both sexes, several emotions, both exceptions of Lombard GRID, all tones

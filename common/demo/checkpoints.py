@@ -219,8 +219,8 @@ def start_as_envelopes(encoder):
     """Set the initial weights of the two convolutions of a WavLM-Large feature encoder.
 
     Its layer normalisation would bring samples dealt out as above to one size, so the filters come first: as
-    cosine and sine with both signs, whose sum after GELU follows the band's envelope at any phase; the second
-    convolution takes that sum and averages over time. The normalisation in between divides by the level: filters
+    cosine and sine with both signs, whose sum after GELU follows the band's envelope at any phase. The second
+    convolution takes that sum and averages over time. The normalisation between divides by the level: filters
     as faint as ENVELOPE_GAIN leave soft speech the epsilon to divide by, which keeps some of the loudness.
     """
     filters, envelopes = (layer.conv.weight.data for layer in encoder.conv_layers)  # (C_out, C_in, kernel)
