@@ -1,0 +1,61 @@
+"""EMO-DB (Berlin), German sentences acted by ten speakers: Burkhardt et al. 2005 (FORMATS 5)."""
+
+import re
+from collections import Counter
+
+from common.corpora.release import Release, by_stem, files_below, require_folder, single_turn
+from common.errors import UserError
+
+FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
+COUNTS = {
+    "anger": 127,
+    "boredom": 81,
+    "disgust": 46,
+    "fear": 69,
+    "happiness": 71,
+    "sadness": 62,
+    "neutral": 79,
+}
+CLASSES = tuple(COUNTS)
+# German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
+LETTERS = dict(zip("WLEAFTN", CLASSES, strict=True))
+NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
+TEXTS = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+
+
+def read(root):
+    """Read the wav files, which are known by their names wherever they lie below `root`; copies count once.
+
+    The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
+    """
+    root = require_folder(root, "EMO-DB")
+    release = Release(CLASSES)
+    for name, path in sorted(by_stem(files_below(root, ".wav")).items()):
+        match = NAME.match(name)
+        if match is None or match[2] not in TEXTS:
+            remedy = "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
+            release.problem("", path, "not an EMO-DB name; left out", remedy)
+            continue
+        speaker, sentence, letter, version = match.groups()
+        text, label = TEXTS[sentence], LETTERS[letter]
+        release.turns.append(
+            single_turn(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
+        )
+    if not release.turns:
+        raise UserError(
+            f"{root}: no EMO-DB files such as wav/03a01Fa.wav in it or below; set CORPUS_ROOT to the folder "
+            "that holds them"
+        )
+    release.expect_labels(Counter(source.turn.label for source in release.turns), COUNTS)
+    return release
