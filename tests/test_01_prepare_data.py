@@ -16,7 +16,7 @@ from conftest import ROOT, load_script, shared_data
 from miniature import luma, write_avi, write_iemocap, write_tone
 
 from common import files, settings
-from common.corpora.readers import EMODB_LETTERS, EMODB_TEXTS
+from common.corpora import emodb
 from common.files import read_csv, read_json
 from common.manifest import read_manifest
 from common.media import count_frames, read_audio
@@ -37,7 +37,7 @@ def arguments(tmp_path, corpus, root, *more):
         f"--CORPUS_ROOT={root}",
         f"--DATA_ROOT={tmp_path / 'data'}",
         f"--RESULTS_ROOT={tmp_path / 'results'}",
-        "--WORKERS=1",
+        "--WORKERS=0",
         *more,
     ]
 
@@ -59,8 +59,8 @@ def write_emodb(root, n_speakers=2, seconds=0.2):
     names = [
         f"{speaker:02d}{text}{letter}a"
         for speaker in range(3, 3 + n_speakers)
-        for text in EMODB_TEXTS
-        for letter in EMODB_LETTERS
+        for text in emodb.TEXTS
+        for letter in emodb.LETTERS
     ]
     for name in names:
         write_tone(root / "wav" / f"{name}.wav", seconds)
@@ -109,7 +109,7 @@ def test_iemocap_end_to_end(tmp_path, capsys):
     assert read_json(results / "metrics.json")["labelled"] == 5
 
 
-def test_several_processes_write_the_same(tmp_path):
+def test_threads_write_the_same(tmp_path):
     root = write_iemocap(tmp_path / "raw")
     one = prepare(tmp_path / "one", "iemocap", root)
     two = prepare(tmp_path / "two", "iemocap", root, "--WORKERS=2")
@@ -156,7 +156,7 @@ def test_demo_small(tmp_path):
         "--demo",
         "--DEMO_DIALOGUES_PER_SESSION=1",
         "--DEMO_TURNS_PER_DIALOGUE=4",
-        "--WORKERS=1",
+        "--WORKERS=0",
         f"--DATA_ROOT={tmp_path}",
         f"--RESULTS_ROOT={tmp_path / 'r'}",
     ]
@@ -203,7 +203,7 @@ def test_voxceleb2_odd_names_count_as_problems(tmp_path, capsys):
     root = write_voxceleb2(tmp_path / "raw")
     (root / "dev/aac/id00000/-1Uxsk56VDQ/copy of 00001.m4a").touch()
     line = refusal(capsys, tmp_path, "voxceleb2", root)
-    assert "problems.csv: 1 of 6 turns" in line and "not a VoxCeleb2 name" in line
+    assert "problems.csv: 1 of 7 turns" in line and "not a VoxCeleb2 name" in line
     assert len(prepare(tmp_path, "voxceleb2", root, "--MAX_PROBLEM_SHARE=0.5").turns) == 6
 
 
@@ -273,7 +273,7 @@ def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
     turns = {t.utterance_id: t for t in manifest.turns}
     assert not turns["Ses01F_impro01_F000"].audio and turns["Ses01F_impro01_F000"].video
     assert turns["Ses03M_impro05a_M000"].video and not turns["Ses03M_impro05a_F000"].video
-    assert "8 in 7 turns" in capsys.readouterr().out
+    assert "8 in 7 of 7 turns" in capsys.readouterr().out
 
 
 def test_too_many_problems_stop_the_run(tmp_path, capsys):
@@ -309,8 +309,8 @@ def test_bad_settings(tmp_path, capsys):
         "--WRITE_CHECKPOINTS=huge",
         "--SEEDS=",
         "--VOXCELEB2_SPEAKERS=-1",
-        "--DEMO_ACTORS=25",
-        "--DEMO_CLIPS_PER_EMOTION=0",
+        "--DEMO_SIZE=0",
+        "--WORKERS=-1",
     ):
         assert word.split("=")[0] in refusal(capsys, tmp_path, "emodb", tmp_path, word)
 

@@ -7,16 +7,14 @@ import pytest
 from conftest import shared_data
 from miniature import write_iemocap
 
-from common.corpora import readers as corpora
-from common.corpora.readers import (
-    IEMOCAP_COUNTS,
-    read_corpus,
-    read_emodb,
-    read_folder,
-    read_iemocap,
-    read_meld,
-    read_ravdess,
-)
+from common import corpora
+from common.corpora import meld, ravdess
+from common.corpora.emodb import read as read_emodb
+from common.corpora.iemocap import COUNTS as IEMOCAP_COUNTS
+from common.corpora.iemocap import read as read_iemocap
+from common.corpora.meld import read as read_meld
+from common.corpora.own import read as read_folder
+from common.corpora.ravdess import read as read_ravdess
 from common.errors import UserError
 
 
@@ -220,7 +218,7 @@ def test_ravdess_real_folder_is_half_of_the_release():
     release = read_ravdess(shared_data("ravdess"), "speech")
     assert len(release.turns) == 720 and not release.problems
     labels = [source.turn.label for source in release.turns]
-    assert labels.count("neutral") == 48 and all(labels.count(c) == 96 for c in corpora.RAVDESS_CLASSES[1:])
+    assert labels.count("neutral") == 48 and all(labels.count(c) == 96 for c in ravdess.CLASSES[1:])
     assert "the full release has 1,440" in release.notes[0] and "13, 14" in release.notes[1]
 
 
@@ -289,7 +287,7 @@ def test_meld_real_tables():
     assert {name: splits.count(name) for name in set(splits)} == {"train": 9989, "dev": 1109, "test": 2610}
     assert len({source.turn.dialogue_id for source in release.turns}) == 1038 + 114 + 280
     labels = [s.turn.label for s in release.turns if s.turn.extra["split"] == "test"]
-    assert [labels.count(c) for c in corpora.MELD_CLASSES] == [1256, 402, 281, 345, 208, 68, 50]
+    assert [labels.count(c) for c in meld.CLASSES] == [1256, 402, 281, 345, 208, 68, 50]
     assert [p.utterance_id for p in release.problems] == ["test_dia0155_utt03"]
     with pytest.raises(UserError, match="no train_sent_emo.csv"):
         read_meld(shared_data("emodb"))
@@ -346,7 +344,7 @@ def test_folder_with_manifest(tmp_path):
             },
         ],
     )
-    release = read_corpus(str(root) + "/", root)
+    release = corpora.reader_of(str(root) + "/").read(root)
     assert release.classes == ("glad", "sad")
     first, second, third = release.turns
     assert (first.turn.turn, second.turn.turn, third.turn.turn) == (1, 0, 0)
@@ -391,5 +389,5 @@ def test_find_root_by_name_folder_and_typo(tmp_path):
     assert corpora.find_root("iemocap", tmp_path) == tmp_path / "raw" / "IEMOCAP_full_release"
     (tmp_path / "raw" / "ravdess").mkdir(parents=True)
     assert corpora.find_root("ravdess", tmp_path).name == "ravdess"
-    with pytest.raises(UserError, match="CORPUS=iemocp: choose one of iemocap"):
+    with pytest.raises(UserError, match="CORPUS=iemocp: choose one of audioset, cremad"):
         corpora.find_root("iemocp", tmp_path)

@@ -11,15 +11,11 @@ from conftest import shared_data
 from miniature import write_avi, write_tone
 from test_01_prepare_data import prepare, problems_of, refusal
 
-from common.corpora.readers_av import (
-    CREMAD_COUNTS,
-    CREMAD_SENTENCES,
-    LOMBARD_COUNTS,
-    grid_sentence,
-    read_audioset,
-    read_cremad,
-    read_lombard,
-)
+from common.corpora import cremad, lombard
+from common.corpora.audioset import read as read_audioset
+from common.corpora.cremad import read as read_cremad
+from common.corpora.lombard import grid_sentence
+from common.corpora.lombard import read as read_lombard
 from common.errors import UserError
 from common.media import count_frames, read_audio
 
@@ -176,8 +172,8 @@ def test_cremad_roots_and_audio_alone(tmp_path):
 
 
 def test_cremad_facts():
-    assert sum(CREMAD_COUNTS.values()) == 7442 and len(CREMAD_SENTENCES) == 12
-    assert sum(LOMBARD_COUNTS.values()) == 54 * 100 - 10
+    assert sum(cremad.COUNTS.values()) == 7442 and len(cremad.SENTENCES) == 12
+    assert sum(lombard.COUNTS.values()) == 54 * 100 - 10
 
 
 def test_cremad_end_to_end(tmp_path, capsys):
@@ -470,7 +466,7 @@ def test_audioset_official_tables(tmp_path):
 
 
 def test_audioset_refusals_and_odd_manifests(tmp_path):
-    with pytest.raises(UserError, match="neither a CAV-MAE manifest"):
+    with pytest.raises(UserError, match="no CAV-MAE manifest"):
         read_audioset(touch(tmp_path / "a", "x.wav"))
     cavmae(tmp_path / "b/m.json", [{"video_id": "x", "wav": "/gone/x.wav"}])
     with pytest.raises(UserError, match="none of its 1 segments is there, for example /gone/x.wav"):

@@ -18,6 +18,7 @@ from common.corpora.release import (
     by_stem,
     file_name,
     files_below,
+    nothing_there,
     read_lines,
     require_folder,
     single_turn,
@@ -25,7 +26,9 @@ from common.corpora.release import (
 from common.errors import UserError
 
 FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
-N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; the official count can no longer be had
+N_BALANCED = (
+    18691  # segments of the balanced set that CAV-MAE still found; the official count can no longer be had
+)
 NAME = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)  # copies add Y, start, end to the id
 FRAMES_FOLDER = re.compile(r"frame_\d")
 
@@ -59,13 +62,13 @@ def read(root):
         by_stem(path for path in files if path.suffix.lower() in endings)
         for endings in (AUDIO_ENDINGS, VIDEO_ENDINGS)
     )
-    frames = by_stem(p for p in files if p.suffix.lower() == ".jpg" and FRAMES_FOLDER.fullmatch(p.parent.name))
+    frames = by_stem(
+        p for p in files if p.suffix.lower() == ".jpg" and FRAMES_FOLDER.fullmatch(p.parent.name)
+    )
     segments = _all_segments(files, {*sounds, *videos}, release)
     if not segments:
-        raise UserError(
-            f'{root}: neither a CAV-MAE manifest (json with a list "data") nor a segment table in it; '
-            "set CORPUS_ROOT to the folder that holds one"
-        )
+        what = 'CAV-MAE manifest (json with a list "data") and no segment table'
+        raise nothing_there(root, what, "the folder that holds one")
     turns, absent = {}, []
     for segment in segments:
         source = _turn(segment, sounds, videos, frames)
@@ -74,10 +77,8 @@ def read(root):
         else:
             turns.setdefault(source.turn.utterance_id, source)
     if not turns:
-        raise UserError(
-            f"{root}: none of its {len(segments):,} segments is there, for example {absent[0]}; put the "
-            "recordings below this folder, or correct the manifest"
-        )
+        what = f"none of its {len(segments):,} segments is there, for example {absent[0]}"
+        raise UserError(f"{root}: {what}; put the recordings below it, or correct the manifest")
     release.turns = [turns[name] for name in sorted(turns)]
     release.checks.append(len(turns) >= N_BALANCED)
     release.notes += _notes(release.turns, segments, absent)

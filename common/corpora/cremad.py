@@ -7,8 +7,15 @@ The recordings stay where they are: the audio networks of Chochlakis et al. read
 import re
 from collections import Counter
 
-from common.corpora.release import VIDEO_ENDINGS, Release, by_stem, files_below, require_folder, single_turn
-from common.errors import UserError
+from common.corpora.release import (
+    VIDEO_ENDINGS,
+    Release,
+    by_stem,
+    files_below,
+    nothing_there,
+    require_folder,
+    single_turn,
+)
 from common.files import read_csv
 
 FOLDERS = ("CREMA-D", "cremad", "CREMAD")
@@ -54,10 +61,8 @@ def read(root):
     release = Release(CLASSES, media_in_place=True)
     sounds = _recordings(root / "AudioWAV", (".wav",), release)
     if not sounds:
-        raise UserError(
-            f"{root / 'AudioWAV'}: no CREMA-D recordings such as 1001_DFA_ANG_XX.wav in it; unpack the "
-            "release completely"
-        )
+        what = "CREMA-D recordings such as 1001_DFA_ANG_XX.wav"
+        raise nothing_there(root / "AudioWAV", what, "a release that is unpacked completely")
     has_video = (root / "VideoFlash").is_dir()
     videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
     actors = _read_actors(root / "VideoDemographics.csv")
@@ -82,9 +87,7 @@ def _release_root(root):
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         if (folder / "AudioWAV").is_dir():
             return folder
-    raise UserError(
-        f"{root}: no folder AudioWAV in it; set CORPUS_ROOT to the one that holds AudioWAV and VideoFlash"
-    )
+    raise nothing_there(root, "folder AudioWAV", "the one that holds AudioWAV and VideoFlash")
 
 
 def _recordings(folder, endings, release):

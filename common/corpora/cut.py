@@ -1,7 +1,7 @@
 """Clips cut from videos and written as muted MP4s, which 01 needs for corpora whose dialogues are recorded whole."""
 
-from collections import deque
-from contextlib import ExitStack, suppress
+import math
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,45 +38,27 @@ class CutResult:
     problem: str = ""
 
 
-class _ClipWriter:
-    """One muted MP4 in the making; frames keep the time stamps of the source, from 0."""
+@contextmanager
+def _clip_writer(path, first, first_pts, stream, crf, preset):
+    """A function that adds a yuv420p frame, shown at `pts` of the source, to a muted MP4; it is whole on leaving.
 
-    def __init__(self, path, stream, crf, preset):
-        self.path, self.stream, self.crf, self.preset = path, stream, crf, preset
-        self.stack, self.first_pts, self.n_frames = ExitStack(), None, 0
+    first, first_pts  the frame that the clip begins with, and its time in the source
+    """
+    name, options = "libx264", {"crf": str(crf), "preset": preset}
+    if name not in av.codecs_available:  # near-lossless MPEG-4
+        name, options = "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}
+    with writing(path), atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as target:
+        encoder = target.add_stream(name, rate=stream.average_rate or 30, options=options)
+        encoder.width, encoder.height, encoder.pix_fmt = first.width, first.height, "yuv420p"
+        encoder.codec_context.time_base = stream.time_base
+        encoder.codec_context.thread_count = stream.codec_context.thread_count
 
-    def add(self, frame, pts):
-        """Encode one yuv420p frame shown at `pts` of the source."""
-        with writing(self.path):
-            if self.first_pts is None:
-                temporary = self.stack.enter_context(atomic_path(self.path))
-                self.container = self.stack.enter_context(av.open(str(temporary), "w", format="mp4"))
-                self.encoder, self.first_pts = self._encoder(frame), pts
-            frame.pts, frame.time_base = pts - self.first_pts, self.stream.time_base
-            self.container.mux(self.encoder.encode(frame))
-        self.n_frames += 1
+        def add(frame, pts):
+            frame.pts, frame.time_base = pts - first_pts, stream.time_base
+            target.mux(encoder.encode(frame))
 
-    def _encoder(self, frame):
-        name, options = "libx264", {"crf": str(self.crf), "preset": self.preset}
-        if name not in av.codecs_available:  # near-lossless MPEG-4
-            name, options = "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}
-        encoder = self.container.add_stream(name, rate=self.stream.average_rate or 30, options=options)
-        encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
-        encoder.codec_context.time_base = self.stream.time_base
-        encoder.codec_context.thread_count = self.stream.codec_context.thread_count
-        return encoder
-
-    def close(self):
-        """Finish the file and rename it into place."""
-        with writing(self.path):
-            if self.first_pts is not None:
-                self.container.mux(self.encoder.encode(None))
-            self.stack.close()
-
-    def abandon(self):
-        """Drop the unfinished file."""
-        with suppress(Exception):  # closing it fails again where writing it failed
-            self.stack.__exit__(InterruptedError, InterruptedError(), None)
+        yield add
+        target.mux(encoder.encode(None))
 
 
 def crop_half(frame, half):
@@ -101,58 +83,44 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
     Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
     Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing does.
     """
-    writers, results = {}, [CutResult() for _ in cuts]
-    waiting = deque(sorted(range(len(cuts)), key=lambda k: cuts[k].start_s or 0.0))
-    time_s = None
-    with open_video(path, n_threads) as (container, stream):
+    results, clips, time_s = [CutResult() for _ in cuts], {}, None
+    spans = [(cut.start_s or 0.0, math.inf if cut.end_s is None else cut.end_s) for cut in cuts]
+    with open_video(path, n_threads) as (container, stream), ExitStack() as unfinished:
         step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        try:
-            for frame, pts in timed_frames(container, stream):
-                time_s = float(pts * stream.time_base)
-                while waiting and (cuts[waiting[0]].start_s or 0.0) <= time_s:
-                    k = waiting.popleft()
-                    writers[k] = _ClipWriter(cuts[k].output, stream, crf, preset)
-                _finish(writers, results, cuts, time_s, step_s)
-                if not writers and not waiting:
-                    break
-                _encode(frame, pts, writers, cuts)
-            if time_s is None:
-                raise MediaError(path, "no video frame could be decoded", "download it again")
-            _finish(writers, results, cuts, None, step_s)
-        except BaseException:
-            for writer in writers.values():
-                writer.abandon()
-            raise
-    _note_ends(cuts, results, time_s + step_s)
+        for frame, pts in timed_frames(container, stream):
+            time_s = float(pts * stream.time_base)
+            for k in [k for k in clips if time_s >= spans[k][1]]:
+                clips.pop(k)[0].close()
+                spans[k] = (math.inf, -math.inf)  # done, wherever later time stamps lead
+            if not any(time_s < end_s for _, end_s in spans):
+                break
+            shown = [k for k, (start_s, end_s) in enumerate(spans) if start_s <= time_s < end_s]
+            if shown and frame.format.name != "yuv420p":
+                frame = frame.reformat(format="yuv420p")
+            halves = {half: crop_half(frame, half) for half in {cuts[k].half for k in shown}}
+            for k in shown:
+                half = halves[cuts[k].half]
+                if k not in clips:
+                    clip = unfinished.enter_context(ExitStack())
+                    writer = _clip_writer(cuts[k].output, half, pts, stream, crf, preset)
+                    clips[k] = clip, clip.enter_context(writer)
+                clips[k][1](half, pts)
+                results[k].n_frames += 1
+        if time_s is None:
+            raise MediaError(path, "no video frame could be decoded", "download it again")
+    for cut, result in zip(cuts, results, strict=True):
+        result.seconds = result.n_frames * step_s
+        result.problem = _short_of(cut, result, time_s + step_s)
     return results
 
 
-def _encode(frame, pts, writers, cuts):
-    """Give a frame to every clip that is open, cropped once per half."""
-    if writers and frame.format.name != "yuv420p":
-        frame = frame.reformat(format="yuv420p")
-    halves = {half: crop_half(frame, half) for half in {cuts[k].half for k in writers}}
-    for k, writer in writers.items():
-        writer.add(halves[cuts[k].half], pts)
-
-
-def _finish(writers, results, cuts, time_s, step_s):
-    """Close the clips that end at or before time_s, None = all."""
-    for k in list(writers):
-        if time_s is None or (cuts[k].end_s is not None and time_s >= cuts[k].end_s):
-            writers[k].close()
-            n_frames = writers.pop(k).n_frames
-            results[k].n_frames, results[k].seconds = n_frames, n_frames * step_s
-
-
-def _note_ends(cuts, results, end_s):
-    """Say which clips the video is too short for."""
-    for cut, result in zip(cuts, results, strict=True):
-        ends = f"the end of the video at {end_s:.2f} s"
-        if not result.n_frames:
-            result.problem = f"no frame from {cut.start_s or 0:.2f} s on: the video ends at {end_s:.2f} s"
-        elif cut.end_s is not None and cut.end_s > end_s + END_TOLERANCE_S:
-            result.problem = f"clip to {cut.end_s:.2f} s is past {ends}; cut there"
+def _short_of(cut, result, end_s):
+    """What a clip lacks of a video that ends at end_s; "" for nothing."""
+    if not result.n_frames:
+        return f"no frame from {cut.start_s or 0:.2f} s on: the video ends at {end_s:.2f} s"
+    if cut.end_s is not None and cut.end_s > end_s + END_TOLERANCE_S:
+        return f"clip to {cut.end_s:.2f} s is past the end of the video at {end_s:.2f} s; cut there"
+    return ""
 
 
 def copy_muted(path, output):

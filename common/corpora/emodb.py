@@ -3,20 +3,18 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, by_stem, files_below, require_folder, single_turn
-from common.errors import UserError
+from common.corpora.release import (
+    Release,
+    by_stem,
+    files_below,
+    nothing_there,
+    require_folder,
+    single_turn,
+)
 
 FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
-COUNTS = {
-    "anger": 127,
-    "boredom": 81,
-    "disgust": 46,
-    "fear": 69,
-    "happiness": 71,
-    "sadness": 62,
-    "neutral": 79,
-}
-CLASSES = tuple(COUNTS)
+CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
+COUNTS = dict(zip(CLASSES, (127, 81, 46, 69, 71, 62, 79), strict=True))
 # German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
 LETTERS = dict(zip("WLEAFTN", CLASSES, strict=True))
 NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
@@ -53,9 +51,6 @@ def read(root):
             single_turn(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
         )
     if not release.turns:
-        raise UserError(
-            f"{root}: no EMO-DB files such as wav/03a01Fa.wav in it or below; set CORPUS_ROOT to the folder "
-            "that holds them"
-        )
+        raise nothing_there(root, "EMO-DB files such as 03a01Fa.wav", "the folder that holds them")
     release.expect_labels(Counter(source.turn.label for source in release.turns), COUNTS)
     return release

@@ -3,7 +3,14 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, SourceTurn, number_turns, read_lines, require_folder, visible_files
+from common.corpora.release import (
+    Release,
+    SourceTurn,
+    number_turns,
+    read_lines,
+    require_folder,
+    visible_files,
+)
 from common.errors import UserError
 from common.manifest import Turn
 
@@ -74,7 +81,9 @@ def _read_session(folder, labels, keep_brackets, release):
     avi = folder / "dialog" / "avi"
     videos = {path.stem: path for path in visible_files(avi, "**/*.avi")} if avi.is_dir() else None
     if videos is None:
-        release.notes.append(f"{folder.name}: no dialog/avi, the release without video; its turns have no video")
+        release.notes.append(
+            f"{folder.name}: no dialog/avi, the release without video; its turns have no video"
+        )
     seen = set()
     for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
         texts = _read_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
@@ -83,7 +92,9 @@ def _read_session(folder, labels, keep_brackets, release):
                 continue  # the header, raters' lines, blank lines
             turn = _turn(line, folder.name, labels)
             if turn is None or turn.utterance_id in seen:
-                name, what = (turn.utterance_id, "turn listed twice") if turn else ("", "not a line of EmoEvaluation")
+                name, what = (
+                    (turn.utterance_id, "turn listed twice") if turn else ("", "not a line of EmoEvaluation")
+                )
                 release.problem(name, f"{path}:{number}", what, "compare the file with the release")
                 continue
             seen.add(turn.utterance_id)

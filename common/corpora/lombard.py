@@ -6,8 +6,15 @@ The recordings stay where they are, at the rates they have.
 import re
 from collections import Counter
 
-from common.corpora.release import Release, by_stem, file_name, files_below, require_folder, single_turn
-from common.errors import UserError
+from common.corpora.release import (
+    Release,
+    by_stem,
+    file_name,
+    files_below,
+    nothing_there,
+    require_folder,
+    single_turn,
+)
 
 FOLDERS = ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard")
 CLASSES = ("plain", "lombard")
@@ -42,10 +49,8 @@ def read(root):
     sounds, videos = (_recordings(root, ends, release) for ends in ((".wav", ".flac"), (".mov", ".mp4")))
     stems = sorted({*sounds, *videos}, key=lambda stem: (int(stem[1:].split("_")[0]), stem))
     if not stems:
-        raise UserError(
-            f"{root}: no Lombard GRID recordings such as audio/s2_l_bbim3a.wav in it or below; set "
-            "CORPUS_ROOT to the folder that holds audio and front"
-        )
+        what = "Lombard GRID recordings such as audio/s2_l_bbim3a.wav"
+        raise nothing_there(root, what, "the folder that holds audio and front")
     if not sounds:
         release.notes.append(f"no wav in {root}: no turn has sound")
     if not videos:

@@ -2,8 +2,7 @@
 
 import re
 
-from common.corpora.release import Release, SourceTurn, files_below, require_folder, walk
-from common.errors import UserError
+from common.corpora.release import Release, SourceTurn, files_below, nothing_there, require_folder, walk
 from common.files import read_csv
 from common.manifest import Turn
 
@@ -39,13 +38,13 @@ def read(root):
         release.turns += [source for source in turns if source]
         release.expect((f"{split} turns", len(turns), published))
     if not release.turns:
-        raise UserError(
-            f"{root}: no train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns in it or "
-            "below; set CORPUS_ROOT to the MELD folder"
-        )
+        tables = "train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns"
+        raise nothing_there(root, tables, "the MELD folder")
     if text_only:
         absent = ", ".join(CLIP_FOLDERS[split] for split in text_only)
-        release.notes.append(f"text only for {', '.join(text_only)}: no folder {absent} of MELD.Raw below {root}")
+        release.notes.append(
+            f"text only for {', '.join(text_only)}: no folder {absent} of MELD.Raw below {root}"
+        )
     return release
 
 

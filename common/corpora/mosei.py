@@ -5,7 +5,6 @@ recordings from the raw release, where it is there. A turn is a segment of a lon
 its audio and video name the full recording, its start_s and end_s are times in it.
 """
 
-import ast
 import csv
 import io
 import math
@@ -17,7 +16,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from common.corpora.release import Release, SourceTurn, files_below, number_turns, read_lines, require_folder
+from common.corpora.release import (
+    Release,
+    SourceTurn,
+    decode,
+    files_below,
+    number_turns,
+    read_lines,
+    require_folder,
+)
 from common.errors import UserError
 from common.files import read_csv
 from common.manifest import Turn
@@ -25,18 +32,21 @@ from common.media import LFS_POINTER
 from common.splits import OFFICIAL
 
 FOLDERS = ("CMU_MOSEI", "CMU-MOSEI", "MOSEI", "mosei")
-EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # order of the labels csd and of the paper
+EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # order of the csd and the paper
 SCORES = ("sentiment", *EMOTIONS)  # columns of the labels csd
-SCORE_RANGES = np.array([[-3, 3]] + [[0, 3]] * len(EMOTIONS))
+LOWEST, HIGHEST = np.array([-3, 0, 0, 0, 0, 0, 0]), 3
 SEGMENT_COUNTS = {"train": 16327, "dev": 1871, "test": 4662}
 VIDEO_COUNTS = {"train": 2249, "dev": 300, "test": 678}  # two of the last have no labels
 LABELS_CSD, WORDS_CSD = "CMU_MOSEI_Labels.csd", "CMU_MOSEI_TimestampedWords.csd"
 FOLDS_FILE = "cmu_mosei_std_folds.py"
 SDK = "CMU-MultiComp-Lab/CMU-MultimodalSDK on GitHub"
-SPLIT_NAMES = {"train": "train", "test": "test", **dict.fromkeys(("valid", "validation", "val", "dev"), "dev")}
-TRANSCRIPT_LINE = re.compile(r"^(.+?)___(\d+)___([-\d.]+)___([-\d.]+)___(.*)$")  # an id may hold or end with _
+DOWNLOAD = f"download it with the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(("valid", "validation", "val", "dev"), "dev")
+TRANSCRIPT_LINE = re.compile(r"^(.+?)___(\d+)___([-\d.]+)___([-\d.]+)___(.*)$")  # an id may end with _
+TRANSCRIPT_FORM = "<video>___<clip>___<start>___<end>___<text>"
 TRANSCRIPT_MAX_BYTES = 1 << 20  # other text files below the root, such as word vectors, are not read
 SILENCE = "sp"
+WORD = re.compile(r"[\w-]+")  # ids are words in this sense, quoted or not
 JOIN_TOLERANCE_S = 0.05  # label rows and transcript lines state the same times with different digits
 WORD_COLUMNS = ("utterance_id", "word", "start_s", "end_s")
 
@@ -90,21 +100,18 @@ def read(root, folds=""):
     csd = {path.name: path for path in reversed(files[".csd"])}
     if LABELS_CSD in csd:
         segments = _csd_segments(csd[LABELS_CSD], release)
-        _join_transcripts(segments, transcripts, release)
+        if transcripts:
+            _join_transcripts(segments, transcripts, release)
     else:
         segments = _table_segments(root, files[".csv"], transcripts, release)
     if WORDS_CSD not in csd:
-        raise UserError(
-            f"{root}: no {WORDS_CSD} in it or below, which says when each word is spoken; download it with "
-            f"the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
-        )
+        what = f"no {WORDS_CSD} in it or below, which says when each word is spoken"
+        raise UserError(f"{root}: {what}; {DOWNLOAD}")
     _add_turns(segments, read_words_csd(csd[WORDS_CSD]), split_of, release)
     _add_recordings(files, release)
     if not any(source.turn.extra["split"] for source in release.turns):
-        raise UserError(
-            f"{folds or root}: none of the {len(release.turns):,} segments is in the official folds read "
-            f"from it; give the folds of CMU-MOSEI ({FOLDS_FILE}) as MOSEI_FOLDS"
-        )
+        what = f"none of the {len(release.turns):,} segments is in the official folds read from it"
+        raise UserError(f"{folds or root}: {what}; give those of CMU-MOSEI ({FOLDS_FILE}) as MOSEI_FOLDS")
     _compare(release)
     return release
 
@@ -132,21 +139,17 @@ def read_csd(path):
     again = f"download it again with the SDK ({SDK})"
     with open(path, "rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            pull = "run git lfs pull in its repository"
-            raise UserError(f"{path}: a git-lfs pointer, not the file itself; {pull}, or {again}")
+            raise UserError(f"{path}: a git-lfs pointer; run git lfs pull in its repository, or {again}")
     try:
         with h5py.File(path, "r", locking=False) as file:  # some network drives refuse locks
-            name = next(iter(file), None)
-            if name is None or not isinstance(file[name], h5py.Group) or "data" not in file[name]:
-                raise UserError(f"{path}: HDF5, but not a csd: no <root name>/data in it; {again}")
-            for entry, item in file[name]["data"].items():
-                if not isinstance(item, h5py.Group) or not {"features", "intervals"} <= set(item):
-                    raise UserError(f"{path}: entry {entry} lacks features or intervals; {again}")
+            for entry, item in next(iter(file.values()))["data"].items():
                 features, intervals = item["features"][()], np.asarray(item["intervals"][()], np.float64)
                 if intervals.shape != (len(features), 2):
-                    shape = f"{len(features)} features and intervals of shape {intervals.shape}"
-                    raise UserError(f"{path}: entry {entry} has {shape}; {again}")
+                    shapes = f"{len(features)} features and intervals of shape {intervals.shape}"
+                    raise UserError(f"{path}: entry {entry} has {shapes}; {again}")
                 yield entry, features, intervals
+    except (KeyError, StopIteration, TypeError, ValueError) as error:
+        raise UserError(f"{path}: HDF5, but not a csd ({error!r}); {again}") from error
     except (OSError, RuntimeError) as error:  # what HDF5 raises for a truncated or damaged file
         what = str(error).splitlines()[0]
         raise UserError(f"{path}: empty, truncated or not HDF5 ({what}); {again}") from error
@@ -165,19 +168,11 @@ def read_words_csd(path):
     found = defaultdict(set)
     for entry, features, intervals in read_csd(path):
         for row, (start_s, end_s) in zip(features, intervals.tolist(), strict=True):
-            word = _text(np.ravel(row)[0]).strip("\0 ")  # bytes, shape (T, 1)
+            word = np.ravel(row)[0]  # bytes, shape (T, 1), or text
+            word = (decode(word) if isinstance(word, bytes) else str(word)).strip("\0 ")
             if word not in (SILENCE, "") and math.isfinite(start_s + end_s):
                 found[video_of(entry)].add((start_s, end_s, word))
     return {video_id: sorted(rows) for video_id, rows in found.items()}
-
-
-def _text(value):
-    if not isinstance(value, bytes):
-        return str(value)
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
 
 
 # ---- Segments and their scores ----------------------------------------------------------------
@@ -188,10 +183,8 @@ def _csd_segments(path, release):
     segments, n_clamped = {}, 0
     for entry, features, intervals in read_csd(path):
         if np.ndim(features) != 2 or features.shape[1] != len(SCORES):
-            raise UserError(
-                f"{path}: entry {entry} has scores of shape {np.shape(features)}, not (rows, {len(SCORES)})"
-                f" for {', '.join(SCORES)}; use the {LABELS_CSD} of all labels"
-            )
+            what = f"scores of shape {np.shape(features)}, not (rows, {len(SCORES)}) for {', '.join(SCORES)}"
+            raise UserError(f"{path}: entry {entry} has {what}; use the {LABELS_CSD} of all labels")
         video_id = video_of(entry)
         first = int(entry[len(video_id) + 1 : -1]) if entry != video_id else 0
         for k, (scores, (start_s, end_s)) in enumerate(zip(features, intervals.tolist(), strict=True), first):
@@ -211,7 +204,7 @@ def _is_sound(segment, is_repeated, path, release):
         problem = "listed twice; the second is left out"
     elif not np.isfinite([*scores, segment.start_s, segment.end_s]).all():
         problem = "a score or time is not a number; left out"
-    elif ((scores < SCORE_RANGES[:, 0]) | (scores > SCORE_RANGES[:, 1])).any():
+    elif (scores < LOWEST).any() or (scores > HIGHEST).any():
         problem = "a score lies outside its scale (sentiment -3 to 3, emotions 0 to 3); left out"
     elif segment.end_s <= segment.start_s:
         problem = f"ends at {segment.end_s:.2f} s, not after its start; left out"
@@ -231,15 +224,11 @@ def _table_segments(root, paths, transcripts, release):
             answers[video_id, clip].append(scores)
             sources[video_id, clip] = path
     if not answers:
-        raise UserError(
-            f"{root}: neither {LABELS_CSD} nor label tables (csv with Input.VIDEO_ID, Answer.happiness) in "
-            f"it or below; download the csd with the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
-        )
+        what = f"neither {LABELS_CSD} nor label tables (csv with Input.VIDEO_ID, Answer.happiness)"
+        raise UserError(f"{root}: {what} in it or below; {DOWNLOAD}")
     if not transcripts:
-        raise UserError(
-            f"{root}: label tables, but no transcripts (<video>.txt with lines <video>___<clip>___<start>"
-            f"___<end>___<text>), which hold the times of the clips; unpack Transcript or add {LABELS_CSD}"
-        )
+        what = f"label tables, but no transcripts (<video>.txt with lines {TRANSCRIPT_FORM})"
+        raise UserError(f"{root}: {what}, which hold the clips' times; unpack Transcript or add {LABELS_CSD}")
     release.notes.append(f"no {LABELS_CSD}: scores are means over the annotators of the label tables")
     segments = []
     for (video_id, clip), rows in sorted(answers.items()):
@@ -288,16 +277,13 @@ def _read_transcripts(paths, release):
         if path.stem in found or path.stat().st_size > TRANSCRIPT_MAX_BYTES:
             continue
         rows = [(number, line.strip()) for number, line in enumerate(read_lines(path), 1) if line.strip()]
-        if any(TRANSCRIPT_LINE.match(text) for _, text in rows):
-            found[path.stem] = []
-            for number, text in rows:
-                line = _transcript_line(text, path.stem)
-                if line:
-                    found[path.stem].append(line)
-                else:
-                    what = "not a transcript line of this video; left out"
-                    form = "lines are <video>___<clip>___<start>___<end>___<text>"
-                    release.problem("", f"{path}:{number}", what, form)
+        if not any(TRANSCRIPT_LINE.match(text) for _, text in rows):
+            continue
+        lines = [(number, _transcript_line(text, path.stem)) for number, text in rows]
+        found[path.stem] = [line for _, line in lines if line]
+        for number in (number for number, line in lines if line is None):
+            what = "not a transcript line of this video; left out"
+            release.problem("", f"{path}:{number}", what, f"lines are {TRANSCRIPT_FORM}")
     return found
 
 
@@ -318,8 +304,6 @@ def _join_transcripts(segments, transcripts, release):
 
     By time, since the rows of the csd are in no order: of several candidates the nearest, each line once.
     """
-    if not transcripts:
-        return
     by_video = defaultdict(list)
     for segment in segments:
         by_video[segment.video_id].append(segment)
@@ -352,11 +336,9 @@ def _official_folds(folds, files, root, release):
     found += [path.parent for path in files[".txt"] + files[".csv"] if path.stem == "standard_train_fold"]
     path = Path(folds) if folds else next(iter(found), None)
     if path is None or not path.exists():
-        raise UserError(
-            f"{path or root}: {'no such file' if path else 'no official folds in it or below'}; copy "
-            f"mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSEI/{FOLDS_FILE} of the SDK ({SDK}) and set "
-            "MOSEI_FOLDS to it"
-        )
+        what = f"{path}: no such file" if path else f"{root}: no official folds in it or below"
+        source = f"mmsdk/mmdatasdk/dataset/standard_datasets/CMU_MOSEI/{FOLDS_FILE} of the SDK ({SDK})"
+        raise UserError(f"{what}; copy {source} and set MOSEI_FOLDS to it")
     split_of = read_folds(path)
     counts = Counter(split_of.values())
     videos = [(f"{name} videos", counts[name], VIDEO_COUNTS[name]) for name in OFFICIAL]
@@ -367,67 +349,43 @@ def _official_folds(folds, files, root, release):
 def read_folds(path):
     """{video id: "train", "dev" or "test"} of the official folds; ids are text, however numeric.
 
-    path  the SDK's cmu_mosei_std_folds.py, which is parsed and never run; or a folder with a text or csv file of ids
-          per fold (standard_train_fold.txt, train.csv, ...); or one csv with a video id and a split on each row
+    path  the SDK's cmu_mosei_std_folds.py, which is read as text and never run; or a folder with a text or csv file
+          of ids per fold (standard_train_fold.txt, train.csv, ...); or one csv with a video id and a split on each row
     Raises UserError for a file that cannot be read so, a fold without ids and an id in two folds.
     """
-    path = Path(path)
-    if path.is_dir():
-        pairs = _folds_of_folder(path)
-    else:
-        pairs = _folds_of_python(path) if path.suffix == ".py" else _folds_of_csv(path)
-    split_of = {}
-    for video_id, split in pairs:
-        if split_of.setdefault(video_id, split) != split:
-            both = f"in {split_of[video_id]} and in {split}"
-            raise UserError(f"{path}: video {video_id} is {both}; copy the SDK's {FOLDS_FILE} again")
+    path, split_of = Path(path), {}
+    for name, text in _fold_lists(path):
+        split = next((SPLIT_NAMES[w] for w in re.split(r"[^a-z]+", name.lower()) if w in SPLIT_NAMES), None)
+        for video_id in WORD.findall(text) if split else ():
+            if video_id not in ("id", "video_id") and split_of.setdefault(video_id, split) != split:
+                both = f"in {split_of[video_id]} and in {split}"
+                raise UserError(f"{path}: video {video_id} is {both}; copy the SDK's {FOLDS_FILE} again")
     absent = [split for split in OFFICIAL if split not in split_of.values()]
     if absent:
-        raise UserError(
-            f"{path}: no ids of the {absent[0]} fold in it; use the SDK's {FOLDS_FILE}, a folder with "
-            "standard_{train,valid,test}_fold.txt, or a csv with video id and split"
-        )
+        forms = f"the SDK's {FOLDS_FILE}, a folder with standard_{{train,valid,test}}_fold.txt"
+        what = f"no ids of the {absent[0]} fold in it; use {forms}, or a csv with video id and split"
+        raise UserError(f"{path}: {what}")
     return split_of
 
 
-def _folds_of_python(path):
-    pairs = []
-    try:
-        for node in ast.parse("\n".join(read_lines(path))).body:
-            for target in node.targets if isinstance(node, ast.Assign) else ():
-                if isinstance(target, ast.Name) and _split_in(target.id):
-                    pairs += [(str(video_id), _split_in(target.id)) for video_id in ast.literal_eval(node.value)]
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: not lists of ids ({error}); copy the SDK's {FOLDS_FILE} again") from error
-    return pairs
-
-
-def _split_in(name):
-    """ "dev" for "standard_valid_fold"; "" where no split is named."""
-    return next((SPLIT_NAMES[part] for part in re.split(r"[^a-z]+", name.lower()) if part in SPLIT_NAMES), "")
-
-
-def _folds_of_folder(path):
-    pairs = []
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".txt", ".csv") and _split_in(file.stem):
-            ids = [word for line in read_lines(file) for word in re.findall(r"[\w-]+", line)]
-            pairs += [(video_id, _split_in(file.stem)) for video_id in ids if video_id not in ("id", "video_id")]
-    return pairs
-
-
-def _folds_of_csv(path):
-    pairs = []
+def _fold_lists(path):
+    """(a name that tells the split, a text that holds ids) of all lists in a file or folder."""
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix in (".txt", ".csv")]
+        return [(file.stem, "\n".join(read_lines(file))) for file in files]
+    if path.suffix == ".py":
+        return re.findall(r"^(\w+)\s*=\s*\[(.*?)\]", "\n".join(read_lines(path)), re.DOTALL | re.MULTILINE)
+    lists = []
     for number, line in enumerate(read_lines(path), 1):
-        cells = [cell.strip(" \"'") for cell in re.split(r"[,;\t]", line)]
-        splits = [SPLIT_NAMES[cell.lower()] for cell in cells if cell.lower() in SPLIT_NAMES]
-        ids = [cell for cell in cells if cell and cell.lower() not in SPLIT_NAMES]
+        words = WORD.findall(line)
+        splits = [word for word in words if word.lower() in SPLIT_NAMES]
+        ids = [word for word in words if word.lower() not in SPLIT_NAMES]
         if splits and ids:
-            pairs.append((ids[0], splits[0]))
-        elif line.strip() and number > 1:  # the first line may name the columns
+            lists.append((splits[0], ids[0]))
+        elif words and number > 1:  # the first line may name the columns
             what = "no video id with train, valid or test; write one of each per line"
             raise UserError(f"{path}:{number}: {what}")
-    return pairs
+    return lists
 
 
 # ---- Turns ------------------------------------------------------------------------------------

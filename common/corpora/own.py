@@ -47,7 +47,9 @@ def read(root):
         source = _turn(root, f"{path}:{line}", number, row)
         name = source.turn.utterance_id
         if name in lines:
-            raise UserError(f"{path}:{line}: utterance_id {name} is already on line {lines[name]}; make it unique")
+            raise UserError(
+                f"{path}:{line}: utterance_id {name} is already on line {lines[name]}; make it unique"
+            )
         lines[name] = line
         release.turns.append(source)
     for kind in ("audio", "video"):
@@ -169,5 +171,7 @@ def _odd_labels(labels):
         if len(classes) > 1:
             lines.append(f"classes that differ in case or blanks only: {', '.join(classes)}; are they one?")
         if name in NO_LABELS:
-            lines.append(f"a class of this name may be an empty cell: {', '.join(classes)}; leave it empty if so")
+            lines.append(
+                f"a class of this name may be an empty cell: {', '.join(classes)}; leave it empty if so"
+            )
     return lines

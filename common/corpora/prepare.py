@@ -1,8 +1,8 @@
 """The media of a release made ready: 16 kHz mono wav and muted MP4 per turn, by several threads, resumable.
 
-What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a rerun
-after a kill makes only what is missing or came from other files or settings. Recordings that are read where they lie
-are only asked for their lengths.
+What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a
+rerun after a kill makes only what is missing or came from other files or settings. Recordings that are read
+where they lie are only asked for their lengths.
 """
 
 import json
@@ -21,15 +21,14 @@ from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.errors import UserError
 from common.files import hash_of, write_csv
 from common.manifest import Problem
-from common.media import AUDIO_FILES, MediaError, check_rate, count_frames, probe, read_audio, write_wav
+from common.media import MediaError, check_rate, count_frames, probe, read_audio, write_wav
 from common.results import append_log
 
 TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one recording stay together
 PROBE_THREADS = 8  # headers are waited for, not computed
-LENGTH_TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
+TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
 KINDS = ("audio", "video")
 COMPARE = "compare the file with the release"
-PROBLEM_COLUMNS = ("utterance_id", "file", "problem", "remedy")
 
 
 @dataclass
@@ -45,7 +44,7 @@ class MediaSettings:
 
 @dataclass
 class Outcome:
-    """What became of one turn's media: paths in the prepared folder or absolute ("" = none), length, problems."""
+    """What became of one turn's media: paths in the prepared folder or absolute ("" = none), and lengths."""
 
     utterance_id: str
     fingerprint: str = ""
@@ -63,15 +62,11 @@ def fingerprint(source, settings):
     """A hash of the files that a turn comes from (name, size, time) and of how it is cut and coded."""
     files = []
     for path in (source.audio, source.video):
-        try:
-            stat = path.stat() if path else None
-            files.append([path.name, stat.st_size, stat.st_mtime_ns] if stat else None)
-        except OSError:
-            files.append([path.name, None, None])
+        facts = path.stat() if path and os.path.exists(path) else None
+        files.append([path.name, facts.st_size, facts.st_mtime_ns] if facts else str(path))
     cut = [source.audio_span, source.video_span, source.half, source.times_known]
     times = [source.turn.start_s, source.turn.end_s]
-    coding = [settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s]
-    return hash_of([files, cut, times, coding])
+    return hash_of([files, cut, times, settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s])
 
 
 def prepare_media(sources, settings, workers):
@@ -87,11 +82,11 @@ def prepare_media(sources, settings, workers):
     done, todo, outcomes = _read_done(log, settings.folder), [], {}
     for source in sources:
         if source.audio or source.video:
-            mark, kept = fingerprint(source, settings), done.get(source.turn.utterance_id)
-            if kept and kept.fingerprint == mark:
-                outcomes[kept.utterance_id] = kept
+            name, mark = source.turn.utterance_id, fingerprint(source, settings)
+            if name in done and done[name].fingerprint == mark:
+                outcomes[name] = done[name]
             else:
-                todo.append((source, Outcome(source.turn.utterance_id, mark)))
+                todo.append((source, Outcome(name, mark)))
     if outcomes:
         print(f"  kept      {len(outcomes):,} turns that an earlier run prepared")
     if todo:
@@ -114,11 +109,8 @@ def _read_done(log, folder):
         except (ValueError, TypeError):
             continue
         done[outcome.utterance_id] = outcome
-    whole = {}
-    for name, outcome in done.items():
-        if all((folder / path).is_file() for path in (outcome.audio, outcome.video) if path):
-            whole[name] = outcome
-    return whole
+    files = {name: [folder / path for path in (o.audio, o.video) if path] for name, o in done.items()}
+    return {name: outcome for name, outcome in done.items() if all(path.is_file() for path in files[name])}
 
 
 def _batches(todo):
@@ -126,10 +118,8 @@ def _batches(todo):
     by_file, alone = defaultdict(list), []
     for item in todo:
         source = item[0]
-        if source.video_span or source.audio_span:
-            by_file[source.video if source.video_span else source.audio].append(item)
-        else:
-            alone.append(item)
+        shared = source.video if source.video_span else source.audio if source.audio_span else None
+        (by_file[shared] if shared else alone).append(item)
     groups = [alone[i : i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH)]
     return [*by_file.values(), *groups]
 
@@ -149,71 +139,54 @@ def _run(batches, settings, workers):
 
 def _prepare_batch(batch, settings):
     """Make the audio, then the video of a batch of (SourceTurn, Outcome); returns it."""
+    read = lru_cache(maxsize=4)(read_audio)  # of a recording that several turns are parts of
     for source, outcome in batch:
         if source.audio:
-            _prepare_audio(source, outcome, settings)
+            _prepare_audio(source, outcome, settings, read)
+        if source.video and not source.video_span:
+            _copy_video(source, outcome, settings)
     cut = [(source, outcome) for source, outcome in batch if source.video and source.video_span]
     if cut:
         _cut_videos(cut, settings)
-    for source, outcome in batch:
-        if source.video and not source.video_span:
-            _copy_video(source, outcome, settings)
     return batch
 
 
-def _prepare_audio(source, outcome, settings):
+def _prepare_audio(source, outcome, settings, read):
     turn, relative = source.turn, f"audio/{source.turn.utterance_id}.wav"
+    first_s, last_s = source.audio_span or (0.0, 1e6)
     try:
-        samples = _read_part(source.audio, source.audio_span, settings.rate_hz)
+        samples = read(source.audio, rate_hz=settings.rate_hz)
+        samples = samples[round(first_s * settings.rate_hz) : round(last_s * settings.rate_hz)]
     except MediaError as error:
         return outcome.report(source.audio, error.reason, error.remedy)
     seconds = len(samples) / settings.rate_hz
-    if seconds < settings.min_turn_s:
+    if not seconds or seconds < settings.min_turn_s:
         what = f"too short: {seconds:.3f} s; its audio is left out"
         return outcome.report(source.audio, what, "MIN_TURN_S")
-    if source.times_known and abs(seconds - turn.duration_s) > LENGTH_TOLERANCE_S:
+    if source.times_known and abs(seconds - turn.duration_s) > TOLERANCE_S:
         what = f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s"
         outcome.report(source.audio, what)
     write_wav(settings.folder / relative, samples, settings.rate_hz)
     outcome.audio, outcome.audio_s = relative, seconds
 
 
-def _read_part(path, span, rate_hz):
-    """The samples (T,) of a span in seconds, None = of the whole file. Raises MediaError."""
-    if span is None or path.suffix.lower() in AUDIO_FILES:
-        return read_audio(path, *(span or (None, None)), rate_hz=rate_hz)
-    first, last = (round(time_s * rate_hz) for time_s in span)
-    samples = _read_container(path, rate_hz)[first:last]
-    if not len(samples):
-        raise MediaError(path, f"no audio samples from {span[0]:.2f} s on")
-    return samples
-
-
-@lru_cache(maxsize=2)
-def _read_container(path, rate_hz):
-    """All of the sound of a video, which is decoded from its start whatever part of it is wanted."""
-    return read_audio(path, rate_hz=rate_hz)
-
-
 def _cut_videos(cut, settings):
     """Cut the clips of several turns from the one video they share."""
-    path = cut[0][0].video
-    videos = [f"video/{outcome.utterance_id}.mp4" for _, outcome in cut]
-    cuts = [
-        Cut(settings.folder / video, *source.video_span, source.half)
-        for video, (source, _) in zip(videos, cut, strict=True)
-    ]
+    path, cuts = cut[0][0].video, []
+    for source, outcome in cut:
+        output = settings.folder / f"video/{outcome.utterance_id}.mp4"
+        cuts.append(Cut(output, *source.video_span, source.half))
     try:
         results = cut_turns(path, cuts, settings.crf, settings.preset)
     except MediaError as error:
         for _, outcome in cut:
             outcome.report(path, error.reason, error.remedy)
         return
-    for (_, outcome), video, result in zip(cut, videos, results, strict=True):
+    for (_, outcome), result in zip(cut, results, strict=True):
         if result.problem:
             outcome.report(path, result.problem)
         if result.n_frames:
-            outcome.video, outcome.video_s = video, result.seconds
+            outcome.video, outcome.video_s = f"video/{outcome.utterance_id}.mp4", result.seconds
 
 
 def _copy_video(source, outcome, settings):
@@ -246,17 +219,16 @@ def place_media(sources, rate_hz, min_turn_s):
     Returns {utterance_id: Outcome} with absolute paths; a file that cannot be opened is a problem, and "".
     """
     sources = [source for source in sources if source.audio or source.video]
-    asked = [(getattr(source, kind), kind) for source in sources for kind in KINDS if getattr(source, kind)]
-    asked = list(dict.fromkeys(asked))  # several turns may lie in one recording
+    files = [(getattr(source, kind), kind) for source in sources for kind in KINDS if getattr(source, kind)]
+    files = list(dict.fromkeys(files))  # several turns may lie in one recording
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        answers = pool.map(partial(_stated_length, rate_hz=rate_hz), asked)
-        answers = tqdm(answers, desc="  media", total=len(asked), unit="file", delay=2)
-        lengths = dict(zip(asked, answers, strict=True))
+        answers = pool.map(partial(_stated_length, rate_hz=rate_hz), files)
+        lengths = dict(zip(files, tqdm(answers, "  media", len(files), unit="file", delay=2), strict=True))
     return {source.turn.utterance_id: _place_turn(source, lengths, min_turn_s) for source in sources}
 
 
 def _stated_length(item, rate_hz):
-    """Seconds of a recording's (path, "audio" or "video"), or the MediaError; frames are counted where it states none."""
+    """Seconds of (path, "audio" or "video"), or the MediaError; frames are counted where it states none."""
     path, kind = item
     try:
         info = probe(path)
@@ -264,35 +236,46 @@ def _stated_length(item, rate_hz):
             raise MediaError(path, f"no {kind} track")
         if kind == "audio":
             check_rate(path, info.rate_hz, rate_hz)
-        counted = count_frames(path) / info.fps if kind == "video" and info.fps and not info.duration_s else 0.0
-        return info.duration_s or counted
+        elif not info.duration_s and info.fps:
+            return count_frames(path) / info.fps
     except MediaError as error:
         return error
+    return info.duration_s
 
 
 def _place_turn(source, lengths, min_turn_s):
     outcome = Outcome(source.turn.utterance_id)
-    for kind, span in zip(KINDS, (source.audio_span, source.video_span), strict=True):
-        path = getattr(source, kind)
-        if not path:
-            continue
-        seconds = lengths[path, kind]
+    for kind in KINDS:
+        path, span = getattr(source, kind), getattr(source, f"{kind}_span")
+        seconds = lengths.get((path, kind))
         if isinstance(seconds, MediaError):
             outcome.report(path, seconds.reason, seconds.remedy)
-            continue
-        if span and seconds and seconds < span[1] - LENGTH_TOLERANCE_S:
-            outcome.report(path, f"lasts {seconds:.2f} s, the segment ends at {span[1]:.2f} s")
-        if span and 0 < seconds <= span[0]:
-            continue
-        if kind == "audio" and not span and seconds < min_turn_s:
+        elif span and path:
+            if 0 < seconds < span[1] - TOLERANCE_S:
+                outcome.report(path, f"lasts {seconds:.2f} s, the segment ends at {span[1]:.2f} s")
+            if not 0 < seconds <= span[0]:
+                setattr(outcome, kind, os.path.abspath(path))
+        elif path and kind == "audio" and seconds < min_turn_s:
             outcome.report(path, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S")
-            continue
-        setattr(outcome, kind, os.path.abspath(path))
-        setattr(outcome, f"{kind}_s", 0.0 if span else seconds)
+        elif path:
+            setattr(outcome, kind, os.path.abspath(path))
+            setattr(outcome, f"{kind}_s", seconds)
     return outcome
 
 
-# ---- What is said about it --------------------------------------------------------------------
+def report_lengths(outcomes):
+    """Say how many turns have sound and picture of different length, which need not be an error."""
+    both = [outcome for outcome in outcomes.values() if outcome.audio_s and outcome.video_s]
+    apart = [outcome for outcome in both if abs(outcome.audio_s - outcome.video_s) > TOLERANCE_S]
+    if apart:
+        worst = max(apart, key=lambda outcome: abs(outcome.audio_s - outcome.video_s))
+        print(
+            f"  lengths   sound and picture differ by more than {TOLERANCE_S} s in {len(apart):,} of "
+            f"{len(both):,} turns, most in {worst.utterance_id}: {worst.audio_s:.2f} s and {worst.video_s:.2f} s"
+        )
+
+
+# ---- Turns with their media, and what is wrong with them --------------------------------------
 
 
 def finish_turns(release, outcomes):
@@ -302,7 +285,7 @@ def finish_turns(release, outcomes):
     for source in release.turns:
         turn, outcome = source.turn, outcomes.get(source.turn.utterance_id)
         if has_text and not turn.text:
-            what, remedy = "no transcript; kept with an empty text", "add its line to the transcript, or ignore"
+            what, remedy = "no transcript; kept with an empty text", "add its text, or ignore"
             problems.append(Problem(turn.utterance_id, "", what, remedy))
         if outcome:
             turn.audio, turn.video = outcome.audio, outcome.video
@@ -312,19 +295,6 @@ def finish_turns(release, outcomes):
     return problems
 
 
-def report_lengths(outcomes):
-    """Say where sound and picture of a turn are of different length; whether that is an error the release knows."""
-    both = {name: (o.audio_s, o.video_s) for name, o in outcomes.items() if o.audio_s and o.video_s}
-    gaps = {name: abs(audio_s - video_s) for name, (audio_s, video_s) in both.items()}
-    apart = [name for name in gaps if gaps[name] > LENGTH_TOLERANCE_S]
-    if apart:
-        worst = max(apart, key=gaps.get)
-        print(
-            f"  lengths   sound and picture differ by more than {LENGTH_TOLERANCE_S} s in {len(apart):,} of "
-            f"{len(both):,} turns, most in {worst}: {both[worst][0]:.2f} s and {both[worst][1]:.2f} s"
-        )
-
-
 def report_problems(problems, release, folder, root, max_share):
     """Write problems.csv and print a summary; UserError if too many turns are affected.
 
@@ -332,24 +302,23 @@ def report_problems(problems, release, folder, root, max_share):
     """
     path = folder / "problems.csv"
     rows = [{**asdict(problem), "file": problem.file.removeprefix(f"{root}/")} for problem in problems]
-    write_csv(path, rows, PROBLEM_COLUMNS)
+    write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
     if not problems:
         return print(f"  problems  none; {path} is empty")
     kinds = Counter(_kind(problem) for problem in problems)
     affected = {problem.utterance_id or problem.file for problem in problems}
     total = len(affected | {source.turn.utterance_id for source in release.turns})
-    share = len(affected) / total
-    what = f"{len(affected):,} of {total:,} turns or files"
+    share, what = len(affected) / total, f"{len(affected):,} of {total:,} turns or files"
     shown = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common(4))
     print(f"  problems  {len(problems):,} in {what} ({share:.1%}): {shown}; see {path}")
     if share > max_share:
         (folder / "manifest.csv").unlink(missing_ok=True)
         [(kind, count)] = kinds.most_common(1)
-        example = next(problem for problem in problems if _kind(problem) == kind)
+        worst = next(problem for problem in problems if _kind(problem) == kind)
+        where, remedy = worst.file or worst.utterance_id, worst.remedy or "no remedy known"
         raise UserError(
-            f"{path}: {what} have problems, most often ({count:,} ×): {example.file or example.utterance_id}: "
-            f"{example.problem} ({example.remedy or 'no remedy known'}); mend them or raise MAX_PROBLEM_SHARE "
-            f"({max_share:g})"
+            f"{path}: {what} have problems, most often ({count:,} ×) as in {where}: {worst.problem} "
+            f"({remedy}); mend them or raise MAX_PROBLEM_SHARE ({max_share:g})"
         )
 
 

@@ -2,7 +2,7 @@
 
 import re
 
-from common.corpora.release import Release, files_below, require_folder, single_turn
+from common.corpora.release import Release, files_below, nothing_there, require_folder, single_turn
 from common.errors import UserError
 
 FOLDERS = ("RAVDESS", "ravdess")
@@ -33,10 +33,8 @@ def read(root, channel="speech"):
         elif match[2] in CHANNELS[channel]:
             recordings.setdefault(path.stem[3:], {}).setdefault(match[1] + path.suffix.lower(), path)
     if not recordings:
-        raise UserError(
-            f"{root}: no RAVDESS files such as Actor_01/03-01-01-01-01-01-01.wav in it or below for "
-            f"RAVDESS_CHANNEL={channel}; set CORPUS_ROOT to the folder that holds Actor_01 ..."
-        )
+        what = f"RAVDESS files such as 03-01-01-01-01-01-01.wav of RAVDESS_CHANNEL={channel}"
+        raise nothing_there(root, what, "the folder that holds Actor_01 ...")
     release.turns = [_turn(name, copies) for name, copies in sorted(recordings.items())]
     release.expect((f"recordings ({channel})", len(recordings), COUNTS[channel]))
     actors = {source.turn.speaker for source in release.turns}

@@ -90,21 +90,30 @@ class Release:
                 self.expect((label, found[label], count))
 
 
-def read_lines(path):
-    """The lines of a text file in UTF-8, or in Latin-1 where it is not UTF-8."""
-    data = Path(path).read_bytes()
+def decode(data):
+    """Bytes as text in UTF-8, or in Latin-1 where it is not UTF-8."""
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return text.replace("\r\n", "\n").split("\n")
+        return data.decode("latin-1")
+
+
+def read_lines(path):
+    """The lines of a text file in UTF-8 or Latin-1."""
+    return decode(Path(path).read_bytes()).replace("\r\n", "\n").split("\n")
 
 
 def require_folder(root, corpus):
     """`root` as a Path; UserError where there is no such folder."""
     if not Path(root).is_dir():
-        raise UserError(f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is")
+        remedy = f"put the {corpus} release there or set CORPUS_ROOT to where it is"
+        raise UserError(f"{root}: no such folder; {remedy}")
     return Path(root)
+
+
+def nothing_there(root, what, remedy):
+    """The UserError where a folder holds nothing of a release, such as `what`; remedy: where CORPUS_ROOT belongs."""
+    return UserError(f"{root}: no {what} in it or below; set CORPUS_ROOT to {remedy}")
 
 
 def visible_files(folder, pattern):

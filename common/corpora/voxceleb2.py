@@ -7,8 +7,15 @@ from collections import Counter, defaultdict
 
 from tqdm import tqdm
 
-from common.corpora.release import Release, SourceTurn, read_lines, require_folder, visible_files, walk
-from common.errors import UserError
+from common.corpora.release import (
+    Release,
+    SourceTurn,
+    nothing_there,
+    read_lines,
+    require_folder,
+    visible_files,
+    walk,
+)
 from common.manifest import Turn
 
 FOLDERS = ("VoxCeleb2", "voxceleb2", "VoxCeleb2_dev")
@@ -44,10 +51,8 @@ def read(root, n_speakers=0, seed=0, with_video=False):
         release.turns += _turns(speaker, clips, facts[speaker], with_video)
     turns = release.turns
     if not turns:
-        raise UserError(
-            f"{root}: no VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a in it or below; set CORPUS_ROOT "
-            "to the folder that holds dev or aac"
-        )
+        clips = "VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a"
+        raise nothing_there(root, clips, "the folder that holds dev or aac")
     if len(chosen) < len(folders):
         drawn = f"{len(chosen):,} of {len(folders):,} speakers, drawn with seed {seed}: {len(turns):,} clips"
         release.notes.append(drawn)
