@@ -8,36 +8,33 @@ clip is written as MP4.
     python 01_prepare_data.py                            # IEMOCAP in data/raw/IEMOCAP_full_release
     python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
     python 01_prepare_data.py --CORPUS=./my_corpus       # a folder with a manifest.csv (see README)
+    python 01_prepare_data.py --CORPUS=mosei --MOSEI_FOLDS=/where/cmu_mosei_std_folds.py       # for 07
+    python 01_prepare_data.py --CORPUS=voxceleb2 --VOXCELEB2_VIDEO=true                        # for 07
     python 01_prepare_data.py --demo                     # a synthetic corpus in IEMOCAP's layout
-    python 01_prepare_data.py --demo --CORPUS=demo_ravdess       # or demo_voxceleb2, demo_emodb: for 05
-    python 01_prepare_data.py --demo --CORPUS=demo_cremad        # or demo_ravdess_av, demo_lombard, demo_audioset: 06
-    python 01_prepare_data.py --demo --CORPUS=demo_mosei         # or demo_voxceleb2_av: for 07
-    python 01_prepare_data.py --CORPUS=mosei --MOSEI_FOLDS=/where/cmu_mosei_std_folds.py         # for 07
-    python 01_prepare_data.py --CORPUS=voxceleb2 --VOXCELEB2_VIDEO=true                          # for 07
+    python 01_prepare_data.py --demo --CORPUS=demo_emodb       # or another of the synthetic ones, see CORPUS
 
-Not copied but read where they lie: VoxCeleb2 (a thousand hours as wav would take 115 GB; its files are not even
-opened, so that lengths are not known yet), CREMA-D, Lombard GRID and AudioSet (the audio networks of 06 read up to
-12 kHz), CMU-MOSEI (a turn names its full recording, its start_s and end_s are times in it). MEDIA_IN_PLACE does so
-with RAVDESS.
+Read where they lie: VoxCeleb2 (a thousand hours as wav would take 115 GB; its files are not even opened, so
+lengths are not known), CREMA-D, Lombard GRID and AudioSet (06 needs sound up to 12 kHz), CMU-MOSEI (start_s
+and end_s are times in the full recording); with MEDIA_IN_PLACE also RAVDESS.
 
-Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, the demo 24 s, most of it speaking
-and drawing, the other synthetic corpora 10 to 25 s each; the names of VoxCeleb2's 1.1 million clips in 35 s from a
-local disk. IEMOCAP was not at hand: by the rate of bench_cut_video.py its 12.4 hours of turns take about 11 minutes.
-A killed or repeated run resumes.
+Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, synthetic ones 10 to 25 s,
+the names of VoxCeleb2's 1.1 million clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of
+bench_cut_video.py its 12.4 hours of turns take about 11 minutes. A killed or repeated run resumes.
 
-Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns, sorted by dialogue and time; a turn outside the
-label set has an empty label), classes.json, problems.csv, media.jsonl (what was made from which file),
-audio/<utterance>.wav, video/<utterance>.mp4; only the first three where recordings stay where they are. CMU-MOSEI
-also gets words.csv: every word of a turn with its times, on the clip's own clock.
-Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json, log.jsonl.
+Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns by dialogue and time; one outside the label
+set has an empty label), classes.json, problems.csv; where recordings are copied media.jsonl (what
+was made from which file), audio/<utterance>.wav, video/<utterance>.mp4; for CMU-MOSEI words.csv (the words of
+a turn on its own clock).
+Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json,
+log.jsonl.
 
 DEVIATIONS
 - The paper counts 5,532 turns in four classes. The release holds 5,531 (neutral 1708, happy 1636 with excited
   merged, angry 1103, sad 1084), as other public parsers find too; we report what is found.
 - The paper keeps "the maximum possible quality" without saying how the clips are coded. Ours are H.264 at a
   constant, visually lossless quality; whole files that are H.264 already are copied without their sound.
-- Speech is brought to 16 kHz mono, the rate of the paper's speech models; IEMOCAP's sentence files have it already.
-- Bracket tokens of the transcripts, such as [LAUGHTER], are kept (KEEP_BRACKETS); the paper does not mention them.
+- Speech is brought to 16 kHz mono, the rate of the paper's speech models; IEMOCAP's sentences have it.
+- Bracket tokens of the transcripts, such as [LAUGHTER], are kept (KEEP_BRACKETS); the paper is silent.
 """
 
 from common import settings
@@ -49,14 +46,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import corpora, demo, plots
-from common.corpora.prepare import (
-    MediaSettings,
-    finish_turns,
-    place_media,
-    prepare_media,
-    report_lengths,
-    report_problems,
-)
+from common.corpora import prepare
 from common.errors import UserError
 from common.files import make_folder, read_json, write_csv
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
@@ -65,52 +55,51 @@ from common.splits import OFFICIAL
 
 # fmt: off
 # Roots
-DATA_ROOT = "data"                # folder of corpora, checkpoints, features
-RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS_ROOT = ""                  # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
-MOSEI_FOLDS = ""                  # CMU-MOSEI: the official folds, the SDK's cmu_mosei_std_folds.py, a folder with
-                                  # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
+DATA_ROOT = "data"              # folder of corpora, checkpoints, features
+RESULTS_ROOT = "results"        # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
+CORPUS_ROOT = ""                # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
+MOSEI_FOLDS = ""                # CMU-MOSEI: the SDK's cmu_mosei_std_folds.py, a folder with
+                                # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
 
 # Corpus and protocol
-CORPUS = "iemocap"                # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad", "lombard",
-                                  # "audioset", "mosei", a folder with a manifest.csv (./my_corpus), or synthetic:
-                                  # "demo_iemocap", "demo_ravdess", "demo_emodb", "demo_voxceleb2", "demo_cremad",
-                                  # "demo_ravdess_av", "demo_lombard", "demo_audioset", "demo_mosei",
-                                  # "demo_voxceleb2_av"
-SEEDS = (0,)                      # the first one makes the synthetic corpora and the random checkpoints, and draws
-                                  # VoxCeleb2's speakers; nothing else here is random
-MERGE_EXCITED_INTO_HAPPY = True   # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
-KEEP_BRACKETS = True              # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
-RAVDESS_CHANNEL = "speech"        # RAVDESS: "speech", "song" or "both"
-VOXCELEB2_SPEAKERS = 0            # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
-                                  # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
-VOXCELEB2_VIDEO = False           # VoxCeleb2: True also names the mp4 of each clip, for 07; 05 needs sound only
+CORPUS = "iemocap"              # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad", "lombard",
+                                # "audioset", "mosei", a folder with a manifest.csv (./my_corpus), or
+                                # synthetic: "demo_iemocap" (for 02 to 04), "demo_ravdess", "demo_emodb",
+                                # "demo_voxceleb2" (05), "demo_cremad", "demo_ravdess_av", "demo_lombard",
+                                # "demo_audioset" (06), "demo_mosei", "demo_voxceleb2_av" (07)
+SEEDS = (0,)                    # the first one makes synthetic corpora and random checkpoints, and draws
+                                # VoxCeleb2's speakers; nothing else here is random
+MERGE_EXCITED_INTO_HAPPY = True # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
+KEEP_BRACKETS = True            # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
+RAVDESS_CHANNEL = "speech"      # RAVDESS: "speech", "song" or "both"
+VOXCELEB2_SPEAKERS = 0          # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
+                                # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
+VOXCELEB2_VIDEO = False         # VoxCeleb2: also name the mp4 of each clip, for 07; 05 needs sound only
 
 # Media
-MEDIA_IN_PLACE = False            # True: name the recordings where they lie instead of converting them, with every
-                                  # rate and frame they have: RAVDESS for 06. IEMOCAP must be cut
-RATE_HZ = 16000                   # sampling rate of the prepared audio; the later scripts expect 16000
-VIDEO_CRF = 18                    # H.264 constant rate factor, 0 (lossless) to 51: 18 is visually lossless. Paper,
-                                  # Sec. 3.1: "maximum possible quality"
-VIDEO_PRESET = "ultrafast"        # x264 preset: speed against file size; at one CRF the quality is about the same
-MIN_TURN_S = 0.1                  # audio shorter than this is left out and is a problem, seconds
-MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of the turns has a problem
+MEDIA_IN_PLACE = False          # name the recordings where they lie, with every rate and frame they have,
+                                # instead of converting them: RAVDESS for 06. IEMOCAP must be cut
+RATE_HZ = 16000                 # sampling rate of the prepared audio; the later scripts expect 16000
+VIDEO_CRF = 18                  # H.264 constant rate factor, 0 (lossless) to 51: 18 is visually lossless.
+                                # Paper, Sec. 3.1: "maximum possible quality"
+VIDEO_PRESET = "ultrafast"      # x264 preset: speed against file size, at about the same quality
+MIN_TURN_S = 0.1                # audio shorter than this is left out and is a problem, seconds
+MAX_PROBLEM_SHARE = 0.05        # stop where more than this share of the turns has a problem
 
 # Synthetic
-DEMO_SIZE = 1.0                   # factor for the number of speakers, dialogues, clips of the synthetic corpora
-WRITE_CHECKPOINTS = ""            # "" = none; "tiny" or "small": also write models with random weights for every
-                                  # architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and for training
-                                  # from scratch; of the synthetic corpora only demo_iemocap gets any
+DEMO_SIZE = 1.0                 # factor for the number of recordings of the synthetic corpora
+WRITE_CHECKPOINTS = ""          # "tiny" or "small": also write models with random weights for every
+                                # architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and for
+                                # training from scratch; of the synthetic corpora demo_iemocap gets any
 
 # Machine
-WORKERS = 4                       # threads that prepare recordings, processes that make synthetic ones; 0 = none
+WORKERS = 4                     # threads that convert recordings, processes that make synthetic ones; 0: none
 
 # Presets
-DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}   # all that --demo changes
-SCRATCH = {"WRITE_CHECKPOINTS": "small"}    # all that --scratch changes: for 02 --scratch
-SETTINGS = {}                     # filled by settings.run: what this run used
+DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}
+SCRATCH = {"WRITE_CHECKPOINTS": "small"}  # models for 02 --scratch
+SETTINGS = {}                   # filled by settings.run: what this run used
 # fmt: on
-PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()
 
 
 # ---- The release ------------------------------------------------------------------------------
@@ -123,7 +112,7 @@ def check_settings():
         "WRITE_CHECKPOINTS": (WRITE_CHECKPOINTS in ("", "tiny", "small"), "choose tiny, small or nothing"),
         "RATE_HZ": (1000 <= RATE_HZ <= 384000, "choose 1000 to 384000; the later scripts expect 16000"),
         "VIDEO_CRF": (0 <= VIDEO_CRF <= 51, "choose 0 (lossless) to 51"),
-        "VIDEO_PRESET": (VIDEO_PRESET in PRESETS, f"choose one of {', '.join(PRESETS)}"),
+        "VIDEO_PRESET": (VIDEO_PRESET in prepare.PRESETS, f"choose one of {', '.join(prepare.PRESETS)}"),
         "MIN_TURN_S": (0 <= MIN_TURN_S < 3600, "give seconds, such as 0.1"),
         "MAX_PROBLEM_SHARE": (0 <= MAX_PROBLEM_SHARE <= 1, "a share lies between 0 and 1"),
         "VOXCELEB2_SPEAKERS": (VOXCELEB2_SPEAKERS >= 0, "give a number of speakers, 0 for all"),
@@ -134,28 +123,23 @@ def check_settings():
         if not is_allowed:
             raise UserError(f"--{name}={SETTINGS[name]}: {advice}")
     if "/" in CORPUS and corpus_name(CORPUS) in (*corpora.corpus_names(), *demo.SYNTHETIC):
-        raise UserError(
-            f"CORPUS={CORPUS}: {corpus_name(CORPUS)} is a corpus known by name; rename the folder"
-        )
+        raise UserError(f"CORPUS={CORPUS}: a corpus known by name is called so; rename the folder")
 
 
 def read_release():
     """(the Release that the corpus's reader found, its folder); a synthetic one is written first."""
     layout = demo.SYNTHETIC.get(CORPUS, CORPUS)
-    reader = corpora.reader_of(layout)
-    if layout != CORPUS:
+    reader, root = corpora.reader_of(layout), Path(CORPUS_ROOT)
+    if CORPUS in demo.SYNTHETIC:
         root = Path(CORPUS_ROOT or f"{DATA_ROOT}/raw/{CORPUS}")
         demo.write(CORPUS, root, SEEDS[0], DEMO_SIZE, WORKERS)
-    else:
-        root = Path(CORPUS_ROOT) if CORPUS_ROOT else corpora.find_root(CORPUS, DATA_ROOT)
+    elif not CORPUS_ROOT:
+        root = corpora.find_root(CORPUS, DATA_ROOT)
+    video = VOXCELEB2_VIDEO or CORPUS == "demo_voxceleb2_av"
     options = {
         "iemocap": {"merge_excited": MERGE_EXCITED_INTO_HAPPY, "keep_brackets": KEEP_BRACKETS},
         "ravdess": {"channel": RAVDESS_CHANNEL},
-        "voxceleb2": {
-            "n_speakers": VOXCELEB2_SPEAKERS,
-            "seed": SEEDS[0],
-            "with_video": VOXCELEB2_VIDEO or CORPUS == "demo_voxceleb2_av",
-        },
+        "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0], "with_video": video},
         "mosei": {"folds": MOSEI_FOLDS},
     }
     return reader.read(root, **options.get(layout, {})), root
@@ -163,18 +147,18 @@ def read_release():
 
 def start(release, root):
     """Print the corpus and what the reader noticed; returns the run and the manifest without media."""
-    is_genuine, folder = CORPUS not in demo.SYNTHETIC, prepared_folder(DATA_ROOT, CORPUS)
+    folder, here = prepared_folder(DATA_ROOT, CORPUS), str(root.resolve())
     note = folder / "classes.json"
     before = read_json(note).get("root") if note.exists() else None
-    if "/" in CORPUS and before and before != str(root.resolve()):
+    if "/" in CORPUS and before and before != here:
         raise UserError(f"{folder}: holds the corpus of {before}; rename {root} or change DATA_ROOT")
+    complete = release.complete
+    if CORPUS in demo.SYNTHETIC:
+        complete, release.notes = False, [f"synthetic, in the layout of {demo.SYNTHETIC[CORPUS]}"]
     turns = [source.turn for source in release.turns]
-    complete = is_genuine and release.complete
-    manifest = Manifest(
-        corpus_name(CORPUS), make_folder(folder), release.classes, turns, complete, str(root.resolve())
-    )
+    manifest = Manifest(corpus_name(CORPUS), make_folder(folder), release.classes, turns, complete, here)
     run = start_run(__file__, SETTINGS, manifest, "turns as annotated, no split; needs no GPU")
-    for line in release.notes if is_genuine else (f"synthetic, in the layout of {demo.SYNTHETIC[CORPUS]}",):
+    for line in release.notes:
         print(f"  release   {line}")
     if CORPUS == "iemocap" and MERGE_EXCITED_INTO_HAPPY:
         print("  paper     counts 5,532 labelled turns; see DEVIATIONS")
@@ -192,17 +176,15 @@ def start(release, root):
 def make_media(release, folder):
     """{utterance_id: Outcome} of the prepared recordings, or of those that are read where they lie."""
     if not (release.media_in_place or MEDIA_IN_PLACE):
-        coding = MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
-        return prepare_media(release.turns, coding, WORKERS)
+        coding = prepare.MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
+        return prepare.prepare_media(release.turns, coding, WORKERS)
     part = next((s for s in release.turns if s.audio_span or s.video_span), None)
     if part and not release.media_in_place:
-        raise UserError(
-            f"MEDIA_IN_PLACE: {part.turn.utterance_id} is a part of a longer recording and must be cut; "
-            "leave it false for this corpus"
-        )
+        what = f"{part.turn.utterance_id} is a part of a longer recording and must be cut"
+        raise UserError(f"MEDIA_IN_PLACE: {what}; leave it false for this corpus")
     print("  media     not copied: the manifest names the recordings where they lie")
-    outcomes = place_media(release.turns, RATE_HZ, MIN_TURN_S)
-    report_lengths(outcomes)
+    outcomes = prepare.place_media(release.turns, RATE_HZ, MIN_TURN_S)
+    prepare.report_lengths(outcomes)
     return outcomes
 
 
@@ -234,18 +216,16 @@ def group_of(turns):
 
 def figure_1(run, manifest, emotions):
     """Labels per session, as a figure and as the numbers drawn; a turn may have several of `emotions`."""
-    classes, turns, key_of = manifest.classes or emotions, manifest.turns, OFFICIAL.index
-    pairs = [(turn, turn.label) for turn in manifest.labelled]
+    classes, pairs = manifest.classes or emotions, [(turn, turn.label) for turn in manifest.labelled]
     if emotions:
-        turns = sorted((t for t in turns if t.extra["split"]), key=lambda turn: key_of(turn.extra["split"]))
+        turns = [turn for split in OFFICIAL for turn in manifest.turns if turn.extra["split"] == split]
         pairs = [(turn, name) for turn in turns for name in emotions if float(turn.extra[name]) > 0]
     if not pairs:
         return print("  labels    this corpus has none: no Figure 1")
     name, key = group_of([turn for turn, _ in pairs])
     counts = Counter((key(turn), label) for turn, label in pairs)
-    groups = sorted({group for group, _ in counts})
-    if name == "split":
-        groups = list(dict.fromkeys(key(turn) for turn, _ in pairs))
+    groups = list(dict.fromkeys(key(turn) for turn, _ in pairs))
+    groups = groups if name == "split" else sorted(groups)
     rows = [{name: g, "label": label, "turns": counts[g, label]} for g in groups for label in classes]
     path = run.folder / "babaali_fig_1_labels.csv"
     write_csv(path, rows, (name, "label", "turns"))
@@ -279,8 +259,8 @@ def main():
     release, root = read_release()
     run, manifest = start(release, root)
     outcomes = make_media(release, manifest.folder)
-    problems = finish_turns(release, outcomes)
-    report_problems(problems, release, manifest.folder, root, MAX_PROBLEM_SHARE)
+    problems = prepare.finish_turns(release, outcomes)
+    prepare.report_problems(problems, release, manifest.folder, root, MAX_PROBLEM_SHARE)
     for name, (rows, columns) in release.tables.items():
         write_csv(manifest.folder / name, rows, columns)
     write_manifest(manifest)

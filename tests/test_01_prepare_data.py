@@ -147,6 +147,36 @@ def test_own_folder(tmp_path, capsys):
     assert "only one speaker" in capsys.readouterr().out
 
 
+def test_own_turns_are_cut_from_one_long_recording(tmp_path, capsys):
+    """Sound and picture; the AVI has luma 20 + i on its left half and 220 - i on its right one."""
+    root, lines = tmp_path / "mine", ["utterance_id,dialogue_id,speaker,label,start_s,end_s,audio,video"]
+    tone = np.concatenate([np.full(16000, level) for level in (0.1, 0.2, 0.3, 0.4)])
+    root.mkdir()
+    soundfile.write(str(root / "a.wav"), tone, 16000)
+    write_avi(root / "a.avi")
+    lines += [f"u{k},d,{'AB'[k % 2]},{'xy'[k % 2]},{k}.0,{k}.9,a.wav,a.avi" for k in range(4)]
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    manifest = prepare(tmp_path, str(root), "")
+    for k, turn in enumerate(manifest.turns):
+        samples = read_audio(manifest.path(turn.audio))
+        assert len(samples) == 14400 and samples == pytest.approx(0.1 * (k + 1), abs=1e-3)
+        assert abs(count_frames(manifest.path(turn.video)) - 27) <= 1
+        assert (turn.turn, turn.start_s, turn.end_s) == (k, k, k + 0.9)
+    assert "audio: 4 turns are parts of 1 longer recordings" in capsys.readouterr().out
+    assert "must be cut" in refusal(capsys, tmp_path / "placed", str(root), "", "--MEDIA_IN_PLACE=true")
+
+
+def test_two_folders_of_one_name_are_kept_apart(tmp_path, capsys):
+    for name, label in (("A/clips", "sad"), ("B/clips", "glad"), ("C/iemocap", "sad")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.csv").write_text(f"text,label,speaker\nHi,{label},S\n")
+    prepare(tmp_path, str(tmp_path / "A/clips"), "")
+    line = refusal(capsys, tmp_path, str(tmp_path / "B/clips"), "")
+    assert f"prepared/clips: holds the corpus of {tmp_path / 'A/clips'}" in line
+    assert read_manifest(tmp_path / "data", str(tmp_path / "A/clips")).classes == ("sad",)
+    assert "known by name" in refusal(capsys, tmp_path, str(tmp_path / "C/iemocap"), "")
+
+
 def test_demo_small(tmp_path):
     """--demo from eSpeak to checkpoints, at its smallest, in a process of its own."""
     pytest.importorskip("espeakng_loader")
@@ -274,6 +304,18 @@ def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
     assert not turns["Ses01F_impro01_F000"].audio and turns["Ses01F_impro01_F000"].video
     assert turns["Ses03M_impro05a_M000"].video and not turns["Ses03M_impro05a_F000"].video
     assert "8 in 7 of 7 turns" in capsys.readouterr().out
+
+
+def test_problems_count_turns_once_and_show_the_commonest_kind(tmp_path, capsys):
+    root = write_emodb(tmp_path / "raw", 1)
+    for path in sorted((root / "wav").iterdir())[1:]:
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (root / "wav" / "03a01Aa.wav").write_bytes(b"")  # the first one has another problem
+    for k in range(30):
+        write_tone(root / "wav" / f"copy{k}.wav", 0.1)
+    line = refusal(capsys, tmp_path, "emodb", root)
+    assert "100 of 100 turns or files have problems, most often (69 ×)" in line
+    assert "a git-lfs pointer" in line and "run git lfs pull" in line
 
 
 def test_too_many_problems_stop_the_run(tmp_path, capsys):

@@ -12,9 +12,8 @@ from conftest import shared_data
 from miniature import HEIGHT, N_FRAMES, WIDTH, luma, write_avi, write_tone
 
 from common import media
-from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.errors import UserError
-from common.media import MediaError, probe, read_audio, read_frames, write_wav
+from common.media import Cut, MediaError, copy_muted, cut_turns, probe, read_audio, read_frames, write_wav
 
 FRAME_S = 1001 / 30000
 CODING = {"crf": 10, "preset": "ultrafast"}

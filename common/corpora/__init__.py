@@ -22,7 +22,7 @@ def corpus_names():
 
 
 def reader_of(corpus):
-    """The module of a named corpus, that of own corpora for a folder; UserError for a name that is neither."""
+    """The module of a named corpus, own.py for a folder; UserError for a name that is neither."""
     if "/" in corpus:
         return import_module("common.corpora.own")
     if corpus not in corpus_names():
@@ -34,7 +34,7 @@ def reader_of(corpus):
 
 
 def find_root(corpus, data_root):
-    """Where a corpus is looked for: the first of its usual folders below <data_root>/raw, or the folder it names."""
+    """Where a corpus is looked for: the first of its FOLDERS below <data_root>/raw, or the folder given."""
     if "/" in corpus:
         return Path(corpus)
     places = [Path(data_root) / "raw" / name for name in reader_of(corpus).FOLDERS]

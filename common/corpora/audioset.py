@@ -17,25 +17,23 @@ from common.corpora.release import (
     Release,
     by_stem,
     file_name,
-    files_below,
-    nothing_there,
+    files_in,
+    need_folder,
+    nothing_in,
     read_lines,
-    require_folder,
-    single_turn,
+    single,
 )
 from common.errors import UserError
 
 FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
-N_BALANCED = (
-    18691  # segments of the balanced set that CAV-MAE still found; the official count can no longer be had
-)
+N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; all of them are nowhere any more
 NAME = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)  # copies add Y, start, end to the id
-FRAMES_FOLDER = re.compile(r"frame_\d")
+FRAME = re.compile(r"[/\\]frame_\d[/\\][^/\\]+\.jpg$", re.IGNORECASE)
 
 
 @dataclass
 class Segment:
-    """A row of a manifest or table; `stem` is what its recordings are called, `wav` and `folder` may lead nowhere."""
+    """A row of a manifest or table; stem: the name of its recordings, wav and folder: paths of it."""
 
     name: str
     stem: str
@@ -48,27 +46,22 @@ class Segment:
 def read(root):
     """Read AudioSet segments in place: a turn per segment, no classes; the speaker is the YouTube video.
 
-    root  a folder with CAV-MAE manifests ({"data": [{"video_id", "wav", "video_path", "labels"}]}), or with the
-          official segment tables (csv) beside the media, whose names are the YouTube id, with or without a "Y" before
-          and the times after it. The paths of a manifest that lead nowhere are looked for by name below root.
-    Pictures come from a video with the same stem, beside the sound or in a folder `video`. CAV-MAE's ten JPEG frames
-    are no video: their folder is named in a column, and `video` stays "". Segments without media are counted, since
-    videos vanish from YouTube. Extra columns: labels (comma-joined ids), set (the manifest's name), frames_folder.
-    Raises UserError if there is no manifest and no table, or if none of their segments is there.
+    root  a folder with CAV-MAE manifests ({"data": [{"video_id", "wav", "video_path", "labels"}]}), or with
+          the official segment tables (csv) and media that are named by the YouTube id, with or without a "Y"
+          before and the times after it. Paths of a manifest that lead nowhere are looked for by name
+    Pictures come from a video with the same stem, beside the sound or in a folder `video`. CAV-MAE's ten JPEG
+    frames are no video: their folder is named in a column. Segments without media are counted, since videos
+    vanish from YouTube. Extra columns: labels (comma-joined ids), set (the manifest's name), frames_folder.
     """
-    root = require_folder(root, "AudioSet").resolve()
-    release, files = Release(media_in_place=True), files_below(root)
-    sounds, videos = (
-        by_stem(path for path in files if path.suffix.lower() in endings)
-        for endings in (AUDIO_ENDINGS, VIDEO_ENDINGS)
-    )
-    frames = by_stem(
-        p for p in files if p.suffix.lower() == ".jpg" and FRAMES_FOLDER.fullmatch(p.parent.name)
-    )
+    root = need_folder(root, "AudioSet").resolve()
+    release, files = Release(media_in_place=True), files_in(root)
+    sounds = by_stem(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
+    videos = by_stem(path for path in files if path.suffix.lower() in VIDEO_ENDINGS)
+    frames = by_stem(path for path in files if FRAME.search(str(path)))
     segments = _all_segments(files, {*sounds, *videos}, release)
     if not segments:
         what = 'CAV-MAE manifest (json with a list "data") and no segment table'
-        raise nothing_there(root, what, "the folder that holds one")
+        raise nothing_in(root, what, "the folder that holds one")
     turns, absent = {}, []
     for segment in segments:
         source = _turn(segment, sounds, videos, frames)
@@ -158,11 +151,11 @@ def _turn(segment, sounds, videos, frames):
         pictures = (Path(segment.folder, f"frame_{k}", f"{name}.jpg") for k in range(10))
         folder = segment.folder if any(path.is_file() for path in pictures) else ""
     facts = {"labels": segment.labels, "set": segment.set, "frames_folder": str(folder)}
-    return single_turn(file_name(name), _youtube_id(name), audio or video, video, **facts)
+    return single(file_name(name), _youtube_id(name), audio or video, video, **facts)
 
 
 def _video_beside(audio, segment):
-    """The video of a segment outside of root: in its manifest's folder, beside its sound, or in a folder `video`."""
+    """The video of a segment outside of root: in its manifest's folder, beside its sound, or in `video`."""
     folders = [Path(segment.folder)] if segment.folder else []
     folders += [audio.parent, audio.parent / "video", audio.parent.parent / "video"] if audio else []
     paths = (folder / f"{segment.stem}{ending}" for folder in folders for ending in VIDEO_ENDINGS)

@@ -1,21 +1,13 @@
 """CREMA-D, twelve sentences acted by 91 actors, as sound and as video: Cao et al. 2014 (FORMATS 6).
 
-The recordings stay where they are: the audio networks of Chochlakis et al. read up to 12 kHz, and a conversion to
-16 kHz would take the top octave away.
+The recordings stay where they are: the audio networks of Chochlakis et al. read up to 12 kHz, and a
+conversion to 16 kHz would take the top octave away.
 """
 
 import re
 from collections import Counter
 
-from common.corpora.release import (
-    VIDEO_ENDINGS,
-    Release,
-    by_stem,
-    files_below,
-    nothing_there,
-    require_folder,
-    single_turn,
-)
+from common.corpora.release import VIDEO_ENDINGS, Release, by_stem, files_in, need_folder, nothing_in, single
 from common.files import read_csv
 
 FOLDERS = ("CREMA-D", "cremad", "CREMAD")
@@ -49,20 +41,19 @@ BAD_VIDEOS = {
 
 
 def read(root):
-    """Read CREMA-D in place: sound from AudioWAV, pictures from VideoFlash (FLV, or converted with the same stems).
+    """Read CREMA-D in place: sound from AudioWAV, pictures from VideoFlash (FLV, or converted).
 
     root  the folder that holds AudioWAV, or the one above it
-    The label is the emotion that was acted, the text the sentence, which carries no label. 1076_MTI_SAD_XX, which has
-    no sound, is left out; three videos that the release calls bad are not used.
+    The label is the emotion that was acted, the text the sentence, which carries no label. 1076_MTI_SAD_XX,
+    which has no sound, is left out; three videos that the release calls bad are not used.
     Extra columns: sentence (its code), level, and sex and age where VideoDemographics.csv is there.
-    Raises UserError if there is no AudioWAV or nothing in it.
     """
-    root = _release_root(require_folder(root, "CREMA-D"))
+    root = _release_root(need_folder(root, "CREMA-D"))
     release = Release(CLASSES, media_in_place=True)
     sounds = _recordings(root / "AudioWAV", (".wav",), release)
     if not sounds:
         what = "CREMA-D recordings such as 1001_DFA_ANG_XX.wav"
-        raise nothing_there(root / "AudioWAV", what, "a release that is unpacked completely")
+        raise nothing_in(root / "AudioWAV", what, "a release that is unpacked completely")
     has_video = (root / "VideoFlash").is_dir()
     videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
     actors = _read_actors(root / "VideoDemographics.csv")
@@ -81,19 +72,19 @@ def read(root):
 
 
 def _release_root(root):
-    """The folder that holds AudioWAV: the one given, one just below it, or the one above where AudioWAV is given."""
+    """The folder that holds AudioWAV: the one given, one just below it, or the one above."""
     if root.name in ("AudioWAV", "VideoFlash"):
         root = root.absolute().parent
     for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
         if (folder / "AudioWAV").is_dir():
             return folder
-    raise nothing_there(root, "folder AudioWAV", "the one that holds AudioWAV and VideoFlash")
+    raise nothing_in(root, "folder AudioWAV", "the one that holds AudioWAV and VideoFlash")
 
 
 def _recordings(folder, endings, release):
     """{release's name: path} of a folder's recordings; other names are Problems."""
     found = {}
-    for stem, path in sorted(by_stem(files_below(folder, *endings)).items()):
+    for stem, path in sorted(by_stem(files_in(folder, *endings)).items()):
         match = NAME.match(stem)
         if match and match[2] in SENTENCES and match[3] in EMOTIONS:
             found.setdefault("_".join((*match.groups()[:3], "XX" if match[4] == "X" else match[4])), path)
@@ -105,14 +96,11 @@ def _recordings(folder, endings, release):
 
 def _read_actors(table):
     """{actor: {"sex", "age"}}, empty where the table is absent."""
-    rows = read_csv(table) if table.is_file() else []
-    return {
-        (row.get("ActorID") or "").strip(): {
-            "sex": (row.get("Sex") or "").strip().lower(),
-            "age": (row.get("Age") or "").strip(),
-        }
-        for row in rows
-    }
+    actors = {}
+    for row in read_csv(table) if table.is_file() else []:
+        actor, sex, age = ((row.get(name) or "").strip() for name in ("ActorID", "Sex", "Age"))
+        actors[actor] = {"sex": sex.lower(), "age": age}
+    return actors
 
 
 def _usable_video(name, sounds, videos, has_video, release):
@@ -133,4 +121,4 @@ def _usable_video(name, sounds, videos, has_video, release):
 def _turn(name, audio, video, actors):
     actor, sentence, emotion, level = name.split("_")
     facts = {"sentence": sentence, "level": LEVELS[level], **actors.get(actor, {"sex": "", "age": ""})}
-    return single_turn(name, actor, audio, video, SENTENCES[sentence], EMOTIONS[emotion], **facts)
+    return single(name, actor, audio, video, SENTENCES[sentence], EMOTIONS[emotion], **facts)

@@ -1,4 +1,4 @@
-"""Clips cut from videos and written as muted MP4s, which 01 needs for corpora whose dialogues are recorded whole."""
+"""Clips cut from videos and written as muted MP4s, for corpora whose dialogues are recorded whole."""
 
 import math
 from contextlib import ExitStack, contextmanager
@@ -40,7 +40,8 @@ class CutResult:
 
 @contextmanager
 def _clip_writer(path, first, first_pts, stream, crf, preset):
-    """A function that adds a yuv420p frame, shown at `pts` of the source, to a muted MP4; it is whole on leaving.
+    """A function that adds a yuv420p frame, shown at `pts` of the source, to a muted MP4; it is whole on
+    leaving.
 
     first, first_pts  the frame that the clip begins with, and its time in the source
     """
@@ -81,7 +82,8 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
     preset     speed preset of x264, "ultrafast" to "veryslow"
     n_threads  of the decoder and of every encoder, 0 = as many as FFmpeg likes
     Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
-    Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing does.
+    Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing
+    does.
     """
     results, clips, time_s = [CutResult() for _ in cuts], {}, None
     spans = [(cut.start_s or 0.0, math.inf if cut.end_s is None else cut.end_s) for cut in cuts]

@@ -3,14 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import (
-    Release,
-    by_stem,
-    files_below,
-    nothing_there,
-    require_folder,
-    single_turn,
-)
+from common.corpora.release import Release, by_stem, files_in, need_folder, nothing_in, single
 
 FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
 CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
@@ -37,9 +30,9 @@ def read(root):
 
     The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
     """
-    root = require_folder(root, "EMO-DB")
+    root = need_folder(root, "EMO-DB")
     release = Release(CLASSES)
-    for name, path in sorted(by_stem(files_below(root, ".wav")).items()):
+    for name, path in sorted(by_stem(files_in(root, ".wav")).items()):
         match = NAME.match(name)
         if match is None or match[2] not in TEXTS:
             remedy = "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
@@ -48,9 +41,9 @@ def read(root):
         speaker, sentence, letter, version = match.groups()
         text, label = TEXTS[sentence], LETTERS[letter]
         release.turns.append(
-            single_turn(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
+            single(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
         )
     if not release.turns:
-        raise nothing_there(root, "EMO-DB files such as 03a01Fa.wav", "the folder that holds them")
+        raise nothing_in(root, "EMO-DB files such as 03a01Fa.wav", "the folder that holds them")
     release.expect_labels(Counter(source.turn.label for source in release.turns), COUNTS)
     return release

@@ -3,14 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import (
-    Release,
-    SourceTurn,
-    number_turns,
-    read_lines,
-    require_folder,
-    visible_files,
-)
+from common.corpora.release import Release, SourceTurn, need_folder, number_turns, read_lines, visible_files
 from common.errors import UserError
 from common.manifest import Turn
 
@@ -36,23 +29,22 @@ def read(root, merge_excited=True, keep_brackets=True):
     root           the folder that holds Session1 .. Session5, or the one above it
     merge_excited  True labels excited turns happy, as the papers do; False leaves them out of the label set
     keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
-    Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5), style.
-    Raises UserError if no session with labels is found.
+    Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5),
+    style. Raises UserError if no session with labels is found.
     """
-    root = _release_root(require_folder(root, "IEMOCAP"))
+    root = _release_root(need_folder(root, "IEMOCAP"))
     labels = {**LABELS, **({"exc": "happy"} if merge_excited else {})}
     release = Release(CLASSES)
     found = [name for name in COUNTS if visible_files(root / name / "dialog" / "EmoEvaluation", "Ses*.txt")]
     if not found:
-        raise UserError(
-            f"{root}: its sessions hold no dialog/EmoEvaluation/Ses*.txt; unpack the release completely"
-        )
+        what = "its sessions hold no dialog/EmoEvaluation/Ses*.txt"
+        raise UserError(f"{root}: {what}; unpack the release completely")
     for name in found:
         _read_session(root / name, labels, keep_brackets, release)
     missing = [name for name in COUNTS if name not in found]
     if missing:
-        expected = ", ".join(f"{name} {COUNTS[name]['all']:,}" for name in missing)
-        release.notes.append(f"missing from {root}: {', '.join(missing)} (turns in the release: {expected})")
+        counts = ", ".join(f"{COUNTS[name]['all']:,}" for name in missing)
+        release.notes.append(f"missing from {root}: {', '.join(missing)} (of {counts} turns)")
         release.checks.append(False)
     for name in found:
         _compare(name, [name], labels, release)
@@ -70,10 +62,8 @@ def _release_root(root):
     inside = next((path for path in (root.resolve(), *root.resolve().parents) if path.name in COUNTS), None)
     if inside:
         raise UserError(f"{root}: this lies inside a session; set CORPUS_ROOT to {inside.parent}")
-    raise UserError(
-        f"{root}: no folders Session1 to Session5 in it; set CORPUS_ROOT to the folder that holds them "
-        "(IEMOCAP_full_release)"
-    )
+    what = "no folders Session1 to Session5 in it"
+    raise UserError(f"{root}: {what}; set CORPUS_ROOT to the one that holds them (IEMOCAP_full_release)")
 
 
 def _read_session(folder, labels, keep_brackets, release):
@@ -81,9 +71,8 @@ def _read_session(folder, labels, keep_brackets, release):
     avi = folder / "dialog" / "avi"
     videos = {path.stem: path for path in visible_files(avi, "**/*.avi")} if avi.is_dir() else None
     if videos is None:
-        release.notes.append(
-            f"{folder.name}: no dialog/avi, the release without video; its turns have no video"
-        )
+        what = "no dialog/avi, the release without video; its turns have no video"
+        release.notes.append(f"{folder.name}: {what}")
     seen = set()
     for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
         texts = _read_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
@@ -92,9 +81,8 @@ def _read_session(folder, labels, keep_brackets, release):
                 continue  # the header, raters' lines, blank lines
             turn = _turn(line, folder.name, labels)
             if turn is None or turn.utterance_id in seen:
-                name, what = (
-                    (turn.utterance_id, "turn listed twice") if turn else ("", "not a line of EmoEvaluation")
-                )
+                what = "turn listed twice" if turn else "not a line of EmoEvaluation"
+                name = turn.utterance_id if turn else ""
                 release.problem(name, f"{path}:{number}", what, "compare the file with the release")
                 continue
             seen.add(turn.utterance_id)

@@ -6,15 +6,7 @@ The recordings stay where they are, at the rates they have.
 import re
 from collections import Counter
 
-from common.corpora.release import (
-    Release,
-    by_stem,
-    file_name,
-    files_below,
-    nothing_there,
-    require_folder,
-    single_turn,
-)
+from common.corpora.release import Release, by_stem, file_name, files_in, need_folder, nothing_in, single
 
 FOLDERS = ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard")
 CLASSES = ("plain", "lombard")
@@ -38,19 +30,19 @@ def read(root):
     """Read Lombard GRID in place: sound from audio/, the front view from front/; the side view is not used.
 
     root  any folder above the files; copies of a file in nested folders count once
-    The label is the condition, "plain" or "lombard". The text is decoded from the six letters of the sentence; of a
-    misread one (<asked>_WRONG_<said>) from what was said, and "" where these letters are none of GRID. Recordings of
-    silence (_WRONG_#sil) are left out, and so is the one with an older name that repeats another.
-    Extra columns: sentence (the letters of what was said), status (correct, wrong).
+    The label is the condition, "plain" or "lombard". The text is decoded from the six letters of the
+    sentence; of a misread one (<asked>_WRONG_<said>) from what was said, and "" where these letters are none
+    of GRID. Recordings of silence (_WRONG_#sil) are left out, and so is the one with an older name that
+    repeats another. Extra columns: sentence (the letters of what was said), status (correct, wrong).
     Raises UserError if no recording is found.
     """
-    root = require_folder(root, "Lombard GRID")
+    root = need_folder(root, "Lombard GRID")
     release = Release(CLASSES, media_in_place=True)
     sounds, videos = (_recordings(root, ends, release) for ends in ((".wav", ".flac"), (".mov", ".mp4")))
     stems = sorted({*sounds, *videos}, key=lambda stem: (int(stem[1:].split("_")[0]), stem))
     if not stems:
         what = "Lombard GRID recordings such as audio/s2_l_bbim3a.wav"
-        raise nothing_there(root, what, "the folder that holds audio and front")
+        raise nothing_in(root, what, "the folder that holds audio and front")
     if not sounds:
         release.notes.append(f"no wav in {root}: no turn has sound")
     if not videos:
@@ -71,7 +63,7 @@ def read(root):
 def _recordings(root, endings, release):
     """{stem: path} of what lies below root, without side views; other names are Problems."""
     found = {}
-    for stem, path in by_stem(files_below(root, *endings)).items():
+    for stem, path in by_stem(files_in(root, *endings)).items():
         if "side" in path.relative_to(root).parts[:-1]:
             continue
         if NAME.match(stem) or LEGACY_NAME.match(stem):
@@ -98,7 +90,7 @@ def grid_sentence(code):
 
 
 def _is_usable(stem, sounds, videos, stems, release):
-    """False, with a Problem, for a recording that is left out; a missing sound or picture is a Problem too."""
+    """False, with a Problem, for a recording that is left out; a missing sound or picture is one too."""
     talker, _, asked, said = _facts(stem)
     name, path = file_name(stem), sounds.get(stem) or videos[stem]
     if said == SILENCE:
@@ -116,4 +108,4 @@ def _is_usable(stem, sounds, videos, stems, release):
 def _turn(stem, audio, video):
     talker, condition, _, said = _facts(stem)
     facts = {"sentence": said, "status": "correct" if "_WRONG_" not in stem else "wrong"}
-    return single_turn(file_name(stem), talker, audio, video, grid_sentence(said), condition, **facts)
+    return single(file_name(stem), talker, audio, video, grid_sentence(said), condition, **facts)

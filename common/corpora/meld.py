@@ -2,7 +2,7 @@
 
 import re
 
-from common.corpora.release import Release, SourceTurn, files_below, nothing_there, require_folder, walk
+from common.corpora.release import Release, SourceTurn, files_in, need_folder, nothing_in, walk
 from common.files import read_csv
 from common.manifest import Turn
 
@@ -17,13 +17,13 @@ def read(root):
     """Read the three csv files and, where they are unpacked, the clips of MELD.Raw.
 
     root  any folder above {train,dev,test}_sent_emo.csv
-    Turns keep the order of Utterance_ID, since the times in the csv are positions in the episode and a few are wrong;
-    where a clip is there, its length decides how long a turn is.
+    Turns keep the order of Utterance_ID, since the times in the csv are positions in the episode and a few
+    are wrong; where a clip is there, its length decides how long a turn is.
     Extra columns: split (the official one), sentiment, season, episode.
     """
-    root = require_folder(root, "MELD")
+    root = need_folder(root, "MELD")
     release, text_only = Release(CLASSES), []
-    tables = {path.name: path for path in reversed(files_below(root, ".csv"))}
+    tables = {path.name: path for path in reversed(files_in(root, ".csv"))}
     folders = {folder.name: folder for folder in reversed([folder for folder, _, _ in walk(root)])}
     for split, published in COUNTS.items():
         table = tables.get(f"{split}_sent_emo.csv")
@@ -39,7 +39,7 @@ def read(root):
         release.expect((f"{split} turns", len(turns), published))
     if not release.turns:
         tables = "train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns"
-        raise nothing_there(root, tables, "the MELD folder")
+        raise nothing_in(root, tables, "the MELD folder")
     if text_only:
         absent = ", ".join(CLIP_FOLDERS[split] for split in text_only)
         release.notes.append(

@@ -1,8 +1,8 @@
 """CMU-MOSEI, opinions spoken into a camera, with six emotion scores a segment: Zadeh et al. 2018 (FORMATS 2).
 
-As Khare et al. use it (Sec. 3.1). Labels and words come from the SDK's .csd files, which are HDF5; transcripts and
-recordings from the raw release, where it is there. A turn is a segment of a longer recording that stays where it lies:
-its audio and video name the full recording, its start_s and end_s are times in it.
+As Khare et al. use it (Sec. 3.1). Labels and words come from the SDK's .csd files, which are HDF5;
+transcripts and recordings from the raw release, where it is there. A turn is a segment of a longer recording
+that stays where it lies: its audio and video name the full recording, its start_s and end_s are times in it.
 """
 
 import csv
@@ -20,10 +20,10 @@ from common.corpora.release import (
     Release,
     SourceTurn,
     decode,
-    files_below,
+    files_in,
+    need_folder,
     number_turns,
     read_lines,
-    require_folder,
 )
 from common.errors import UserError
 from common.files import read_csv
@@ -53,7 +53,7 @@ WORD_COLUMNS = ("utterance_id", "word", "start_s", "end_s")
 
 @dataclass
 class Segment:
-    """A labelled stretch of a video: `scores` (7,) as SCORES; k is its row in the labels csd, clip the transcript's."""
+    """A labelled part of a video: scores (7,) as SCORES, k its row in the csd, clip its number."""
 
     video_id: str
     k: int
@@ -81,18 +81,18 @@ class Line:
 def read(root, folds=""):
     """Read CMU-MOSEI in place, from whatever of it lies below `root`; mirrors rename its folders.
 
-    root   any folder above the .csd files and, where it is there, the raw release (Transcript, WAV_16000, Combined)
+    root   any folder above the .csd files and the raw release (Transcript, WAV_16000, Combined)
     folds  file or folder with the official folds, see read_folds; "" = looked for below root
-    Needs CMU_MOSEI_TimestampedWords.csd, and CMU_MOSEI_Labels.csd or the label tables of the raw release (then with
-    its transcripts, which hold the times). The utterance id is <video>[k], k the row in the labels csd, which is
-    neither the order in time nor the transcript's clip number. `label` stays "": a segment can have several emotions.
-    Extra columns: happy, sad, anger, surprise, disgust, fear (means over the annotators, 0 to 3), sentiment (-3 to 3),
-    split (train, dev, test, "" for the videos in no fold), video_id, clip (the transcript's number, "" if unknown).
+    Needs CMU_MOSEI_TimestampedWords.csd, and CMU_MOSEI_Labels.csd or the label tables of the raw release
+    (then with its transcripts, which hold the times). The utterance id is <video>[k], k the row in the labels
+    csd, which is neither the order in time nor the transcript's clip number. `label` stays "": a segment can
+    have several emotions. Extra columns: the emotions (means over the annotators, 0 to 3), sentiment (-3 to
+    3), split ("" for the videos in no fold), video_id, clip (the transcript's number, "" if unknown).
     Raises UserError for a file that is missing or damaged.
     """
-    root = require_folder(root, "CMU-MOSEI").resolve()
+    root = need_folder(root, "CMU-MOSEI").resolve()
     files = defaultdict(list)
-    for path in files_below(root):
+    for path in files_in(root):
         files[path.suffix.lower()].append(path)
     release = Release(emotions=EMOTIONS, media_in_place=True)
     split_of = _official_folds(folds, files, root, release)
@@ -122,7 +122,7 @@ def emotions_of(turn):
 
 
 def recording_span(turn):
-    """(start_s, end_s) of a turn within its own audio and video files; (None, None) where it is the whole of them."""
+    """(start_s, end_s) of a turn within its audio and video files; (None, None) where it is all of them."""
     return (turn.start_s, turn.end_s) if turn.extra.get("video_id") else (None, None)
 
 
@@ -130,7 +130,8 @@ def recording_span(turn):
 
 
 def read_csd(path):
-    """Yield (entry, features (T, D...), intervals (T, 2) seconds in the full video) of a csd, as they are stored.
+    """Yield (entry, features (T, D...), intervals (T, 2) seconds in the full video) of a csd, as they are
+    stored.
 
     entry  a video id, or <video id>[k] in an aligned csd: see video_of
     The root name is the only key at the top and need not be the file's name: MOSI's COVAREP is misspelt.
@@ -161,7 +162,8 @@ def video_of(entry):
 
 
 def read_words_csd(path):
-    """{video id: (start_s, end_s, word) by time} of a csd of time-stamped words, without silences; raises as read_csd.
+    """{video id: (start_s, end_s, word) by time} of a csd of time-stamped words, without silences; raises as
+    read_csd.
 
     In an aligned csd the segments of a video overlap, so that a word can be there twice: it is kept once.
     """
@@ -214,9 +216,11 @@ def _is_sound(segment, is_repeated, path, release):
 
 
 def _table_segments(root, paths, transcripts, release):
-    """The Segments of the raw release's label tables (Mechanical Turk: one row per annotator), with transcripts' times.
+    """The Segments of the raw release's label tables (Mechanical Turk: one row per annotator), with
+    transcripts' times.
 
-    A clip's score is the mean over its annotators, as in the csd; k is the clip number, since the csd's is not known.
+    A clip's score is the mean over its annotators, as in the csd; k is the clip number, since the csd's is
+    not known.
     """
     answers, sources = defaultdict(list), {}
     for path in paths:
@@ -271,7 +275,7 @@ def _number(text):
 
 
 def _read_transcripts(paths, release):
-    """{video id: Lines} of the files that hold transcript lines; others, such as full transcripts, are passed over."""
+    """{video id: Lines} of the files that hold transcript lines; full transcripts are passed over."""
     found = {}
     for path in sorted(paths, key=lambda path: not _has_part(path, "segmented")):
         if path.stem in found or path.stat().st_size > TRANSCRIPT_MAX_BYTES:
@@ -349,8 +353,9 @@ def _official_folds(folds, files, root, release):
 def read_folds(path):
     """{video id: "train", "dev" or "test"} of the official folds; ids are text, however numeric.
 
-    path  the SDK's cmu_mosei_std_folds.py, which is read as text and never run; or a folder with a text or csv file
-          of ids per fold (standard_train_fold.txt, train.csv, ...); or one csv with a video id and a split on each row
+    path  the SDK's cmu_mosei_std_folds.py, which is read as text and never run; or a folder with a text or
+          csv file of ids per fold (standard_train_fold.txt, train.csv, ...); or one csv with a video id and a
+          split on each row
     Raises UserError for a file that cannot be read so, a fold without ids and an id in two folds.
     """
     path, split_of = Path(path), {}
@@ -422,7 +427,7 @@ def clip_words(words, start_s, end_s):
 
 
 def read_words(folder):
-    """{utterance_id: [(word, start_s, end_s)]} of a prepared folder's words.csv; a clip without words is not in it."""
+    """{utterance_id: [(word, start_s, end_s)]} of a prepared folder's words.csv, where there are any."""
     path, words = Path(folder) / "words.csv", defaultdict(list)
     try:
         for row in read_csv(path):
@@ -441,9 +446,8 @@ def _add_recordings(files, release):
     ids = sorted({source.turn.speaker for source in release.turns})
     n_sounds, n_videos = (sum(video_id in found for video_id in ids) for found in (sounds, videos))
     from_mp4 = sum(video_id in videos and video_id not in sounds for video_id in ids)
-    release.notes.append(
-        f"recordings of {len(ids):,} videos: {n_sounds:,} wav, {n_videos:,} mp4; sound from the mp4 of {from_mp4:,}"
-    )
+    there = f"{n_sounds:,} wav, {n_videos:,} mp4; sound from the mp4 of {from_mp4:,}"
+    release.notes.append(f"recordings of {len(ids):,} videos: {there}")
     for video_id in ids:
         if video_id not in videos and (n_videos or n_sounds and video_id not in sounds):
             lacks = "mp4" if video_id in sounds else "recording"
@@ -452,7 +456,7 @@ def _add_recordings(files, release):
 
 
 def _by_video(paths, folder):
-    """{stem: path}, of several the one below a folder of this name; not those of the release's cut segments."""
+    """{stem: path}, of several the one below a folder of this name; not those of cut segments."""
     found = {}
     for path in sorted(paths, key=lambda path: not _has_part(path, folder)):
         if not _has_part(path, "segmented"):

@@ -1,13 +1,14 @@
-"""Corpora that users bring: a folder with a manifest.csv, one row per turn, and recordings below the folder."""
+"""Corpora that users bring: a folder with a manifest.csv, one row per turn, and recordings below it."""
 
 import codecs
 import csv
 import io
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
-from common.corpora.release import Release, SourceTurn, number_turns, require_folder
+from common.corpora.release import Release, SourceTurn, need_folder, number_turns
 from common.errors import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, probe
@@ -21,39 +22,35 @@ SAME_S = 0.5  # a recording that is longer than its turn by more is a longer one
 def read(root):
     """Read a folder with a manifest.csv: speaker and label, and any of audio, video, text, one row per turn.
 
-    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else each row
-    stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test"). Where several rows
-    name one recording, or it is longer than its row says, start_s and end_s are times in it, and the turn is cut out.
-    An empty label marks a turn that is context only. Other columns are kept. The classes are the labels in
-    alphabetical order. Cells may be separated by commas, semicolons or tabs.
-    Raises UserError with the row's line number for an absolute path, one that leaves the folder or is no file, a
-    repeated id, a missing column or speaker, more cells than columns, or a number that is none.
+    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
+    each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
+    Where several rows name one recording, or it is longer than its row says, start_s and end_s are times in
+    it, and the turn is cut out. An empty label marks a turn that is context only. Other columns are kept. The
+    classes are the labels in alphabetical order. Cells may be separated by commas, semicolons or tabs.
+    Raises UserError with the row's line number for an absolute path, one that leaves the folder or is no
+    file, a repeated id, a missing column or speaker, more cells than columns, or a number that is none.
     """
-    root = require_folder(root, "corpus")
+    root = need_folder(root, "corpus")
     path = root / "manifest.csv"
     if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; CORPUS must be the name of a corpus or a folder with a manifest.csv"
-        )
+        remedy = "CORPUS must be the name of a corpus or a folder with a manifest.csv"
+        raise UserError(f"{path}: no such file; {remedy}")
     header, rows = _read_rows(path)
-    absent = [name for name in REQUIRED if name not in header]
+    absent = [f"lacks the column {name}" for name in REQUIRED if name not in header]
     if absent or not rows:
-        raise UserError(
-            f"{path}: {f'lacks the column {absent[0]}' if absent else 'has no rows'}; it needs "
-            f"{', '.join(REQUIRED)} and some of {', '.join(OPTIONAL)}"
-        )
+        needs = f"{', '.join(REQUIRED)} and some of {', '.join(OPTIONAL)}"
+        raise UserError(f"{path}: {absent[0] if absent else 'has no rows'}; it needs {needs}")
     release, lines = Release(), {}
     for number, (line, row) in enumerate(rows, start=1):
         source = _turn(root, f"{path}:{line}", number, row)
         name = source.turn.utterance_id
         if name in lines:
-            raise UserError(
-                f"{path}:{line}: utterance_id {name} is already on line {lines[name]}; make it unique"
-            )
+            what = f"utterance_id {name} is already on line {lines[name]}"
+            raise UserError(f"{path}:{line}: {what}; make it unique")
         lines[name] = line
         release.turns.append(source)
     for kind in ("audio", "video"):
-        _find_parts(release.turns, kind)
+        _find_parts(release, kind)
     labels = Counter(source.turn.label for source in release.turns if source.turn.label)
     if not labels:
         raise UserError(f"{path}: no row has a label; fill in the column label")
@@ -64,7 +61,7 @@ def read(root):
 
 
 def _read_rows(path):
-    """(column names, [(line number, {column: cell})]) of a table as spreadsheets write it, without empty rows."""
+    """(column names, [(line, {column: cell})]) of a table as spreadsheets write it, without empty rows."""
     data = path.read_bytes()
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -114,6 +111,8 @@ def _turn(root, where, number, row):
     try:
         start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
         position = int(row.get("turn") or 0)
+        if not math.isfinite(start_s + end_s):
+            raise ValueError(f"start_s {start_s}, end_s {end_s}")
     except ValueError as error:
         raise UserError(f"{where}: {error}; turn is a whole number, start_s and end_s are seconds") from error
     dialogue_id, session = row.get("dialogue_id") or name, row.get("session", "")
@@ -139,18 +138,22 @@ def _recording(root, cell, where):
     return path
 
 
-def _find_parts(turns, kind):
+def _find_parts(release, kind):
     """Give turns that are parts of a longer recording their span in it."""
-    by_path = defaultdict(list)
-    for source in turns:
+    by_path, parts = defaultdict(list), set()
+    for source in release.turns:
         if getattr(source, kind) and source.turn.end_s > source.turn.start_s:
             by_path[getattr(source, kind)].append(source)
     for path, own in by_path.items():
         spans = {(source.turn.start_s, source.turn.end_s) for source in own}
         if len(spans) > 1 or _is_longer(path, *min(spans)):
+            parts.add(path)
             for source in own:
-                setattr(source, f"{kind}_span", (source.turn.start_s, source.turn.end_s))
+                setattr(source, f"{kind}_span", (max(0.0, source.turn.start_s), source.turn.end_s))
                 source.times_known = True
+    if parts:
+        n_turns = sum(len(by_path[path]) for path in parts)
+        release.notes.append(f"{kind}: {n_turns:,} turns are parts of {len(parts):,} longer recordings")
 
 
 def _is_longer(path, start_s, end_s):
@@ -166,12 +169,12 @@ def _odd_labels(labels):
     """Warnings about classes that may be one, or none."""
     spellings, lines = defaultdict(list), []
     for label, count in sorted(labels.items()):
-        spellings[re.sub(r"[\W_]", "", label).casefold()].append(f"{label} {count:,}")
-    for name, classes in spellings.items():
+        plain = re.sub(r"[\W_]", "", label).casefold() or label
+        spellings[plain].append(f"{label} {count:,}")
+    for plain, classes in spellings.items():
+        names = ", ".join(classes)
         if len(classes) > 1:
-            lines.append(f"classes that differ in case or blanks only: {', '.join(classes)}; are they one?")
-        if name in NO_LABELS:
-            lines.append(
-                f"a class of this name may be an empty cell: {', '.join(classes)}; leave it empty if so"
-            )
+            lines.append(f"classes that differ in case or blanks only: {names}; are they one?")
+        if plain in NO_LABELS:
+            lines.append(f"a class of this name may be an empty cell: {names}; leave it empty if so")
     return lines

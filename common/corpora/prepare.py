@@ -27,6 +27,7 @@ from common.results import append_log
 TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one recording stay together
 PROBE_THREADS = 8  # headers are waited for, not computed
 TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
+PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()  # of x264
 KINDS = ("audio", "video")
 COMPARE = "compare the file with the release"
 
@@ -195,6 +196,8 @@ def _copy_video(source, outcome, settings):
     output = settings.folder / relative
     try:
         info = probe(source.video)
+        if not info.width:
+            raise MediaError(source.video, "no picture track", "name it as audio only")
         n_frames = copy_muted(source.video, output)
         if not n_frames:
             [result] = cut_turns(source.video, [Cut(output)], settings.crf, settings.preset)
@@ -271,7 +274,8 @@ def report_lengths(outcomes):
         worst = max(apart, key=lambda outcome: abs(outcome.audio_s - outcome.video_s))
         print(
             f"  lengths   sound and picture differ by more than {TOLERANCE_S} s in {len(apart):,} of "
-            f"{len(both):,} turns, most in {worst.utterance_id}: {worst.audio_s:.2f} s and {worst.video_s:.2f} s"
+            f"{len(both):,} turns, most in {worst.utterance_id}: {worst.audio_s:.2f} s and "
+            f"{worst.video_s:.2f} s"
         )
 
 

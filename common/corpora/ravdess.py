@@ -1,8 +1,8 @@
-"""RAVDESS, acted speech and song of 24 actors as sound and as video: Livingstone and Russo 2018 (FORMATS 4)."""
+"""RAVDESS, acted speech and song of 24 actors, sound and video: Livingstone and Russo 2018 (FORMATS 4)."""
 
 import re
 
-from common.corpora.release import Release, files_below, nothing_there, require_folder, single_turn
+from common.corpora.release import Release, files_in, need_folder, nothing_in, single
 from common.errors import UserError
 
 FOLDERS = ("RAVDESS", "ravdess")
@@ -18,15 +18,15 @@ def read(root, channel="speech"):
 
     root     any folder above the files; copies of a file in nested folders count once
     channel  "speech", "song" or "both"
-    A recording that is there as wav and as mp4 is one turn with audio from the wav and video from the mp4. Video-only
-    files (02-*) serve where the audio-video file is absent. The text carries no label.
+    A recording that is there as wav and as mp4 is one turn with audio from the wav and video from the mp4.
+    Video-only files (02-*) serve where the audio-video file is absent. The text carries no label.
     Extra columns: channel, intensity, statement, repetition.
     """
-    root = require_folder(root, "RAVDESS")
+    root = need_folder(root, "RAVDESS")
     if channel not in CHANNELS:
         raise UserError(f"RAVDESS_CHANNEL={channel}: choose one of {', '.join(CHANNELS)}")
     release, recordings = Release(CLASSES), {}
-    for path in files_below(root, ".wav", ".mp4"):
+    for path in files_in(root, ".wav", ".mp4"):
         match = NAME.match(path.stem)
         if match is None:
             release.problem("", path, "not a RAVDESS name; left out", "names are seven two-digit fields")
@@ -34,7 +34,7 @@ def read(root, channel="speech"):
             recordings.setdefault(path.stem[3:], {}).setdefault(match[1] + path.suffix.lower(), path)
     if not recordings:
         what = f"RAVDESS files such as 03-01-01-01-01-01-01.wav of RAVDESS_CHANNEL={channel}"
-        raise nothing_there(root, what, "the folder that holds Actor_01 ...")
+        raise nothing_in(root, what, "the folder that holds Actor_01 ...")
     release.turns = [_turn(name, copies) for name, copies in sorted(recordings.items())]
     release.expect((f"recordings ({channel})", len(recordings), COUNTS[channel]))
     actors = {source.turn.speaker for source in release.turns}
@@ -47,7 +47,7 @@ def read(root, channel="speech"):
 def _turn(name, copies):
     """name: the six fields after the modality; copies: path by modality and ending, such as "03.wav"."""
     channel, emotion, intensity, statement, repetition, actor = name.split("-")
-    return single_turn(
+    return single(
         name,
         f"Actor_{actor}",
         audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"),

@@ -1,7 +1,7 @@
 """What a reader of a corpus release returns, and the helpers that all readers share.
 
-Readers look at names and text only; recordings are opened later. What a release is known to hold is compared and
-said, never assumed: anything odd becomes a Problem with the file's name.
+Readers look at names and text only; recordings are opened later. What a release is known to hold is compared
+and said, never assumed: anything odd becomes a Problem with the file's name.
 """
 
 import os
@@ -23,8 +23,8 @@ class SourceTurn:
 
     audio_span, video_span  (start_s, end_s) of the turn within the file, None = the whole file
     half                    "left" or "right" of a split-screen video, "" = the whole frame
-    times_known             True if turn.start_s and end_s come from the corpus and can be held against the media;
-                            otherwise the media's length decides end_s
+    times_known             True if turn.start_s and end_s come from the corpus and can be held against the
+                            media; otherwise the media's length decides end_s
     """
 
     turn: Turn
@@ -36,7 +36,7 @@ class SourceTurn:
     times_known: bool = False
 
 
-def single_turn(name, speaker, audio=None, video=None, text="", label="", **extra):
+def single(name, speaker, audio=None, video=None, text="", label="", **extra):
     """The SourceTurn of a recording that stands alone and is as long as its file says."""
     turn = Turn(name, name, 0, speaker, "", 0.0, 0.0, text, label, extra=extra)
     return SourceTurn(turn, audio, video=video)
@@ -46,10 +46,9 @@ def single_turn(name, speaker, audio=None, video=None, text="", label="", **extr
 class Release:
     """What a reader found: class names in reporting order, turns, problems, and lines to print about it.
 
-    emotions        columns with scores of emotions that a turn can have several of at once; there are no classes then
-    media_in_place  True where the recordings are read where they lie and nothing is copied: only the lengths that
-                    their headers state are then asked for, not even these where the reader has filled in the turn's
-                    own `audio` with the absolute path (VoxCeleb2, a million files)
+    emotions        columns with the scores of emotions that may be present together, instead of classes
+    media_in_place  True where the recordings are read where they lie. Their headers are asked for lengths,
+                    but not where the reader fills in the turn's own absolute `audio` (VoxCeleb2)
     tables          {file name: (rows, columns)}: what else is kept beside the manifest
     checks          one bool per published count that was held against what is there
     """
@@ -83,7 +82,7 @@ class Release:
         self.notes.append(before + "; ".join(parts) + after)
 
     def expect_labels(self, found, published):
-        """Hold recordings, a Counter by label, against {label: published}; a label gets a line where it differs."""
+        """Hold a Counter of recordings by label against {label: published}; labels that differ get a line."""
         self.expect(("recordings", found.total(), sum(published.values())))
         for label, count in published.items():
             if found[label] != count:
@@ -103,7 +102,7 @@ def read_lines(path):
     return decode(Path(path).read_bytes()).replace("\r\n", "\n").split("\n")
 
 
-def require_folder(root, corpus):
+def need_folder(root, corpus):
     """`root` as a Path; UserError where there is no such folder."""
     if not Path(root).is_dir():
         remedy = f"put the {corpus} release there or set CORPUS_ROOT to where it is"
@@ -111,8 +110,8 @@ def require_folder(root, corpus):
     return Path(root)
 
 
-def nothing_there(root, what, remedy):
-    """The UserError where a folder holds nothing of a release, such as `what`; remedy: where CORPUS_ROOT belongs."""
+def nothing_in(root, what, remedy):
+    """The UserError where a folder holds nothing of a release; remedy: what CORPUS_ROOT should be."""
     return UserError(f"{root}: no {what} in it or below; set CORPUS_ROOT to {remedy}")
 
 
@@ -132,8 +131,8 @@ def walk(root):
             yield Path(folder), below, sorted(name for name in names if not name.startswith("."))
 
 
-def files_below(root, *endings):
-    """Visible files in or below a folder, with one of the endings where any are given, the outermost first."""
+def files_in(root, *endings):
+    """Visible files in or below a folder, with these endings where any are given, the outermost first."""
     paths = (folder / name for folder, _, names in walk(root) for name in names)
     found = (path for path in paths if (not endings or path.suffix.lower() in endings) and path.is_file())
     return sorted(found, key=lambda path: (len(path.parts), path))
@@ -141,7 +140,10 @@ def files_below(root, *endings):
 
 def by_stem(paths):
     """{name without its last ending: path}; of several the first."""
-    return {path.stem: path for path in reversed(list(paths))}
+    found = {}
+    for path in paths:
+        found.setdefault(path.stem, path)
+    return found
 
 
 def file_name(text):
