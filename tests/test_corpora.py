@@ -463,7 +463,7 @@ def test_folder_names_with_a_blank_folders_and_pipes(tmp_path):
 
 
 def test_folder_parts_of_longer_recordings(tmp_path):
-    """By several rows of one file, or by its length; a turn's own file is whole, whatever the dialogue's time."""
+    """By several rows of one file, or by its length; a turn's own file is whole."""
     for name, seconds in (("long", 4.0), ("one", 9.0), ("own", 1.5)):
         write_tone(tmp_path / f"{name}.wav", seconds)
     spans = {

@@ -1,4 +1,4 @@
-"""CREMA-D, Lombard GRID and AudioSet: small trees with the traps of the genuine releases, and what 01 makes of them."""
+"""CREMA-D, Lombard GRID and AudioSet: small trees with the releases' traps, and what 01 makes of them."""
 
 import json
 import os
@@ -432,7 +432,7 @@ def test_audioset_video_in_the_manifests_folder(tmp_path):
 
 def test_audioset_official_tables(tmp_path):
     (tmp_path / "balanced_train_segments.csv").write_text(
-        "# Segments csv created Sun Mar  5\n# num_ytids=4\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        "# Segments csv created Sun Mar  5\n# num_ytids=4\n# YTID, start_seconds, end_seconds, labels\n"
         '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n-kGfBX12345, 0.000, 10.000, "/m/04rlf"\n'
         'Yabcdefghij, 20.000, 30.000, "/m/04rlf"\nvanished000, 0.000, 10.000, "/m/04rlf"\n'
         'listed_here, 0.000, 10.000, "/m/1"\ncut off\n'

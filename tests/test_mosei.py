@@ -30,7 +30,7 @@ from common.splits import has_official_split
 # The videos of the miniature: an id that begins with -, a numeric one, one that ends with _, one in no fold.
 DASH, NUMBER, UNDERSCORE, OUTSIDE = "--qXJuDtHP_", "10219", "abcdefghij_", "_outside-id"
 FOLDS = {"train": [DASH, "not-there-1"], "valid": [NUMBER], "test": [UNDERSCORE]}
-# Label rows by video: (start, end, sentiment, happy, sad, anger, surprise, disgust, fear), in no order of time.
+# Label rows by video: (start, end, sentiment, happy, sad, anger, surprise, disgust, fear), in no order.
 ROWS = {
     DASH: [(5.0, 8.0, 1, 2 / 3, 0, 0, 0, 0, 0), (-0.25, 2.5, -1.5, 0, 1, 1 / 3, 0, 0, 0)],
     NUMBER: [(0.0, 4.0, 0, 0, 0, 0, 0, 0, 0)],
@@ -39,7 +39,8 @@ ROWS = {
 }
 # The transcripts number clips in another order than the csd and print times with fewer digits.
 TRANSCRIPTS = {
-    DASH: "--qXJuDtHP____5___-0.25___2.5___So, it began.\n--qXJuDtHP____12___4.99___8.01___A line___with three.\n",
+    DASH: "--qXJuDtHP____5___-0.25___2.5___So, it began.\n"
+    "--qXJuDtHP____12___4.99___8.01___A line___with three.\n",
     NUMBER: "10219___0___0.0___4.0___Fine: it's 3___4.\n",
     UNDERSCORE: "abcdefghij____2___1.0___3.0___the long one\nabcdefghij____1___1.0___2.0___the short one\n",
     OUTSIDE: "_outside-id___0___0___1___oh\n",
@@ -521,7 +522,7 @@ def test_label_tables_where_there_is_no_labels_csd(tmp_path):
 
 
 def write_recordings(root):
-    """A stereo wav, which one segment lies behind, a mono one that is too short, mp4s without sound, a damaged one."""
+    """A stereo wav that ends before a segment, a mono one too short, mp4s without sound, a damaged one."""
     raw = root / "Raw"
     soundfile.write(raw / "Audio" / "Full" / "WAV_16000" / f"{DASH}.wav", np.zeros((4 * 16000, 2)), 16000)
     soundfile.write(raw / "Audio" / "Full" / "WAV_16000" / f"{NUMBER}.wav", np.zeros(2 * 16000), 16000)

@@ -40,8 +40,7 @@ class CutResult:
 
 @contextmanager
 def _clip_writer(path, first, first_pts, stream, crf, preset):
-    """A function that adds a yuv420p frame, shown at `pts` of the source, to a muted MP4; it is whole on
-    leaving.
+    """A function that adds a yuv420p frame, shown at `pts` of the source, to an MP4; it is whole on leaving.
 
     first, first_pts  the frame that the clip begins with, and its time in the source
     """

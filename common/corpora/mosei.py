@@ -130,8 +130,7 @@ def recording_span(turn):
 
 
 def read_csd(path):
-    """Yield (entry, features (T, D...), intervals (T, 2) seconds in the full video) of a csd, as they are
-    stored.
+    """Yield (entry, features (T, D...), intervals (T, 2) seconds in the full video) of a csd as stored.
 
     entry  a video id, or <video id>[k] in an aligned csd: see video_of
     The root name is the only key at the top and need not be the file's name: MOSI's COVAREP is misspelt.
@@ -162,8 +161,7 @@ def video_of(entry):
 
 
 def read_words_csd(path):
-    """{video id: (start_s, end_s, word) by time} of a csd of time-stamped words, without silences; raises as
-    read_csd.
+    """{video id: (start_s, end_s, word) by time} of a csd of time-stamped words, without silences.
 
     In an aligned csd the segments of a video overlap, so that a word can be there twice: it is kept once.
     """
@@ -216,11 +214,9 @@ def _is_sound(segment, is_repeated, path, release):
 
 
 def _table_segments(root, paths, transcripts, release):
-    """The Segments of the raw release's label tables (Mechanical Turk: one row per annotator), with
-    transcripts' times.
+    """The Segments of the raw release's label tables (one row per annotator), with the transcripts' times.
 
-    A clip's score is the mean over its annotators, as in the csd; k is the clip number, since the csd's is
-    not known.
+    A clip's score is the mean over its annotators, as in the csd; k is the clip number.
     """
     answers, sources = defaultdict(list), {}
     for path in paths:

@@ -10,6 +10,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -105,11 +106,9 @@ def _read_done(log, folder):
     """Outcomes of earlier runs whose files are still there; a line cut off by a kill is passed over."""
     done = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        try:
+        with suppress(ValueError, TypeError):
             outcome = Outcome(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        done[outcome.utterance_id] = outcome
+            done[outcome.utterance_id] = outcome
     files = {name: [folder / path for path in (o.audio, o.video) if path] for name, o in done.items()}
     return {name: outcome for name, outcome in done.items() if all(path.is_file() for path in files[name])}
 
