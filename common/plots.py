@@ -1,7 +1,7 @@
 """One look for all figures: Okabe-Ito colours, readable sizes, caption beneath, reproducible files.
 
-fig = confusion_map(counts, classes)
-save(fig, folder, "babaali_fig_12_confusion", "Figure 12. ... n = 5,531; seeds 0, 1, 2.")
+fig = learning_curves(curves, "training step", "cross-entropy")
+save(fig, folder, "babaali_fig_2_text_loss", "Figure 2. ... n = 5,531; seeds 0, 1, 2.")
 """
 
 import textwrap
@@ -19,8 +19,6 @@ from common.files import atomic_path
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-DASHES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (8, 3)))
-DODGE = 0.035  # between the points of neighbouring curves, as a share of the step along x
 # The colours that Babaali's Sec. 4.2 names (red, yellow, blue, green), in tones that differ for everyone.
 EMOTIONS = {
     "angry": ("#D55E00", "^"),
@@ -31,7 +29,6 @@ EMOTIONS = {
 STYLE = {
     "figure.figsize": (5.6, 4.2),
     "font.size": 10,
-    "axes.labelsize": 10,
     "axes.titlesize": 11,
     "legend.fontsize": 9,
     "legend.frameon": False,
@@ -39,10 +36,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
-    "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
-    "svg.hashsalt": "fixed",
 }
 CAPTION_SIZE = 8
 plt.rcParams.update(STYLE)
@@ -63,10 +58,11 @@ def save(fig, folder, stem, caption):
     """
     width = int(fig.get_figwidth() * 72 / (CAPTION_SIZE * 0.5))
     fig.text(0.01, -0.02, textwrap.fill(caption, width), ha="left", va="top", fontsize=CAPTION_SIZE)
-    paths = [Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.pdf"]
-    for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None, "Producer": None})):
+    dates = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None}}
+    paths = [Path(folder) / f"{stem}{suffix}" for suffix in dates]
+    for path in paths:
         with atomic_path(path) as temporary:
-            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=dates[path.suffix])
     plt.close(fig)
     return paths
 
@@ -78,19 +74,12 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
     chance  level drawn as a dotted line, in the unit of y
     """
     fig, axes = plt.subplots()
-    for i, (name, parts) in enumerate(curves.items()):
-        colour = OKABE_ITO[i % len(OKABE_ITO)]
+    for (name, parts), colour, marker in zip(curves.items(), cycle(OKABE_ITO), cycle(MARKERS)):
         if "train" in parts:
             axes.plot(*parts["train"], color=colour, alpha=0.8, linewidth=1, label=f"{name} train")
         if "valid" in parts:
-            axes.plot(
-                *parts["valid"],
-                color=colour,
-                linestyle="--",
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=4,
-                label=f"{name} validation",
-            )
+            style = {"color": colour, "linestyle": "--", "marker": marker, "markersize": 4}
+            axes.plot(*parts["valid"], **style, label=f"{name} validation")
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel)
@@ -98,202 +87,48 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
     return fig
 
 
-def confusion_map(counts, classes):
-    """Heat map of counts (C, C), true class by row: the colour and the second line of a cell are row %."""
-    return confusion_grid({"": counts}, classes, 1)
-
-
-def confusion_grid(panels, classes, n_columns):
-    """Heat maps {title: counts (C, C)} in rows of n_columns, as `confusion_map` draws one."""
-    n_rows, size = -(-len(panels) // n_columns), 2.4 + 0.75 * len(classes)
-    fig, grid = plt.subplots(
-        n_rows, n_columns, figsize=(size * n_columns + 0.6, size * n_rows), squeeze=False
-    )
-    for axes, (title, counts) in zip(grid.flat, panels.items()):
-        image = _draw_confusion(axes, np.asarray(counts), classes)
-        axes.set_title(title)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    fig.colorbar(image, ax=grid, label="share of the true class (%)", shrink=0.8 / n_rows)
-    return fig
-
-
-def _draw_confusion(axes, counts, classes):
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    for i, j in np.ndindex(counts.shape):
-        axes.text(
-            j,
-            i,
-            f"{counts[i, j]:,}\n{share[i, j]:.0f} %",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share[i, j] < 55 else "black",
-        )
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.grid(False)
-    return image
-
-
 def scatter(points, labels, classes, xlabel, ylabel):
     """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
     fig, axes = plt.subplots()
     labels = np.asarray(labels)
+    look = {"s": 16, "alpha": 0.75, "linewidths": 0.3, "edgecolors": "black"}
     for name, (colour, marker) in class_style(classes).items():
         chosen = labels == name
-        axes.scatter(
-            *points[chosen].T,
-            s=16,
-            c=colour,
-            marker=marker,
-            alpha=0.75,
-            linewidths=0.3,
-            edgecolors="black",
-            label=f"{name} ({chosen.sum():,})",
-        )
+        label = f"{name} ({chosen.sum():,})"
+        axes.scatter(*points[chosen].T, c=colour, marker=marker, label=label, **look)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(loc="best")
+    axes.legend()
     return fig
 
 
 def grouped_bars(groups, series, ylabel):
-    """Bars of several series side by side in each group.
-
-    groups  names on the axis; series  {class name: values, one per group}
-    """
+    """Bars side by side in each of the groups named on the axis; series {class name: a value per group}."""
     fig, axes = plt.subplots(figsize=(max(5.6, 1.0 + 1.0 * len(groups)), 4.2))
     width = 0.8 / len(series)
-    style = class_style(list(series))
-    for i, (name, values) in enumerate(series.items()):
-        axes.bar(
-            np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width,
-            values,
-            width,
-            color=style[name][0],
-            edgecolor="black",
-            linewidth=0.4,
-            label=name,
-        )
+    look = {"width": width, "edgecolor": "black", "linewidth": 0.4}
+    for i, (name, (colour, _)) in enumerate(class_style(list(series)).items()):
+        x = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
+        axes.bar(x, series[name], color=colour, label=name, **look)
     axes.set_xticks(range(len(groups)), groups)
     axes.set(ylabel=ylabel)
     axes.legend(ncols=2)
     return fig
 
 
-def curves(series, xlabel, ylabel, chance):
-    """Lines with intervals: series {name: (x, y, low, high)} of equally long lists; chance: a dotted level."""
-    return curve_panels({"": series}, xlabel, ylabel, chance)
+def __getattr__(name):  # until all papers import it from common.panels
+    if name in (
+        "confusion_map",
+        "confusion_grid",
+        "value_map",
+        "value_maps",
+        "curves",
+        "curve_panels",
+        "curve_styles",
+        "spectrograms",
+        "DODGE",
+        "DASHES",
+    ):
+        from common import panels
 
-
-def curve_panels(panels, xlabel, ylabel, chance):
-    """Lines with intervals side by side, {title: series as for `curves`}; one name has one style in all panels.
-
-    What does not vary along x is a black broken line without markers. Names that are alike up to a comma have one
-    colour, the second of them with open markers. Points of one panel stand a little beside each other.
-    """
-    varies = {}  # in the order of the legend
-    for series in panels.values():
-        for name, (_, y, _, _) in series.items():
-            varies[name] = varies.get(name, False) or len(set(y)) > 1
-    style = curve_styles(varies)
-    is_beside = (
-        len(panels) > 1 or len(varies) > 5
-    )  # the legend then stands beside the panels, which needs room
-    fig, grid = plt.subplots(
-        1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True, squeeze=False
-    )
-    for axes, (title, series) in zip(grid.flat, panels.items()):
-        moving = [name for name in series if varies[name]]
-        for name, (x, y, low, high) in series.items():
-            x, y = np.array(x, float), np.array(y, float)
-            error = np.abs(np.array([low, high], float) - y) if varies[name] else None
-            if varies[name] and len(x) > 1:
-                x = x + (moving.index(name) - (len(moving) - 1) / 2) * DODGE * np.diff(x).min()
-            axes.errorbar(x, y, error, capsize=3, label=name, **style[name])
-        axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
-    handles = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())
-    }
-    if is_beside:
-        fig.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3.5)
-    else:
-        grid.flat[0].legend(loc="best", handlelength=3.5)
-    return fig
-
-
-def curve_styles(varies):
-    """{name: how `curve_panels` draws it}, all different up to 32 that vary and 4 that do not; varies: {name: bool}."""
-    groups, styles = {}, {}
-    for name in (name for name in varies if varies[name]):
-        groups.setdefault(name.partition(", ")[0], []).append(name)
-    for i, names in enumerate(groups.values()):
-        for j, name in enumerate(names):
-            colour = OKABE_ITO[i % len(OKABE_ITO)]
-            styles[name] = {
-                "color": colour,
-                "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
-                "markerfacecolor": "white" if j else colour,
-                "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)],
-            }
-    levels = (name for name in varies if not varies[name])
-    return styles | {
-        name: {"color": "black", "marker": "", "linestyle": dash}
-        for name, dash in zip(levels, cycle(DASHES[1:]))
-    }
-
-
-def value_map(values, row_label, column_label, value_label):
-    """A map of values {(row, column): value}; combinations that were not tried stay white."""
-    return value_maps({"": values}, row_label, column_label, value_label)
-
-
-def value_maps(panels, row_label, column_label, value_label):
-    """Maps side by side on one scale of colours, {title: values as for `value_map`}."""
-    found = [value for values in panels.values() for value in values.values() if np.isfinite(value)]
-    low, high = min(found), max(found)
-    fig, axes_of = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False)
-    for axes, (title, values) in zip(axes_of.flat, panels.items()):
-        rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
-        grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
-        image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
-        for i, j in zip(*np.nonzero(np.isfinite(grid))):
-            axes.text(
-                j,
-                i,
-                f"{grid[i, j]:.1f}",
-                ha="center",
-                va="center",
-                fontsize=10 if len(columns) < 8 else 7,
-                color="white" if grid[i, j] < (low + high) / 2 else "black",
-            )
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
-        axes.set(title=title, xlabel=column_label, ylabel=row_label)
-        axes.grid(False)
-    fig.colorbar(image, ax=axes_of, label=value_label)
-    return fig
-
-
-def spectrograms(panels, step_s, top_khz):
-    """Spectrograms {title: (bins, frames) in dB} below each other on one scale; NaN stays white."""
-    fig, grid = plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True, squeeze=False)
-    top = max(np.nanmax(panel) for panel in panels.values())
-    for axes, (title, panel) in zip(grid.flat, panels.items()):
-        image = axes.imshow(
-            panel,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=top - 80,
-            vmax=top,
-            extent=(0, panel.shape[1] * step_s, 0, top_khz),
-        )
-        axes.set(title=title, ylabel="frequency (kHz)")
-        axes.grid(False)
-    grid.flat[-1].set_xlabel("time (s)")
-    fig.colorbar(image, ax=grid, label="power (dB)", shrink=0.6)
-    return fig
+        return getattr(panels, name)
+    raise AttributeError(name)
