@@ -9,9 +9,7 @@ import av
 import numpy as np
 
 from common.files import atomic_path, writing
-from common.media import MediaError
-from common.media import _open_video as open_video
-from common.media import _timed_frames as timed_frames
+from common.media import MediaError, open_video, timed_frames
 
 END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
 
