@@ -1,5 +1,6 @@
 """Names of before, for modules that have not moved yet."""
 
+from common.corpora.emodb import CLASSES as EMODB_CLASSES  # noqa: F401
 from common.corpora.emodb import COUNTS as EMODB_COUNTS  # noqa: F401
 from common.corpora.emodb import LETTERS as EMODB_LETTERS  # noqa: F401
 from common.corpora.emodb import TEXTS as EMODB_TEXTS  # noqa: F401
