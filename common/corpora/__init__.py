@@ -13,7 +13,7 @@ from pathlib import Path
 
 from common.errors import UserError
 
-HELPERS = ("cut", "own", "prepare", "readers", "release")  # files here that are no corpora
+HELPERS = ("cut", "own", "prepare", "release")  # files here that are no corpora
 
 
 def corpus_names():
