@@ -54,7 +54,8 @@ from torch.nn import functional as F
 from common import splits
 from common.babaali import tables as babaali_tables
 from common.babaali.features import StoredFeatures, fill_absent, standardise
-from common.babaali.tables import System
+from common.babaali.tables import System, final_model
+from common.comparison import Scores
 from common.encoders import locate
 from common.errors import UserError
 from common.jobs import side_by_side
@@ -62,7 +63,7 @@ from common.layers import sinusoidal
 from common.li import tables as li_tables
 from common.li.extractor import FeatureExtractor, average
 from common.li.hidden_states import keep_states, read_utterances
-from common.li.training import FROZEN, PHASES, TUNED, Scores, Study, possible_systems, train_all
+from common.li.training import FROZEN, PHASES, TUNED, Study, possible_systems, train_all
 from common.manifest import read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, make_accelerator
@@ -316,44 +317,36 @@ def test_fold(features, systems, seed, k):
     for system in systems:
         x = fuse({m: data[system.level][m] for m in system.modalities}, system.fusion)
         found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
-    shown = {f"{m} alone": System("early", "concatenation", "SVM", (m,)) for m in features.modalities}
-    shown["final model"] = System("early", "concatenation", "SVM", features.modalities)
+    shown = {f"{m} alone": final_model((m,)) for m in features.modalities}
+    shown["final model"] = final_model(features.modalities)
     right = (f"{name} {100 * np.mean(found[s][0] == y[parts.test]):5.1f}" for name, s in shown.items())
     print(f"seed {seed} {fold.name:<6} {'  '.join(right)}   {time.monotonic() - started:.1f} s", flush=True)
     return found
 
 
-def evaluate_babaali(features, run):
-    """Fit and test all systems on all seeds and folds; returns the Scores that the tables are made of."""
-    scores, systems = babaali_tables.Scores(features, SEEDS, N_RESAMPLES), list_systems(features)
-    tasks = [(features, systems, seed, k) for seed in SEEDS for k in range(len(features.folds))]
-    found = side_by_side(test_fold, tasks, JOBS)
-    for (_, _, seed, k), outcome in zip(tasks, found):
-        scores.add(SEEDS.index(seed), k, outcome)
-        right = {str(system): 100 * scores.right(system, SEEDS.index(seed), k) for system in systems}
-        run.log({"event": "fold", "seed": seed, "fold": features.folds[k].name, "accuracy": right})
-    scores.check()
-    return scores
-
-
 def run_babaali(manifest):
     """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
-    run = start_run(
-        __file__, SETTINGS, manifest, splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
-    )
+    protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
+    run = start_run(__file__, SETTINGS, manifest, protocol)
     print(*splits.check_folds(folds, manifest), sep="\n")
     root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
-    protocol = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
-    features = StoredFeatures(root, manifest, folds, protocol, OUT_OF_FOLD, MODALITIES)
-    scores = evaluate_babaali(features, run)
+    made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
+    features = StoredFeatures(root, manifest, folds, made_with, OUT_OF_FOLD, MODALITIES)
+    scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
+    tasks = [(features, list_systems(features), seed, k) for seed in SEEDS for k in range(len(folds))]
+    for (_, _, seed, k), found in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
+        for system, (labels, accuracy) in found.items():
+            scores.add(system, seed, k, labels, 1 - accuracy)
+        run.log({"event": "fold", "seed": seed, "fold": folds[k].name})
+    scores.check()
     babaali_tables.fusion_tables(scores, run, FUSIONS, list(CLASSIFIERS or CLASSIFY))
     babaali_tables.final_model_tables(scores, run)
     babaali_tables.figures(scores, run)
     if BEYOND_PAPER:
         babaali_tables.subsets_table(scores, run)
         babaali_tables.tests_table(scores, run)
-    run.predictions(prediction_rows(scores.turns, manifest.classes, scores.runs, scores.predicted))
+    run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
     run.finish()
 
 
@@ -515,6 +508,8 @@ def make_study(manifest):
     return Study(
         manifest=manifest,
         systems=systems,
+        numbered=list(BRANCHES),
+        window=(CONTEXT_BEFORE, CONTEXT_AFTER),
         folds=development_folds(manifest, SEEDS),
         utterances=utterances,
         network=FusionNetwork,
@@ -548,8 +543,8 @@ def train_contexts(study, run):
         folder, folds = study.folder.with_name("li_contexts"), development_folds(study.manifest, seeds)
         study = replace(study, folds=folds, recipes=recipes, folder=folder)
         trained = f"Trained apart from Table 1: {epochs} epochs at most, seeds {', '.join(map(str, seeds))}. "
-    scores = Scores(study, (CONTEXT_BEFORE, CONTEXT_AFTER), list(BRANCHES), N_RESAMPLES)
-    train_all(study, systems, sizes, PHASES[: 1 + PHASES.index(phases[-1])], scores, run, JOBS)
+    last = PHASES[: 1 + PHASES.index(phases[-1])]
+    scores = train_all(study, systems, sizes, last, N_RESAMPLES, JOBS, run)
     li_tables.context_table(scores, run, systems, sizes, phases, trained)
     return scores
 
@@ -565,7 +560,7 @@ def parse_size(text):
 def run_li(manifest):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
     accelerator, study = make_accelerator(PRECISION), make_study(manifest)
-    folds, window = study.folds[SEEDS[0]], (CONTEXT_BEFORE, CONTEXT_AFTER)
+    folds = study.folds[SEEDS[0]]
     protocol = (
         f"{splits.folds_text(manifest, folds)}, training stopped by the loss of "
         f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept"
@@ -577,17 +572,16 @@ def run_li(manifest):
     left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
     for utterances in reversed(study.utterances.values()):  # text first, since it is small
         left -= keep_states(utterances, manifest, accelerator, cache, left, EVAL_BATCH_SIZE, WORKERS)
-    scores = Scores(study, window, list(BRANCHES), N_RESAMPLES)
-    train_all(study, list(study.systems), [window], list(study.recipes), scores, run, JOBS)
+    systems, phases = list(study.systems), list(study.recipes)
+    scores, contexts = train_all(study, systems, [study.window], phases, N_RESAMPLES, JOBS, run), None
     li_tables.table_1(scores, run)
     li_tables.table_2(scores, run)
     li_tables.figure_4(scores, run)
-    contexts = None
     if BEYOND_PAPER:
         li_tables.tests_table(scores, run)
         li_tables.styles_table(scores, run)
         contexts = train_contexts(study, run)
-    run.predictions(scores.prediction_rows(contexts))
+    run.predictions(li_tables.named_predictions(scores, contexts))
     run.finish()
 
 

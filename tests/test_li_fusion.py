@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from common import results, settings
 from common.errors import UserError
 from common.li import training
-from common.li.tables import PAPER, best_single, note_of
-from common.li.training import FROZEN, PHASES, TUNED, Scores, train_system
-from common.manifest import Manifest, read_manifest, write_manifest
+from common.comparison import Scores
+from common.li.tables import PAPER, name_of, note_of
+from common.li.training import FROZEN, PHASES, TUNED, kept_loss, train_system
+from common.manifest import Manifest, Turn, read_manifest, write_manifest
+from common.splits import Fold
 from common.training import best_weights, make_accelerator
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
@@ -164,13 +166,12 @@ def test_table_1_has_the_papers_numbers_beside_the_right_systems(finished):
     assert "one validation speaker" in table[row, "WA"]["protocol"]
 
 
-def test_the_systems_are_numbered_as_in_the_paper(tmp_path):
+def test_the_systems_are_numbered_as_in_the_paper():
     """Table 1 of the paper, in its order: a number, a model, WA and UA."""
-    prepare(tmp_path)
-    scores = Scores(study_of(tmp_path, "--SYSTEMS=BERT+FC"), (1, 1), list(BRANCHES), 10)
-    numbers = [scores.name(name, phase).split()[0] for name in BRANCHES for phase in PHASES]
+    scores = SimpleNamespace(source=SimpleNamespace(numbered=list(BRANCHES)))
+    numbers = [name_of(scores, name, phase).split()[0] for name in BRANCHES for phase in PHASES]
     assert numbers == [str(i) for i in range(1, 19)] and PHASES == ("frozen", "fine-tuned")
-    assert scores.name("CMT(A→T)", "frozen") == "9 CMT(A→T) frozen"
+    assert name_of(scores, "CMT(A→T)", "frozen") == "9 CMT(A→T) frozen"
     printed = [
         [PAPER["1", f"{name} {phase}", c] for name in BRANCHES for phase in PHASES] for c in ("WA", "UA")
     ]
@@ -397,8 +398,7 @@ def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
     losses = [[entry["valid_loss"] for entry in outcome["history"]["log"]] for outcome in outcomes]
     assert len(losses) == 3 and any(min(found) < found[-1] for found in losses)
     for outcome, found in zip(outcomes, losses):
-        recipe = SimpleNamespace(keep=keep)
-        assert training.kept_loss(recipe, outcome["history"]) == (found[-1] if keep == "last" else min(found))
+        assert kept_loss(outcome["history"], keep) == (found[-1] if keep == "last" else min(found))
     assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & {
         p.name for p in folder.iterdir()
     }
@@ -443,17 +443,19 @@ def test_every_seed_draws_its_own_development_speakers_and_tests_the_same_turns(
         assert all(len({t.speaker for t in f.valid}) == 1 for f in folds)
 
 
-def test_the_best_single_modality_is_chosen_by_development_loss_alone():
-    """One seed, two folds; WavLM is right wherever BERT is wrong, which must not matter."""
-    y = np.array([0, 1, 0, 1])
-    tested = [np.array([0, 1]), np.array([2, 3])]
-    scores = SimpleNamespace(window=(4, 4), y=y, tested=tested, predicted={}, valid_loss={})
-    losses = {"WavLM+TE": (0.9, 0.2), "BERT+TE": (0.5, 0.4), "MMT": (0.1, 0.1)}
-    for name, labels in (("WavLM+TE", y), ("BERT+TE", 1 - y), ("MMT", y)):
-        scores.predicted[name, FROZEN, (4, 4)] = labels[None]
-        scores.valid_loss[name, FROZEN, (4, 4)] = np.array([losses[name]])
-    found, wins = best_single(scores, FROZEN)
-    assert found.tolist() == [[1, 0, 0, 1]] and wins == "WavLM+TE 1, BERT+TE 1"
+def test_the_best_of_some_systems_is_chosen_by_development_loss_alone():
+    """One seed, two folds; one system is right wherever the other is wrong, which must not matter."""
+    turns = [Turn(f"u{i}", "d", i, f"s{i}", "", 0, 1, label="xy"[i % 2]) for i in range(4)]
+    folds = [Fold("fold1", turns[2:], [], turns[:2]), Fold("fold2", turns[:2], [], turns[2:])]
+    scores = Scores(Manifest("toy", None, ("x", "y"), turns), folds, [0], 10, None)
+    for k in range(2):
+        scores.add("right", 0, k, [0, 1], (0.9, 0.2)[k])
+        scores.add("wrong", 0, k, [1, 0], (0.5, 0.4)[k])
+    found, wins = scores.best(["right", "wrong"])
+    assert found.tolist() == [[1, 0, 0, 1]] and wins == {"right": 1, "wrong": 1}
+    scores.check()
+    with pytest.raises(AssertionError, match="in two test sets"):
+        scores.add("right", 0, 1, [0, 1], 0.1)
 
 
 def test_context_stays_within_a_part(tmp_path):
@@ -474,7 +476,7 @@ def test_context_stays_within_a_part(tmp_path):
                 n_none + sum(u is None for w in windows for u in w),
                 n_cut + cut * (part == "test"),
             )
-    scores = Scores(study, (4, 4), list(BRANCHES), 10)
+    scores = Scores(manifest, study.folds[0], [0], 10, study)
     assert n_none > n_cut > 0 and f"{n_cut:,} neighbours lie across the border" in note_of(scores)
 
 

@@ -55,14 +55,6 @@ class StoredFeatures:
             remedy = "run 02 and 03 with OUT_OF_FOLD=true, or 04 with OUT_OF_FOLD=false"
         raise UserError(f"{base}/seed{seed}/{fold_name}: absent; {remedy}")
 
-    def missing(self, seed):
-        """How many labelled turns each modality lacks, in the first fold."""
-        stores, turns = (
-            {m: self.open(m, seed, self.folds[0].name) for m in self.modalities},
-            self.manifest.labelled,
-        )
-        return {m: sum(turn.utterance_id not in store for turn in turns) for m, store in stores.items()}
-
     def read(self, seed, k):
         """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns."""
         data, tested = {"early": {}, "late": {}, "out-of-fold": {}}, self.folds[k].test

@@ -11,15 +11,10 @@ from common import metrics, plots, splits
 from common.babaali.features import fill_absent, standardise
 from common.comparison import paired_test_cells
 from common.panels import confusion_map
-from common.results import Cell, paper_figures, score_cell
+from common.results import Cell, paper_figures, score_cell, score_cells
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 PAPERS_CLASSIFIERS = ("SVM", "NN", "XGBoost")  # of which Tables 5 and 6 give the average
-PUBLISHED = (  # Sec. 4.3
-    "[2] Poria et al. 2018, without context",
-    "[2] Poria et al. 2018, with context",
-)
-WITHOUT_FIGURES = "[6] Siriwardhana et al. 2020 (no figure given)"
 
 
 @dataclass(frozen=True)
@@ -35,75 +30,26 @@ class System:
         return f"{self.level} {self.fusion} {self.classifier} {'+'.join(self.modalities)}"
 
 
-class Scores:
-    """The predictions of all systems on the labelled turns of a corpus.
+def final_model(modalities):
+    """The paper's: the SVM on concatenated features, of some modalities or all."""
+    return System("early", "concatenation", "SVM", tuple(modalities))
 
-    features  StoredFeatures; its manifest, folds and modalities are those of the run
-    """
 
-    def __init__(self, features, seeds, n_resamples):
-        self.features, self.seeds, self.n_resamples = features, seeds, n_resamples
-        self.turns, self.classes = features.manifest.labelled, features.manifest.classes
-        self.y = np.array([self.classes.index(turn.label) for turn in self.turns])
-        self.speakers = np.array([turn.speaker for turn in self.turns])
-        self.parts = [splits.divide(fold, self.turns) for fold in features.folds]
-        self.scored = np.sort(np.concatenate([parts.test for parts in self.parts]))
-        self.runs = {
-            (seed, fold.name): (slice(i, None, len(seeds)), parts.test)
-            for i, seed in enumerate(seeds)
-            for fold, parts in zip(features.folds, self.parts)
-        }
-        self.predicted = {}  # System -> (seeds, N) class numbers, -1 where not scored
-        self.chosen = {}  # (System, seed number, fold number) -> accuracy on the turns that chose
+def final(scores, *modalities):
+    """Predictions (seeds, N) of the final model."""
+    return scores.predicted[final_model(modalities or scores.source.modalities)]
 
-    def add(self, i, k, outcome):
-        """Take in {System: (labels of the test turns, accuracy that chose)} of the i-th seed and fold k."""
-        for system, (labels, accuracy) in outcome.items():
-            empty = np.full((len(self.seeds), len(self.turns)), -1)
-            row = self.predicted.setdefault(system, empty)[i]
-            assert (row[self.parts[k].test] == -1).all(), "a turn is in two test sets"
-            row[self.parts[k].test] = labels
-            self.chosen[system, i, k] = accuracy
 
-    def right(self, system, i, k):
-        """Accuracy on the test turns of fold k."""
-        rows = self.parts[k].test
-        return float(np.mean(self.predicted[system][i, rows] == self.y[rows]))
-
-    def check(self):
-        """Every labelled turn is scored exactly once by each system and seed."""
-        for system, labels in self.predicted.items():
-            assert (labels[:, self.scored] >= 0).all(), f"{system}: a labelled turn was not scored"
-        print(
-            f"pooled n = {len(self.scored):,}: every labelled turn is scored exactly once by each of "
-            f"{len(self.predicted)} systems and {len(self.seeds)} seed(s)"
-        )
-
-    def final(self, *modalities):
-        """Predictions of the final model, the SVM on concatenated features, of some modalities or all."""
-        return self.predicted[System("early", "concatenation", "SVM", modalities or self.features.modalities)]
-
-    def cell(self, row, column, metric, predictions, paper=None, needs=None):
-        """One table cell in %, of predictions (seeds, N), or of several below each other: their mean."""
-        data = (self.y, predictions, self.speakers, self.runs, self.n_resamples)
-        return score_cell(row, column, metric, *data, paper, needs)
-
-    def note(self):
-        """What every table says: modalities, gaps, chance."""
-        majority, uniform = metrics.chance(self.y[self.scored], len(self.classes))
-        gaps = "".join(
-            f" {count:,} turns lack {m} and got its training mean."
-            for m, count in self.features.missing(self.seeds[0]).items()
-            if count
-        )
-        return (
-            f"Modalities: {', '.join(self.features.modalities)}. Chance: {100 * majority:.1f} % (majority "
-            f"class), {100 * uniform:.1f} % (1 / C).{gaps}"
-        )
+def note_of(scores):
+    """What every table says: modalities, gaps, chance."""
+    early = scores.source.read(scores.seeds[0], 0)["early"]
+    absent = {m: int(np.isnan(x[:, 0]).sum()) for m, x in early.items()}
+    gaps = [f" {n:,} turns lack {m} and got its training mean." for m, n in absent.items() if n]
+    return f"Modalities: {', '.join(early)}. {scores.chance()}{''.join(gaps)}"
 
 
 def described(scores):
-    modalities = scores.features.modalities
+    modalities = scores.source.modalities
     return f"SVM on {'concatenated ' * (len(modalities) > 1)}{' + '.join(modalities)}"
 
 
@@ -111,61 +57,56 @@ def described(scores):
 
 
 def fusion_tables(scores, run, fusions, classifiers):
-    """Tables 5 and 6: fusion by classifier, accuracy; late fusion on out-of-fold logits below."""
-    early, late = scores.features.modalities, scores.features.with_logits
-    if len(early) > 1:
-        note = "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum."
-        fusion_table(scores, run, "5", "early", early, fusions, classifiers, note)
-    else:
-        print(f"only features of {early[0]}: no Table 5 and no tests of fusion")
-    if len(late) > 1:
-        fusion_table(scores, run, "6", "late", late, fusions, classifiers, f"Logits of {', '.join(late)}.")
-    else:
-        print(f"logits of {', '.join(late) or 'no modality'}: late fusion needs two, no Table 6")
+    """Table 5, early fusion by classifier, accuracy; Table 6, late fusion, on out-of-fold logits too."""
+    early, late = scores.source.modalities, scores.source.with_logits
+    note = "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum."
+    fusion_table(scores, run, "5", {"early": ""}, early, fusions, classifiers, note)
+    levels = {"late": ""} | ({"out-of-fold": ", out of fold"} if scores.source.out_of_fold else {})
+    fusion_table(scores, run, "6", levels, late, fusions, classifiers, f"Logits of {', '.join(late)}.")
 
 
-def fusion_table(scores, run, number, level, modalities, fusions, classifiers, note):
-    kinds = {level: ""} | ({"out-of-fold": ", out of fold"} if scores.features.out_of_fold else {})
+def fusion_table(scores, run, number, levels, modalities, fusions, classifiers, note):
+    """A table of fusion by classifier; levels: {level of System: what the names of its rows end with}."""
+    if len(modalities) < 2:
+        print(f"no Table {number}: it needs two modalities, there is {', '.join(modalities) or 'none'}")
+        return
     cells = []
-    for kind in kinds if level == "late" else [level]:
-        for fusion in fusions:
-            row = fusion + kinds[kind]
-            found = {c: scores.predicted[System(kind, fusion, c, modalities)] for c in classifiers}
-            if set(PAPERS_CLASSIFIERS) <= set(found):
-                found["average"] = np.concatenate([found[c] for c in PAPERS_CLASSIFIERS])
-            for column, predictions in found.items():
-                paper = PAPER.get((number, row, column))
-                cells.append(scores.cell(row, column, metrics.accuracy, predictions, paper))
-    title = f"Table {number}. Results for {level} fusion, accuracy"
-    run.table(f"babaali_table_{number}", title, cells, f"{note} {scores.note()}")
+    for level, fusion in ((level, fusion) for level in levels for fusion in fusions):
+        found = {c: scores.predicted[System(level, fusion, c, modalities)] for c in classifiers}
+        if set(PAPERS_CLASSIFIERS) <= set(found):
+            found["average"] = np.concatenate([found[c] for c in PAPERS_CLASSIFIERS])
+        for column, predictions in found.items():
+            row = fusion + levels[level]
+            data, paper = scores.data(predictions), PAPER.get((number, row, column))
+            cells.append(score_cell(row, column, metrics.accuracy, *data, paper))
+    title = f"Table {number}. Results for {next(iter(levels))} fusion, accuracy"
+    run.table(f"babaali_table_{number}", title, cells, f"{note} {note_of(scores)}")
 
 
 def final_model_tables(scores, run):
     """Table 7, precision, recall and F1 of the final model; Section 4.3, published systems beside it."""
     measures = {"Precision": metrics.precision, "Recall": metrics.recall, "F1-score": metrics.f1}
-    final, cells = scores.final(), []
+    data, cells = scores.data(final(scores)), []
     for number, name in enumerate(scores.classes):
         for column, measure in measures.items():
             metric, paper = partial(one_class, measure, number), PAPER.get(("7", name, column))
-            cells.append(scores.cell(name, column, metric, final, paper, needs=number))
+            cells.append(score_cell(name, column, metric, *data, paper, needs=number))
     for column, measure in measures.items():
         row, metric = "all (weighted by class size)", partial(all_classes, measure)
-        cells.append(scores.cell(row, column, metric, final, PAPER["7", "all", column]))
+        cells.append(score_cell(row, column, metric, *data, PAPER["7", "all", column]))
     note = (
         "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its precision and "
-        f"recall. Its last row has no name; its recall equals the accuracy. {scores.note()}"
+        f"recall. Its last row has no name; its recall equals the accuracy. {note_of(scores)}"
     )
-    title = f"Table 7. Precision, recall and F1 of {described(scores)}"
-    run.table("babaali_table_7", title, cells, note)
-
-    cells = [Cell(name, "accuracy", paper=PAPER["sec4_3", name, "accuracy"]) for name in PUBLISHED]
-    cells.append(Cell(WITHOUT_FIGURES, "accuracy"))
+    run.table("babaali_table_7", f"Table 7. Precision, recall and F1 of {described(scores)}", cells, note)
+    if run.incomparable:
+        return
+    others = [key for key in PAPER if key[0] == "sec4_3" and key[1] != "final model"]
+    cells = [Cell(row, column, paper=PAPER[table, row, column]) for table, row, column in others]
     row, paper = f"final model: {described(scores)}", PAPER["sec4_3", "final model", "accuracy"]
-    cells.append(scores.cell(row, "accuracy", metrics.accuracy, final, paper))
-    title = "Section 4.3. Comparison with published systems"
-    run.table(
-        "babaali_table_sec4_3", title, cells, f"Figures of others as the paper quotes them. {scores.note()}"
-    )
+    cells.append(score_cell(row, "accuracy", metrics.accuracy, *data, paper))
+    note = f"Figures of others as the paper quotes them; of [6] it gives none. {note_of(scores)}"
+    run.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells, note)
 
 
 def one_class(measure, number, counts):
@@ -190,42 +131,29 @@ def subsets_table(scores, run):
         if (system.fusion, system.classifier) == ("concatenation", "SVM") and system.level != "out-of-fold"
     ]
     rows.sort(key=lambda row: (row[1], row[0].count("+")))
-    cells = [
-        scores.cell(name, f"{level} {column}", metric, predictions)
-        for name, level, predictions in rows
-        for column, metric in columns.items()
-    ]
-    note = f"Not in the paper. WA = accuracy, UA = mean of class recalls. {scores.note()}"
+    cells = []
+    for name, level, predictions in rows:
+        by_level = {f"{level} {column}": metric for column, metric in columns.items()}
+        cells += score_cells(name, by_level, *scores.data(predictions))
+    note = f"Not in the paper. WA = accuracy, UA = mean of class recalls. {note_of(scores)}"
     title = "Every subset of modalities: SVM on features (early) or logits"
     run.table("babaali_table_subsets", title, cells, note)
 
 
-def best_single(scores):
-    """Predictions (seeds, N) of the single modality that was best on each fold's own validation turns."""
-    singles = [System("early", "concatenation", "SVM", (m,)) for m in scores.features.modalities]
-    predictions, wins = np.full_like(scores.final(), -1), dict.fromkeys(scores.features.modalities, 0)
-    for i in range(len(scores.seeds)):
-        for k, parts in enumerate(scores.parts):
-            best = max(singles, key=lambda s: scores.chosen[s, i, k])
-            predictions[i, parts.test] = scores.predicted[best][i, parts.test]
-            wins[best.modalities[0]] += 1
-    return predictions, ", ".join(f"{m} {count}" for m, count in wins.items() if count)
-
-
 def tests_table(scores, run):
     """Is the final model better than single modalities and late fusion, by how much, and is it chance?"""
-    if len(scores.features.modalities) < 2:
+    modalities = scores.source.modalities
+    if len(modalities) < 2:
         return
-    predictions, wins = best_single(scores)
-    rivals = {f"best single modality, chosen on validation ({wins})": predictions}
-    rivals |= {f"{m} alone": scores.final(m) for m in scores.features.modalities}
-    late = System("late", "concatenation", "SVM", scores.features.with_logits)
+    single, wins = scores.best([final_model((m,)) for m in modalities])
+    wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
+    rivals = {f"best single modality, chosen on validation ({wins})": single}
+    rivals |= {f"{m} alone": final(scores, m) for m in modalities}
+    late = System("late", "concatenation", "SVM", scores.source.with_logits)
     if len(late.modalities) > 1:
         rivals["late fusion, concatenation, SVM"] = scores.predicted[late]
-    rows, ours = scores.scored, scores.final()
-    pairs = {name: (ours[:, rows], rival[:, rows]) for name, rival in rivals.items()}
-    data = (scores.y[rows], scores.speakers[rows], scores.n_resamples)
-    cells, note = paired_test_cells("gain of the final model", pairs, *data)
+    pairs = {name: (final(scores), rival) for name, rival in rivals.items()}
+    cells, note = paired_test_cells("gain of the final model", *scores.pairs(pairs))
     title = "The final model against single modalities and late fusion"
     run.table("babaali_table_tests", title, cells, f"Not in the paper. {note}")
 
@@ -238,8 +166,8 @@ FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), 
 
 def figures(scores, run):
     """Figures 8 to 11, test turns of one fold in the plane of their training turns' PCA; Figure 12."""
-    fold, parts, corpus = scores.features.folds[0], scores.parts[0], scores.features.manifest.corpus
-    views = scores.features.read(scores.seeds[0], 0)["early"]
+    fold, parts = scores.folds[0], splits.divide(scores.folds[0], scores.turns)
+    views = scores.source.read(scores.seeds[0], 0)["early"]
     views = {m: fill_absent(x, parts.fit) for m, x in views.items()}
     if len(views) > 1:
         views["fused"] = np.concatenate(list(views.values()), axis=1)
@@ -257,15 +185,15 @@ def figures(scores, run):
         number, word = FIGURES.get(name, (8, name))
         caption = (
             f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
-            f"({corpus}), n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the standardised "
-            f"vectors ({x.shape[1]} wide) of the other turns."
+            f"({scores.corpus}), n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the "
+            f"standardised vectors ({x.shape[1]} wide) of the other turns."
         )
         run.figure(plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption))
-    rows, labels = scores.scored, scores.final()[0]
-    counts = metrics.confusion(scores.y[rows], labels[rows], len(scores.classes))
+    rows = scores.scored
+    counts = metrics.confusion(scores.y[rows], final(scores)[0, rows], len(scores.classes))
     caption = (
-        f"Figure 12. Confusion matrix of {described(scores)}; {corpus}; {run.protocol}. Test turns of all "
-        f"folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
+        f"Figure 12. Confusion matrix of {described(scores)}; {scores.corpus}; {run.protocol}. Test turns of "
+        f"all folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
     fig = confusion_map(counts, scores.classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))

@@ -49,6 +49,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from common.comparison import Scores
 from common.encoders import load_backbone
 from common.errors import UserError
 from common.files import hash_of
@@ -56,7 +57,6 @@ from common.jobs import side_by_side
 from common.layers import build
 from common.li.hidden_states import Windows, context_windows
 from common.manifest import Manifest
-from common.results import prediction_rows, score_cells
 from common.splits import has_official_split, speakers_of
 from common.training import best_weights, make_accelerator, train_and_test
 
@@ -68,9 +68,10 @@ class Study:
     """What every training needs; it travels to the processes of JOBS."""
 
     manifest: Manifest
-    folds: (
-        dict  # {seed: list of Fold}: a seed draws its own development speakers; the test parts are the same
-    )
+    systems: dict  # {system: its modalities}
+    numbered: list  # names of all systems in the order of Table 1
+    window: tuple  # utterances (before, after) in Table 1
+    folds: dict  # {seed: list of Fold}; a seed draws its own development speakers
     utterances: dict  # {modality: Utterances}
     network: type  # network(system, shapes, window, n_classes) -> nn.Module
     loss: callable  # loss(model, batch) -> (sum, count)
@@ -197,7 +198,6 @@ def identity_of(study, system, window, parts, phase, seed):
         "window": list(window),
         "design": study.design,
         "manifest": study.manifest.fingerprint(),
-        "precision": accelerator_of(study.precision).mixed_precision,
         "weights": {m: u.weights for m, u in utterances.items()},
         "limits": {m: u.limit for m, u in utterances.items()},
         "turns": hash_of({part: [t.utterance_id for t in turns] for part, (turns, _) in parts.items()}),
@@ -217,106 +217,24 @@ def system_folder(study, system, window, seed, fold):
 # ---- All trainings -------------------------------------------------------------------------
 
 
-def train_all(study, systems, windows, phases, scores, run, jobs):
-    """Train systems with contexts of some sizes on all seeds and folds, `jobs` side by side; fills Scores."""
-    tasks = [
-        (study, system, window, phases, seed, k)
-        for system in systems
-        for window in windows
-        for seed, folds in study.folds.items()
-        for k in range(len(folds))
-    ]
+def train_all(study, systems, windows, phases, n_resamples, jobs, run):
+    """Train systems with contexts of some sizes, `jobs` side by side: Scores of (system, phase, window)."""
+    seeds = list(study.folds)
+    scores = Scores(study.manifest, study.folds[seeds[0]], seeds, n_resamples, study)
+    parts = [(seed, k) for seed in seeds for k in range(len(scores.folds))]
+    tasks = [(study, s, w, phases, seed, k) for s in systems for w in windows for seed, k in parts]
     for task, outcomes in zip(tasks, side_by_side(train_system, tasks, jobs)):
         _, system, window, _, seed, k = task
-        scores.add(system, window, seed, k, outcomes)
         for phase, outcome in outcomes.items():
-            what = {"system": system, "context": window, "fold": study.folds[seed][k].name, "seed": seed}
-            history = {"epochs": outcome["history"]["log"], "seconds": outcome["history"]["seconds"]}
-            run.log({"event": "trained", **what, "phase": phase, **history})
+            labels = np.argmax(outcome["tests"]["test"]["outputs"]["logits"], axis=1)
+            loss = kept_loss(outcome["history"], study.recipes[phase].keep)
+            scores.add((system, phase, window), seed, k, labels, loss)
+            what = {"system": system, "context": window, "fold": scores.folds[k].name, "seed": seed}
+            run.log({"event": "trained", **what, "phase": phase, "epochs": outcome["history"]["log"]})
     scores.check()
+    return scores
 
 
-class Scores:
-    """The predictions of all trainings of a Study on the labelled turns of a corpus.
-
-    window    the context of Table 1, (utterances before, after)
-    numbered  names of all systems in the order of Table 1
-    """
-
-    def __init__(self, study, window, numbered, n_resamples):
-        self.study, self.window, self.numbered, self.n_resamples = study, window, numbered, n_resamples
-        manifest, self.seeds = study.manifest, list(study.folds)
-        self.turns, self.classes, self.folds = manifest.labelled, manifest.classes, study.folds[self.seeds[0]]
-        self.y = np.array([self.classes.index(turn.label) for turn in self.turns])
-        self.speakers = np.array([turn.speaker for turn in self.turns])
-        self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
-        self.tested = [np.array([self.row[turn.utterance_id] for turn in fold.test]) for fold in self.folds]
-        self.scored = np.sort(np.concatenate(self.tested))
-        self.predicted = {}  # (system, phase, window) -> (seeds, N) class numbers, -1 where not scored
-        self.valid_loss = {}  # (system, phase, window) -> (seeds, folds), on the development speaker
-
-    def add(self, system, window, seed, k, outcomes):
-        """Take in what train_system gave for a seed and a fold."""
-        for phase, outcome in outcomes.items():
-            key, i, tested = (system, phase, window), self.seeds.index(seed), outcome["tests"]["test"]
-            labels = self.predicted.setdefault(key, np.full((len(self.seeds), len(self.turns)), -1))
-            losses = self.valid_loss.setdefault(key, np.full((len(self.seeds), len(self.folds)), np.nan))
-            rows = [self.row[utterance_id] for utterance_id in tested["ids"]]
-            assert (labels[i, rows] == -1).all(), "a turn is in two test sets"
-            labels[i, rows] = np.argmax(tested["outputs"]["logits"], axis=1)
-            losses[i, k] = kept_loss(self.study.recipes[phase], outcome["history"])
-
-    def check(self):
-        """Every labelled turn is scored exactly once by each system, phase, context and seed."""
-        for key, labels in self.predicted.items():
-            assert (labels[:, self.scored] >= 0).all(), f"{key}: a labelled turn was not scored"
-        print(f"pooled n = {len(self.scored):,}: every labelled turn is scored exactly once by each system")
-
-    def rows(self):
-        """(system, phase, predictions (seeds, N)) of all systems of Table 1, in its order."""
-        found = [key for key in self.predicted if key[2] == self.window]
-        found.sort(key=lambda key: (self.numbered.index(key[0]), PHASES.index(key[1])))
-        return [(system, phase, self.predicted[system, phase, w]) for system, phase, w in found]
-
-    def name(self, system, phase):
-        """ "18 MMT fine-tuned": its number in Table 1 first."""
-        return f"{2 * self.numbered.index(system) + PHASES.index(phase) + 1} {system} {phase}"
-
-    def runs(self, rows=None):
-        """{(seed, fold): (row of the predictions, turns tested)}; rows: only these turns."""
-        chosen = [t if rows is None else np.intersect1d(t, rows) for t in self.tested]
-        return {
-            (seed, fold.name): (slice(i, i + 1), part)
-            for i, seed in enumerate(self.seeds)
-            for fold, part in zip(self.folds, chosen)
-            if len(part)
-        }
-
-    def pooled(self):
-        """As `runs`, all folds taken together."""
-        return {(seed, "pooled"): (slice(i, i + 1), self.scored) for i, seed in enumerate(self.seeds)}
-
-    def cells(self, row, columns, predictions, paper=None, runs=None):
-        """Cells in %, from predictions (seeds, N) on the turns of some runs alone."""
-        runs = runs or self.runs()
-        only = np.full_like(predictions, -1)
-        for rows, turns in runs.values():
-            only[rows, turns] = predictions[rows, turns]
-        return score_cells(row, columns, self.y, only, self.speakers, runs, self.n_resamples, paper=paper)
-
-    def prediction_rows(self, contexts=None):
-        """Rows for li_predictions.csv; contexts: the Scores of trainings for context sizes, or None."""
-        apart = contexts is not None and contexts.study.folder != self.study.folder
-        for scores in filter(None, (self, contexts)):
-            of_contexts = " (context sizes)" if apart and scores is contexts else ""
-            named = {
-                f"{system} {phase}, context {w[0]}+{w[1]}{of_contexts}": labels
-                for (system, phase, w), labels in scores.predicted.items()
-                if scores is self or apart or (system, phase, w) not in self.predicted
-            }
-            yield from prediction_rows(self.turns, self.classes, scores.runs(), named)
-
-
-def kept_loss(recipe, history):
-    """The loss on the development speaker of the weights that were tested."""
-    return history["best"] if recipe.keep == "best" else history["log"][-1]["valid_loss"]
+def kept_loss(history, keep):
+    """The loss on the development speaker of the weights that were tested: the "last" or the "best"."""
+    return history["best"] if keep == "best" else history["log"][-1]["valid_loss"]
