@@ -26,8 +26,7 @@ from common.demo.mosei import (
     draw_emotions,
     glove_text,
 )
-from common.khare.features import WordsFile
-from common.khare.glove import read_glove
+from common.khare.words import WordsFile, read_glove
 from common.media import probe, read_audio
 
 pytest.importorskip("espeakng_loader")
@@ -166,7 +165,7 @@ def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(cor
     } == {"dev"}
     words, scores = WordsFile(root / "words.csv"), {}
     for turn in turns:
-        heard, scores[turn.utterance_id] = words.words(turn.utterance_id, None, 0.0)
+        heard, scores[turn.utterance_id] = words.words(turn.utterance_id, None)
         seconds = probe(turn.audio).duration_s
         assert heard and all(0 <= start_s <= end_s <= seconds + 0.1 for _, start_s, end_s in heard)
         assert probe(turn.video).duration_s == pytest.approx(seconds, abs=0.15)
@@ -179,19 +178,19 @@ def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(cor
 
 def test_words_belong_to_one_field_and_nearly_all_have_a_vector(corpora):
     assert len(set(LEXICON)) == len(LEXICON) and set(NO_VECTOR) < set(LEXICON)
-    glove = read_glove(corpora / "demo_mosei" / GLOVE_FILE, LEXICON)
-    assert {word for word in LEXICON if not glove.found[glove.row[word]]} == set(NO_VECTOR)
+    vectors = read_glove(corpora / "demo_mosei" / GLOVE_FILE, LEXICON)
+    assert {word for word, vector in zip(LEXICON, vectors) if not vector.any()} == set(NO_VECTOR)
     assert (corpora / "demo_mosei" / GLOVE_FILE).read_text().startswith(". . . ")
 
 
 def test_vectors_tell_the_part_of_speech_and_hardly_the_emotion(tmp_path):
     (tmp_path / "glove.txt").write_text(glove_text(0))
-    glove = read_glove(tmp_path / "glove.txt", LEXICON)
+    vector_of = dict(zip(LEXICON, read_glove(tmp_path / "glove.txt", LEXICON)))
     means = defaultdict(list)
     for emotion, other in ((emotion, other) for emotion in EMOTIONS for other in EMOTIONS):
         for part, theirs in ((part, theirs) for part in "NVA" for theirs in "NVA"):
             a, b = (
-                glove.vectors[[glove.row[word] for word in words if word not in NO_VECTOR]]
+                np.array([vector_of[word] for word in words if word not in NO_VECTOR])
                 for words in (FIELDS[emotion][part], FIELDS[other][theirs])
             )
             if (emotion, part) != (other, theirs):
