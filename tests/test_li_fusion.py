@@ -12,9 +12,9 @@ from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from safetensors.torch import load_file
 
 from common import results, settings
+from common.comparison import Scores
 from common.errors import UserError
 from common.li import training
-from common.comparison import Scores
 from common.li.tables import PAPER, name_of, note_of
 from common.li.training import FROZEN, PHASES, TUNED, kept_loss, train_system
 from common.manifest import Manifest, Turn, read_manifest, write_manifest
