@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,9 @@ class State:
     log: list = field(default_factory=list)
 
 
+@cache
 def make_accelerator(precision):
-    """The device context; precision "auto" = bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    """The device context of this process; precision "auto" = bf16 or fp16 on a GPU, fp32 on a CPU."""
     if precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp16" if torch.cuda.is_available() else "no"

@@ -1,5 +1,4 @@
-"""The synthetic CMU-MOSEI and VoxCeleb2 with video: read back by the genuine readers, with their traps, the same for a
-seed."""
+"""The synthetic CMU-MOSEI and VoxCeleb2 with video: read back by the genuine readers, with their traps."""
 
 import csv
 import json
@@ -9,11 +8,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from demo_corpora import file_bytes, planned, write_all
 
 from common.corpora.mosei import EMOTIONS, check_recordings, read_folds, read_mosei
 from common.corpora.readers import read_voxceleb2
 from common.demo import mosei as demo_mosei
-from common.demo.av import draw_actor
+from common.demo.faces import draw_actor
 from common.demo.mosei import (
     FIELDS,
     GERMAN_SCORE,
@@ -23,8 +23,6 @@ from common.demo.mosei import (
     SPECIAL_IDS,
     draw_emotions,
     glove_text,
-    write_demo_mosei,
-    write_demo_voxceleb2_av,
 )
 from common.khare.features import WordsFile
 from common.khare.glove import read_glove
@@ -32,43 +30,19 @@ from common.media import probe, read_audio
 
 pytest.importorskip("espeakng_loader")
 SIZES = {
-    "mosei": (write_demo_mosei, {"n_videos": 8, "segments_per_video": 3}),
-    "voxceleb2": (write_demo_voxceleb2_av, {"n_speakers": 4, "clips_per_speaker": 5}),
+    "demo_mosei": {"n_videos": 8, "segments_per_video": 3},
+    "demo_voxceleb2_av": {"n_speakers": 4, "clips_per_speaker": 5},
 }
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
-    root = tmp_path_factory.mktemp("raw")
-    for name, (write, sizes) in SIZES.items():
-        write(root / name, 3, **sizes, workers=2)
-    return root
+    return write_all(demo_mosei, tmp_path_factory.mktemp("raw"), SIZES)
 
 
 @pytest.fixture(scope="module")
 def release(corpora):
-    return read_mosei(corpora / "mosei", "")
-
-
-def file_bytes(root):
-    return {
-        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
-    }
-
-
-def planned(monkeypatch, seed, n_videos=8):
-    """The videos that a demo_mosei would consist of, without speaking them."""
-
-    class Planned(Exception):
-        pass
-
-    def stop(videos):
-        raise Planned(videos)
-
-    monkeypatch.setattr(demo_mosei, "speak_takes", stop)
-    with pytest.raises(Planned) as found:
-        write_demo_mosei(Path("unused"), seed, n_videos, 3, workers=1)
-    return found.value.args[0]
+    return read_mosei(corpora / "demo_mosei", "")
 
 
 def heard_words(path):
@@ -92,7 +66,7 @@ def test_mosei_is_read_without_a_problem(corpora, release):
 
 
 def test_folds_are_disjoint_by_video_and_list_one_that_is_not_there(corpora, release):
-    split_of = read_folds(corpora / "mosei" / "cmu_mosei_std_folds.py")
+    split_of = read_folds(corpora / "demo_mosei" / "cmu_mosei_std_folds.py")
     there = {source.turn.speaker: source.turn.extra["split"] for source in release.turns}
     absent = set(split_of) - set(there)
     assert len(absent) == 1 and split_of[absent.pop()] == "test"
@@ -103,7 +77,7 @@ def test_folds_are_disjoint_by_video_and_list_one_that_is_not_there(corpora, rel
 
 
 def test_labels_are_those_of_the_csd_and_thirds(corpora, release):
-    with h5py.File(corpora / "mosei" / "labels" / "CMU_MOSEI_Labels.csd") as file:
+    with h5py.File(corpora / "demo_mosei" / "labels" / "CMU_MOSEI_Labels.csd") as file:
         assert list(file) == ["All Labels"]
         stored = {
             name: (item["features"][()], item["intervals"][()])
@@ -124,7 +98,7 @@ def test_labels_are_those_of_the_csd_and_thirds(corpora, release):
 
 
 def test_mosei_has_the_traps_of_the_genuine_one(corpora, release):
-    root, turns = corpora / "mosei", [source.turn for source in release.turns]
+    root, turns = corpora / "demo_mosei", [source.turn for source in release.turns]
     assert {name for name in SPECIAL_IDS} <= {turn.speaker for turn in turns}
     with h5py.File(root / "labels" / "CMU_MOSEI_Labels.csd") as file:
         starts_s = [item["intervals"][:, 0] for item in file["All Labels/data"].values()]
@@ -154,18 +128,19 @@ def test_words_are_those_of_the_transcript_and_lie_where_they_are_heard(release)
 
 
 def test_recordings_are_h264_with_sound_and_some_without_wav(corpora, monkeypatch):
-    root = corpora / "mosei" / "Raw"
+    root = corpora / "demo_mosei" / "Raw"
     for path in (root / "Videos" / "Full" / "Combined").glob("*.mp4"):
         info = probe(path)
         assert info.rate_hz == 16000 and (info.width, info.height) == (160, 120)
         wav = root / "Audio" / "Full" / "WAV_16000" / f"{path.stem}.wav"
         if wav.exists():
             assert probe(wav).duration_s == pytest.approx(info.duration_s, abs=0.15)
-    assert 0.05 < np.mean([not video.has_wav for video in planned(monkeypatch, 0, 200)]) < 0.25
+    videos = planned(monkeypatch, demo_mosei, "demo_mosei", 0, n_videos=200, segments_per_video=1)
+    assert 0.05 < np.mean([not video.has_wav for video in videos]) < 0.25
 
 
 def test_recognised_words_are_of_the_same_segments_and_partly_wrong(corpora, release):
-    heard = heard_words(corpora / "mosei" / "recognised_synthetic.csv")
+    heard = heard_words(corpora / "demo_mosei" / "recognised_synthetic.csv")
     said = defaultdict(list)
     for row in release.words:
         said[row["utterance_id"]].append(row["word"])
@@ -178,7 +153,7 @@ def test_recognised_words_are_of_the_same_segments_and_partly_wrong(corpora, rel
 
 
 def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(corpora):
-    root = corpora / "voxceleb2"
+    root = corpora / "demo_voxceleb2_av"
     release = read_voxceleb2(root, 0, 0, with_video=True)
     turns = [source.turn for source in release.turns]
     assert len(turns) == 20 and not release.problems
@@ -201,9 +176,9 @@ def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(cor
 
 def test_words_belong_to_one_field_and_nearly_all_have_a_vector(corpora):
     assert len(set(LEXICON)) == len(LEXICON) and set(NO_VECTOR) < set(LEXICON)
-    glove = read_glove(corpora / "mosei" / GLOVE_FILE, LEXICON)
+    glove = read_glove(corpora / "demo_mosei" / GLOVE_FILE, LEXICON)
     assert {word for word in LEXICON if not glove.found[glove.row[word]]} == set(NO_VECTOR)
-    assert (corpora / "mosei" / GLOVE_FILE).read_text().startswith(". . . ")
+    assert (corpora / "demo_mosei" / GLOVE_FILE).read_text().startswith(". . . ")
 
 
 def test_vectors_tell_the_part_of_speech_and_hardly_the_emotion(tmp_path):
@@ -247,16 +222,19 @@ def test_words_of_an_emotion_are_said_with_it():
 # ---- The same for a seed ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_files_depend_on_the_seed_alone(corpora, tmp_path, name):
-    write, sizes = SIZES[name]
-    write(tmp_path / "again", 3, **sizes, workers=1)
-    assert file_bytes(tmp_path / "again") == file_bytes(corpora / name)
+def test_files_depend_on_the_seed_alone(corpora, tmp_path):
+    write_all(demo_mosei, tmp_path, SIZES, workers=2)
+    for name in SIZES:
+        assert file_bytes(tmp_path / name) == file_bytes(corpora / name)
 
 
 def test_another_seed_is_another_corpus(monkeypatch):
-    first, second = (planned(monkeypatch, seed) for seed in (3, 4))
-    assert {take.text for video in first for take in video.takes}.isdisjoint(
-        take.text for video in second for take in video.takes
+    first, second = (
+        {
+            take.text
+            for video in planned(monkeypatch, demo_mosei, name, seed, **SIZES[name])
+            for take in video.takes
+        }
+        for name, seed in (("demo_mosei", 3), ("demo_mosei", 4))
     )
-    assert glove_text(0) != glove_text(1)
+    assert first and first.isdisjoint(second) and glove_text(0) != glove_text(1)
