@@ -23,8 +23,7 @@ TABLES, CORPUS or SEEDS, then one with all of them, which finds them trained and
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. The epoch is chosen on validation speakers. The authors' code reports the best epoch on the test fold: that
    figure of the same trainings has a column of its own, and SELECT_ON = "test" runs their whole protocol.
-2. Nobody is left out: 24 actors make folds of 5, 5, 5, 5 and 4 (theirs leave four untested). IEMOCAP's folds
-   are its sessions.
+2. Nobody is left out: 24 actors make folds of 5, 5, 5, 5 and 4 (theirs leave four untested).
 3. Where a corpus serves pretraining and testing, the speakers that a fold tests are left out of its VQ-VAE
    and its pretraining too (LEAVE_OUT). With VoxCeleb2 there is nothing to leave out.
 4. The code of a frame depends on that frame alone, as the paper says. In the authors' code it depends on the
@@ -40,7 +39,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
    paper (1 + 2 in the code). SEEDS repeat the fine-tuning; each network is pretrained once, with the first.
 9. "disgusted" of IEMOCAP ("iemocap:disgust"): two turns have that label, in sessions 1 and 3, so that this is
    in effect a task of three classes; the usual four stand beside it. "happy" is without "excited" there.
-10. Slips of the paper: 28.6 % in its text is 26.8 % in Table 1; the gains by time and frequency masking are
+10. Slips of the paper: 28.6 % in its text is 26.8 % in Table 1; gains by time and frequency masking are
    swapped between text and Table 2. F1 is not defined: ours is weighted by class size, macro F1 beside it.
 """
 
@@ -61,7 +60,6 @@ from torch.nn import functional as F
 
 from common import splits
 from common.errors import UserError
-from common.extraction import Extraction
 from common.files import file_hash, hash_of, read_json
 from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
@@ -77,8 +75,7 @@ DATA_ROOT = "data"                # folder of corpora, codes, models
 RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/05_pretrain_vqmae/<corpus>/
 
 # ---- Corpus and protocol -------------------------------------------------------------------
-CORPUS = "ravdess:speech"         # of Tables 1-4, Figures 2-3: a prepared corpus or, after a colon, a part:
-                                  # "ravdess:speech", "ravdess:song", "iemocap:disgust", "emodb", ...
+CORPUS = "ravdess:speech"         # of Tables 1-4, Figures 2-3; or "ravdess:song", "iemocap:disgust", "emodb"
 TABLE_5_CORPORA = ("ravdess:speech", "ravdess:song", "iemocap:disgust", "iemocap", "emodb")  # if prepared
 PRETRAIN_CORPORA = ("voxceleb2",) # unlabelled speech for VQ-VAE and pretraining (Sec. 3.1.1)
 LEAVE_OUT = "tested"              # "tested": pretraining never reads the speakers that a fold tests; "nobody"
@@ -139,8 +136,7 @@ QUERY_BLOCKS = (1, 1)             # Query2Emo: blocks of its encoder and decoder
 QUERY_HEADS = 8                   # Query2Emo: heads of attention (authors' code)
 
 # ---- Beyond the paper ----------------------------------------------------------------------
-BEYOND_PAPER = ("equal", "mean")  # "equal": frames and patches at one width; "mean": Table 1 read
-                                  # from the mean of all tokens
+BEYOND_PAPER = ("equal", "mean")  # "equal": frames, patches at one width; "mean": Table 1 by the mean token
 
 # ---- Machine -------------------------------------------------------------------------------
 SPECMAE = True                    # whether SpecMAE's rows are made: False saves its trainings
@@ -228,10 +224,7 @@ def some_of(n, ratio, rng):
     """(n,) bool, True for round(ratio * n) at random; rng is a numpy Generator, the only randomness used."""
     count = round(ratio * n)
     if not 0 < count < n:
-        raise UserError(
-            f"masking ratio {ratio}: hides {count} of {n}; choose one between 0 and 1 that hides "
-            "some and leaves some visible"
-        )
+        raise UserError(f"masking ratio {ratio}: hides {count} of {n}; some must be hidden, some visible")
     hidden = np.zeros(n, bool)
     hidden[rng.permutation(n)[:count]] = True
     return hidden
@@ -253,7 +246,7 @@ class CodeEmbedding(nn.Module):
         super().__init__()
         shape = N_CODES, network.code_width
         fits = codebook is not None and codebook.shape == shape
-        table = codebook.clone() if fits else torch.randn(*shape)  # starts from the VQ-VAE's codebook
+        table = codebook.clone() if fits else torch.randn(*shape)  # starts from the VQ-VAE's, where it fits
         self.table = nn.Parameter(table, requires_grad=TRAIN_CODEBOOK)
         self.project = nn.Linear(network.token_width, network.width) if network.width else nn.Identity()
 
@@ -288,12 +281,9 @@ class Encoder(nn.Module):
 
     def __init__(self, embed, network):
         super().__init__()
-        n_t, n_d = network.grid
         self.embed, self.network, self.width = embed, network, network.width or network.token_width
-        self.cls, self.positions = (
-            vectors(TOKEN_STD, self.width),
-            vectors(POSITION_STD, n_t * n_d, self.width),
-        )
+        self.cls = vectors(TOKEN_STD, self.width)
+        self.positions = vectors(POSITION_STD, network.n_tokens, self.width)
         self.blocks = nn.Sequential(*(Block(self.width) for _ in range(network.depth)))
         self.norm = nn.LayerNorm(self.width)
 
@@ -312,8 +302,8 @@ class Decoder(nn.Module):
 
     def __init__(self, network, width):
         super().__init__()
-        n_t, n_d = network.grid
-        self.mask, self.positions = vectors(TOKEN_STD, width), vectors(POSITION_STD, 1 + n_t * n_d, width)
+        self.mask = vectors(TOKEN_STD, width)
+        self.positions = vectors(POSITION_STD, 1 + network.n_tokens, width)
         self.blocks = nn.Sequential(*(Block(width) for _ in range(DECODER_DEPTH)))
 
     def forward(self, encoded, visible_at, hidden_at):
@@ -325,10 +315,7 @@ class Decoder(nn.Module):
 
 
 class VQMAE(nn.Module):
-    """VQ-MAE-S: predicts the codes of hidden tokens from the visible ones (Figure 1).
-
-    codebook  (K, e) of the VQ-VAE, from which the embedding starts; None, or of another width: from N(0, 1)
-    """
+    """VQ-MAE-S: predicts codes of hidden tokens from the visible ones (Figure 1); codebook (K, e) or None."""
 
     def __init__(self, network, codebook=None):
         super().__init__()
@@ -344,7 +331,7 @@ class VQMAE(nn.Module):
         logits, target = self.predict(tokens, visible_at, hidden_at), take(tokens, hidden_at)
         found = {"loss": F.cross_entropy(logits.flatten(0, 2), target.flatten())}  # Equation 1
         if not self.training:
-            found["accuracy"] = (logits.argmax(3) == target).float().mean()
+            found["codes_found"] = (logits.argmax(3) == target).float().mean()
         return found
 
     def predict(self, tokens, visible_at, hidden_at):
@@ -399,8 +386,7 @@ class ClsHead(nn.Linear):
 class Query2Emo(nn.Module):
     """One trained query per class that attends to all tokens, CLS among them, after Query2Label [21].
 
-    A block of queries has self-attention, attention to the tokens, and an MLP. A logit is the product of a
-    class's vector with weights of that class alone, as in Query2Label.
+    A logit is the product of a class's vector with weights of that class alone, as there.
     """
 
     def __init__(self, width, n_classes):
@@ -423,10 +409,7 @@ class Query2Emo(nn.Module):
 
 
 class MeanHead(nn.Module):
-    """A linear layer on the standardised mean of all tokens but CLS, after MAE [10]; not in the paper.
-
-    A batch of one sample has no variance: it is standardised by what has been kept so far.
-    """
+    """A linear layer on the standardised mean of all tokens but CLS, after MAE [10]; not in the paper."""
 
     def __init__(self, width, n_classes):
         super().__init__()
@@ -434,7 +417,7 @@ class MeanHead(nn.Module):
 
     def forward(self, x):
         x, norm = x[:, 1:].mean(1), self.norm
-        if len(x) == 1:
+        if len(x) == 1:  # has no variance: standardised by what has been kept so far
             return self.linear(F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps))
         return self.linear(norm(x))
 
@@ -462,9 +445,8 @@ def asymmetric_loss(logits, labels):
     """The asymmetric loss of Ridnik et al. [22], adapted to a single label per sample; mean over the batch.
 
     -sum_c y_c (1 - q_c)^gamma log p_c, where p = softmax(logits) (B, C) and y is the smoothed one-hot label.
-    For the label q_c = p_c and gamma = GAMMA_POS, for every other class q_c = 1 - p_c and gamma = GAMMA_NEG.
-    With gammas of 0 this is cross-entropy with label smoothing. With GAMMA_NEG 4 the terms of other classes
-    become -p^4 log p: they press down a class that is still probable, and leave small ones alone.
+    For the label q_c = p_c and gamma = GAMMA_POS, for every other class q_c = 1 - p_c and gamma = GAMMA_NEG;
+    gammas of 0 give cross-entropy, GAMMA_NEG 4 presses down only classes that are still probable.
     """
     log_p = F.log_softmax(logits.float(), 1)  # (B, C)
     p, one_hot = log_p.exp(), F.one_hot(labels, logits.shape[1])
@@ -478,13 +460,8 @@ def asymmetric_loss(logits, labels):
 
 def recipe_of(learning_rate, epochs, batch_size, warmup_epochs, seed):
     """AdamW, a warm-up and a cosine from epoch to epoch (Sections 3.1.1 and 3.1.2)."""
-    rate = {
-        "schedule": "cosine",
-        "warmup_share": warmup_epochs / epochs,
-        "rate_per": "epoch",
-        "clip_norm": 0.0,
-    }
-    return Recipe(learning_rate, epochs, batch_size, WEIGHT_DECAY, betas=BETAS, seed=seed, **rate)
+    share, how = warmup_epochs / epochs, {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
+    return Recipe(learning_rate, epochs, batch_size, WEIGHT_DECAY, "cosine", share, "epoch", **how)
 
 
 def load_network(network, pretraining, pretrained=True):
@@ -501,7 +478,7 @@ def settings_of(network):
     return {"network": asdict(network), "blocks": blocks, "train_codebook": TRAIN_CODEBOOK}
 
 
-# ---- 1. VQ-VAE (Section 2.1) ---------------------------------------------------------------
+# ---- 1. VQ-VAE (Section 2.1); 2. codes: see common/sadok/codes.py --------------------------
 
 
 def pretrain_vqvae(accelerator, pretraining):
@@ -514,7 +491,7 @@ def pretrain_vqvae(accelerator, pretraining):
     return train_vqvae(accelerator, train_set, valid_set, CODE_SIZE, recipe, folder)
 
 
-# ---- 2. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
+# ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
 
 
 def pretrain(network, pretraining):
@@ -542,13 +519,11 @@ def pretrain(network, pretraining):
     model, folder = load_network(network, pretraining, False), pretraining.folder / network.slug()
     title = f"{network.slug()} {pretraining.name}"
     history = fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity, title, False)
-    last = history["log"][-1]
-    found = f"  codes found {100 * last['valid_accuracy']:.1f} %" if "valid_accuracy" in last else ""
-    seconds, held_out_loss = history["seconds"], last["valid_loss"]
-    print(f"  pretrained {title:<52} {seconds:7.1f} s  held-out loss {held_out_loss:.3f}{found}", flush=True)
+    shown = ", ".join(f"{name} {x:.3f}" for name, x in history["log"][-1].items() if "valid_" in name)
+    print(f"  pretrained {title:<52} {history['seconds']:7.1f} s  {shown}", flush=True)
 
 
-# ---- 3. Fine-tuning (Section 3.1.2) --------------------------------------------------------
+# ---- 4. Fine-tuning (Section 3.1.2) --------------------------------------------------------
 
 
 def finetune(row, name, k, seed, pretraining):
@@ -606,8 +581,7 @@ def plan():
     power = data.Network("specmae", "patch-tf", RATIO, N_FRAMES, N_BINS, *patch, 1, DEPTH, SPEC_WIDTH)
     spectra = {"": power, " on log power": replace(power, kind="specmae-log")}
     varied = codes, STRATEGY, spectra if SPECMAE else {}
-    token_sizes = [data.size_of("TOKEN_SIZES", text) for text in TOKEN_SIZES]
-    rows = tables.rows(*varied, STRATEGIES, RATIOS, CODE_WIDTHS, DEPTHS, token_sizes)
+    rows = tables.rows(*varied, STRATEGIES, RATIOS, CODE_WIDTHS, DEPTHS, TOKEN_SIZES)
     return tables.choose(rows, TABLES, BEYOND_PAPER), tables.tests(*varied)
 
 
@@ -615,10 +589,9 @@ def check_constants(rows):
     """Refuse what would fail after hours; every network is built without memory and hides tokens once."""
     if not 0 <= PRETRAIN_WARMUP_EPOCHS < PRETRAIN_EPOCHS or not 0 <= FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS:
         raise UserError("PRETRAIN_WARMUP_EPOCHS, FINETUNE_WARMUP_EPOCHS: must be shorter than the trainings")
-    choices = {"LEAVE_OUT": (LEAVE_OUT, ("tested", "nobody")), "STRATEGY": (STRATEGY, STRATEGIES)}
-    for name, (value, names) in choices.items():
-        if value not in names:
-            raise UserError(f"{name}={value}: choose one of {', '.join(names)}")
+    if LEAVE_OUT not in ("tested", "nobody") or STRATEGY not in STRATEGIES:
+        choices = f"choose one of tested, nobody; one of {', '.join(STRATEGIES)}"
+        raise UserError(f"LEAVE_OUT={LEAVE_OUT}, STRATEGY={STRATEGY}: {choices}")
     for row in rows:
         with torch.device("meta"):
             EmotionClassifier(build_network(row.network).encoder, row.head, 2, row.freeze)
@@ -628,8 +601,7 @@ def check_constants(rows):
 def main():
     planned, compared = plan()
     check_constants({row for rows in planned.values() for row in rows.values()})
-    accelerator, corpus = make_accelerator(PRECISION), corpus_of(CORPUS)
-    run = None
+    accelerator, corpus, run = make_accelerator(PRECISION), corpus_of(CORPUS), None
     if accelerator.is_main_process:
         run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device)
 
@@ -641,21 +613,15 @@ def main():
 
     # VQ-VAEs, and the codes of every corpus
     vqvaes = {left_out: pretrain_vqvae(accelerator, left_out) for left_out in dict.fromkeys(serving.values())}
-    how = Extraction(workers=WORKERS, max_problem_share=MAX_PROBLEM_SHARE)
     for base, pretraining in data.stores_needed(corpora, serving):
         with accelerator.main_process_first():
-            extract_codes(pretraining, base, vqvaes[pretraining], accelerator.device, how)
+            extract_codes(pretraining, base, vqvaes[pretraining], WORKERS, MAX_PROBLEM_SHARE)
     if PREPARE_ONLY:
         return
 
     # Pretraining and fine-tuning, each network, row, fold and seed once
     jobs = JOBS if accelerator.num_processes == 1 else 1
-    runs = [
-        (row, name, k, seed, serving[name, k])
-        for row, name in tables.rows_and_corpora(planned, tuple(corpora))
-        for seed in SEEDS
-        for k in range(len(corpora[name].folds))
-    ]
+    runs = tables.runs(planned, corpora, SEEDS, serving)  # (Row, corpus, fold number, seed, Pretraining)
     networks = dict.fromkeys((row.network, pretraining) for row, *_, pretraining in runs if row.pretrained)
     side_by_side(pretrain, list(networks), jobs)
     kept = side_by_side(finetune, runs, jobs)

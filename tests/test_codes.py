@@ -57,7 +57,9 @@ def corpus(root, clips, weights=b"weights"):
 
 
 def extract(pretraining, vqvae, most=0.0, batch=64, workers=0):
-    return extract_codes(pretraining, "clips", vqvae, "cpu", Extraction(batch, workers, most))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codes_module, "Extraction", lambda _, *more: Extraction(batch, *more))
+        return extract_codes(pretraining, "clips", vqvae, workers, most)
 
 
 def write_clips(folder, n_clips=6):
@@ -103,7 +105,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, vqvae):
         pass
 
     class Dying:
-        n = 0
+        n, mean = 0, torch.zeros(1)
 
         def encode(self, power):
             self.n += 1

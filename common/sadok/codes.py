@@ -10,7 +10,7 @@ import functools
 import numpy as np
 import torch
 
-from common.extraction import extract
+from common.extraction import Extraction, extract
 from common.files import file_hash
 from common.media import MediaError, count_seconds, read_audio
 from common.sadok.data import audio_paths, read_part
@@ -36,10 +36,11 @@ def read_clip(path):
     return torch.from_numpy(samples / peak)
 
 
-def extract_codes(pretraining, base, vqvae, device, how):
+def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
     """The Store of `codes` (N, 64) uint8 of all clips of a corpus, extracted where they are not there yet.
 
-    vqvae  VQVAE of the pretraining, on the device; how: extraction.Extraction
+    vqvae  VQVAE of the pretraining, on the device that computes
+    workers, max_problem_share  as in extraction.Extraction
     """
     manifest = read_part(pretraining.data_root, base)
     clips = {turn.utterance_id: manifest.path(turn.audio) for turn in manifest.turns}
@@ -49,10 +50,11 @@ def extract_codes(pretraining, base, vqvae, device, how):
     identity = {"vqvae": weights, "manifest": manifest.fingerprint()}
 
     def compute(batch):
+        device = vqvae.mean.device
         codes = [vqvae.encode(power_spectrogram(samples.to(device))).cpu() for samples in batch]
         return {"codes": torch.cat(codes).numpy()}, [len(clip) for clip in codes]
 
-    folder = pretraining.codes_folder(base)
+    folder, how = pretraining.codes_folder(base), Extraction(64, workers, max_problem_share)
     return extract(clips, read_clip, compute, folder, identity, how, f"codes of {base}", need_bytes)
 
 

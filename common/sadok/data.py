@@ -182,6 +182,10 @@ class Network:
                 )
         return self.n_frames // self.t, self.n_rows // self.d
 
+    @property
+    def n_tokens(self):
+        return self.grid[0] * self.grid[1]
+
     def slug(self):
         """Name of its folder, such as patch-tf_0.8_10x4_e8_12"""
         is_vqmae = self.kind == "vqmae"

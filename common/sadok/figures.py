@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torchaudio.functional import griffinlim
 
-from common import metrics, plots
+from common import metrics, panels, plots
 from common.files import make_folder
 from common.media import write_wav
 from common.sadok.vqvae import HOP, N_FFT, RATE_HZ, power_spectrogram, read_samples
@@ -22,7 +22,7 @@ def ratio_figure(report, labelled, cells):
         series.setdefault(name, []).append(point)
     series = {name: tuple(zip(*points)) for name, points in series.items()}
     chance = 100 * metrics.chance(report.corpus.y, len(report.corpus.manifest.classes))[0]
-    figure = plots.curves(series, "hidden tokens (%)", "accuracy, pooled (%)", chance)
+    figure = panels.curves(series, "hidden tokens (%)", "accuracy, pooled (%)", chance)
     caption = (
         f"Figure 2. Impact of the masking ratio, {report.data}; bars: 95 % interval, speakers resampled. The "
         "paper finds the best of patch masking near 80 %, frame masking nearly flat."
@@ -36,7 +36,7 @@ def token_size_figure(report, labelled, cells):
     values = {(row.network.t, row.network.d): found[label] for label, row in labelled.items()}
     names = "t, frames per token", "d, codes of a frame per token", "accuracy, pooled (%)"
     caption = f"Figure 3. Impact of the token size (t, d), {report.data}. The paper's best is (10, 4)."
-    figure = plots.value_map(values, *names)
+    figure = panels.value_map(values, *names)
     report.run.figure(plots.save(figure, report.run.folder, "sadok_fig_3_token_size", caption))
 
 
@@ -73,17 +73,17 @@ def reconstruction_figure(report, vqvae, model, masked, data_root):
     """Beyond the paper: the panels of `reconstruct` for a test clip, as a figure and as wav files."""
     turn, network = report.corpus.folds[0].test[0], model.network
     path, folder = report.corpus.manifest.path(turn.audio), Path(data_root) / "listen" / report.corpus.name
-    panels = reconstruct(vqvae, model, masked, path, vqvae.mean.device)
+    shown = reconstruct(vqvae, model, masked, path, vqvae.mean.device)
     make_folder(folder)
     window = torch.hann_window(N_FFT)
-    for title, power in panels.items():
+    for title, power in shown.items():
         torch.manual_seed(0)  # of the phases that Griffin-Lim starts from
         samples = griffinlim(power.T.nan_to_num(0.0), window, N_FFT, HOP, N_FFT, 2.0, 60, 0.99, None, True)
         file = folder / f"{turn.utterance_id}_{title.split(',')[0].replace(' ', '_')}.wav"
         write_wav(file, samples.numpy() / max(1.0, float(samples.abs().max())), RATE_HZ)
     print(f"  listen    {folder}/{turn.utterance_id}_*.wav (phase by Griffin-Lim)")
-    decibels = {title: 10 * torch.log10(power + 1e-10).T.numpy() for title, power in panels.items()}
-    figure = plots.spectrograms(decibels, HOP / RATE_HZ, RATE_HZ / 2000)
+    decibels = {title: 10 * torch.log10(power + 1e-10).T.numpy() for title, power in shown.items()}
+    figure = panels.spectrograms(decibels, HOP / RATE_HZ, RATE_HZ / 2000)
     caption = (
         f"A test clip of {report.corpus.name} ({turn.utterance_id}), not in the paper. Masking "
         f"{network.strategy}, {100 * network.ratio:g} % of the tokens hidden (white); the codes found for "

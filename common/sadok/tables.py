@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from common import metrics
+from common.comparison import paired_test_cells
 from common.errors import UserError
-from common.results import Cell, paired_test_cells, paper_figures, prediction_rows, score_cell, score_cells
+from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
 from common.sadok import figures
-from common.sadok.data import Row
+from common.sadok.data import Row, size_of
 from common.sadok.vqvae import N_ROWS, Frames, evaluate_vqvae
 
 PAPER = Path(__file__).with_name("paper.csv")  # its numbers as printed
@@ -74,7 +75,8 @@ def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, toke
         found["5"] |= {label: Row(network), f"{label} + Query2Emo": Row(network, head="query2emo")}
     both = [(network, ratio) for network in (patch, frame) for ratio in ratios]
     found["fig2"] = {f"{n.strategy} {r:g}": Row(replace(n, ratio=r)) for n, r in both}
-    found["fig3"] = {f"{t}x{d}": Row(replace(patch, t=t, d=d)) for t, d in token_sizes}
+    sizes = {text: size_of("TOKEN_SIZES", text) for text in token_sizes}
+    found["fig3"] = {text: Row(replace(patch, t=t, d=d)) for text, (t, d) in sizes.items()}
     units = f"{narrow.width} units"
     found["equal"] = {f"Patch-tf, {units}": Row(patch), f"Frame, {units}": Row(narrow)}
     found["mean"] = {
@@ -94,11 +96,14 @@ def choose(found, *names):
     return {name: found[name] for part in names for name in part}
 
 
-def rows_and_corpora(planned, corpora):
-    """(Row, name of a corpus) of all that is trained, once: Table 5 on all corpora, others on the first."""
-    wanted = [(row, corpora[0]) for table, rows in planned.items() if table != "5" for row in rows.values()]
+def runs(planned, corpora, seeds, serving):
+    """(Row, corpus, fold number, seed, Pretraining) of all fine-tunings; Table 5 is of all corpora."""
+    first = next(iter(corpora))
+    wanted = [(row, first) for table, rows in planned.items() if table != "5" for row in rows.values()]
     wanted += [(row, name) for name in corpora for row in planned.get("5", {}).values()]
-    return list(dict.fromkeys(wanted))
+    wanted = [(*pair, seed) for pair in dict.fromkeys(wanted) for seed in seeds]
+    folds = {name: range(len(corpus.folds)) for name, corpus in corpora.items()}
+    return [(row, name, k, seed, serving[name, k]) for row, name, seed in wanted for k in folds[name]]
 
 
 def tests(patch, strategy, spectra):

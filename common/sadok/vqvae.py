@@ -116,7 +116,7 @@ class Codebook(nn.Module):
 
 
 def some_rows(z, n):
-    """n rows of z (M, e) at random, the same in every process. training.fit has seeded the step."""
+    """n rows of z (M, e) at random, the same in every process; training.fit has seeded the step."""
     rows = z[torch.randint(len(z), (n,)).to(z.device)]
     if torch.distributed.is_initialized():
         torch.distributed.broadcast(rows, 0)
@@ -148,10 +148,9 @@ class Residual(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """Frames of a power spectrogram <-> 64 codes each; every frame is an item of its own.
+    """Frames of a power spectrogram (N, 513) <-> 64 codes each (N, 64); every frame is an item of its own.
 
-    code_size  e, the size of a code
-    Frames x are (N, 513) power, codes (N, 64). Maps inside are (N, channels, 1, frequency).
+    code_size  e; maps inside are (N, channels, 1, frequency)
     """
 
     def __init__(self, code_size):
@@ -159,20 +158,13 @@ class VQVAE(nn.Module):
         self.register_buffer("mean", torch.zeros(N_BINS))  # of log power in the training set
         self.register_buffer("sd", torch.ones(N_BINS))
         self.codebook = Codebook(N_CODES, code_size)
-        # fmt: off
-        self.encoder = nn.Sequential(
-            conv(1, 16, 4, 2, 1), nn.Tanh(),                        # (N, 16, 1, 256)
-            conv(16, 32, 4, 2, 1), nn.Tanh(),                       # (N, 32, 1, 128)
-            conv(32, 32, 3, 2, 1), Residual(32), Residual(32),      # (N, 32, 1, 64)
-            nn.Tanh(), conv(32, code_size, 1, 1, 0),                # (N, e, 1, 64)
-        )
-        self.decoder = nn.Sequential(
-            conv(code_size, 32, 3, 1, 1), Residual(32), Residual(32), nn.Tanh(),
-            deconv(32, 32, 4, 2, 1), nn.Tanh(),                     # (N, 32, 1, 128)
-            deconv(32, 16, 4, 2, 1), nn.Tanh(),                     # (N, 16, 1, 256)
-            deconv(16, 1, 3, 2, 0),                                 # (N, 1, 1, 513)
-        )
-        # fmt: on
+        # Lengths along frequency: 513 -> 256 -> 128 -> 64, and back
+        down = conv(1, 16, 4, 2, 1), nn.Tanh(), conv(16, 32, 4, 2, 1), nn.Tanh(), conv(32, 32, 3, 2, 1)
+        code = Residual(32), Residual(32), nn.Tanh(), conv(32, code_size, 1, 1, 0)
+        self.encoder = nn.Sequential(*down, *code)
+        decode = conv(code_size, 32, 3, 1, 1), Residual(32), Residual(32), nn.Tanh()
+        up = deconv(32, 32, 4, 2, 1), nn.Tanh(), deconv(32, 16, 4, 2, 1), nn.Tanh(), deconv(16, 1, 3, 2, 0)
+        self.decoder = nn.Sequential(*decode, *up)
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, power):

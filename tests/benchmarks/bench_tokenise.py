@@ -27,7 +27,6 @@ from measure import product_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.extraction import Extraction
 from common.files import make_folder
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
@@ -111,7 +110,7 @@ def whole(paths, model, seconds, root):
     def run(workers):
         shutil.rmtree(root / "codes", ignore_errors=True)
         with contextlib.redirect_stdout(io.StringIO()):
-            extract_codes(pretraining, "clips", model, "cpu", Extraction(workers=workers))
+            extract_codes(pretraining, "clips", model, workers, 0.0)
 
     for name, workers in (("all", 0), ("all, 1 worker", 1)):
         report(name, seconds, timed(seconds, lambda workers=workers: run(workers)))

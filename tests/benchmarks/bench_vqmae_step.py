@@ -131,7 +131,8 @@ def main():
     before = product_rate(arguments.device, dtype, sizes)
     print(
         f"{machine(arguments.device)}, torch {torch.__version__}, {dtype}, batch {arguments.batch}, "
-        f"encoder depth {arguments.depth}, {RATIO:.0%} hidden{load}; matrix product {before / 1e9:.0f} GFLOP/s"
+        f"encoder depth {arguments.depth}, {RATIO:.0%} hidden{load}; "
+        f"matrix product {before / 1e9:.0f} GFLOP/s"
     )
     for strategy in TOKENS:
         report(strategy, arguments, before)
