@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from demo_corpora import file_bytes, planned, write_all
 
-from common.corpora.readers import RAVDESS_CLASSES, RAVDESS_NAME, read_ravdess
+from common.corpora import ravdess
 from common.demo import av as demo_av
 from common.demo.faces import draw_actor, set_face
 from common.demo.sounds import loudness
@@ -131,11 +131,11 @@ def test_ravdess_is_read_as_the_genuine_one(corpora):
     paths = sorted(path for path in root.rglob("*") if path.is_file())
     assert len(paths) == 16 and all(path.suffix == ".mp4" for path in paths)
     for path in paths:
-        match = RAVDESS_NAME.fullmatch(path.stem)
+        match = ravdess.NAME.fullmatch(path.stem)
         assert match[1] == match[2] == "01" and path.parent.name == f"Actor_{match[7]}"
-    release = read_ravdess(root, "speech")
+    release = ravdess.read(root, "speech")
     assert not release.problems and all(source.audio == source.video for source in release.turns)
-    assert Counter(source.turn.label for source in release.turns) == dict.fromkeys(RAVDESS_CLASSES, 2)
+    assert Counter(source.turn.label for source in release.turns) == dict.fromkeys(ravdess.CLASSES, 2)
 
 
 def test_ravdess_is_h264_with_stereo_sound(corpora):

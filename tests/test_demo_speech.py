@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torchaudio.transforms import MelSpectrogram
 
-from common.corpora.readers import EMODB_CLASSES, RAVDESS_CLASSES, read_emodb, read_ravdess, read_voxceleb2
+from common.corpora import emodb, ravdess, voxceleb2
 from common.demo import speech as demo_speech
 from common.demo.voices import FACES, FEATURES, MISTAKEN, SETTINGS, STYLES, Speaker
 from common.demo.writing import Sound, write_m4a
@@ -44,11 +44,11 @@ def levels(samples, n):
 
 def test_ravdess_is_read_as_the_genuine_one(corpora):
     speech, song, both = (
-        read_ravdess(corpora / "demo_ravdess", channel) for channel in ("speech", "song", "both")
+        ravdess.read(corpora / "demo_ravdess", channel) for channel in ("speech", "song", "both")
     )
     assert not both.problems and len(both.turns) == len(speech.turns) + len(song.turns)
-    assert Counter(s.turn.label for s in speech.turns) == dict.fromkeys(RAVDESS_CLASSES, 5 * 2)
-    assert Counter(s.turn.label for s in song.turns) == dict.fromkeys(RAVDESS_CLASSES[:6], 5 * 2)
+    assert Counter(s.turn.label for s in speech.turns) == dict.fromkeys(ravdess.CLASSES, 5 * 2)
+    assert Counter(s.turn.label for s in song.turns) == dict.fromkeys(ravdess.CLASSES[:6], 5 * 2)
     assert {s.turn.speaker for s in both.turns} == {f"Actor_{k:02d}" for k in range(1, 6)}
     assert {s.turn.extra["channel"] for s in both.turns} == {"speech", "song"}
     assert all(s.turn.extra["intensity"] == "normal" for s in both.turns if s.turn.label == "neutral")
@@ -61,7 +61,7 @@ def test_ravdess_is_read_as_the_genuine_one(corpora):
 
 def test_ravdess_audio_is_48_khz_with_silence_at_both_ends(corpora):
     channels = Counter()
-    for source in read_ravdess(corpora / "demo_ravdess", "both").turns:
+    for source in ravdess.read(corpora / "demo_ravdess", "both").turns:
         info = soundfile.info(str(source.audio))
         assert (info.samplerate, info.subtype) == (48000, "PCM_16") and 1.2 < info.duration < 8
         channels[info.channels] += 1
@@ -98,10 +98,10 @@ def test_song_has_a_word_per_note():
 
 
 def test_emodb_is_read_as_the_genuine_one(corpora):
-    release = read_emodb(corpora / "demo_emodb")
+    release = emodb.read(corpora / "demo_emodb")
     assert not release.problems and len(release.turns) == 40
     assert Counter(s.turn.speaker for s in release.turns) == dict.fromkeys(demo_speech.EMODB_SPEAKERS, 4)
-    assert {s.turn.label for s in release.turns} == set(EMODB_CLASSES)
+    assert {s.turn.label for s in release.turns} == set(emodb.CLASSES)
     for source in release.turns:
         info = soundfile.info(str(source.audio))
         assert (info.samplerate, info.channels, info.subtype) == (
@@ -115,7 +115,7 @@ def test_emodb_is_read_as_the_genuine_one(corpora):
 
 
 def test_voxceleb2_is_read_as_the_genuine_one(corpora):
-    release = read_voxceleb2(corpora / "demo_voxceleb2", 0, 0)
+    release = voxceleb2.read(corpora / "demo_voxceleb2", 0, 0)
     assert not release.problems and release.media_in_place
     assert Counter(s.turn.speaker for s in release.turns) == {"id00012": 4, "id00019": 4, "id00026": 4}
     assert len({s.turn.dialogue_id for s in release.turns}) == 6  # videos of three clips and of one
@@ -180,16 +180,16 @@ def test_another_seed_another_corpus(monkeypatch, name):
 
 def test_every_emotion_has_a_style_a_face_and_a_mistake():
     acted = {emotion for emotion, _ in demo_speech.EMODB_EMOTIONS.values()}
-    assert set(MISTAKEN) == acted | set(RAVDESS_CLASSES) and demo_speech.RAVDESS_EMOTIONS == RAVDESS_CLASSES
+    assert set(MISTAKEN) == acted | set(ravdess.CLASSES) and demo_speech.RAVDESS_EMOTIONS == ravdess.CLASSES
     assert all(emotion not in others and set(others) < set(MISTAKEN) for emotion, others in MISTAKEN.items())
     assert all(list(STYLES[emotion]) == list(SETTINGS) for emotion in MISTAKEN)
-    assert all(list(FACES[emotion]) == list(FEATURES) for emotion in {*RAVDESS_CLASSES, "lombard"})
+    assert all(list(FACES[emotion]) == list(FEATURES) for emotion in {*ravdess.CLASSES, "lombard"})
 
 
 def test_emotion_can_be_told_from_unknown_voices_but_not_always(corpora):
     """Log-mel statistics and a linear classifier, actors held out: well above 1 in 8, well below all."""
     mel = MelSpectrogram(16000, n_fft=512, hop_length=160, n_mels=40)
-    turns = read_ravdess(corpora / "demo_ravdess", "speech").turns
+    turns = ravdess.read(corpora / "demo_ravdess", "speech").turns
     features = []
     for source in turns:
         samples = torch.from_numpy(read_audio(source.audio))
