@@ -2,7 +2,4 @@
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file or constant and what to change.
-
-    `settings.run` prints it without a traceback and exits with code 1.
-    """
+    """Something the user can mend: one line that names the file or constant and what to change."""

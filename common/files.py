@@ -11,15 +11,18 @@ from pathlib import Path
 
 from common.errors import UserError
 
+ELSEWHERE = "choose another DATA_ROOT or RESULTS_ROOT"
+IN_THE_WAY = "a file stands where a folder is needed; remove it or choose another folder"
 REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or choose another DATA_ROOT or RESULTS_ROOT",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another DATA_ROOT or RESULTS_ROOT",
-    errno.EACCES: "no permission to write there; choose another DATA_ROOT or RESULTS_ROOT",
-    errno.EPERM: "writing there is not permitted; choose another DATA_ROOT or RESULTS_ROOT",
-    errno.EROFS: "the file system is read-only; choose another DATA_ROOT or RESULTS_ROOT",
-    errno.ENOTDIR: "a file stands where a folder is needed; remove it or choose another folder",
-    errno.EEXIST: "a file stands where a folder is needed; remove it or choose another folder",
+    errno.ENOSPC: f"the disk is full; free some space or {ELSEWHERE}",
+    errno.EDQUOT: f"the disk quota is used up; free some space or {ELSEWHERE}",
+    errno.EACCES: f"no permission to write there; {ELSEWHERE}",
+    errno.EPERM: f"writing there is not permitted; {ELSEWHERE}",
+    errno.EROFS: f"the file system is read-only; {ELSEWHERE}",
+    errno.ENOTDIR: IN_THE_WAY,
+    errno.EEXIST: IN_THE_WAY,
 }
+ABSENT = "no such file; run the script that writes it first"
 
 
 @contextmanager
@@ -49,10 +52,7 @@ def free_bytes(folder):
 
 @contextmanager
 def atomic_path(path):
-    """Give a temporary path beside `path`; rename it onto `path` when the block ends without an error.
-
-    The temporary file or folder is removed on failure, so a reader never meets half a file.
-    """
+    """Give a temporary path beside `path`; rename it onto `path` if the block succeeds, else remove it."""
     path = Path(path)
     make_folder(path.parent)
     # The suffix stays last: encoders and savers choose their format by it.
@@ -86,11 +86,10 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run the script that writes it first") from error
+        raise UserError(f"{path}: {ABSENT}") from error
     except ValueError as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); delete it and run the script that writes it"
-        ) from error
+        remedy = "delete it and run the script that writes it"
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
 def hash_of(content):
@@ -98,12 +97,16 @@ def hash_of(content):
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def file_hash(path):
+    """A short hash of a file's bytes, as long as that of `hash_of`."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 def write_csv(path, rows, columns):
     """Write dicts as UTF-8 CSV with the given columns; absent keys become empty cells."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(
-            file, fieldnames=list(columns), restval="", extrasaction="raise", lineterminator="\n"
-        )
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -114,6 +117,6 @@ def read_csv(path):
         with open(path, newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run the script that writes it first") from error
+        raise UserError(f"{path}: {ABSENT}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error

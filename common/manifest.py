@@ -4,20 +4,21 @@
 All turns are in it, since context needs them; a turn outside the label set has an empty label.
 """
 
-import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from common.errors import UserError
-from common.files import read_csv, read_json, write_csv, write_json
+from common.files import file_hash, read_csv, read_json, write_csv, write_json
+
+AGAIN = "run 01_prepare_data.py again"
 
 
 @dataclass
 class Turn:
     """One utterance of one speaker; `audio` and `video` are relative to the prepared folder, "" = none.
 
-    Where a corpus is used in place (VoxCeleb2, CREMA-D, ...), they are absolute paths of its own files. VoxCeleb2 is
-    not even opened, so that start_s = end_s = 0 there. Turns of CMU-MOSEI lie at start_s to end_s of such a file.
+    Where a corpus is used in place (VoxCeleb2, CREMA-D, ...), they are absolute paths of its own files.
+    VoxCeleb2 is not even opened: start_s = end_s = 0 there. Turns of CMU-MOSEI are spans of such a file.
     """
 
     utterance_id: str
@@ -42,6 +43,16 @@ COLUMNS = tuple(f.name for f in fields(Turn) if f.name != "extra")
 
 
 @dataclass
+class Problem:
+    """Something that a user should know about one turn or file; a row of problems.csv."""
+
+    utterance_id: str
+    file: str
+    problem: str
+    remedy: str = ""
+
+
+@dataclass
 class Manifest:
     """A prepared corpus: its name, folder, class names in reporting order, and turns."""
 
@@ -49,6 +60,8 @@ class Manifest:
     folder: Path
     classes: tuple
     turns: list
+    complete: bool = False  # a genuine release with its published counts: comparable with papers
+    root: str = ""  # the folder of the release
 
     @property
     def labelled(self):
@@ -56,8 +69,8 @@ class Manifest:
         return [turn for turn in self.turns if turn.label]
 
     def fingerprint(self):
-        """A hash of manifest.csv: what was made from other turns, texts or labels is not gone on with."""
-        return hashlib.sha256((self.folder / "manifest.csv").read_bytes()).hexdigest()[:16]
+        """A hash of manifest.csv: what was made from other turns, texts or labels is not resumed."""
+        return file_hash(self.folder / "manifest.csv")
 
     def path(self, relative):
         """Where a media file named in a turn lies; an absolute name stays as it is."""
@@ -74,46 +87,42 @@ def prepared_folder(data_root, corpus):
 
 
 def write_manifest(manifest):
-    """Write manifest.csv, sorted by dialogue and turn, and classes.json beside it.
-
-    Turns are numbered by start time, save where the corpus numbers them itself (MELD, whose times are not all in order).
-    """
+    """Write manifest.csv, sorted by dialogue and turn, and classes.json beside it."""
     extra = sorted({name for turn in manifest.turns for name in turn.extra})
     turns = sorted(manifest.turns, key=lambda t: (t.dialogue_id, t.turn, t.start_s, t.utterance_id))
-    rows = ({**{name: getattr(turn, name) for name in COLUMNS}, **turn.extra} for turn in turns)
-    write_json(manifest.folder / "classes.json", {"corpus": manifest.corpus, "classes": manifest.classes})
+    rows = ({name: getattr(turn, name) for name in COLUMNS} | turn.extra for turn in turns)
+    about = {name: getattr(manifest, name) for name in ("corpus", "classes", "complete", "root")}
+    write_json(manifest.folder / "classes.json", about)
     write_csv(manifest.folder / "manifest.csv", rows, COLUMNS + tuple(extra))
 
 
 def read_manifest(data_root, corpus):
-    """Read what 01 wrote for a corpus; UserError says how to make it where it is absent or damaged."""
+    """Read what 01 wrote for a corpus; UserError where it is absent, damaged, or made of another folder."""
     folder = prepared_folder(data_root, corpus)
     path = folder / "manifest.csv"
     if not path.exists():
         raise UserError(
             f"{path}: the corpus is not prepared; run 01_prepare_data.py with CORPUS={corpus} first"
         )
-    classes = tuple(read_json(folder / "classes.json")["classes"])
-    rows = read_csv(path)
-    absent = [name for name in COLUMNS if rows and name not in rows[0]]
-    if absent or not rows:
-        raise UserError(
-            f"{path}: {'no rows' if not rows else 'lacks the columns ' + ', '.join(absent)}; "
-            "run 01_prepare_data.py again"
-        )
-    return Manifest(corpus_name(corpus), folder, classes, [_turn(row, path) for row in rows])
+    about, rows = read_json(folder / "classes.json"), read_csv(path)
+    root = about.get("root", "")
+    if root and "/" in corpus and Path(root).resolve() != Path(corpus).resolve():
+        raise UserError(f"{folder}: prepared from {root}, not {corpus}; rename a folder or change DATA_ROOT")
+    if not rows:
+        raise UserError(f"{path}: no rows; {AGAIN}")
+    if absent := [name for name in COLUMNS if name not in rows[0]]:
+        raise UserError(f"{path}: lacks the columns {', '.join(absent)}; {AGAIN}")
+    turns = [read_turn(row, path) for row in rows]
+    return Manifest(
+        corpus_name(corpus), folder, tuple(about["classes"]), turns, about.get("complete", False), root
+    )
 
 
-def _turn(row, path):
+def read_turn(row, path):
+    """The Turn of a row of manifest.csv; `path` is named where a number is none."""
+    extra = {name: value for name, value in row.items() if name not in COLUMNS}
     try:
-        return Turn(
-            turn=int(row["turn"]),
-            start_s=float(row["start_s"]),
-            end_s=float(row["end_s"]),
-            extra={name: value for name, value in row.items() if name not in COLUMNS},
-            **{name: row[name] for name in COLUMNS if name not in ("turn", "start_s", "end_s")},
-        )
+        numbers = {"turn": int(row["turn"]), "start_s": float(row["start_s"]), "end_s": float(row["end_s"])}
     except ValueError as error:
-        raise UserError(
-            f"{path}: turn {row['utterance_id']}: {error}; run 01_prepare_data.py again"
-        ) from error
+        raise UserError(f"{path}: turn {row['utterance_id']}: {error}; {AGAIN}") from error
+    return Turn(**{name: row[name] for name in COLUMNS} | numbers, extra=extra)

@@ -125,6 +125,11 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
     )
 
 
+def paper_figures(path):
+    """The numbers that a paper prints, {(table, row, column): value}, from a csv with these columns."""
+    return {(line["table"], line["row"], line["column"]): float(line["value"]) for line in read_csv(path)}
+
+
 # ---- Run: header, log, tables, metrics ------------------------------------------------------
 
 

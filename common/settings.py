@@ -17,92 +17,76 @@ An override on the command line wins over a preset, whatever their order.
 import argparse
 import ast
 import difflib
+import io
 import re
 import sys
-import textwrap
+import tokenize
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import REMEDIES
 
-APPLIED = "SETTINGS"  # the global that holds what a run used: name -> value, written beside its results
+NAME = "[A-Z][A-Z0-9_]*"
+TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 @dataclass
 class Constant:
     name: str
     value: object  # as written in the source
-    comment: str
-    heading: str = ""  # the comment lines right above it
+    comment: str  # beside the value, and indented on the lines below it
+    block: str  # the unindented comment above the first constant of its block
 
 
 def read_constants(source):
     """All top-level `NAME = literal` assignments in upper case, with their comments, in order."""
-    lines = source.splitlines()
-    found = []
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    comments = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+
+    def text(numbers):
+        lines = (comments[n].string.strip("#- ") for n in numbers if n in comments)
+        return " ".join(line for line in lines if not line.startswith("fmt: "))
+
+    found, block = [], ""
     for node in ast.parse(source).body:
-        if not (
-            isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
-        ):
-            continue
-        name = node.targets[0].id
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+        if not isinstance(node, ast.Assign) or not re.fullmatch(NAME, ast.unparse(node.targets[0])):
             continue
         try:
             value = ast.literal_eval(node.value)
         except ValueError:
             continue  # derived from others: not a setting
-        found.append(
-            Constant(
-                name,
-                value,
-                _comment(lines, node.end_lineno, node.end_col_offset),
-                _heading(lines, node.lineno),
-            )
-        )
+        first, last = node.lineno, node.end_lineno
+        while first - 1 in comments and comments[first - 1].line.startswith("#"):
+            first -= 1
+        while last + 1 in comments and comments[last + 1].line.startswith("    "):
+            last += 1
+        block = text(range(first, node.lineno)) or block
+        found.append(Constant(node.targets[0].id, value, text(range(node.lineno, last + 1)), block))
     return found
-
-
-def _heading(lines, line):
-    """The unindented comment lines right above a constant: the heading of the block that it begins."""
-    parts = []
-    while line > 1 and lines[line - 2].startswith("# "):
-        line -= 1
-        parts.insert(0, lines[line - 1].strip("#- "))
-    return " ".join(parts)
-
-
-def _comment(lines, end_line, end_column):
-    """The comment after a value and the indented comment lines that continue it."""
-    rest = lines[end_line - 1].encode()[end_column:].decode().strip()
-    if not rest.startswith("#"):
-        return ""
-    parts = [rest.lstrip("# ")]
-    for line in lines[end_line:]:
-        if not re.match(r"\s{4,}#", line):
-            break
-        parts.append(line.strip().lstrip("# "))
-    return " ".join(parts)
 
 
 def split_presets(constants):
     """Separate presets (dicts keyed by the names of other constants) from plain constants."""
     names = {c.name for c in constants}
-    presets = {
-        c.name: c for c in constants if isinstance(c.value, dict) and c.value and set(c.value) <= names
-    }
-    plain = {c.name: c for c in constants if c.name not in presets and not isinstance(c.value, dict)}
-    return plain, presets
+    dicts = {c.name: c for c in constants if isinstance(c.value, dict)}
+    presets = {name: c for name, c in dicts.items() if c.value and set(c.value) <= names}
+    return {c.name: c for c in constants if c.name not in dicts}, presets
+
+
+def changed(source, values):
+    """The constants of `values` that differ from a script's source, {name: the block where they stand}."""
+    plain, _ = split_presets(read_constants(source))
+    return {name: c.block for name, c in plain.items() if values.get(name, c.value) != c.value}
 
 
 def convert(text, like, name):
     """Turn a command-line text into the type of `like`; UserError says what was expected."""
     try:
         if isinstance(like, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.lower()
-            ]
-        if isinstance(like, (tuple, list)):
+            return TRUTH[text.lower()]
+        if isinstance(like, tuple):
             item = like[0] if like else ""
             return tuple(convert(part.strip(), item, name) for part in text.split(",") if part.strip())
         if like is None:
@@ -113,78 +97,56 @@ def convert(text, like, name):
         raise UserError(f"--{name}={text}: expected {kind}") from error
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"command line: {message}; write --NAME=value")
+
+
+def make_parser(source):
+    """A parser that knows the constants of a script; what it parses holds those that were given."""
+    plain, presets = split_presets(read_constants(source))
+    parser = Parser(
+        description=ast.get_docstring(ast.parse(source)),
+        usage="%(prog)s [--preset] [--NAME=value ...]",
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=6, width=110),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for name, c in presets.items():
+        sets = ", ".join(f"{key}={value!r}" for key, value in c.value.items())
+        text = f"{c.comment}. Sets {sets}".lstrip(". ").replace("%", "%%")
+        parser.add_argument(f"--{name.lower()}", dest=name, action="store_true", help=text)
+    groups = {}
+    for name, c in plain.items():
+        group = groups.get(c.block) or groups.setdefault(c.block, parser.add_argument_group(c.block))
+        shown = ",".join(map(str, c.value)) if isinstance(c.value, tuple) else str(c.value)
+        read = partial(convert, like=c.value, name=name)
+        group.add_argument(f"--{name}", metavar=shown, type=read, help=c.comment.replace("%", "%%"))
+    return parser, presets
+
+
 def overrides(source, argv):
     """The constants that `argv` changes, as name -> value.
 
     Raises UserError for an unknown name (with the nearest real one), a bad value or a stray word.
     """
-    plain, presets = split_presets(read_constants(source))
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in plain:
-        parser.add_argument(f"--{name}")
-    for name in presets:
-        parser.add_argument(f"--{name.lower()}", action="store_true")
-    parser.error = _refuse
+    parser, presets = make_parser(source)
     given, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(_unknown(unknown[0], [*plain, *(name.lower() for name in presets)]))
-    changed = {}
-    for name, preset in presets.items():
-        if getattr(given, name.lower()):
-            changed.update(preset.value)
-    for name, constant in plain.items():
-        text = getattr(given, name)
-        if text is not None:
-            changed[name] = convert(text, constant.value, name)
-    return changed
+        names = {c.name: c.name.lower() if c.name in presets else c.name for c in read_constants(source)}
+        word = unknown[0].lstrip("-").split("=")[0].upper()
+        near = names[difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]]
+        raise UserError(f"{unknown[0]}: no such constant; did you mean --{near}? (--help lists them all)")
+    given, found = vars(given), {}
+    for name in presets.keys() & given.keys():
+        found |= presets[name].value
+    return found | {name: value for name, value in given.items() if name not in presets}
 
 
-def _refuse(message):
-    raise UserError(f"command line: {message}; write --NAME=value")
-
-
-def _unknown(word, names):
-    name = word.lstrip("-").split("=")[0]
-    by_upper = {real.upper(): real for real in names}
-    near = difflib.get_close_matches(name.upper(), by_upper, n=1, cutoff=0.0)
-    return f"{word}: no such constant; did you mean --{by_upper[near[0]]}? (--help lists them all)"
-
-
-def help_text(script, source):
-    """The script's docstring and every constant with its default and comment."""
-    plain, presets = split_presets(read_constants(source))
-    lines = [
-        (ast.get_docstring(ast.parse(source)) or "").strip(),
-        "",
-        f"usage: python {script} [--preset] [--NAME=value ...]",
-        "",
-    ]
-    for name, preset in presets.items():
-        changes = ", ".join(f"{key}={value!r}" for key, value in preset.value.items())
-        lines += [f"  --{name.lower()}", *_indented(f"{preset.comment}. Sets {changes}".lstrip(". "))]
-    for constant in plain.values():
-        lines += ["", constant.heading] if constant.heading else []
-        lines += [f"  --{constant.name}={_shown(constant.value)}", *_indented(constant.comment)]
-    return "\n".join(lines)
-
-
-def _indented(text):
-    return textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")
-
-
-def _shown(value):
-    return ",".join(str(v) for v in value) if isinstance(value, tuple) else str(value)
-
-
-def parse(script, argv=None):
+def parse(script):
     """Answer `--help` and refuse a bad command line, without importing what the script imports."""
-    argv = sys.argv[1:] if argv is None else argv
-    source = Path(script).read_text(encoding="utf-8")
-    if "--help" in argv or "-h" in argv:
-        print(help_text(Path(script).name, source))
-        sys.exit(0)
     try:
-        overrides(source, argv)
+        overrides(Path(script).read_text(encoding="utf-8"), sys.argv[1:])
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -194,22 +156,20 @@ def apply(module, argv):
     source = Path(module["__file__"]).read_text(encoding="utf-8")
     module.update(overrides(source, argv))
     plain, _ = split_presets(read_constants(source))
-    module[APPLIED] = {name: module[name] for name in plain}
-    return module[APPLIED]
+    module["SETTINGS"] = {name: module[name] for name in plain}  # written beside the results
+    return module["SETTINGS"]
 
 
 def run(main, module, argv=None):
-    """Apply the command line and run `main`; a UserError or Ctrl-C ends with one line and a code that is not 0."""
+    """Apply the command line and run `main`; a UserError or Ctrl-C ends with one line and a code not 0."""
     try:
         apply(module, sys.argv[1:] if argv is None else argv)
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped: run the same command again to go on from the last saved state")
+        sys.exit("stopped: run the same command again to resume from the last saved state")
     except OSError as error:
-        from common.files import REMEDIES
-
         if error.errno not in REMEDIES:
             raise
         sys.exit(f"error: {error.filename}: {REMEDIES[error.errno]}")

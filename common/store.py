@@ -1,80 +1,116 @@
-"""Rows of numbers on disk, memory-mapped and resumable: features, logits, decoded audio and frames.
+"""Rows of numbers on disk, memory-mapped and resumable: features, codes, logits, decoded audio and frames.
 
 A store is a folder:
 
-    index.csv    utterance_id,start,rows    where each utterance's rows lie, in the order of writing
-    <name>.npy   (N, ...)                   one array per name, all with the same N; opens with numpy.load
-    meta.json    what made it; "complete" is true when the last utterance is in
+    index.csv     utterance_id,start,rows: where each utterance's rows lie, in the order of writing. Arrays
+                  of different lengths have their own columns: audio_start,audio_rows,words_start, ...
+    <name>.npy    (N, ...), one array per name; opens with numpy.load
+    problems.csv  the utterances that could not be read, with their files and what to do
+    meta.json     what made it; "complete" is true when the last utterance is in
 
-One row per utterance for features and logits; as many as there are samples or frames for media. A store that
-somebody else wrote needs only index.csv with the column utterance_id (row i of the arrays is line i) and the
-arrays.
+A store that somebody else wrote needs only index.csv with the column utterance_id (row i of the arrays is
+line i) and the arrays.
 """
 
 import csv
+import json
 import shutil
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
 from common.files import make_folder, read_csv, read_json, write_json, writing
+from common.manifest import Problem
 
 HEADER_BYTES = 128  # fixed, so that the header can be rewritten as rows are appended
 
 
 class Store:
-    """A finished store: `ids`, `meta`, `store[name]` (N, ...) memory-mapped, `rows(id)` as a slice of it."""
+    """A finished store: `ids`, `meta`, and `store[name]` (N, ...) memory-mapped."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        index = read_csv(self.folder / "index.csv")
-        if not index or "utterance_id" not in index[0]:
-            raise UserError(
-                f"{self.folder / 'index.csv'}: needs a header line with utterance_id and a line "
-                "per row of the arrays"
-            )
-        self.ids = [line["utterance_id"] for line in index]
-        self.slices = {line["utterance_id"]: _slice(line, i) for i, line in enumerate(index)}
-        if len(self.slices) != len(self.ids):
-            raise UserError(
-                f"{self.folder / 'index.csv'}: an utterance_id stands there twice; keep one row each"
-            )
         meta = self.folder / "meta.json"
         self.meta = read_json(meta) if meta.exists() else {}
         if not self.meta.get("complete", True):
-            raise UserError(
-                f"{self.folder}: unfinished; run the script that writes it again, it goes on where it stopped"
-            )
-        self.arrays = {path.stem: _open_array(path) for path in sorted(self.folder.glob("*.npy"))}
-        end = max(s.stop for s in self.slices.values())
-        short = [name for name, array in self.arrays.items() if len(array) < end]
-        if short:
-            raise UserError(
-                f"{self.folder / short[0]}.npy: fewer rows than index.csv names; write the store again"
-            )
+            raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it resumes")
+        self.ids, self.columns = read_index(self.folder / "index.csv")
+        if len(set(self.ids)) != len(self.ids):
+            raise UserError(f"{self.folder}/index.csv: an utterance_id stands there twice; keep one row each")
+        self.arrays = {path.stem: open_array(path) for path in sorted(self.folder.glob("*.npy"))}
+        for name, array in self.arrays.items():
+            if len(self.ids) and len(array) < np.add(*self.spans(name)).max():
+                raise UserError(f"{self.folder}/{name}.npy: fewer rows than index.csv names; write it again")
+
+    def __reduce__(self):
+        return Store, (self.folder,)  # a worker opens the files; pickled, the arrays would be copied
 
     def __getitem__(self, name):
         return self.arrays[name]
 
-    def __contains__(self, name):
-        return name in self.arrays
+    def __contains__(self, utterance_id):
+        return utterance_id in self.positions or utterance_id in self.arrays
+
+    def __len__(self):
+        return len(self.ids)
+
+    @cached_property
+    def positions(self):
+        """{utterance_id: its position in `ids`}"""
+        return {utterance_id: i for i, utterance_id in enumerate(self.ids)}
+
+    @cached_property
+    def slices(self):  # until its last users are gone
+        spans = zip(*self.spans(next(iter(self.arrays), "")), strict=True)
+        return {i: slice(int(a), int(a + n)) for i, (a, n) in zip(self.ids, spans)}
+
+    @cached_property
+    def problems(self):
+        """{utterance_id: Problem} of what could not be read."""
+        path = self.folder / "problems.csv"
+        return {row["utterance_id"]: Problem(**row) for row in read_csv(path)} if path.exists() else {}
+
+    def spans(self, name):
+        """First row (n,) and number of rows (n,) of every utterance in an array, int64."""
+        first, count = (self.columns.get(f"{name}_{part}") for part in ("start", "rows"))
+        if first is None:
+            first, count = self.columns.get("start"), self.columns.get("rows")
+        if first is None:
+            first, count = np.arange(len(self.ids)), np.ones(len(self.ids), np.int64)
+        return first, count
+
+    def row_of(self, utterance_id):
+        """The position of an utterance in `ids`; KeyError if it is not in the store."""
+        return self.positions[utterance_id]
 
     def rows(self, utterance_id, name):
-        """The rows of one utterance, shape (rows, ...)."""
-        return self.arrays[name][self.slices[utterance_id]]
+        """The rows of one utterance, (rows, ...)."""
+        first, count = (part[self.positions[utterance_id]] for part in self.spans(name))
+        return self.arrays[name][first : first + count]
 
-    def length(self, utterance_id):
-        piece = self.slices[utterance_id]
-        return piece.stop - piece.start
-
-
-def _slice(line, position):
-    start = int(line.get("start") or position)
-    return slice(start, start + int(line.get("rows") or 1))
+    def length(self, utterance_id, name=None):
+        """How many rows an utterance has in an array, or in all where they have as many."""
+        return int(self.spans(name or "")[1][self.positions[utterance_id]])
 
 
-def _open_array(path):
+def read_index(path):
+    """The ids of an index.csv and its columns of numbers {name: (n,) int64}."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            names, rows = next(lines, []), [row for row in lines if row]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; run the script that writes it first") from error
+    if "utterance_id" not in names or not rows and len(names) < 2:
+        raise UserError(f"{path}: needs a header with utterance_id and a line per row of the arrays")
+    table = dict(zip(names, zip(*rows))) if rows else dict.fromkeys(names, ())
+    columns = {n: np.array(table[n], np.int64) for n in names if n.endswith(("start", "rows"))}
+    return list(table["utterance_id"]), columns
+
+
+def open_array(path):
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
@@ -82,135 +118,137 @@ def _open_array(path):
 
 
 class StoreWriter:
-    """Append rows to a store; a killed writer goes on where it stopped if `meta` is what it was.
+    """Append rows to a store; a killed writer resumes where it stopped if `meta` is what it was.
 
     folder   where the store lies
-    meta     JSON-ready dict that identifies the contents; another one makes the store start afresh
-    Use `done` to skip utterances that are in, `add` for each, `finish` at the end; a finished store can be extended.
+    meta     JSON-ready dict that identifies the content; another one makes the store start afresh
+    Use `done` to skip utterances that are in, `add` for each, `finish` at the end.
     """
 
     def __init__(self, folder, meta):
-        self.folder = Path(folder)
-        self.meta = meta
-        self.files, self.shapes, self.ids, self.total = {}, {}, [], 0
-        self.complete = False
-        if self._matches():
-            self._resume()
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            make_folder(self.folder)
-            write_json(self.folder / "meta.json", {**meta, "complete": False})
-            with writing(self.folder):
-                (self.folder / "index.csv").write_text("utterance_id,start,rows\n", encoding="utf-8")
-        self.done = set(self.ids)
-
-    def _matches(self):
+        self.folder, self.meta, self.index = (
+            Path(folder),
+            json.loads(json.dumps(meta, default=str)),
+            Path(folder) / "index.csv",
+        )
+        self.files, self.shapes, self.totals, self.done = {}, {}, {}, set()
         try:
             found = read_json(self.folder / "meta.json")
         except UserError:
-            return False
+            found = {}
         self.complete = found.pop("complete", False)
-        return found == _as_json(self.meta)
+        if found != self.meta or not self._resume():
+            self.complete = False
+            shutil.rmtree(self.folder, ignore_errors=True)
+            make_folder(self.folder)
+            write_json(self.folder / "meta.json", {**self.meta, "complete": False})
 
     def _resume(self):
-        """Trust the index up to its last whole line; arrays are cut back to it."""
-        text = (self.folder / "index.csv").read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        lines = list(csv.DictReader(whole.splitlines()))
-        (self.folder / "index.csv").write_text(whole, encoding="utf-8")
-        self.ids = [line["utterance_id"] for line in lines]
-        self.total = int(lines[-1]["start"]) + int(lines[-1]["rows"]) if lines else 0
+        """Trust the index up to its last whole line; the arrays are cut back to it."""
+        if not self.index.exists():
+            return False
+        text = self.index.read_text(encoding="utf-8")
+        self.index.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+        ids, columns = read_index(self.index)
+        for name, first in columns.items():
+            if name.endswith("start"):
+                count = columns[name.removesuffix("start") + "rows"]
+                self.totals[name.removesuffix("start")] = int(first[-1] + count[-1]) if len(first) else 0
         for path in self.folder.glob("*.npy"):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            self._attach(path.stem, array.dtype, array.shape[1:])
-            self.files[path.stem].truncate(
-                HEADER_BYTES + self.total * _row_bytes(array.dtype, array.shape[1:])
-            )
-            self.files[path.stem].seek(0, 2)
+            with open(path, "rb") as file:
+                np.lib.format.read_magic(file)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if not self._attach(path.stem, dtype, shape[1:]):
+                return False
+        self.done = set(ids)
+        return True
 
     def _attach(self, name, dtype, shape):
-        path = self.folder / f"{name}.npy"
-        self.shapes[name] = (np.dtype(dtype), tuple(shape))
+        """Open an array for appending after the rows that are indexed; False where it lacks some of them."""
+        path, self.shapes[name] = self.folder / f"{name}.npy", (np.dtype(dtype), tuple(shape))
+        end = HEADER_BYTES + self._total(name) * row_bytes(dtype, shape)
         with writing(path):
-            self.files[name] = open(path, "r+b" if path.exists() else "w+b")
-            if path.stat().st_size < HEADER_BYTES:
-                self.files[name].write(_header(dtype, (0, *shape)))
+            if not path.exists():
+                path.write_bytes(header(dtype, (0, *shape)))
+            self.files[name] = open(path, "r+b")
+            size = self.files[name].seek(0, 2)
+            self.files[name].truncate(min(size, end))
+            self.files[name].seek(0, 2)
+        return size >= end
+
+    def _total(self, name):
+        return self.totals.get(f"{name}_", self.totals.get("", 0))
 
     def add(self, ids, arrays, rows=None):
         """Append utterances.
 
         ids     list of n utterance ids
         arrays  name -> array (sum of rows, ...), the same names each time
-        rows    how many rows each utterance has; None = one each
+        rows    how many rows each utterance has: None = one each, a list, or a list for each array
         """
-        rows = rows or [1] * len(ids)
+        rows = [1] * len(ids) if rows is None else rows
+        counts = {f"{name}_": list(rows[name]) for name in arrays} if isinstance(rows, dict) else {"": rows}
         for name, array in arrays.items():
             array = np.ascontiguousarray(array)
             if name not in self.files:
                 self._attach(name, array.dtype, array.shape[1:])
-            if self.shapes[name] != (array.dtype, array.shape[1:]) or len(array) != sum(rows):
+            wanted = sum(counts[f"{name}_"] if f"{name}_" in counts else rows)
+            if self.shapes[name] != (array.dtype, array.shape[1:]) or len(array) != wanted:
                 raise ValueError(f"{name}: {array.dtype} {array.shape} does not fit {self.shapes[name]}")
             with writing(self.folder / f"{name}.npy"):
                 self.files[name].write(array.data if array.size else b"")
                 self.files[name].flush()
-        with (
-            writing(self.folder / "index.csv"),
-            open(self.folder / "index.csv", "a", encoding="utf-8") as index,
-        ):
-            for utterance_id, count in zip(ids, rows):
-                index.write(f"{utterance_id},{self.total},{count}\n")
-                self.total += count
-        # The header is rewritten last: a reader of an unfinished array sees no row that is not indexed.
-        for name, (dtype, shape) in self.shapes.items():
-            self.files[name].seek(0)
-            self.files[name].write(_header(dtype, (self.total, *shape)))
-            self.files[name].flush()
-            self.files[name].seek(0, 2)
-        self.ids += ids
+        self._add_to_index(ids, counts)
+        self._write_headers()  # last: a reader of an unfinished array sees no row that is not indexed
         self.done.update(ids)
+
+    def _add_to_index(self, ids, counts):
+        columns = [ids]
+        for name, numbers in counts.items():
+            ends = self.totals.get(name, 0) + np.cumsum(numbers, dtype=np.int64)
+            columns += [(ends - numbers).tolist(), numbers]
+            self.totals[name] = int(ends[-1]) if len(ends) else self.totals.get(name, 0)
+        with writing(self.index), open(self.index, "a", newline="", encoding="utf-8") as file:
+            write = csv.writer(file, lineterminator="\n")
+            if not file.tell():
+                parts = [f"{name}{part}" for name in counts for part in ("start", "rows")]
+                write.writerow(["utterance_id", *parts])
+            write.writerows(zip(*columns))
+
+    def _write_headers(self):
+        for name, (dtype, shape) in self.shapes.items():
+            with writing(self.folder / f"{name}.npy"):
+                self.files[name].seek(0)
+                self.files[name].write(header(dtype, (self._total(name), *shape)))
+                self.files[name].flush()
+                self.files[name].seek(0, 2)
 
     def finish(self):
         """Close the arrays, mark the store complete and return it opened for reading."""
+        self._write_headers()
         for file in self.files.values():
             file.close()
         write_json(self.folder / "meta.json", {**self.meta, "complete": True})
         return Store(self.folder)
 
 
-def open_store(folder):
-    """Open a finished store for reading; UserError names what is wrong with it."""
-    return Store(folder)
-
-
-def _as_json(value):
-    if isinstance(value, dict):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _row_bytes(dtype, shape):
+def row_bytes(dtype, shape):
     return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _header(dtype, shape):
+def header(dtype, shape):
     """A version-1.0 .npy header of exactly HEADER_BYTES."""
-    fields = f"{{'descr': {np.lib.format.dtype_to_descr(np.dtype(dtype))!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    return (
-        b"\x93NUMPY\x01\x00"
-        + (HEADER_BYTES - 10).to_bytes(2, "little")
-        + fields.ljust(HEADER_BYTES - 11).encode()
-        + b"\n"
-    )
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    fields = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
+    start = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
+    return start + fields.ljust(HEADER_BYTES - 11).encode() + b"\n"
+
+
+def open_store(folder):  # until its last users are gone
+    return Store(folder)
 
 
 def rows_of(store, turns):
-    """(turns that a store of clips has, their rows (N,)); clips that could not be read or coded are not in it."""
-    kept = []
-    for turn in turns:
-        try:
-            kept.append((turn, store.row_of(turn.utterance_id)))
-        except KeyError:
-            continue
-    return [turn for turn, _ in kept], np.array([row for _, row in kept], np.int64)
+    """(turns that a store has, their positions (N,)): those that could not be read are not in it."""
+    kept = [turn for turn in turns if turn.utterance_id in store]
+    return kept, np.array([store.row_of(turn.utterance_id) for turn in kept], np.int64)

@@ -5,17 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from common.manifest import Turn
-
-
-@dataclass
-class Problem:
-    """Something that a user should know about one turn or file; a row of problems.csv."""
-
-    utterance_id: str
-    file: str
-    problem: str
-    remedy: str = ""
+from common.manifest import Problem, Turn  # noqa: F401
 
 
 @dataclass

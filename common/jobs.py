@@ -1,0 +1,49 @@
+"""Independent trainings side by side, in processes of this machine."""
+
+import os
+import threading
+import time
+
+from joblib import Parallel, delayed, parallel_config
+
+
+def side_by_side(function, tasks, jobs):
+    """[function(*task) for task in tasks], computed by `jobs` processes; with jobs=1 in this one.
+
+    Each process has its share of the cores. What a task needs travels to it by value, a script's functions
+    and constants too, so that a task holds names and settings and opens data and models itself. The first
+    error ends all; what was finished is kept.
+    """
+    jobs = min(jobs, len(tasks))
+    if jobs <= 1:
+        return [function(*task) for task in tasks]
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
+    try:
+        with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+            run = delayed(run_task)
+            return Parallel(jobs, batch_size=1)(run(os.getpid(), function, task) for task in tasks)
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before
+
+
+def run_task(parent, function, task):
+    """function(*task), in a process that ends when its parent is gone."""
+    end_with_parent(parent)
+    return function(*task)
+
+
+def end_with_parent(parent):
+    """End this process when the one with the number `parent` that started it is gone: a killed one cannot."""
+    if any(thread.name == "end_with_parent" for thread in threading.enumerate()):
+        return
+
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end_with_parent", daemon=True).start()

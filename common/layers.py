@@ -1,0 +1,96 @@
+"""What the networks of several papers share: first weights, positions, and how weights are read.
+
+B samples, S tokens, V of them visible, w width of a token.
+"""
+
+import math
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+
+TOKEN_STD = 0.02  # of trained vectors such as CLS and mask tokens, as in MAE (He et al. 2022)
+
+
+def build(seed, make, *arguments):
+    """make(*arguments), a network whose first weights depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(*arguments)
+
+
+def count_parameters(network):
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def initialise(module):
+    """First weights of linear layers as in MAE: Glorot uniform, and no biases; for nn.Module.apply."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def vectors(std, *shape):
+    """Trained vectors that start from N(0, std^2)."""
+    return nn.Parameter(std * torch.randn(*shape))
+
+
+def sinusoidal(n_steps, width, device=None):
+    """Position vectors (n_steps, width) of the Transformer (Vaswani et al. 2017, Sec. 3.5)."""
+    rate = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10000.0) / width))
+    angle = torch.arange(n_steps, device=device)[:, None] * rate
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
+
+
+def take(tokens, at):
+    """Some tokens of each sample: tokens (B, S, w), at (B, V) -> (B, V, w)."""
+    return torch.take_along_dim(tokens, at[..., None], 1)
+
+
+# ---- Weights in files ----------------------------------------------------------------------
+
+
+def read_checkpoint(path, allow_pickle=False):
+    """The dict in a .pth file; its tensors stay on disk until they are used, where the file's format allows.
+
+    Raises UserError for a file that is absent, damaged, or holds objects besides tensors, whose loading could
+    run any code, unless allow_pickle.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; correct the path of the checkpoint")
+    options = {"mmap": zipfile.is_zipfile(path), "weights_only": not allow_pickle}
+    try:
+        content = torch.load(path, map_location="cpu", **options)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ImportError) as error:
+        if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise UserError(
+                f"{path}: holds an object of {found[1]} besides tensors, and loading it could run any code; "
+                "set ALLOW_PICKLE=True if you trust where the file comes from"
+            ) from error
+        raise UserError(
+            f"{path}: not a whole PyTorch checkpoint ({what_it_is(path, error)}); download it again"
+        ) from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise UserError(f"{path}: holds a {kind}, not a dict of weights; name the authors' checkpoint")
+    return content
+
+
+def what_it_is(path, error):
+    """What is wrong with a checkpoint's file, in a few words."""
+    head = path.read_bytes()[:64] if path.stat().st_size < 2**20 else b"\0"
+    if not head:
+        return "an empty file"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, whose file is not there"
+    if head.lstrip().startswith(b"<"):
+        return "a web page"
+    return str(error).strip().partition("\n")[0][:80] or type(error).__name__
