@@ -30,8 +30,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=8 tests      # a file's tests share its demo
 
-readme: $(VENV)/ready        # copies the tables of results/ between their markers in README.md
-	$(RUN) -m common.results README.md
+readme: $(VENV)/ready        # makes results/<paper>.md and the status table in README.md from results/
+	$(RUN) -m common.pages
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; make PYTHON=python3.12 ...")'

@@ -154,7 +154,7 @@ def check_problems(folder, problems, n_items, most):
     if share > most or len(problems) == n_items:
         raise UserError(
             f"{path}: {len(problems):,} of {n_items:,} recordings cannot be used ({listed}), such as "
-            f"{first.file}: {first.problem}; {first.remedy or 'mend them'} and run again (what is there is kept), "
-            f"or raise MAX_PROBLEM_SHARE ({most:g})"
+            f"{first.file}: {first.problem}; {first.remedy or 'mend them'} and run again (what is there is "
+            f"kept), or raise MAX_PROBLEM_SHARE ({most:g})"
         )
     print(f"  left out: {len(problems):,} of {n_items:,} recordings ({share:.1%}): {listed}; see {path}")

@@ -8,6 +8,7 @@ import heapq
 import io
 import math
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import soundfile
 import torch
 from torchaudio.functional import resample
+from tqdm import tqdm
 
 from common.files import atomic_path, writing
 
@@ -24,6 +26,9 @@ AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}  # what libsndf
 HEADED_FILES = {".wav", ".flac"}  # ... of which it need read no more than the header to know the length
 LFS_POINTER = b"version https://git-lfs"
 MAX_HIDDEN_FRAMES = 2  # an edit list that is off by the encoder's delay hides no more than these
+COUNT_ALL = 20_000  # up to this many recordings the length of each is read from its header ...
+COUNT_SAMPLE = 2_000  # ... of more, that of so many, drawn at random
+COUNT_THREADS = 16  # reading headers waits for the disk, not for a processor
 END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
 MAX_RATE_FACTOR = (
     1000  # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
@@ -91,7 +96,7 @@ def check_file(path):
 
 
 @contextmanager
-def _container(path, **options):
+def open_container(path, **options):
     """Open a container for reading; FFmpeg's complaints become MediaError."""
     check_file(path)
     try:
@@ -106,7 +111,7 @@ def probe(path):
     """What a recording says about itself, as MediaInfo, without decoding it. Raises MediaError."""
     if Path(path).suffix.lower() in HEADED_FILES:
         return _probe_audio_file(path)
-    with _container(path) as container:
+    with open_container(path) as container:
         info = MediaInfo(duration_s=(container.duration or 0) / av.time_base)
         if container.streams.audio:
             stream = container.streams.audio[0]
@@ -135,10 +140,29 @@ def _unreadable(path, error):
 # ---- Audio ------------------------------------------------------------------------------------
 
 
-def check_rate(path, source_hz, rate_hz):
-    """Raise MediaError for a sampling rate that nobody records at, as a damaged header may state it.
+def header_seconds(path):
+    """Length of a recording as its header states it; 0 for one that cannot be opened."""
+    try:
+        return probe(path).duration_s
+    except MediaError:
+        return 0.0
 
-    The resampling filter grows with source_hz / gcd(source_hz, rate_hz): 44101 to 16000 Hz would take gigabytes.
+
+def count_seconds(paths):
+    """(seconds in all recordings, number of headers read for that): of many, a random sample will do."""
+    n, paths = len(paths), list(paths)
+    if n > COUNT_ALL:
+        paths = [paths[i] for i in np.random.default_rng(0).choice(n, COUNT_SAMPLE, replace=False)]
+    with ThreadPoolExecutor(COUNT_THREADS) as pool:
+        seconds = list(tqdm(pool.map(header_seconds, paths), "counting", len(paths), False, disable=None))
+    return sum(seconds) / max(1, len(paths)) * n, len(paths)
+
+
+def check_rate(path, source_hz, rate_hz):
+    """Raise MediaError for a sampling rate that nobody records at, as damaged headers have.
+
+    The resampling filter grows with source_hz / gcd(source_hz, rate_hz): 44101 to 16000 Hz would take
+    gigabytes.
     """
     if source_hz <= 0 or source_hz // math.gcd(source_hz, rate_hz) > MAX_RATE_FACTOR:
         raise MediaError(
@@ -153,8 +177,8 @@ def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
                     clamped
     rate_hz         sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
     Returns float32 (T,), full scale = 1.
-    Raises MediaError if the file is unreadable, holds no audio in that span, has NaN or infinite samples, or a
-    sampling rate that nobody records at.
+    Raises MediaError if the file is unreadable, holds no audio in that span, has NaN or infinite samples, or
+    a sampling rate that nobody records at.
     """
     check_file(path)
     read = _read_audio_file if Path(path).suffix.lower() in AUDIO_FILES else _read_audio_stream
@@ -182,14 +206,16 @@ def _read_audio_file(path, start_s, end_s):
 
 
 def _read_audio_stream(path, start_s, end_s):
-    with _container(path) as container:
+    with open_container(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "no audio track")
         stream = container.streams.audio[0]
         source_hz = stream.rate
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=source_hz)
         parts = [
-            part.to_ndarray() for frame in _decoded(container, stream) for part in to_float.resample(frame)
+            part.to_ndarray()
+            for frame in decoded_frames(container, stream)
+            for part in to_float.resample(frame)
         ]
     samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
     return samples[
@@ -208,7 +234,7 @@ def write_wav(path, samples, rate_hz=16000):
 # ---- Video in ---------------------------------------------------------------------------------
 
 
-def _decoded(container, stream):
+def decoded_frames(container, stream):
     """All frames that decode, in the decoder's order; damaged packets are passed over."""
     try:
         for packet in container.demux(stream):
@@ -229,7 +255,7 @@ def _edit_list_loses_frames(path):
     """
     if Path(path).suffix.lower() not in (".mp4", ".mov", ".m4v"):
         return False
-    with _container(path) as container:
+    with open_container(path) as container:
         end = (container.duration or 0) / av.time_base
         hidden = sum(
             packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
@@ -239,10 +265,12 @@ def _edit_list_loses_frames(path):
 
 
 @contextmanager
-def _open_video(path, n_threads):
+def open_video(path, n_threads):
     """The container and its first video stream, with every frame the recording has."""
     check_file(path)
-    with _container(path, **({"ignore_editlist": "1"} if _edit_list_loses_frames(path) else {})) as container:
+    with open_container(
+        path, **({"ignore_editlist": "1"} if _edit_list_loses_frames(path) else {})
+    ) as container:
         if not container.streams.video:
             raise MediaError(path, "no video track")
         stream = container.streams.video[0]
@@ -250,7 +278,7 @@ def _open_video(path, n_threads):
         yield container, stream
 
 
-def _timed_frames(container, stream):
+def timed_frames(container, stream):
     """(frame, pts) in display order, pts counted from the first frame in units of the stream's time base.
 
     The decoder's order is right where time stamps of neighbours are swapped (seen in RAVDESS) or absent
@@ -259,7 +287,7 @@ def _timed_frames(container, stream):
     """
     step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
     waiting, stamps, first, last = deque(), [], None, None
-    for frame in _decoded(container, stream):
+    for frame in decoded_frames(container, stream):
         newest = frame.pts if frame.pts is not None else (0 if last is None else last + step)
         last = newest
         waiting.append(frame)
@@ -275,7 +303,7 @@ def _timed_frames(container, stream):
 
 def count_frames(path):
     """The number of video frames stored in a recording, read without decoding. Raises MediaError."""
-    with _open_video(path, 1) as (container, stream):
+    with open_video(path, 1) as (container, stream):
         return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
 
 
@@ -295,8 +323,8 @@ def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_thre
         total = max(1, count_frames(path))
         wanted = ((np.arange(n_frames) + 0.5) * total / n_frames).astype(int)
     pictures, times = [], []
-    with _open_video(path, n_threads) as (container, stream):
-        for i, (frame, pts) in enumerate(_timed_frames(container, stream)):
+    with open_video(path, n_threads) as (container, stream):
+        for i, (frame, pts) in enumerate(timed_frames(container, stream)):
             time_s = float(pts * stream.time_base)
             if end_s is not None and time_s >= end_s:
                 break
@@ -395,11 +423,11 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
     results = [CutResult() for _ in cuts]
     waiting = deque(sorted(range(len(cuts)), key=lambda k: cuts[k].start_s or 0.0))
     time_s = step_s = 0.0
-    with _open_video(path, n_threads) as (container, stream):
+    with open_video(path, n_threads) as (container, stream):
         step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
         try:
             n_decoded = 0
-            for frame, pts in _timed_frames(container, stream):
+            for frame, pts in timed_frames(container, stream):
                 time_s, n_decoded = float(pts * stream.time_base), n_decoded + 1
                 while waiting and (cuts[waiting[0]].start_s or 0.0) <= time_s:
                     k = waiting.popleft()
@@ -454,7 +482,7 @@ def copy_muted(path, output):
 
     Returns the number of frames, 0 if the video is not H.264 and must be encoded. Raises MediaError.
     """
-    with _open_video(path, 1) as (source, stream):
+    with open_video(path, 1) as (source, stream):
         if stream.codec_context.name != "h264":
             return 0
         with atomic_path(output) as temporary, av.open(str(temporary), "w", format="mp4") as target:
@@ -465,3 +493,7 @@ def copy_muted(path, output):
                     target.mux(packet)
                     n_frames += 1
         return n_frames
+
+
+# Until their last users are gone.
+_container, _open_video, _timed_frames = open_container, open_video, timed_frames

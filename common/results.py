@@ -1,15 +1,15 @@
-"""Everything a script leaves behind: tables, predictions, metrics.json, log.jsonl, and the README's tables.
+"""Everything a script leaves behind: tables, predictions, metrics.json, log.jsonl.
 
     run = start_run(__file__, SETTINGS, manifest, protocol)      # prints what runs and what will be written
     cells = [Cell("concatenation", "SVM", values=[...], paper=75.451, low=72.0, high=78.1, n=5531)]
     run.table("babaali_table_5", "Early fusion", cells, note="...")
     run.finish()                                                  # metrics.json with all cells of all tables
 
-Values are given in the unit shown (percent as 75.4, not 0.754). Nothing written names this machine's
-folders: paths are made relative to the working directory, the home folder becomes "~".
+Values are given in the unit shown (percent as 75.4, not 0.754). A paper's number is shown only where the run
+can be held against it: a complete genuine release and the paper's constants. Nothing written names this
+machine's folders: paths are made relative to the working directory, the home folder becomes "~".
 """
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,7 +18,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +29,19 @@ from common.errors import UserError
 from common.files import make_folder, read_csv, write_csv, write_json, write_text, writing
 from common.manifest import corpus_name
 from common.metrics import cluster_bootstrap, compare, confusion, holm
+from common.settings import changed
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "torch", "transformers", "accelerate", "scikit-learn", "xgboost")
-TABLE_COLUMNS = (
-    "row",
-    "column",
-    "unit",
-    "paper",
-    "mean",
-    "sd",
-    "ci_low",
-    "ci_high",
-    "n",
-    "n_runs",
-    "corpus",
-    "protocol",
-    "command",
-)
 PREDICTION_COLUMNS = ("utterance_id", "speaker", "fold", "seed", "system", "y_true", "y_pred")
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+TABLE_COLUMNS = (
+    *("row", "column", "unit", "paper", "mean", "sd", "ci_low", "ci_high", "n", "n_runs"),
+    *("corpus", "protocol", "command"),
+)
+MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
+# Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
+FREE = ("CORPUS", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
+FREE_BLOCKS = ("Roots", "Machine")
 
 
 @dataclass
@@ -57,7 +52,7 @@ class Cell:
     column: str
     values: list = field(default_factory=list)  # one per fold and seed; empty: only the paper has a number
     runs: list = field(default_factory=list)  # (seed, fold name) of each value, for metrics.json
-    paper: float | None = None  # as printed in the paper, same unit
+    paper: float | None = None  # as printed in the paper, same unit; None where its model is another
     low: float | None = None  # 95 % interval of the pooled predictions
     high: float | None = None
     n: int | None = None  # utterances scored
@@ -73,6 +68,12 @@ class Cell:
     def sd(self):
         """Sample standard deviation over folds and seeds; None for a single run."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def summary(self):
+        """What tables and metrics.json say of it."""
+        numbers = {"mean": self.mean, "sd": self.sd, "ci_low": self.low, "ci_high": self.high}
+        finite = {k: None if v is None or not np.isfinite(v) else round(v, 6) for k, v in numbers.items()}
+        return {"unit": self.unit, "paper": self.paper, **finite, "n": self.n}
 
 
 def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples, paper=None, needs=None):
@@ -92,10 +93,17 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
             values.append(100 * float(np.mean(scores)))
             names.append(name)
     scored = (y_pred >= 0).all(0)
-    low, high = cluster_bootstrap(
-        metric, y_true[scored], y_pred[:, scored], speakers[scored], n_resamples, 0, n_classes=n_classes
-    )
-    return Cell(row, column, values, names, paper, 100 * low, 100 * high, int(scored.sum()))
+    y_true, y_pred, speakers = y_true[scored], y_pred[:, scored], speakers[scored]
+    low, high = cluster_bootstrap(metric, y_true, y_pred, speakers, n_resamples, 0, n_classes=n_classes)
+    return Cell(row, column, values, names, paper, 100 * low, 100 * high, len(y_true))
+
+
+def score_cells(row, metrics, *predictions, paper=None):
+    """A `score_cell` for each of metrics {column: metric}, such as METRICS; paper: {column: its number}."""
+    return [
+        score_cell(row, name, metric, *predictions, (paper or {}).get(name))
+        for name, metric in metrics.items()
+    ]
 
 
 def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
@@ -104,9 +112,7 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
     column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
     y_true    (N,) integers; speakers (N,): of the scored turns alone
     """
-    found = np.array(
-        [compare(y_true, ours, theirs, speakers, n_resamples) for ours, theirs in pairs.values()]
-    )
+    found = np.array([compare(y_true, *pair, speakers, n_resamples) for pair in pairs.values()])
     tests = {
         "McNemar p": found[:, 3],
         "McNemar, Holm": holm(found[:, 3]),
@@ -119,10 +125,32 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
         cells.append(Cell(row, column, [gain], low=low, high=high, n=n, unit="points"))
         cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
     return cells, (
-        "McNemar: exact, as if turns were independent, the largest p of the seeds. By speaker: the two systems "
-        f"are swapped for whole speakers; with {n_speakers} of them p is at least "
-        f"{2 / 2 ** min(n_speakers, 30):.2g}. Holm's correction over the rows of this table."
+        "McNemar: exact, turns taken as independent, the largest p of the seeds. By speaker: whole speakers "
+        f"swapped; {n_speakers} of them give no p below {2 / 2 ** min(n_speakers, 30):.2g}. "
+        "Holm: corrected over the rows of this table."
     )
+
+
+def prediction_rows(turns, classes, runs, predicted):
+    """Rows for predictions.csv.
+
+    runs       {(seed, fold name): (row or rows of a system's predictions, turn numbers tested there)}
+    predicted  {system: (seeds, N) class numbers}, of which each run takes the first row it names
+    """
+    for system, labels in predicted.items():
+        for (seed, fold), (rows, tested) in runs.items():
+            for i in tested:
+                y_pred = classes[np.atleast_2d(labels[rows])[0, i]]
+                row = (
+                    turns[i].utterance_id,
+                    turns[i].speaker,
+                    fold,
+                    seed,
+                    str(system),
+                    turns[i].label,
+                    y_pred,
+                )
+                yield dict(zip(PREDICTION_COLUMNS, row))
 
 
 def paper_figures(path):
@@ -145,17 +173,39 @@ class Run:
     settings: dict
     device: str
     command: str
+    incomparable: str  # why its figures cannot be held against the paper's, "" where they can
     started: float = field(default_factory=time.monotonic)
     written: list = field(default_factory=list)
     cells: dict = field(default_factory=dict)  # "<stem>/<row>/<column>" -> Cell
 
     def table(self, stem, title, cells, note="", protocol=None):
-        """Write <stem>.csv and <stem>.md and keep the cells for metrics.json; protocol: where not the run's."""
-        provenance = {"command": self.command, "seeds": self.settings.get("SEEDS", ()), "device": self.device}
-        self.written += write_table(
-            self.folder, stem, title, cells, self.corpus, protocol or self.protocol, note, provenance
-        )
-        self.cells.update({f"{stem}/{cell.row}/{cell.column}": cell for cell in cells})
+        """Write <stem>.csv (a line per number) and <stem>.md (the paper's grid); keep the cells.
+
+        cells     in reading order; rows and columns appear in the order of their first cell
+        note      what a reader must know; protocol: where it is not the run's
+        """
+        protocol = protocol or self.protocol
+        if self.incomparable and any(cell.paper is not None for cell in cells):
+            cells = [replace(c, paper=None) for c in cells if c.values or c.word or c.paper is None]
+            note = f"{note} The paper's numbers are left out: {self.incomparable}.".strip()
+        made = {"corpus": self.corpus, "protocol": protocol, "command": self.command}
+        rows = [
+            {"row": c.row, "column": c.column, **c.summary(), "n_runs": len(c.values), **made} for c in cells
+        ]
+        self.written += [self.folder / f"{stem}.csv", self.folder / f"{stem}.md"]
+        write_csv(self.written[-2], rows, TABLE_COLUMNS)
+        sizes = sorted({cell.n for cell in cells if cell.n is not None})
+        n = f", n = {' to '.join(f'{size:,}' for size in sizes[:: max(1, len(sizes) - 1)])}" if sizes else ""
+        parts = [f"**{title}.** Corpus {self.corpus}{n}; {protocol}.", *grids(cells)]
+        parts += [f"{legend(cells)} {note}".strip(), self.made_by()]
+        write_text(self.written[-1], "\n\n".join(filter(None, parts)) + "\n")
+        self.cells |= {f"{stem}/{cell.row}/{cell.column}": cell for cell in cells}
+
+    def made_by(self):
+        commit, dirty = git_state()
+        state = f"commit {commit[:10]}{' with local changes' * dirty}" if commit else "no commit"
+        seeds = ", ".join(map(str, self.settings.get("SEEDS", ()))) or "–"
+        return f"Made by `{self.command}`, seeds {seeds}, {state}, {self.device}."
 
     def figure(self, paths):
         """Count the files of a figure among those written."""
@@ -176,31 +226,40 @@ class Run:
 
     def finish(self, **more):
         """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and print this run's files."""
-        path = self.own("metrics.json")
-        commit, dirty = git_state()
-        write_json(
-            path,
-            {
-                "script": self.script,
-                "corpus": self.corpus,
-                "protocol": self.protocol,
-                "command": self.command,
-                "metrics": {name: _metric(cell) for name, cell in self.cells.items()},
-                **more,
-                "settings": public(self.settings),
-                "commit": commit,
-                "dirty": dirty,
-                "versions": versions(),
-                "device": self.device,
-                "seconds": round(time.monotonic() - self.started, 1),
-            },
-        )
-        self.log({"event": "finished", "seconds": round(time.monotonic() - self.started, 1)})
-        names = sorted({p.name for p in [*self.written, path]})
+        seconds, (commit, dirty) = time.monotonic() - self.started, git_state()
+        self.written.append(self.own("metrics.json"))
+        content = {
+            "script": self.script,
+            "corpus": self.corpus,
+            "protocol": self.protocol,
+            "command": self.command,
+            "metrics": {name: metric(cell) for name, cell in self.cells.items()},
+            **more,
+            "settings": public(self.settings),
+            "commit": commit,
+            "dirty": dirty,
+            "versions": versions(),
+            "device": self.device,
+            "seconds": round(seconds, 1),
+        }
+        write_json(self.written[-1], content)
+        self.log({"event": "finished", "seconds": round(seconds, 1)})
+        names = sorted({path.name for path in self.written})
         print(
-            f"wrote {len(names)} files to {public(str(self.folder))}/ in "
-            f"{time.monotonic() - self.started:.0f} s: {', '.join(names)}"
+            f"wrote {len(names)} files to {public(str(self.folder))}/ in {seconds:.0f} s: {', '.join(names)}"
         )
+
+
+def metric(cell):
+    """A cell for metrics.json: by seed, by run, and in sum."""
+    per_seed = defaultdict(list)
+    for (seed, _), value in zip(cell.runs, cell.values):
+        per_seed[str(seed)].append(value)
+    return {
+        "per_seed": {seed: float(np.mean(values)) for seed, values in per_seed.items()},
+        "per_run": [{"seed": s, "fold": f, "value": v} for (s, f), v in zip(cell.runs, cell.values)],
+        **cell.summary(),
+    }
 
 
 def start_run(script, settings, manifest, protocol, device=None, paper=""):
@@ -213,30 +272,32 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
               gives li_metrics.json; the first paper's have none
     Raises UserError where --demo is combined with a corpus whose real results it would overwrite.
     """
-    stem = Path(script).stem
-    refuse_demo_on_real(manifest.corpus, sys.argv[1:])
-    folder = make_folder(results_folder(settings["RESULTS_ROOT"], stem, manifest.corpus))
-    run = Run(
-        stem,
-        paper,
-        manifest.corpus,
-        protocol,
-        folder,
-        dict(settings),
-        hardware(device),
-        command_line(sys.argv),
-    )
+    stem, corpus = Path(script).stem, manifest.corpus
+    refuse_demo_on_real(corpus, sys.argv[1:])
+    folder = make_folder(results_folder(settings["RESULTS_ROOT"], stem, corpus))
+    command, why_not = command_line(sys.argv), incomparable(script, settings, manifest)
+    run = Run(stem, paper, corpus, protocol, folder, dict(settings), hardware(device), command, why_not)
     labelled = manifest.labelled
     per_class = ", ".join(f"{name} {sum(t.label == name for t in labelled):,}" for name in manifest.classes)
+    labels = f"{len(labelled):,} labelled ({per_class})" if labelled else "no labels"
+    n_speakers = len({turn.speaker for turn in labelled or manifest.turns})
     print(
-        f"{run.command}\n  device    {run.device}\n"
-        f"  corpus    {manifest.corpus}: {len(manifest.turns):,} turns, "
-        f"{f'{len(labelled):,} labelled ({per_class})' if labelled else 'no labels'}, "
-        f"{len({t.speaker for t in labelled or manifest.turns}):,} speakers\n"
+        f"{command}\n  device    {run.device}\n"
+        f"  corpus    {corpus}: {len(manifest.turns):,} turns, {labels}, {n_speakers:,} speakers\n"
         f"  protocol  {protocol}\n  results   {public(str(folder))}/"
     )
-    run.log({"event": "started", "command": run.command, "settings": public(settings)})
+    run.log({"event": "started", "command": command, "settings": public(settings)})
     return run
+
+
+def incomparable(script, settings, manifest):
+    """Why figures of a run cannot be held against the paper's; "" where they can."""
+    if not manifest.complete:
+        return f"{manifest.corpus} is not the complete genuine release"
+    other = changed((ROOT / Path(script).name).read_text(encoding="utf-8"), settings)
+    other = [name for name, block in other.items() if name not in FREE and block not in FREE_BLOCKS]
+    more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+    return f"run with other values of {', '.join(other[:3])}{more}" if other else ""
 
 
 def results_folder(results_root, script_stem, corpus):
@@ -259,87 +320,13 @@ def append_log(path, record):
     path = Path(path)
     make_folder(path.parent)
     with writing(path), open(path, "a+b") as file:
-        if file.tell() and _last_byte(file) != b"\n":
-            file.write(b"\n")
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
         file.write((json.dumps(public(record), ensure_ascii=False, default=str) + "\n").encode())
 
 
-def prediction_rows(turns, classes, runs, predicted):
-    """Rows for predictions.csv.
-
-    runs       {(seed, fold name): (row or rows of a system's predictions, turn numbers tested there)}
-    predicted  {system: (seeds, N) class numbers}, of which each run takes the first row it names
-    """
-    for system, labels in predicted.items():
-        for (seed, fold), (rows, tested) in runs.items():
-            for i in tested:
-                yield {
-                    "utterance_id": turns[i].utterance_id,
-                    "speaker": turns[i].speaker,
-                    "fold": fold,
-                    "seed": seed,
-                    "system": str(system),
-                    "y_true": turns[i].label,
-                    "y_pred": classes[np.atleast_2d(labels[rows])[0, i]],
-                }
-
-
-def _last_byte(file):
-    file.seek(-1, os.SEEK_END)
-    return file.read(1)
-
-
-def _metric(cell):
-    per_seed = defaultdict(list)
-    for (seed, _), value in zip(cell.runs, cell.values):
-        per_seed[str(seed)].append(value)
-    return {
-        "per_seed": {seed: float(np.mean(v)) for seed, v in per_seed.items()},
-        "per_run": [{"seed": s, "fold": f, "value": v} for (s, f), v in zip(cell.runs, cell.values)],
-        "mean": cell.mean,
-        "sd": cell.sd,
-        "ci_low": cell.low,
-        "ci_high": cell.high,
-        "n": cell.n,
-        "unit": cell.unit,
-        "paper": cell.paper,
-    }
-
-
-# ---- Tables ---------------------------------------------------------------------------------
-
-
-def write_table(folder, stem, title, cells, corpus, protocol, note, provenance):
-    """Write a table as <stem>.csv (one line per number) and <stem>.md (the paper's own grid).
-
-    cells       in reading order; rows and columns appear in the order of their first cell
-    note        what a reader must know, "" for nothing
-    provenance  {"command", "seeds", "device"}; the commit is added here
-    Returns the two paths.
-    """
-    folder = Path(folder)
-    rows = [
-        {
-            "row": c.row,
-            "column": c.column,
-            "unit": c.unit,
-            "paper": c.paper,
-            "mean": _plain(c.mean),
-            "sd": _plain(c.sd),
-            "ci_low": _plain(c.low),
-            "ci_high": _plain(c.high),
-            "n": c.n,
-            "n_runs": len(c.values),
-            "corpus": corpus,
-            "protocol": protocol,
-            "command": provenance["command"],
-        }
-        for c in cells
-    ]
-    write_csv(folder / f"{stem}.csv", rows, TABLE_COLUMNS)
-    caption = _caption(title, cells, corpus, protocol, note, provenance)
-    write_text(folder / f"{stem}.md", caption[0] + "\n\n" + _grid(cells) + "\n\n" + caption[1] + "\n")
-    return [folder / f"{stem}.csv", folder / f"{stem}.md"]
+# ---- A table on a page ----------------------------------------------------------------------
 
 
 def shown(cell):
@@ -354,99 +341,36 @@ def shown(cell):
     return text + (f" (paper {cell.paper:g})" if cell.paper is not None else "")
 
 
-def _grid(cells):
-    rows = list(dict.fromkeys(c.row for c in cells))
-    columns = list(dict.fromkeys(c.column for c in cells))
-    units = {c.column: c.unit for c in cells}
-    at = {(c.row, c.column): shown(c) for c in cells}
-    heads = [f"{name} ({units[name]})" if units[name] else name for name in columns]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [
-        f"| {row} | " + " | ".join(at.get((row, column), "") for column in columns) + " |" for row in rows
-    ]
-    return "\n".join(lines)
+def grids(cells):
+    """Cells as Markdown tables of at most MAX_COLUMNS: one, one transposed, or several below each other."""
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    heads = {cell.column: f"{cell.column} ({cell.unit})" if cell.unit else cell.column for cell in cells}
+    texts = {(cell.row, heads[cell.column]): shown(cell) for cell in cells}
+    columns, width = list(heads.values()), MAX_COLUMNS - 1
+    if len(columns) > width >= len(rows):
+        return [grid(columns, rows, {(column, row): text for (row, column), text in texts.items()})]
+    step = -(-len(columns) // -(-len(columns) // width)) if columns else 1
+    return [grid(rows, columns[i : i + step], texts) for i in range(0, len(columns), step)]
 
 
-def _caption(title, cells, corpus, protocol, note, provenance):
-    """(line above the table, lines below it)"""
-    sizes = sorted({c.n for c in cells if c.n is not None})
-    n = f", n = {' to '.join(f'{size:,}' for size in dict.fromkeys((sizes[0], sizes[-1])))}" if sizes else ""
-    meaning = []
-    if any(c.sd is not None for c in cells):
-        counts = sorted({len(c.values) for c in cells if c.sd is not None})
-        meaning.append(
-            f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds"
-            + ", where pooled: seeds)" * (len(counts) > 1)
-            + ")" * (len(counts) == 1)
-        )
-    if any(c.low is not None and np.isfinite(c.low) for c in cells):
-        meaning.append("[95 % interval of the pooled predictions, speakers resampled]")
-    if any(c.paper is not None for c in cells):
-        meaning.append("(paper: as printed there)")
-    commit, dirty = git_state()
-    state = f"commit {commit[:10]}{' with local changes' * dirty}" if commit else "no commit"
-    seeds = ", ".join(map(str, provenance["seeds"])) or "–"
-    source = f"`{provenance['command']}`, seeds {seeds}, {state}, {provenance['device']}"
-    below = [f"{' '.join(meaning)}."] if meaning else []
-    below += [note] if note else []
-    return f"**{title}.** Corpus {corpus}{n}; {protocol}.", "\n\n".join([*below, f"Made by {source}."])
+def grid(rows, columns, texts):
+    """One Markdown table; texts: {(row, column): text}."""
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
+    return "\n".join("".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines)
 
 
-def _plain(value):
-    return None if value is None or not np.isfinite(value) else round(value, 6)
-
-
-# ---- README ---------------------------------------------------------------------------------
-
-
-def fill_tables(readme):
-    """Replace what stands between `<!-- table: results/.../x.md -->` and `<!-- end -->` by that file."""
-    readme = Path(readme)
-    text = readme.read_text(encoding="utf-8")
-    write_text(readme, BLOCK.sub(lambda m: m[1] + _table_text(readme.parent / m[2]) + m[4], text))
-
-
-def stale_tables(readme):
-    """The table files whose text in the README differs from the file; [] where all are equal."""
-    readme = Path(readme)
-    found = BLOCK.findall(readme.read_text(encoding="utf-8"))
-    return [name for _, name, body, _ in found if body != _table_text(readme.parent / name)]
-
-
-def write_overview(results_root, paper, corpus, stem="overview"):
-    """Collect all numbers that the paper prints: "paper | ours | gap | command" in one table.
-
-    Reads every <results_root>/<script>/<corpus>/<paper>_table_*.csv and writes
-    <results_root>/<paper>_<stem>_<corpus>.md; returns its path, or None where the paper prints no number.
-    """
-    lines = [
-        "| table | row | column | paper | ours mean ± sd [95 % interval] | gap | command |",
-        "|---" * 7 + "|",
-    ]
-    for path in sorted(Path(results_root).glob(f"*/{corpus}/{paper}_table_*.csv")):
-        for row in read_csv(path):
-            if row["paper"] and row["mean"]:
-                low, high = (float(row[k]) if row[k] else None for k in ("ci_low", "ci_high"))
-                cell = Cell(row["row"], row["column"], [float(row["mean"])], low=low, high=high)
-                ours = shown(cell).replace(" [", f" ± {float(row['sd']):.2f} [" if row["sd"] else " [", 1)
-                gap = float(row["mean"]) - float(row["paper"])
-                unit = f" ({row['unit']})" if row["unit"] else ""
-                name = f"{path.stem.split('_table_')[1]} | {row['row']} | {row['column']}{unit}"
-                lines.append(
-                    f"| {name} | {float(row['paper']):g} | {ours} | {gap:+.2f} | `{row['command']}` |"
-                )
-    path = Path(results_root) / f"{paper}_{stem}_{corpus}.md"
-    if len(lines) == 2:
-        return None  # a corpus of which the paper says nothing
-    write_text(path, "\n".join(lines) + "\n")
-    return path
-
-
-def _table_text(path):
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: named in the README but absent; run the script that writes it") from error
+def legend(cells):
+    """What "±", brackets and "paper" mean where they occur."""
+    counts, parts = sorted({len(cell.values) for cell in cells if cell.sd is not None}), []
+    if counts:
+        pooled = ", where pooled: seeds" * (len(counts) > 1)
+        parts.append(f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds{pooled})")
+    if any(cell.low is not None and np.isfinite(cell.low) for cell in cells):
+        parts.append("[95 % interval of pooled predictions, speakers resampled]")
+    if any(cell.paper is not None for cell in cells):
+        parts.append("(paper: as printed there)")
+    return f"{' '.join(parts)}." if parts else ""
 
 
 # ---- Provenance -----------------------------------------------------------------------------
@@ -458,22 +382,13 @@ def public(value):
         return {key: public(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [public(item) for item in value]
-    if isinstance(value, Path):
-        return public(str(value))
-    return _public_text(value) if isinstance(value, str) else value
-
-
-def _public_text(text):
-    name, equals, path = text.partition("=")
-    if equals and name.startswith("--"):
-        return f"{name}={_public_text(path)}"
-    home = str(Path.home())
-    if text.startswith("/"):
-        inside = Path(text).is_relative_to(Path.cwd())
-        if not inside and len(home) > 1 and Path(text).is_relative_to(home):
-            return "~" + text[len(home) :]
-        text = os.path.relpath(text)
-    return text
+    if not isinstance(value, (str, Path)):
+        return value
+    option, path = re.fullmatch(r"(--\w+=)?(.*)", str(value), re.DOTALL).groups(default="")
+    parents, home = Path(path).parents, Path.home()
+    if home in parents and home != Path("/") and Path.cwd() not in (Path(path), *parents):
+        return f"{option}~/{Path(path).relative_to(home)}"
+    return option + (os.path.relpath(path) if path.startswith("/") else path)
 
 
 def command_line(argv):
@@ -483,27 +398,18 @@ def command_line(argv):
 
 def git_state():
     """(commit, dirty): the hash and whether tracked files differ from it; (None, None) outside git."""
+    git = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True, text=True)
     try:
-        commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no", "--", "*.py"))
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"]).stdout
     except (OSError, subprocess.CalledProcessError):
         return None, None
-
-
-def _git(*words):
-    done = subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    return commit, bool(changes.strip())
 
 
 def versions():
     """Python and the installed versions of the packages that results depend on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware(device=None):
@@ -519,19 +425,3 @@ def hardware(device=None):
         models = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{device}: {models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
-
-
-def main(readme):
-    """Write the overview of every paper and corpus in results/, then bring the README's tables up to date."""
-    tables = [path for path in (ROOT / "results").glob("*/*/*_table_*.csv")]
-    for paper, corpus in sorted({(path.name.split("_table_")[0], path.parent.name) for path in tables}):
-        write_overview(ROOT / "results", paper, corpus)
-    fill_tables(readme)
-    print(f"filled the tables of {readme}")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -1,9 +1,8 @@
 """The training loop of every script, on accelerate: one process or several, CPU or GPU, killed or not.
 
-Three rules make a run repeatable. The order of batches depends on (seed, epoch) alone. Every step seeds its own
-randomness from (seed, epoch, step, process), so that going on after a kill needs no generator state. A step's
-gradient is that of the mean loss over its `batch_size` samples, however many processes and micro-batches share
-the work.
+A run is repeatable: the order of batches depends on (seed, epoch) alone, and every step seeds its randomness
+from (seed, epoch, step, process), so that a resumed run needs no generator state. A step's gradient is that
+of the mean loss over `batch_size` samples, however many processes and micro-batches share them.
 """
 
 import dataclasses
@@ -26,14 +25,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import atomic_path, make_folder, read_json, write_json
+from common.files import atomic_path, hash_of, make_folder, read_json, write_json
 
 POOL_BATCHES = 32  # batches that are sorted by length together: more pads less but shuffles less
 CHECK_EVERY_STEPS = 20  # the loss is looked at this often; looking at each step would stall a GPU
-LATER = {
-    "warmup_steps": 0,
-    "eps": 1e-8,
-}  # came to Recipe later: with these values identities stay what they were
+MACHINE = ("workers", "save_every_s", "micro_batch")  # of a Recipe: how the machine is used
+ALLOCATION_FAILED = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 @dataclass
@@ -53,14 +50,12 @@ class Recipe:
     higher_is_better: bool = True
     patience: int = 0  # epochs without a better figure before stopping; 0 = off
     keep: str = "best"  # the weights that are left: "best" by select_by, or "last"
-    best_before: float | None = (
-        None  # where this goes on with an earlier run, with keep="last": its best figure ...
-    )
+    best_before: float | None = None  # where this continues an earlier run, with keep="last": its best figure
     epochs_since_best: int = 0  # ... and for how many epochs it had not improved
     micro_batch: int = 0  # samples per forward pass to start with; 0 = as many as a step has
     seed: int = 0
     workers: int = 0  # processes that prepare batches; 0 = this one
-    save_every_s: float = 600.0  # a state is written at each epoch's end and this often within
+    save_every_s: float = 600.0  # a state to resume from is written this often, in seconds
     warmup_steps: int = 0  # steps with a rising rate, of "inverse_sqrt" alone
     eps: float = 1e-8  # of AdamW
 
@@ -71,18 +66,13 @@ class Recipe:
             raise ValueError("best_before goes with keep='last': there may be no better epoch to keep")
 
     def identity(self):
-        """What must be the same for a run to be gone on with: all but how the machine is used."""
-        machine = ("workers", "save_every_s", "micro_batch")
-        return {
-            name: list(value) if isinstance(value, tuple) else value  # as it comes back from JSON
-            for name, value in dataclasses.asdict(self).items()
-            if name not in machine and not (name in LATER and value == LATER[name])
-        }
+        """What must be the same to resume a run: all but how the machine is used."""
+        return {name: x for name, x in dataclasses.asdict(self).items() if name not in MACHINE}
 
 
 @dataclass
 class State:
-    """What a killed run needs to go on, besides model and optimiser."""
+    """What a killed run needs to resume, besides model and optimiser."""
 
     epoch: int = 0
     step: int = 0  # steps done in this epoch
@@ -98,12 +88,10 @@ class State:
 def make_accelerator(precision):
     """The device context; precision "auto" = bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
     if precision == "auto":
-        on_gpu = torch.cuda.is_available()
-        precision = ("bf16" if torch.cuda.is_bf16_supported() else "fp16") if on_gpu else "no"
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # with two threads sums would differ from run to run
-    gc.freeze()  # free_memory collects after every training: 0.2 s less where it passes over what imports left
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp16" if torch.cuda.is_available() else "no"
+    torch.use_deterministic_algorithms(True, warn_only=True)  # with several threads sums would differ
+    gc.freeze()  # free_memory collects after every training: faster where it passes over what imports left
     accelerator = Accelerator(mixed_precision=precision)
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")  # one process speaks for all
@@ -116,7 +104,7 @@ def make_accelerator(precision):
 def length_batches(lengths, batch_size, seed, epoch):
     """Shuffled batches of samples of similar length.
 
-    lengths     (N,) any measure of size; None = plain shuffling
+    lengths     (N,) any measure of size
     batch_size  samples per batch; the last one of an epoch may be smaller
     Returns a list of index arrays that holds each of 0..N-1 once, the same for the same (seed, epoch).
     """
@@ -199,18 +187,31 @@ def rate_factor(recipe, step, total):
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
-    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
-        recipe.schedule
-    ]
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return {"constant": 1.0, "linear": 1.0 - progress, "cosine": cosine}[recipe.schedule]
 
 
-def parameter_groups(model, weight_decay):
-    """Weight decay on matrices only, as transformers' Trainer does it."""
+def make_optimizer(model, recipe, device):
+    """AdamW with weight decay on matrices only, as transformers' Trainer has it."""
     trainable = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay},
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
     ]
+    options = {"betas": recipe.betas, "eps": recipe.eps, "fused": device.type in ("cpu", "cuda")}
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, **options)
+
+
+def attempt(function, *arguments):
+    """function(*arguments), or None where memory did not suffice; nothing of it is then kept alive."""
+    try:
+        return function(*arguments)
+    except RuntimeError as error:  # cuBLAS and cuDNN have none of their own
+        known = any(words in str(error) for words in ALLOCATION_FAILED)
+        if not (known or isinstance(error, torch.OutOfMemoryError)):
+            raise
+    torch.cuda.empty_cache()  # here the error is gone, and with it its traceback, which held the activations
+    return None
 
 
 class Training:
@@ -220,13 +221,13 @@ class Training:
     loss      loss(model, batch) -> (sum of the losses, what to divide it by); both scalars
     recipe    Recipe
     folder    for the state while it runs, best.safetensors and history.json when it is done
-    identity  JSON-ready dict; a state of another identity is not gone on with
+    identity  JSON-ready dict; a state of another identity is not resumed
     """
 
     def __init__(self, accelerator, model, loss, train_set, recipe, folder, identity):
         self.accelerator, self.model, self.loss, self.recipe = accelerator, model, loss, recipe
         self.folder = make_folder(folder)
-        self.identity = json.loads(json.dumps({"recipe": recipe.identity(), **identity}, default=str))
+        self.identity = whole_identity(accelerator, recipe, identity)
         self.keys = StepKeys(train_set, recipe, accelerator)
         self.steps = len(self.keys)
         self.loader = DataLoader(
@@ -234,18 +235,13 @@ class Training:
             batch_sampler=self.keys,
             collate_fn=train_set.collate,
             num_workers=recipe.workers,
-            persistent_workers=False,
+            persistent_workers=recipe.workers > 0,
             pin_memory=accelerator.device.type == "cuda",
         )
-        if (
-            accelerator.scaler
-        ):  # fp16: a scale that an earlier run had come to would make this one depend on it
+        if accelerator.scaler:  # fp16: the scale that an earlier run came to would make this one depend on it
             accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
-        groups = parameter_groups(model, recipe.weight_decay)
-        self.optimizer = accelerator.prepare(
-            torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
-        )
-        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = accelerator.prepare(make_optimizer(model, recipe, accelerator.device))
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.state = State(
             micro_batch=recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes),
             best=recipe.best_before,
@@ -266,13 +262,12 @@ class Training:
             if len(pending) >= CHECK_EVERY_STEPS or state.step == self.steps:
                 self.count_losses(pending)
                 pending = []
-            if time.monotonic() - self.saved_at > self.recipe.save_every_s and not pending:
-                self.save()
+                self.save_if_due()
         return state.loss_sum / max(1.0, state.loss_count)
 
     def count_losses(self, pending):
         """Add the (sum, count) pairs of some steps to the epoch's; stop if one is not finite."""
-        sums = torch.stack(pending).double().cpu()  # (steps, 2)
+        sums = torch.stack(pending).cpu().double()  # (steps, 2)
         if not torch.isfinite(sums).all():
             raise UserError(
                 f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}, within the last "
@@ -283,36 +278,29 @@ class Training:
 
     def step(self, batch):
         """One optimiser step; after an out-of-memory error it is repeated in smaller micro-batches."""
-        while True:
-            try:
-                totals = self.accumulate(batch)
-                break
-            except torch.OutOfMemoryError:
-                self.optimizer.zero_grad()
-                if self.state.micro_batch <= 1:
-                    raise UserError(
-                        "out of memory with one sample per forward pass; choose a smaller model or shorter "
-                        "inputs"
-                    ) from None
-                self.state.micro_batch = -(-self.state.micro_batch // 2)
-                torch.cuda.empty_cache()
-                print(
-                    f"out of memory: going on with {self.state.micro_batch} samples per forward pass, "
-                    f"still {self.recipe.batch_size} per step"
-                )
+        while (totals := attempt(self.accumulate, batch)) is None:
+            self.halve_micro_batch()
         totals = self.share_gradients(totals)
-        recipe, steps = self.recipe, self.steps if self.recipe.rate_per == "step" else 1
-        number = self.state.epoch * steps + (self.state.step if recipe.rate_per == "step" else 0)
+        recipe, per_step = self.recipe, self.recipe.rate_per == "step"
+        steps = self.steps if per_step else 1
+        number = self.state.epoch * steps + (self.state.step if per_step else 0)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * rate_factor(recipe, number, steps * recipe.epochs)
-        if self.recipe.clip_norm:
-            self.accelerator.clip_grad_norm_(self.parameters, self.recipe.clip_norm)
+        if recipe.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parameters, recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return totals
 
+    def halve_micro_batch(self):
+        self.optimizer.zero_grad()
+        if self.state.micro_batch <= 1:
+            raise UserError("out of memory with one sample; choose a smaller model or shorter inputs")
+        self.state.micro_batch = n = -(-self.state.micro_batch // 2)
+        print(f"out of memory: {n} samples per forward pass from now on, {self.recipe.batch_size} per step")
+
     def accumulate(self, batch):
-        """Gradients of the summed loss over this process's share; returns (loss sum, count) as a tensor (2,)."""
+        """Gradients of the summed loss over this process's share; returns (loss sum, count) as (2,)."""
         totals = torch.zeros(2, device=self.accelerator.device)
         if not self.keys.counts(self.state.step):
             return totals
@@ -320,11 +308,11 @@ class Training:
             seed_step(self.recipe.seed, self.state.epoch, self.state.step, self.keys.rank, start)
             with self.accelerator.autocast():
                 total, count = self.loss(self.model, cut(batch, start, start + self.state.micro_batch))
-            # Divided by a constant only to stay within fp16's range; share_gradients divides by the true count.
+            # Divided by a constant only to stay within fp16's range; share_gradients divides by the count.
             self.accelerator.backward(total / self.recipe.batch_size)
-            totals += torch.stack(
-                [total.detach().float(), torch.as_tensor(count, device=totals.device).float()]
-            )
+            if not torch.is_tensor(count):
+                count = torch.full_like(totals[1], count)  # a copy from the host would wait for the device
+            totals += torch.stack([total.detach().float(), count.float()])
         return totals
 
     def share_gradients(self, totals):
@@ -333,57 +321,43 @@ class Training:
         Done by hand after the last micro-batch, not by DistributedDataParallel: processes may need different
         numbers of micro-batches, and LayerDrop leaves layers without a gradient.
         """
-        gradients = [p.grad for p in self.parameters]
         if self.accelerator.num_processes > 1:
-            used = torch.tensor([float(g is not None) for g in gradients], device=totals.device)
-            flat = torch.cat(
-                [
-                    torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
-                    for p in self.parameters
-                ]
-            )
+            used = torch.tensor([float(p.grad is not None) for p in self.parameters], device=totals.device)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
             used, flat, totals = (self.accelerator.reduce(x, "sum") for x in (used, flat, totals))
-            for p, piece, u in zip(
-                self.parameters, flat.split([p.numel() for p in self.parameters]), used.tolist()
-            ):
+            pieces = flat.split([p.numel() for p in self.parameters])
+            for p, piece, u in zip(self.parameters, pieces, used.tolist()):
                 p.grad = piece.view_as(p) if u else None
-            gradients = [p.grad for p in self.parameters]
-        torch._foreach_mul_(
-            [g for g in gradients if g is not None], self.recipe.batch_size / totals[1].clamp(min=1e-8)
-        )
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, self.recipe.batch_size / totals[1].clamp(min=1e-8))
         return totals
 
     # ---- State on disk
 
     def end_epoch(self, train_loss, figures, seconds):
         """Log an epoch, keep its weights if it is the best so far, move on to the next."""
-        state, value = self.state, figures[self.recipe.select_by]
-        better = state.best is None or (
-            value > state.best if self.recipe.higher_is_better else value < state.best
-        )
-        state.log.append(
-            {
-                "epoch": state.epoch + 1,
-                "step": (state.epoch + 1) * self.steps,
-                "train_loss": train_loss,
-                **{
-                    name if name.startswith("test_") else f"valid_{name}": float(x)
-                    for name, x in figures.items()
-                },
-                "seconds": seconds,
-            }
-        )
+        state, value, higher = self.state, figures[self.recipe.select_by], self.recipe.higher_is_better
+        better = state.best is None or (value > state.best if higher else value < state.best)
+        names = {name: name if name.startswith("test_") else f"valid_{name}" for name in figures}
+        entry = {"epoch": state.epoch + 1, "step": (state.epoch + 1) * self.steps, "train_loss": train_loss}
+        entry |= {names[name]: float(x) for name, x in figures.items()}
+        state.log.append({**entry, "seconds": seconds})
         state.seconds += seconds
         if better:
             state.best, state.best_epoch = float(value), state.epoch
             if self.recipe.keep == "best":
                 self.keep_weights()
         state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0.0
-        self.save()
+        self.save_if_due()
         return better
 
     def keep_weights(self):
         self.write(best_weights(self.folder), lambda path: save_file(trained_state(self.model), path))
+
+    def save_if_due(self):
+        if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
+            self.save()
 
     def save(self):
         scaler = self.accelerator.scaler
@@ -421,11 +395,29 @@ class Training:
         self.accelerator.wait_for_everyone()
         load_trained(self.model, load_file(best_weights(self.folder)))
 
-    def stopped_early(self):
-        return (
-            bool(self.recipe.patience)
-            and self.state.epoch - 1 - self.state.best_epoch >= self.recipe.patience
-        )
+    def epochs_since_best(self):
+        return self.state.epoch - 1 - self.state.best_epoch
+
+    def is_over(self):
+        stopped_early = 0 < self.recipe.patience <= self.epochs_since_best()
+        return stopped_early or self.state.epoch >= self.recipe.epochs
+
+    def history(self):
+        """What is known of a finished run; JSON-ready."""
+        known = {name: getattr(self.state, name) for name in ("best", "seconds", "micro_batch", "log")}
+        known |= {"best_epoch": self.state.best_epoch + 1, "epochs_since_best": self.epochs_since_best()}
+        return {"identity": self.identity, "steps_per_epoch": self.steps, **known}
+
+
+def whole_identity(accelerator, recipe, identity):
+    """What a training depends on, as it comes back from JSON."""
+    own = {"recipe": recipe.identity(), "precision": accelerator.mixed_precision}
+    return as_json({**identity, **own})
+
+
+def as_json(value):
+    """A value as it comes back from JSON: tuples are lists."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def frozen_names(model):
@@ -434,22 +426,16 @@ def frozen_names(model):
 
 def trained_state(model):
     """A copy of a model's state_dict without its frozen parameters, which a run cannot change."""
-    frozen = frozen_names(model)
-    return {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in frozen
-    }
+    frozen, state = frozen_names(model), model.state_dict()
+    return {name: x.detach().clone().contiguous() for name, x in state.items() if name not in frozen}
 
 
 def load_trained(model, state):
     """Put a `trained_state` back; every parameter that is not frozen must be in it."""
     missing, unexpected = model.load_state_dict(state, strict=False)
-    needed = set(missing) - frozen_names(model)
+    needed = sorted(set(missing) - frozen_names(model))
     if needed or unexpected:
-        raise ValueError(
-            f"weights do not fit the model: missing {sorted(needed)[:3]}, unexpected {unexpected[:3]}"
-        )
+        raise ValueError(f"weights do not fit: missing {needed[:3]}, unexpected {unexpected[:3]}")
 
 
 def best_weights(folder):
@@ -463,12 +449,11 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
     model      nn.Module; moved to the accelerator's device
     loss       loss(model, batch) -> (sum, count)
     train_set  has `lengths`, `__getitem__((index, seed))` and `collate(items) -> batch`
-    evaluate   evaluate(model) -> dict of figures, with recipe.select_by among them; logged as "valid_<name>", or as
-               they are where their names begin with "test_"
-    folder     state, best.safetensors and history.json go there; a run that was killed goes on from it
-    identity   JSON-ready dict: what else, besides the recipe, must be the same to go on
+    evaluate   evaluate(model) -> dict of figures, with recipe.select_by among them; logged as "valid_<name>",
+               or as they are where their names begin with "test_"
+    folder     state, best.safetensors and history.json go there; a run that was killed is resumed from it
+    identity   JSON-ready dict: what else, besides recipe and precision, must be the same to resume
     title      one word or two for the progress bar and the lines printed
-    epoch_lines  False prints no line per epoch
     Returns the history: best_epoch (from 1), seconds, steps_per_epoch, log (one dict per epoch).
     Raises UserError on a loss that is not finite.
     """
@@ -478,81 +463,129 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
             torch.distributed.broadcast(tensor, 0)
     run = Training(accelerator, model, loss, train_set, recipe, folder, identity)
     finished = run.folder / "history.json"
-    if (
-        finished.exists()
-        and best_weights(folder).exists()
-        and read_json(finished)["identity"] == run.identity
-    ):
+    kept = read_json(finished) if finished.exists() and best_weights(folder).exists() else {}
+    if kept.get("identity") == run.identity:
         run.load_kept()
         print(f"{title}: already trained")
         accelerator.free_memory()
-        return read_json(finished)
-    if (
-        accelerator.is_main_process
-    ):  # what is there was made otherwise, and its weights go with the first epoch
+        return kept
+    if accelerator.is_main_process:  # made otherwise, and its weights go with the first epoch
         for outdated in (finished, run.folder / "test.json"):
             outdated.unlink(missing_ok=True)
     if run.resume():
-        print(f"{title}: going on after epoch {run.state.epoch}, step {run.state.step}")
-    with tqdm(
-        total=run.steps * recipe.epochs,
-        initial=run.state.epoch * run.steps + run.state.step,
-        desc=title,
-        disable=None if accelerator.is_main_process else True,
-        leave=False,
-    ) as bar:
-        while run.state.epoch < recipe.epochs and not run.stopped_early():
-            started = time.monotonic()
-            train_loss = run.train_epoch(bar)
-            figures = evaluate(model)
-            better = run.end_epoch(train_loss, figures, time.monotonic() - started)
-            bar.clear()
-            if epoch_lines:
-                print(_epoch_line(title, run.state.log[-1], better), flush=True)
+        print(f"{title}: resumed after epoch {run.state.epoch}, step {run.state.step}")
+    train_epochs(run, evaluate, title, epoch_lines)
     if recipe.keep == "last":
         run.keep_weights()
     run.load_kept()
-    history = {
-        "identity": run.identity,
-        "best_epoch": run.state.best_epoch + 1,
-        "best": run.state.best,
-        "epochs_since_best": run.state.epoch - 1 - run.state.best_epoch,
-        "seconds": run.state.seconds,
-        "steps_per_epoch": run.steps,
-        "micro_batch": run.state.micro_batch,
-        "log": run.state.log,
-    }
     if accelerator.is_main_process:
-        write_json(finished, history)
+        write_json(finished, run.history())
         (run.folder / "last.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     accelerator.free_memory()  # else it would hold on to this model's weights and optimiser state
-    return history
+    return run.history()
+
+
+def train_epochs(run, evaluate, title, epoch_lines):
+    """The epochs that are left of a Training."""
+    state, recipe, quiet = run.state, run.recipe, not run.accelerator.is_main_process
+    done, total = state.epoch * run.steps + state.step, run.steps * recipe.epochs
+    with tqdm(total=total, initial=done, desc=title, disable=quiet or None, leave=False) as bar:
+        while not run.is_over():
+            started = time.monotonic()
+            train_loss = run.train_epoch(bar)
+            figures = evaluate(run.model)
+            better = run.end_epoch(train_loss, figures, time.monotonic() - started)
+            bar.clear()
+            if epoch_lines:
+                print(epoch_line(title, state.log[-1], recipe.epochs, better), flush=True)
+
+
+def epoch_line(title, entry, epochs, better):
+    figures = "  ".join(f"{name} {entry[name]:7.4f}" for name in entry if "_" in name)
+    end = f"{entry['seconds']:6.1f} s{'  best' if better else ''}"
+    return f"{title:<28} epoch {entry['epoch']:3d}/{epochs}  {figures}  {end}"
+
+
+# ---- Train, then test ----------------------------------------------------------------------
+
+
+def train_and_test(
+    accelerator,
+    make_model,
+    loss,
+    outputs,
+    data,
+    figures,
+    recipe,
+    folder,
+    identity,
+    title,
+    batch_size=64,
+    keep_weights=False,
+    watch=(),
+    epoch_lines=False,
+):
+    """Train a model on data["train"], choose its epoch on data["valid"], then score the test sets once.
+
+    make_model    make_model() -> nn.Module; called only if there is something to train
+    loss          loss(model, batch) -> (sum, count)
+    outputs       outputs(model, batch) -> {"logits": (B, ...), ...}
+    data          {"train", "valid" and one or more test sets: data sets}; a test set has `ids`
+    figures       figures({"logits": array, ...}, data set) -> {name: figure}, recipe.select_by among them
+    folder        <folder>/test.json keeps the outcome, so that a second run does not train again
+    batch_size    samples per forward pass outside training
+    keep_weights  whether the weights stay on disk
+    watch         test sets that are also scored after every epoch, logged as "test_<figure>", for no choice
+    Returns {"history", "test_seconds", "tests": {name: {"ids", "figures", "outputs": {name: list}}}}.
+    """
+    tests = {name: part for name, part in data.items() if name not in ("train", "valid")}
+    identity = {**identity, "tested": {name: hash_of(list(part.ids)) for name, part in tests.items()}}
+    kept = kept_outcome(folder, recipe, {**identity, "precision": accelerator.mixed_precision})
+    if kept and (best_weights(folder).exists() or not keep_weights):
+        return kept
+    model = make_model()
+
+    def run(part):
+        return predict(accelerator, model, outputs, part, batch_size, recipe.workers)
+
+    def evaluate(_):
+        watched = [figures(run(data[name]), data[name]) for name in watch]
+        test = {f"test_{name}": value for found in watched for name, value in found.items()}
+        return {**figures(run(data["valid"]), data["valid"]), **test}
+
+    args = (data["train"], evaluate, recipe, folder, identity, title, epoch_lines)
+    history = fit(accelerator, model, loss, *args)
+    started = time.monotonic()
+    found = {name: run(part) for name, part in tests.items()}
+    outcome = {"history": history, "test_seconds": time.monotonic() - started, "tests": {}}
+    for name, part in tests.items():
+        lists = {key: array.tolist() for key, array in found[name].items()}
+        scores = {key: float(value) for key, value in figures(found[name], part).items()}
+        outcome["tests"][name] = {"ids": list(part.ids), "figures": scores, "outputs": lists}
+    if accelerator.is_main_process:
+        write_json(Path(folder) / "test.json", outcome)
+        if not keep_weights:
+            best_weights(folder).unlink()
+    accelerator.wait_for_everyone()
+    print(outcome_line(title, outcome, recipe), flush=True)
+    return outcome
 
 
 def kept_outcome(folder, recipe, identity):
-    """What a script left in <folder>/test.json, if it was made with the same recipe and identity, else None."""
+    """What `train_and_test` left in a folder, if made with the same recipe and identity, else None."""
     path = Path(folder) / "test.json"
-    if not path.exists():
-        return None
-    outcome = read_json(path)
-    found = outcome["history"]["identity"]
-    same = found["recipe"] == recipe.identity() and all(
-        found[name] == value for name, value in identity.items()
-    )
-    return outcome if same else None
+    outcome = read_json(path) if path.exists() else None
+    found = outcome["history"]["identity"] if outcome else {}
+    wanted = as_json({**identity, "recipe": recipe.identity()})
+    return outcome if all(found.get(name) == value for name, value in wanted.items()) else None
 
 
-def _epoch_line(title, entry, better):
-    figures = "  ".join(
-        f"{name.removeprefix('valid_')} {value:7.4f}"
-        for name, value in entry.items()
-        if name.startswith("valid_")
-    )
-    return (
-        f"{title:<28} epoch {entry['epoch']:3d}  train loss {entry['train_loss']:7.4f}  valid: {figures}  "
-        f"{entry['seconds']:6.1f} s{'  best' if better else ''}"
-    )
+def outcome_line(title, outcome, recipe):
+    history, name = outcome["history"], recipe.select_by
+    tests = "  ".join(f"{part} {found['figures'][name]:.3f}" for part, found in outcome["tests"].items())
+    epoch = f"{history['seconds']:7.1f} s  epoch {history['best_epoch']:>3}/{recipe.epochs}"
+    return f"  {title:<60} {epoch}  {name}: valid {history['best']:.3f}  {tests}"
 
 
 # ---- Prediction ----------------------------------------------------------------------------
@@ -563,12 +596,12 @@ def predict_batches(accelerator, model, forward, dataset, batch_size, workers, s
 
     forward  forward(model, batch) -> dict of tensors (B, ...)
     skip     indices to leave out
-    Outputs are numpy arrays; results do not depend on the batch, so a smaller one is used after out-of-memory.
+    Outputs are numpy arrays; they do not depend on the batch, so a smaller one is used after out-of-memory.
     """
     model.eval()
     wanted = np.setdiff1d(np.arange(len(dataset.lengths)), np.fromiter(skip, int, len(skip)))
-    # Rounding differs a little from batch to batch. In the order of the corpus, which often goes by label, a classifier
-    # could read the label off that noise (seen on RAVDESS' two sentences); in a random order it cannot.
+    # Rounding differs a little from batch to batch. In the order of the corpus, which often goes by label, a
+    # classifier could read the label off that noise (seen on RAVDESS); in a random order it cannot.
     wanted = np.random.default_rng(0).permutation(wanted)
     order = wanted[np.argsort(np.asarray(dataset.lengths)[wanted], kind="stable")]
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
@@ -585,22 +618,20 @@ def predict_batches(accelerator, model, forward, dataset, batch_size, workers, s
 
 
 def forward_batch(accelerator, model, forward, batch):
-    """Outputs of one batch on the accelerator's device as numpy arrays; halved where it does not fit into memory."""
-    try:
+    """Outputs of one batch as numpy arrays; the batch is halved where it does not fit into memory."""
+
+    def run():
         with torch.inference_mode(), accelerator.autocast():
             return {name: value.float().cpu().numpy() for name, value in forward(model, batch).items()}
-    except torch.OutOfMemoryError:
-        n = size_of(batch)
-        if n == 1:
-            raise UserError(
-                "out of memory with one sample; choose a smaller model or shorter inputs"
-            ) from None
-        torch.cuda.empty_cache()
-        halves = [
-            forward_batch(accelerator, model, forward, cut(batch, *part))
-            for part in ((0, n // 2), (n // 2, n))
-        ]
-        return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+    found, n = attempt(run), size_of(batch)
+    if found is not None:
+        return found
+    if n == 1:
+        raise UserError("out of memory with one sample; choose a smaller model or shorter inputs")
+    parts = cut(batch, 0, n // 2), cut(batch, n // 2, n)
+    halves = [forward_batch(accelerator, model, forward, part) for part in parts]
+    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
 
 
 def predict(accelerator, model, forward, dataset, batch_size, workers):

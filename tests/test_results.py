@@ -1,4 +1,4 @@
-"""What runs leave behind: tables, metrics.json, log.jsonl, the README's tables, figures."""
+"""What runs leave behind: tables, metrics.json, log.jsonl, figures."""
 
 import csv
 import json
@@ -12,27 +12,50 @@ from common.errors import UserError
 from common.manifest import Manifest, Turn
 from common.results import Cell
 
-MANIFEST = Manifest("demo_toy", Path("toy"), ("sad",), [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")])
+TURNS = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
+MANIFEST = Manifest("toy", Path("toy"), ("sad",), TURNS, complete=True)
+SOURCE = """# Roots
+DATA_ROOT = "data"        # here
+
+# Corpus and protocol
+CORPUS = "toy"            # which
+SEEDS = (0, 1, 2)         # runs
+
+# Training
+EPOCHS = 20               # long
+
+# Machine
+WORKERS = 4               # threads
+"""
+SETTINGS = {"RESULTS_ROOT": "results", "SEEDS": (0, 1), "WORKERS": 0, "EPOCHS": 20}
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def start(tmp_path, monkeypatch):
+    """start_run of a script 04_x.py in a folder, with other settings or another manifest."""
+    (tmp_path / "04_x.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["/elsewhere/04_x.py", "--demo", f"--DATA_ROOT={tmp_path}/data"])
-    return results.start_run(
-        "/elsewhere/04_x.py",
-        {"RESULTS_ROOT": "results", "SEEDS": (0, 1), "DATA_ROOT": str(tmp_path / "data")},
-        MANIFEST,
-        "5-fold",
-    )
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr("sys.argv", ["/elsewhere/04_x.py", f"--DATA_ROOT={tmp_path}/data"])
+
+    def start(manifest=MANIFEST, paper="", **settings):
+        settings = SETTINGS | {"DATA_ROOT": str(tmp_path / "data")} | settings
+        return results.start_run(tmp_path / "04_x.py", settings, manifest, "5-fold", paper=paper)
+
+    return start
 
 
-def test_the_header_counts_the_speakers_of_a_corpus_without_labels(run, capsys):
-    results.start_run("04_x.py", run.settings, MANIFEST, "5-fold")
-    assert "demo_toy: 1 turns, 1 labelled (sad 1), 1 speakers\n" in capsys.readouterr().out
+@pytest.fixture
+def run(start):
+    return start()
+
+
+def test_the_header_counts_the_speakers_of_a_corpus_without_labels(start, capsys):
+    start()
+    assert "toy: 1 turns, 1 labelled (sad 1), 1 speakers\n" in capsys.readouterr().out
     turns = [Turn(f"u{i}", "d", i, speaker, "", 0, 1) for i, speaker in enumerate("aab")]
-    results.start_run("04_x.py", run.settings, Manifest("demo_toy", Path("toy"), (), turns), "pretraining")
-    assert "demo_toy: 3 turns, no labels, 2 speakers\n" in capsys.readouterr().out
+    start(Manifest("toy", Path("toy"), (), turns))
+    assert "toy: 3 turns, no labels, 2 speakers\n" in capsys.readouterr().out
 
 
 CELLS = [
@@ -40,6 +63,7 @@ CELLS = [
     Cell("sum", "NN", [71.0]),
     Cell("product", "SVM"),
     Cell("sum", "p", [0.00001], unit="", digits=3),
+    Cell("the paper's own", "SVM", paper=80),
 ]
 
 
@@ -48,19 +72,44 @@ def test_the_table_holds_paper_ours_interval_and_provenance(run):
     text = (run.folder / "babaali_table_5.md").read_text()
     assert "| | SVM (%) | NN (%) | p |" in text
     assert "| sum | 71.00 ± 1.41 [65.00, 77.00] (paper 75.42) | 71.00 | < 0.001 |" in text
-    assert "| product | – |  |  |" in text
-    for words in (
-        "demo_toy",
-        "5-fold",
-        "n = 5,531",
-        "A note.",
-        "`python 04_x.py --demo --DATA_ROOT=data`",
-        "seeds 0, 1",
-    ):
-        assert words in text
+    assert "| product | – | | |" in text and "| the paper's own | – (paper 80) | | |" in text
+    words = ["toy", "5-fold", "n = 5,531", "A note.", "`python 04_x.py --DATA_ROOT=data`", "seeds 0, 1"]
+    assert [word for word in words if word not in text] == []
     rows = list(csv.DictReader(open(run.folder / "babaali_table_5.csv", encoding="utf-8")))
     assert rows[0]["paper"] == "75.42" and rows[0]["n_runs"] == "2" and float(rows[0]["sd"]) == 1.414214
     assert rows[1]["paper"] == rows[1]["sd"] == "" and rows[2]["mean"] == ""
+
+
+@pytest.mark.parametrize(
+    "settings, complete, reason",
+    [
+        ({"SEEDS": (0,), "WORKERS": 9, "DATA_ROOT": "/x", "CORPUS": "other"}, True, ""),
+        ({"EPOCHS": 3}, True, "run with other values of EPOCHS"),
+        ({}, False, "toy is not the complete genuine release"),
+    ],
+)
+def test_the_papers_number_is_shown_only_where_it_can_be_compared(start, settings, complete, reason):
+    run = start(Manifest("toy", Path("toy"), ("sad",), TURNS, complete), **settings)
+    run.table("babaali_table_5", "Table 5", CELLS)
+    text = (run.folder / "babaali_table_5.md").read_text()
+    assert ("75.42" in text) == ("the paper's own" in text) == (reason == "")
+    assert reason == "" or f"The paper's numbers are left out: {reason}." in text
+    assert ("75.42" in (run.folder / "babaali_table_5.csv").read_text()) == (reason == "")
+    assert (run.cells["babaali_table_5/sum/SVM"].paper is None) == (reason != "")
+
+
+def pages(n_rows, n_columns):
+    """(columns of every grid, their first line) of a table of so many rows and columns."""
+    cells = [Cell(f"r{i}", f"c{j}", [10.0 * i + j]) for i in range(n_rows) for j in range(n_columns)]
+    grids = [grid.split("\n") for grid in results.grids(cells)]
+    return [grid[0].count("|") - 1 for grid in grids], [grid[2] for grid in grids]
+
+
+def test_no_table_on_a_page_is_wider_than_eight_columns():
+    assert pages(9, 7) == ([8], ["| r0 | 0.00 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 | 6.00 |"])
+    assert pages(2, 9) == ([3], ["| c0 (%) | 0.00 | 10.00 |"])  # transposed
+    widths, lines = pages(8, 16)  # three below each other
+    assert widths == [7, 7, 5] and lines[2] == "| r0 | 12.00 | 13.00 | 14.00 | 15.00 |"
 
 
 def test_metrics_json_and_log_tell_how_it_was_made(run, tmp_path):
@@ -77,37 +126,22 @@ def test_metrics_json_and_log_tell_how_it_was_made(run, tmp_path):
         assert str(tmp_path) not in (run.folder / name).read_text()
 
 
-def test_two_papers_of_a_script_do_not_write_over_each_other(run):
-    """Each has its own predictions, metrics and overview; the log is one, its records name the paper."""
-    first = {
-        "utterance_id": "u1",
-        "speaker": "s",
-        "fold": "fold1",
-        "seed": 0,
-        "system": "a",
-        "y_true": "sad",
-        "y_pred": "sad",
-    }
+def test_two_papers_of_a_script_do_not_write_over_each_other(start):
+    """Each has its own predictions and metrics; the log is one, its records name the paper."""
+    first = dict(zip(results.PREDICTION_COLUMNS, ("u1", "s", "fold1", 0, "a", "sad", "sad")))
+    run = start()
     run.table("babaali_table_5", "Table 5", CELLS)
     run.predictions([first])
     run.finish()
     kept = {path: path.read_bytes() for path in run.folder.iterdir() if path.name != "log.jsonl"}
-    second = results.start_run("04_x.py", run.settings, MANIFEST, "5-fold", paper="li")
+    second = start(paper="li")
     second.table("li_table_1", "Table 1", [Cell("A + T", "WA", [81.0], paper=80.36)])
     second.predictions([first | {"system": "b"}])
     second.finish()
     assert second.folder == run.folder and all(path.read_bytes() == old for path, old in kept.items())
-    assert {path.name for path in run.folder.iterdir()} == {
-        "babaali_table_5.csv",
-        "babaali_table_5.md",
-        "predictions.csv",
-        "metrics.json",
-        "li_table_1.csv",
-        "li_table_1.md",
-        "li_predictions.csv",
-        "li_metrics.json",
-        "log.jsonl",
-    }
+    names = {"babaali_table_5.csv", "babaali_table_5.md", "li_table_1.csv", "li_table_1.md", "log.jsonl"}
+    names |= {"predictions.csv", "metrics.json", "li_predictions.csv", "li_metrics.json"}
+    assert {path.name for path in run.folder.iterdir()} == names
     found = json.loads((run.folder / "li_metrics.json").read_text())
     assert list(found["metrics"]) == ["li_table_1/A + T/WA"]
     assert ",b,sad,sad" in (run.folder / "li_predictions.csv").read_text()
@@ -118,11 +152,6 @@ def test_two_papers_of_a_script_do_not_write_over_each_other(run):
         ("li", "started"),
         ("li", "finished"),
     ]
-    ours, theirs = (
-        results.write_overview("results", paper, "demo_toy").read_text() for paper in ("babaali", "li")
-    )
-    assert "75.42" in ours and "80.36" not in ours
-    assert "| 1 | A + T | WA (%) | 80.36 | 81.00 | +0.64 |" in theirs and "75.42" not in theirs
 
 
 def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
@@ -131,7 +160,7 @@ def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
     assert (tmp_path / "log.jsonl").read_text().splitlines()[-1] == '{"step": 2}'
 
 
-def test_score_cell_gives_fold_values_and_the_pooled_interval():
+def test_score_cells_give_fold_values_and_the_pooled_interval():
     y = np.array([0, 0, 1, 1, 0, 1])
     predicted = np.array([[0, 0, 1, 0, -1, -1], [0, 0, 1, 1, -1, -1]])  # the last two are not scored
     speakers = np.array(list("aabbcc"))
@@ -140,13 +169,15 @@ def test_score_cell_gives_fold_values_and_the_pooled_interval():
         for i, seed in enumerate((0, 1))
         for name, rows in (("fold1", [0, 1]), ("fold2", [2, 3]))
     }
-    cell = results.score_cell("r", "c", metrics.accuracy, y, predicted, speakers, runs, 500)
+    given = y, predicted, speakers, runs, 500
+    cell = results.score_cell("r", "c", metrics.accuracy, *given)
     assert cell.values == [100, 50, 100, 100] and cell.n == 4
     assert (cell.low, cell.high) == (75, 100)  # speaker b alone: (50 + 100) / 2; speaker a alone: 100
-    only = results.score_cell(
-        "r", "c", lambda n: metrics.recall(n)[..., 1], y, predicted, speakers, runs, 500, needs=1
-    )
+    only = results.score_cell("r", "c", lambda n: metrics.recall(n)[..., 1], *given, needs=1)
     assert only.runs == [(0, "fold2"), (1, "fold2")]
+    row = results.score_cells("r", metrics.METRICS, *given, paper={"UAR": 70.0})
+    assert [c.column for c in row] == list(metrics.METRICS) and row[0].values == cell.values
+    assert [c.paper for c in row] == [None, 70.0, None, None]
 
 
 def test_a_demo_does_not_write_over_a_real_corpus():
@@ -168,31 +199,15 @@ def test_paths_of_this_machine_are_not_written(tmp_path, monkeypatch):
     assert command == "python 01_x.py --DATA_ROOT=d"
 
 
-def test_readme_tables_are_filled_and_compared(tmp_path):
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "t.md").write_text("| a |\n")
-    readme = tmp_path / "README.md"
-    readme.write_text("x\n<!-- table: results/t.md -->\nold\n<!-- end -->\ny\n")
-    assert results.stale_tables(readme) == ["results/t.md"]
-    results.fill_tables(readme)
-    assert readme.read_text() == "x\n<!-- table: results/t.md -->\n| a |\n<!-- end -->\ny\n"
-    assert results.stale_tables(readme) == []
-    readme.write_text("<!-- table: results/absent.md -->\n<!-- end -->\n")
-    with pytest.raises(UserError, match="absent.md"):
-        results.fill_tables(readme)
+def test_paper_figures_are_read_from_a_csv(tmp_path):
+    (tmp_path / "paper.csv").write_text('table,row,column,value\n5,"sum, all",SVM,75.42\n')
+    assert results.paper_figures(tmp_path / "paper.csv") == {("5", "sum, all", "SVM"): 75.42}
 
 
-def test_the_overview_lists_what_the_paper_prints(run):
-    run.table("babaali_table_5", "Table 5", CELLS)
-    text = results.write_overview("results", "babaali", "demo_toy").read_text()
-    assert "| 5 | sum | SVM (%) | 75.42 | 71.00 ± 1.41 [65.00, 77.00] | -4.42 | `python 04_x.py" in text
-    assert text.count("\n") == 3  # two lines of header, one number
-
-
-def test_unwritable_results_are_one_line(tmp_path):
+def test_unwritable_results_are_one_line(start, tmp_path):
     (tmp_path / "results").write_text("a file stands here")
     with pytest.raises(UserError, match="another folder"):
-        results.start_run("04_x.py", {"RESULTS_ROOT": str(tmp_path / "results")}, MANIFEST, "5-fold")
+        start()
 
 
 def test_figures_are_written_twice_and_reproducibly(tmp_path):
@@ -226,7 +241,7 @@ def test_curves_bars_and_scatter_draw_what_they_are_given():
 
 
 def test_curves_of_panels_can_be_told_apart():
-    """Ten that vary, two of them a pair, and two levels: each has a style of its own, the same in both panels."""
+    """Ten that vary, two of them a pair, and two levels: each has its own style, the same in both panels."""
     names = [*(f"system {i}" for i in range(8)), "pair, here", "pair, there"]
     varying = {name: ([10, 20], [i, i + 1], [i - 1, i], [i + 1, i + 2]) for i, name in enumerate(names)}
     levels = {name: ([10, 20], [5, 5], [5, 5], [5, 5]) for name in ("all", "none")}
@@ -277,7 +292,7 @@ def test_a_word_is_shown_in_place_of_its_number():
 
 
 def test_a_grid_of_confusion_matrices():
-    """A panel per matrix in rows of n_columns: title, counts and row shares as text, one colour bar for all."""
+    """A panel per matrix in rows of n_columns: title, counts, row shares as text, one colour bar for all."""
     panels = {f"{n} system": np.array([[n, 1], [3, n]]) for n in range(1, 7)}
     fig = plots.confusion_grid(panels, ("sad", "angry"), 3)
     *maps, bar = fig.axes
