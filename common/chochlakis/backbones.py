@@ -1,13 +1,11 @@
-"""The frozen networks of Chochlakis et al. 2024, Sec. 3.2: AVID-CMA [1] and CrissCross [3], a vector per clip.
+"""The frozen networks of Chochlakis et al. 2024, Sec. 3.2: AVID-CMA [1] and CrissCross [3], one vector per clip.
 
-The video network, the two audio networks, what they read, the pair of them, the authors' checkpoints, and what
-random networks need instead. Layers bear the names that they have in the authors' files; torchvision's
-Kinetics-400 network is a third choice for video.
+The video network, the two audio networks, what they read, the pair of them, the authors' checkpoints, and
+what random networks need instead. Layers bear the names that they have in the authors' files. A feature
+belongs to its clip alone: every clip has a spectrogram of its own, and BatchNorm uses its stored statistics.
 
-A feature belongs to its clip alone: every clip has a spectrogram of its own, BatchNorm uses its stored statistics,
-nothing is trained. Features are computed in float32.
-
-B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w features.
+B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w
+features.
 """
 
 import copy
@@ -25,19 +23,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchaudio.functional import amplitude_to_DB, melscale_fbanks
 from torchvision.models.resnet import BasicBlock
-from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 
 from common.errors import UserError
 from common.files import atomic_path
 from common.layers import build, count_parameters, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 
-NAMES = ("avid-cma", "crisscross", "kinetics")
+RATES_HZ = {"avid-cma": 24000, "crisscross": 16000}
+SIZES_PX = {"avid-cma": 224, "crisscross": 112}  # side of a frame in the published networks
+FPS = 16  # of both papers
 MODALITIES = ("audio", "video")
-RATES_HZ = {"avid-cma": 24000, "crisscross": 16000, "kinetics": 24000}
-SIZES_PX = {"avid-cma": 224, "crisscross": 112, "kinetics": 112}  # side of a frame in the published networks
-FPS = 16  # of both papers; torchvision's was trained at 15 and takes the same frames here
-KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))  # mean and sd of its pixels
 N_FFT = 1024  # also the Hann window, in both
 AVID_HOP, AVID_BINS = 240, 257
 TOP_DB, POWER_FLOOR, STD_FLOOR = 100.0, 1e-10, 1e-5
@@ -45,9 +40,9 @@ MIN_STD_DB = 1.0  # of a bin, where we measure it: noise has 4 dB, an empty bin 
 MEL_HOP, MEL_BINS, MEL_TOP_HZ = 160, 80, 8000.0
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # as CrissCross has it
 MEL_MEAN, MEL_STD = -5.3688107, 4.410007
-# Standard deviations by which BatchNorm lifts what random networks compute. With 0, half of all values are cut
-# off in every layer: a linear map of the features explained 0.05 of the variance of the colour of moving squares
-# in new clips, and 0.52 with 2 (0.64 with 4, where the features hardly vary; mean of three seeds).
+# Standard deviations by which BatchNorm lifts what random networks compute. With 0, half of all values are
+# cut off in every layer: a linear map of the features explained 0.05 of the variance of the colour of moving
+# squares in new clips, and 0.52 with 2 (0.64 with 4, where the features hardly vary; mean of three seeds).
 RANDOM_BIAS = 2.0
 COST_CLIPS = 8  # in a step of which the time is taken
 
@@ -174,7 +169,7 @@ class CrissCrossAudio(nn.Module):
 
 
 def power_spectra(samples, hop):
-    """samples (B, S) -> power (B, 513, 1 + S // hop); before and after a clip is its mirror image, so S > 512."""
+    """samples (B, S) -> power (B, 513, 1 + S // hop); a clip is mirrored at its ends, so S > 512."""
     window = torch.hann_window(N_FFT, device=samples.device)
     spectrum = torch.stft(samples, N_FFT, hop, window=window, pad_mode="reflect", return_complex=True)
     return torch.view_as_real(spectrum).square().sum(-1)
@@ -184,7 +179,8 @@ def log_spectrogram(samples):
     """What AVID-CMA's audio network reads, before it is normalised by bin.
 
     samples  (B, S) at 24 kHz
-    Returns dB (B, 1, S // 240, 257), 100 frames per second: the lowest bin, and pairs of the other 512 averaged.
+    Returns dB (B, 1, S // 240, 257), 100 frames per second: the lowest bin, and pairs of the other 512
+    averaged.
     What lies more than 100 dB below the loudest bin of its clip is raised to that.
     """
     power = power_spectra(samples, AVID_HOP)[..., : samples.shape[1] // AVID_HOP]  # (B, 513, T)
@@ -201,7 +197,7 @@ def mel_filters(device):
 
 
 def log_mel(samples):
-    """What CrissCross's audio network reads: samples (B, S) at 16 kHz -> (B, 1, 80, 1 + S // 160), normalised."""
+    """What CrissCross's audio network reads, of samples (B, S) at 16 kHz: (B, 1, 80, 1 + S // 160)."""
     power = power_spectra(samples, MEL_HOP).transpose(1, 2)  # (B, T, 513)
     mel = (power @ mel_filters(samples.device)).transpose(1, 2)  # (B, 80, T)
     return (((mel + MEL_FLOOR).log() - MEL_MEAN) / MEL_STD)[:, None]  # (B, 1, 80, T)
@@ -221,9 +217,7 @@ class Backbone:
     dim: int  # D
     video: nn.Module
     audio: nn.Module
-    audio_stats: (
-        tuple | None
-    )  # (mean (257,), sd (257,)) of AVID-CMA's log spectrogram; None = not measured yet
+    stats: torch.Tensor | None  # mean and sd (2, 257) of AVID-CMA's log spectrogram; None = not measured
     untrained: list  # those of MODALITIES whose network has random weights
     report: list  # a line per network: which of its weights come from where
 
@@ -237,41 +231,33 @@ class Backbone:
         return count_parameters(self.video) + count_parameters(self.audio)
 
     def identity(self):
-        """What features depend on besides their clips, JSON-ready: names, sizes, and hashes of the weights."""
-        found = {name: getattr(self, name) for name in ("name", "rate_hz", "fps", "size", "dim")}
-        for part in MODALITIES:
-            digest = hashlib.sha256()
-            for key, tensor in sorted(getattr(self, part).state_dict().items()):
+        """What features depend on besides their clips, JSON-ready."""
+        digest = hashlib.sha256(b"" if self.stats is None else self.stats.numpy().tobytes())
+        for network in (self.video, self.audio):
+            for key, tensor in sorted(network.state_dict().items()):
                 digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-            found[part] = digest.hexdigest()[:16]
-        stats = b"".join(np.asarray(x, np.float32).tobytes() for x in self.audio_stats or ())
-        return found | {"audio_stats": hashlib.sha256(stats).hexdigest()[:16], "precision": "fp32"}
+        sizes = {name: getattr(self, name) for name in ("rate_hz", "fps", "size", "dim")}
+        return {"backbone": self.name, **sizes, "weights": digest.hexdigest()[:16], "precision": "fp32"}
 
     def video_input(self, frames):
         """frames (B, F, size, size, 3) uint8, tensor or array -> (B, 3, F, size, size) on the device."""
-        frames = torch.as_tensor(frames)
-        if frames.dtype != torch.uint8 or frames.ndim != 5 or frames.shape[2:] != (self.size, self.size, 3):
-            wanted = f"{self.name} reads uint8 (B, F, {self.size}, {self.size}, 3)"
-            raise ValueError(f"frames {frames.dtype} {tuple(frames.shape)}: {wanted}")
-        return normalise_frames(frames.to(self.device), *(KINETICS if self.name == "kinetics" else IMAGENET))
+        return normalise_frames(torch.as_tensor(frames).to(self.device), *IMAGENET)
 
     def audio_input(self, samples):
-        """samples (B, S) float at rate_hz, tensor or array -> (B, 1, T, 257) or (B, 1, 80, T) on the device."""
+        """samples (B, S) float at rate_hz, tensor or array -> (B, 1, T, 257) or (B, 1, 80, T)."""
         samples = torch.as_tensor(samples).to(self.device, torch.float32)
         if self.name == "crisscross":
             return log_mel(samples)
-        if self.audio_stats is None:
-            raise ValueError(f"{self.name}: the bins of the log spectrogram are not measured; call `measure`")
-        mean, std = (torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in self.audio_stats)
+        mean, std = self.stats.to(self.device)
         return (log_spectrogram(samples) - mean) / (std + STD_FLOOR)
 
     @torch.no_grad()
     def features(self, audio, video):
-        """Features of clips (Section 3.2), each of which depends on its own clip alone.
+        """Features of clips (Section 3.2), each of which depends on its own clip alone, in float32.
 
         audio  (B, S) float samples at rate_hz, S > 512; None = not wanted
         video  (B, F, size, size, 3) uint8 frames at fps; None = not wanted
-        Returns audio (B, D), video (B, D) float32 on the device; None for what was None.
+        Returns audio (B, D), video (B, D) on the device; None for what was None.
         """
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return (
@@ -281,50 +267,40 @@ class Backbone:
 
 
 def load_backbone(name, files, width, size, device, random_seed=None, allow_pickle=False):
-    """The frozen networks of Section 3.2.
+    """The frozen networks of Section 3.2, as a Backbone.
 
-    name          "avid-cma", "crisscross"; "kinetics": torchvision's R(2+1)D-18 and AVID-CMA's audio network
-    files         {"video", "audio": checkpoint, "stats": npz}. "" for a network: random weights, but torchvision
-                  downloads those of "kinetics"; AVID-CMA's file has both. "" for stats: to be measured
+    name          "avid-cma" or "crisscross"
+    files         {"video", "audio": checkpoint, "stats": npz}; AVID-CMA's checkpoint has both networks. ""
+                  for a network: random weights; "" for stats: to be measured
     width, size   w (D = 8 w), 64 in the papers; side of a frame in pixels, 0 = the papers'
     random_seed   seed of random weights, which `measure` must follow; None = they are refused
     allow_pickle  load checkpoints that hold more than tensors, which lets them run code of their own
-    Returns a Backbone. Raises UserError where a file is missing, no checkpoint, or does not fit the networks.
+    Raises UserError where a file is missing, no checkpoint, or does not fit the networks.
     """
-    if name not in NAMES:
-        raise UserError(f"backbone {name!r}: unknown; choose one of {', '.join(NAMES)}")
-    if name == "kinetics" and width != 64:
-        raise UserError(f"backbone 'kinetics' with a width of {width}: torchvision's is 64 wide; set that")
     networks, report, untrained = build(random_seed or 0, new_networks, name, width), [], []
     for part, network in networks.items():
-        file, weights = str(files[part] or (files["video"] if name == "avid-cma" else "")), None
-        if file:
+        if file := files[part] or (files["video"] if name == "avid-cma" else ""):
             weights = network_weights(read_checkpoint(file, allow_pickle), part)
-        elif name == "kinetics" and part == "video" and random_seed is None:
-            file, weights = "torchvision", downloaded_weights()
+            report.append(f"{name}, {part}: {load_weights(network, *weights, part, width, file)}")
         elif random_seed is None:
             raise UserError(
                 f"backbone {name!r}: no checkpoint for its {part} network; name the authors' file"
             )
         else:
             untrained.append(part)
-        source = load_weights(network, *weights, part, width, file) if file else f"random, seed {random_seed}"
-        report.append(f"{name}, {part}: {source}")
+            report.append(f"{name}, {part}: random weights of seed {random_seed}")
         network.to(device).eval().requires_grad_(False)
     stats = read_audio_stats(files["stats"]) if files["stats"] and name != "crisscross" else None
     sizes = RATES_HZ[name], FPS, size or SIZES_PX[name], 8 * width
-    return Backbone(name, *sizes, **networks, audio_stats=stats, untrained=untrained, report=report)
+    return Backbone(name, *sizes, **networks, stats=stats, untrained=untrained, report=report)
 
 
 def new_networks(name, width):
     """{"video", "audio": network} with He's first weights, and RANDOM_BIAS in every BatchNorm."""
-    if name == "kinetics":
-        video = r2plus1d_18(weights=None)
-        video.fc = nn.Identity()
+    if name == "crisscross":
+        networks = {"video": R2Plus1D(width, "average"), "audio": CrissCrossAudio(width)}
     else:
-        video = R2Plus1D(width, "average" if name == "crisscross" else "max")
-    audio = CrissCrossAudio(width) if name == "crisscross" else AVIDAudio(width)
-    networks = {"video": video, "audio": audio}
+        networks = {"video": R2Plus1D(width, "max"), "audio": AVIDAudio(width)}
     for module in nn.ModuleDict(networks).modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight)
@@ -337,10 +313,10 @@ def new_networks(name, width):
 
 
 def network_weights(content, part):
-    """(weights {name: tensor} of one network by its own names, names of everything else) in any authors' file.
+    """Of any authors' file: (weights {name: tensor} of one network by its own names, names of all else).
 
-    content  of `read_checkpoint`. AVID-CMA's has "model" with keys module.video_model.*, module.audio_model.* and
-             heads; CrissCross's and torchvision's are the weights of one network and nothing else
+    content  of `read_checkpoint`. AVID-CMA's has "model" with keys module.video_model.*, module.audio_model.*
+             and heads; CrissCross's are the weights of one network and nothing else
     """
     model = content["model"] if isinstance(content.get("model"), dict) else content
     model = {str(key).removeprefix("module."): value for key, value in model.items()}
@@ -366,18 +342,19 @@ def load_weights(network, weights, others, part, width, file):
         )
     loaded = {key: value for key, value in weights.items() if key in wanted}
     for key, value in loaded.items():
-        if getattr(value, "shape", None) != wanted[key].shape:
+        if (shape := getattr(value, "shape", ())) != wanted[key].shape:
             raise UserError(
-                f"{file}: {key} is {tuple(getattr(value, 'shape', ()))} where a network of width {width} has "
+                f"{file}: {key} is {tuple(shape)} where a network of width {width} has "
                 f"{tuple(wanted[key].shape)}; change the width or name another checkpoint"
             )
     network.load_state_dict(wanted | loaded)
-    skipped, n_missing = [*others, *(key for key in weights if key not in wanted)], len(wanted) - len(loaded)
-    return f"{len(loaded)} keys loaded from {Path(file).name}, skipped {listed(skipped)}, {n_missing} missing"
+    skipped = listed([*others, *(key for key in weights if key not in wanted)])
+    n_missing = len(wanted) - len(loaded)
+    return f"{len(loaded)} keys loaded from {Path(file).name}, skipped {skipped}, {n_missing} missing"
 
 
 def listed(keys):
-    """Names of tensors by the module that they belong to, "54 of audio_model, 1 of audio_proj"."""
+    """Names of tensors by the module that they belong to: "54 of audio_model, 1 of audio_proj"."""
     counts = Counter(key.partition(".")[0] for key in keys)
     return ", ".join(f"{n} of {name}" for name, n in sorted(counts.items())) or "none"
 
@@ -392,13 +369,12 @@ def load_cavmae(model, path):
     """
     own, weights = model.state_dict(), {}
     for name, tensor in read_checkpoint(path).items():
-        name = str(name).removeprefix("module.").replace(".attn.", ".").replace(".mlp.", ".")
-        weights[name] = tensor
+        weights[str(name).removeprefix("module.").replace(".attn.", ".").replace(".mlp.", ".")] = tensor
     loaded = {n: x for n, x in weights.items() if n in own and getattr(x, "shape", None) == own[n].shape}
     if not {"blocks_a.0.qkv.weight", "blocks_u.0.qkv.weight", "mask_token"} <= set(loaded):
         raise UserError(
-            f"{path}: not CAV-MAE's, or of other sizes than MAE_WIDTH and DECODER_WIDTH; give audio_model.21.pth "
-            "or a relative of it and its sizes, 768 and 512"
+            f"{path}: not a checkpoint of CAV-MAE, or of other sizes than MAE_WIDTH and DECODER_WIDTH; give "
+            "audio_model.21.pth or a relative of it and its sizes, 768 and 512"
         )
     model.load_state_dict(loaded, strict=False)
     skipped, left = weights.keys() - loaded.keys(), own.keys() - loaded.keys() - {"mean", "std"}
@@ -406,87 +382,72 @@ def load_cavmae(model, path):
     return f"{report}; left as they were: {listed(left)}"
 
 
-def downloaded_weights():
-    """Torchvision's R(2+1)D-18 trained on Kinetics-400, from its own address or the local cache of it."""
-    released = R2Plus1D_18_Weights.KINETICS400_V1
-    try:
-        return released.get_state_dict(progress=False, check_hash=True), []
-    except (OSError, RuntimeError) as error:
-        remedy = f"download {released.url} elsewhere and name the file"
-        raise UserError(f"torchvision's R(2+1)D-18: cannot be downloaded ({error}); {remedy}") from error
-
-
 def read_audio_stats(path):
-    """(mean, std), (257,) each, of the bins of the log spectrogram from an npz file. Raises UserError."""
+    """Mean and sd (2, 257) of the bins of the log spectrogram from an npz file. Raises UserError."""
     remedy = "name audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or none to have them measured"
     try:
         with np.load(path, allow_pickle=False) as file:
-            stats = tuple(np.asarray(file[key], np.float32) for key in ("mean", "std"))
+            stats = np.stack([np.asarray(file[key], np.float32) for key in ("mean", "std")])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
         raise UserError(f"{path}: not an npz file with mean and std ({error}); {remedy}") from error
-    if any(x.shape != (AVID_BINS,) or not np.isfinite(x).all() for x in stats) or (stats[1] < 0).any():
-        shapes = " and ".join(str(x.shape) for x in stats)
-        raise UserError(
-            f"{path}: mean and std must be {AVID_BINS} finite numbers each, not {shapes}; {remedy}"
-        )
-    return stats
+    if stats.shape != (2, AVID_BINS) or not np.isfinite(stats).all() or (stats[1] < 0).any():
+        raise UserError(f"{path}: needs {AVID_BINS} finite numbers each, not {stats[0].shape}; {remedy}")
+    return torch.from_numpy(stats)
 
 
 # ---- Without the authors' files ------------------------------------------------------------
 
 
+@torch.no_grad()
 def measure(backbone, batches, path, identity):
     """Measure on training clips what a backbone lacks, or read what was measured on the same ones before.
 
-    That is mean and sd of the log spectrogram's bins without AVID-CMA's file, and BatchNorm's statistics in random
-    networks, whose features would otherwise grow from layer to layer.
+    That is mean and sd of the log spectrogram's bins without AVID-CMA's file, and BatchNorm's statistics in
+    random networks, whose features would otherwise grow from layer to layer.
     batches         () -> iterable of (audio (B, S), video (B', F, size, size, 3)) of whole clips, None = none
     path, identity  file to keep the outcome in; JSON-ready, which clips these are
     """
-    needs_stats = backbone.name != "crisscross" and backbone.audio_stats is None
-    if not needs_stats and not backbone.untrained:
-        return
+    needs_stats = backbone.name != "crisscross" and backbone.stats is None
     networks = {part: getattr(backbone, part) for part in backbone.untrained}
+    if not needs_stats and not networks:
+        return
     kept = read_checkpoint(path) if Path(path).exists() else {}
     if kept.get("identity") == identity:
+        backbone.stats = kept["stats"] if needs_stats else backbone.stats
         for part, network in networks.items():
             network.load_state_dict(kept[part])
-        if needs_stats:
-            backbone.audio_stats = tuple(x.numpy() for x in kept["stats"])
         return
     if needs_stats:
-        backbone.audio_stats = measure_audio_stats(backbone, batches())
-    calibrate(networks, backbone, batches)
-    content = {part: network.state_dict() for part, network in networks.items()}
-    content["stats"] = [torch.from_numpy(x) for x in backbone.audio_stats or ()]
+        backbone.stats = measure_audio_stats(backbone, batches())
+    calibrate(backbone, networks, batches)
+    states = {part: network.state_dict() for part, network in networks.items()}
     with atomic_path(path) as temporary:
-        torch.save({"identity": identity, **content}, temporary)
+        torch.save({"identity": identity, "stats": backbone.stats, **states}, temporary)
 
 
 def measure_audio_stats(backbone, batches):
-    """(mean, sd), (257,) each, of the log spectrogram's bins.
+    """Mean and sd (2, 257) of the log spectrogram's bins.
 
-    A bin with an sd below MIN_STD_DB, as all above 8 kHz in what was once recorded at 16 kHz, must not be blown up
-    where a later clip has something there.
+    A bin with an sd below MIN_STD_DB, as all above 8 kHz in what was once recorded at 16 kHz, must not be
+    blown
+    up where a later clip has something there.
     """
     count, total, squares = 0, 0.0, 0.0
     for samples in (audio for audio, _ in batches if audio is not None):
-        samples = torch.as_tensor(samples).to(backbone.device, torch.float32)
-        bins = log_spectrogram(samples).cpu().double().flatten(0, 2)
+        bins = log_spectrogram(torch.as_tensor(samples)).double().flatten(0, 2)
         count, total, squares = count + len(bins), total + bins.sum(0), squares + bins.square().sum(0)
     if not count:
         raise UserError(f"BACKBONES={backbone.name}: no training recording has audio; leave it out")
     mean = total / count  # (257,)
     std = (squares / count - mean.square()).clamp(min=MIN_STD_DB**2).sqrt()
-    return mean.float().numpy(), std.float().numpy()
+    return torch.stack([mean, std]).float()
 
 
-@torch.no_grad()
-def calibrate(networks, backbone, batches):
-    """Set BatchNorm's statistics in random networks to the mean of those of the batches, of () -> batches.
+def calibrate(backbone, networks, batches):
+    """Set BatchNorm's statistics in random networks {part: network} to the mean of those of () -> batches.
 
-    Every channel then has zero mean and unit variance, before RANDOM_BIAS is added. A network whose modality nobody
-    has stays as it is, and reads nothing.
+    Every channel then has zero mean and unit variance, before RANDOM_BIAS is added. A network whose modality
+    nobody has stays as it is, and reads nothing.
     """
     norms = [m for network in networks.values() for m in network.modules() if isinstance(m, _BatchNorm)]
     for norm in norms:
@@ -494,12 +455,11 @@ def calibrate(networks, backbone, batches):
         norm.momentum = None  # the plain mean over batches
         norm.train()
     for audio, video in batches() if norms else ():
-        if "audio" in networks and audio is not None:
+        if audio is not None and "audio" in networks:
             networks["audio"](backbone.audio_input(audio))
-        if "video" in networks and video is not None:
+        if video is not None and "video" in networks:
             networks["video"](backbone.video_input(video))
     for norm in norms:
-        norm.momentum = 0.1
         norm.eval()
 
 
@@ -514,7 +474,6 @@ def training_seconds(backbone, clip_s, accelerator):
         with accelerator.autocast():
             out = video(backbone.video_input(frames)).sum() + audio(backbone.audio_input(samples)).sum()
         out.backward()
-        if backbone.device.type == "cuda":
-            torch.cuda.synchronize()
+        float(out)  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return float(np.median(seconds[1:])) / COST_CLIPS

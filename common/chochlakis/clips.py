@@ -1,9 +1,10 @@
 """Recordings to clips, and clips to features, which are stored once (Chochlakis et al. 2024, Sec. 3.1 and 3.2).
 
-A recording is cut into N clips of 400 or 500 ms that follow each other from its start. What is hidden from the
-autoencoder must not show in a neighbour, so nothing is computed across clips: audio is resampled clip by clip, and
-what lies beyond the end of a recording is silence and its last frame. Every file is decoded once. Sound and picture
-of a container share a clock that starts where the container does; a sound file starts with its container.
+A recording is cut into N clips of 400 or 500 ms that follow each other from its start. What is hidden from
+the autoencoder must not show in a neighbour, so nothing is computed across clips: audio is resampled clip by
+clip, and what lies beyond the end of a recording is silence and its last frame. Every file is decoded once.
+Sound and picture of a container share a clock that starts where the container does; a sound file starts with
+its container.
 
 R recordings, N clips of each, S samples and F frames of a clip, D features. Modality 0 is audio, 1 is video.
 """
@@ -18,8 +19,8 @@ from torchaudio.functional import resample
 from common.chochlakis.backbones import MODALITIES
 from common.errors import UserError
 from common.extraction import extract
-from common.media import MediaError, check_rate, probe, read_audio
-from common.pictures import Tracks, find_tracks, open_video, read_pictures
+from common.media import MediaError, check_rate, open_video, probe, read_audio
+from common.pictures import Tracks, find_tracks, read_pictures
 from common.store import rows_of
 
 PAD_TOLERANCE_S = 1e-3  # a clip that lacks no more than this is whole
@@ -29,7 +30,8 @@ PAD_TOLERANCE_S = 1e-3  # a clip that lacks no more than this is whole
 class Clips:
     """The clips of one recording, and how many seconds of each are recorded, the rest being padding.
 
-    audio (N, S) float32, video (N, F, H, W, 3) uint8 RGB; zeros where the recording lacks the modality altogether
+    audio (N, S) float32, video (N, F, H, W, 3) uint8 RGB; zeros where the recording lacks the modality
+    altogether
     audio_s, video_s (N,) float32
     """
 
@@ -49,8 +51,8 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
     video_path  container; None = the recording has no video
     n_clips     N; clip n lasts from n * clip_s to (n + 1) * clip_s seconds
     rate_hz     sampling rate of the clips; S = round(clip_s * rate_hz)
-    fps         frames per second of the clips, whatever the video's; F = round(clip_s * fps), at least 1. Each frame
-                is what a player shows at that time
+    fps         frames per second of the clips, whatever the video's; F = round(clip_s * fps), at least 1.
+                Each frame is what a player shows at that time
     size        side of the frames in pixels, see `central_square`
     Raises MediaError where there is no file, or one that cannot be used.
     """
@@ -119,7 +121,8 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
     """The store of the features of all clips of some recordings, extracted once (Section 3.2).
 
     backbone  has what backbones.Backbone has; how: Extraction
-    The store has N rows for each recording: "audio" and "video" (N, D) float32, zeros where it lacks the modality,
+    The store has N rows for each recording: "audio" and "video" (N, D) float32, zeros where it lacks the
+    modality,
     and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
     Raises UserError if the disk is too small, too many recordings have problems, or features are not finite.
     """
@@ -176,14 +179,15 @@ def print_padding(store, n_clips, clip_s):
             print(f"  without {m}: {lacks:,} of {n:,} recordings; its features are 0")
 
 
-def clip_batches(manifest, turns, backbone, n_clips, clip_s, how):
-    """Yield (audio (B, S), video (B, F, H, W, 3)) of clips without padding, to measure statistics on.
+def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
+    """Yield (audio (B, S), video (B, F, H, W, 3)) of about batch_size clips without padding, to measure on.
 
     None stands for a modality that the whole batch lacks. Recordings with a problem are passed over.
     """
-    for start in range(0, len(turns), how.batch):
+    size = max(1, batch_size // n_clips)
+    for start in range(0, len(turns), size):
         found = []
-        for turn in turns[start : start + how.batch]:
+        for turn in turns[start : start + size]:
             try:
                 found.append(read_turn(manifest, turn, backbone, n_clips, clip_s))
             except Exception:  # it is named as a problem when its features are extracted
@@ -209,6 +213,10 @@ class Part:
 
     def __len__(self):
         return len(self.turns)
+
+    @property
+    def n_clips(self):
+        return self.x.shape[2]
 
     @property
     def speakers(self):
