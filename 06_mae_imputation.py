@@ -51,10 +51,9 @@ if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import re
-import time
+import timeit
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +62,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from common.chochlakis import tables
+from common.chochlakis import beyond, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure, training_seconds
-from common.chochlakis.beyond import IMPUTERS as BEYOND_IMPUTERS
-from common.chochlakis.beyond import draw_bursts
 from common.chochlakis.clips import Part, clip_batches, clip_features, read_part
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
@@ -216,7 +213,7 @@ def draw_test_masks(n, n_clips):
     for k in levels:
         masks["level", k] = draw_masks(n, n_clips, k, k, N_MASKS, generator_of(MASK_SEED, n_clips, 0, k))
     for k in levels if BEYOND_PAPER else ():
-        masks["burst", k] = draw_bursts(n, n_clips, k, N_MASKS, generator_of(MASK_SEED, n_clips, 1, k))
+        masks["burst", k] = beyond.draw_bursts(n, n_clips, k, N_MASKS, generator_of(MASK_SEED, n_clips, 1, k))
     for a, v in np.ndindex(n_clips, n_clips) if BEYOND_PAPER else ():
         generator = generator_of(MASK_SEED, n_clips, 2, a, v)
         masks["unequal", a, v] = draw_masks(n, n_clips, a, v, N_MASKS, generator)
@@ -441,21 +438,18 @@ def clips_of(corpus):
 
 def backbone_of(name, device, manifest, turns):
     """A frozen Backbone; what it lacks is measured on some 1,000 clips of the turns of a corpus."""
-    files = dict.fromkeys(("video", "audio", "stats"), "")
-    if not RANDOM_BACKBONES:
-        avid = {"video": AVID_CHECKPOINT, "audio": AVID_CHECKPOINT, "stats": AVID_STATS}
-        files |= avid if name == "avid-cma" else {"video": CRISSCROSS_VIDEO, "audio": CRISSCROSS_AUDIO}
-    seed = SEEDS[0] if RANDOM_BACKBONES else None
+    files = {"video": CRISSCROSS_VIDEO, "audio": CRISSCROSS_AUDIO, "stats": ""}
+    if name == "avid-cma":
+        files = {"video": AVID_CHECKPOINT, "audio": AVID_CHECKPOINT, "stats": AVID_STATS}
+    files, seed = (dict.fromkeys(files, ""), SEEDS[0]) if RANDOM_BACKBONES else (files, None)
     backbone = load_backbone(name, files, BACKBONE_WIDTH, FRAME_SIZE, device, seed, ALLOW_PICKLE)
     print(*(f"  {line}" for line in backbone.report), sep="\n")
-    some, (n_clips, clip_s) = turns[:: max(1, len(turns) // 256)], clips_of(manifest.corpus)
-
-    def batches():
-        return islice(clip_batches(manifest, some, backbone, n_clips, clip_s, BACKBONE_BATCH_SIZE), 16)
-
+    clips = clips_of(manifest.corpus)
+    batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
     path = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / name / "measured.pt"
-    ids = [turn.utterance_id for turn in some]
-    measure(backbone, batches, path, hash_of([manifest.fingerprint(), ids, clip_s, backbone.identity()]))
+    measure(
+        backbone, batches, path, hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
+    )
     return backbone
 
 
@@ -485,15 +479,14 @@ class Batches:
 
 
 def recipe_of(rate, epochs, batch_size, seed, **more):
-    recipe = {"betas": BETAS, "clip_norm": 0.0, "seed": seed, **more}
-    return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **recipe)
+    more |= {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
+    return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
-def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, features, first):
+def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, first):
     """An AVMAE and its history, trained with new masks in every epoch.
 
-    train, valid  Part, features: a hash of them; its epoch is that of the least loss over all levels on
-                  `valid`
+    train, valid  Part; the epoch is that of the least loss over all levels on `valid`
     levels        counts of hidden clips of either modality, by epoch
     first         file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
@@ -503,11 +496,10 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fea
     elif first:
         load_trained(model, load_file(first))
     model.standardise(train.x, train.missing)
-    every_level = range(1, n_clips)
-    hidden = draw_mixture(len(valid), n_clips, every_level, 1, generator_of(seed, 3))[0]  # of the validation
+    valid_hidden = draw_mixture(len(valid), n_clips, range(1, n_clips), 1, generator_of(seed, 3))[0]
 
     def batch_of(rows, epoch, generator):
-        hidden = draw_mixture(len(rows), n_clips, levels[epoch : epoch + 1], 1, generator)[0]
+        hidden = draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0]
         return {"x": train.x[rows], "hidden": hidden, "missing": train.missing[rows]}
 
     def loss(model, batch):
@@ -518,68 +510,69 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fea
         model.eval()
         total = 0.0
         for rows in torch.arange(len(valid)).split(EVAL_BATCH_SIZE):
-            batch = [tensor[rows].to(accelerator.device) for tensor in (valid.x, hidden, valid.missing)]
+            batch = [tensor[rows].to(accelerator.device) for tensor in (valid.x, valid_hidden, valid.missing)]
             with accelerator.autocast():
                 total += float(model(*batch)) * len(rows)
         return {"loss": total / len(valid)}
 
     by_loss = {"select_by": "loss", "higher_is_better": False}
     recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, seed, **by_loss)
-    identity = {"features": features, "levels": levels, "first": first and file_hash(first)}
-    identity["model"] = hash_of([str(model), MAE_HEADS, DECODER_HEADS])
+    identity = {"features": [train.identity(), valid.identity()], "levels": levels}
+    identity |= {"model": [str(model), MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
     data, title = Batches(len(train), batch_of), f"{folder.parent.name} {folder.name}"
     history = fit(
         accelerator, model, loss, data, evaluate, recipe, folder, identity, title, epoch_lines=False
     )
-    print(
-        f"  {title:<24} {history['seconds']:7.1f} s  best epoch {history['best_epoch']:>3}  validation loss "
-        f"{history['best']:.3f} (1 per modality: the mean feature)"
-    )
+    chosen = f"epoch {history['best_epoch']} of {len(levels)}, validation loss {history['best']:.3f}"
+    print(f"  {title}: {history['seconds']:.1f} s, {chosen} (1 per modality: the mean feature)", flush=True)
     return model.eval(), history
 
 
-def pretrain(name, store, turns):
+def pretrain(accelerator, name, store, turns):
     """The weights of a backbone's autoencoder, trained on PRETRAIN_CORPUS at a fixed rate; one in 20 validates."""
     part = read_part(store, turns)
     order = torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))
     n_valid, levels = max(1, len(part) // 20), [count_of(FIXED_SHARE, part.n_clips)] * PRETRAIN_EPOCHS
     valid, train = (part.rows(at.sort().values) for at in (order[:n_valid], order[n_valid:]))
     folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name / "pretrained"
-    accelerator, features = make_accelerator(PRECISION), hash_of([store.meta, store.ids])
-    plan = levels, PRETRAIN_LEARNING_RATE, SEEDS[0], folder, features, CAVMAE_CHECKPOINT
-    train_autoencoder(accelerator, train, valid, *plan)
+    how = levels, PRETRAIN_LEARNING_RATE, SEEDS[0], folder, CAVMAE_CHECKPOINT
+    train_autoencoder(accelerator, train, valid, *how)
     return best_weights(folder)
+
+
+@dataclass
+class Data:
+    """The features of one backbone on CORPUS, and where the models of a seed go."""
+
+    train: Part
+    valid: Part
+    test: Part
+    classes: tuple
+    folder: Path
 
 
 def fine_tune_autoencoders(accelerator, data, seed, first):
     """{"curri-MAE", "MAE": (model, history)}: with the curriculum, and at the fixed rate (Section 4.4)."""
-    n_clips = data.train.n_clips
+    n_clips, found = data.train.n_clips, {}
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
-    levels = {
-        "curri-MAE": [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)],
-        "MAE": [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS,
-    }
-    found = {}
-    for name, own in levels.items():
-        plan = own, rate, seed, data.folder / name, data.features, first
-        found[name] = train_autoencoder(accelerator, data.train, data.valid, *plan)
+    curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
+    fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
+    for name, levels in (("curri-MAE", curriculum), ("MAE", fixed)):
+        how = levels, rate, seed, data.folder / name, first
+        found[name] = train_autoencoder(accelerator, data.train, data.valid, *how)
     return found
 
 
 # ---- Imputing, and training the classifiers (Sections 3.4, 3.5 and 4.2) --------------------
 
 
-@dataclass
-class Data:
-    """The features of one backbone on CORPUS, split."""
+def impute(imputer, is_known, part, hidden):
+    """Features (M, R, 2, N, D) of a Part with hidden clips (M, R, 2, N) imputed; those that never were, too.
 
-    train: Part
-    valid: Part
-    test: Part
-    classes: tuple
-    folder: Path  # for the models of a seed
-    features: str  # a hash of all of them, and of the labels
+    is_known  (2,) bool; a modality that no training recording has cannot be learned: its features are 0
+    """
+    return torch.where(is_known[:, None, None], imputer(part.x, hidden | part.missing), 0.0)
 
 
 def by_autoencoder(accelerator, model, x, hidden):
@@ -592,13 +585,14 @@ def by_autoencoder(accelerator, model, x, hidden):
     return filled.unflatten(0, hidden.shape[:2])
 
 
-def impute(data, imputer, part, hidden):
-    """Features (M, R, 2, N, D) of a part with the hidden clips imputed; those that never were, too.
-
-    A modality that no training recording has cannot be learned: its features are 0.
-    """
+def imputers_of(accelerator, data, autoencoders):
+    """{name: (part, hidden) -> imputed features}: the constants of Section 3.5, those beyond, the autoencoders."""
+    constants = {"zeros": impute_zeros, "mean": impute_mean, **beyond.IMPUTERS}
+    functions = {name: partial(function, mean=data.train.mean()) for name, function in constants.items()}
+    for name, (model, _) in autoencoders.items():
+        functions[name] = partial(by_autoencoder, accelerator, model)
     is_known = (~data.train.missing).any(2).any(0)  # (2,)
-    return torch.where(is_known[:, None, None], imputer(part.x, hidden | part.missing), 0.0)
+    return {name: partial(impute, function, is_known) for name, function in functions.items()}
 
 
 def together(x):
@@ -606,28 +600,30 @@ def together(x):
     return x.transpose(-3, -2).flatten(-2)
 
 
-def whole_inputs(part, system):
-    """What the classifier of a System reads of whole recordings: (1, R, N, 2 D), or (1, R, N, D) of a modality."""
+def whole(part, system):
+    """What a System's classifier reads of whole recordings: (1, R, N, 2 D), or (1, R, N, D) of one modality."""
     modality = {"audio": 0, "video": 1}.get(system.imputer)
     return together(part.x)[None] if modality is None else part.x[None, :, modality]
 
 
 def training_inputs(data, system, imputers, seed):
     """[training, validation inputs (M, R, N, n)] of a System's classifier: whole, or imputed on drawn masks."""
-    if not system.tuned:
-        return [whole_inputs(part, system) for part in (data.train, data.valid)]
-    inputs, n_clips = [], data.train.n_clips
+    n_clips, inputs = data.train.n_clips, []
     levels = {"all": range(1, n_clips), "largest": [n_clips - 1]}.get(system.tuned, system.tuned)
     for number, part in enumerate((data.train, data.valid)):
-        hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator_of(seed, 5, number))
-        inputs.append(together(impute(data, imputers[system.imputer], part, hidden)))
+        if system.tuned:
+            generator = generator_of(seed, 5, number)
+            hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator)
+            inputs.append(together(imputers[system.imputer](part, hidden)))
+        else:
+            inputs.append(whole(part, system))
     return inputs
 
 
-def train_classifier(accelerator, data, system, seed, inputs, first, autoencoder):
-    """The classifier of a System, of `training_inputs`; every epoch draws one of the masks.
+def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by):
+    """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
-    first  the classifier that fine-tuning starts from, None = new; autoencoder: identity of what imputed
+    first  the classifier that fine-tuning starts from, None = new; imputed_by: identity of an autoencoder
     """
     (x, x_valid), y = inputs, data.train.labels
     model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
@@ -641,72 +637,72 @@ def train_classifier(accelerator, data, system, seed, inputs, first, autoencoder
         return model.loss(**batch) * len(batch["x"]), len(batch["x"])
 
     def evaluate(model):
-        labels = classify(accelerator, model, x_valid)
-        return {"accuracy": float((labels == data.valid.labels.numpy()).mean())}
+        return {"accuracy": float((classify(model, x_valid) == data.valid.labels.numpy()).mean())}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, seed)
-    identity = {"features": data.features, "classes": data.classes, "system": str(system)}
-    identity |= {"model": str(model), "masks": TRAIN_MASKS, "autoencoder": autoencoder}
-    rows, folder = Batches(len(y), batch_of), data.folder / f"{system.classifier}_{system.slug()}"
-    fit(accelerator, model, loss, rows, evaluate, recipe, folder, identity, folder.name, epoch_lines=False)
+    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.classes}
+    identity |= {"model": str(model), "system": str(system), "masks": TRAIN_MASKS, "imputed_by": imputed_by}
+    rows, folder, title = Batches(len(y), batch_of), data.folder / system.slug(), system.slug()
+    fit(accelerator, model, loss, rows, evaluate, recipe, folder, identity, title, epoch_lines=False)
     return model.eval()
 
 
 @torch.no_grad()
-def classify(accelerator, model, x):
+def classify(model, x):
     """The most likely class under a classifier, x (M, R, N, n) -> (M, R) array."""
+    device = model.linear.weight.device
     model.eval()
-    rows = x.flatten(0, 1).split(EVAL_BATCH_SIZE)
-    labels = [model.probabilities(some.to(accelerator.device)).argmax(1).cpu() for some in rows]
-    return torch.cat(labels).unflatten(0, x.shape[:2]).numpy()
+    labels = [
+        model.probabilities(rows.to(device)).argmax(1) for rows in x.flatten(0, 1).split(EVAL_BATCH_SIZE)
+    ]
+    return torch.cat(labels).unflatten(0, x.shape[:2]).cpu().numpy()
 
 
 def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):
     """{System: classifier}: trained on whole features, then fine-tuned on imputed ones; others share the former."""
     trained, read, inputs = {}, None, None
     for system in systems:
-        whole = System(system.classifier, "none")
-        if system.tuned or system.imputer in tables.WHOLE:
-            if read != (system.imputer, system.tuned):  # the next classifier on it follows at once
-                read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
-            _, history = autoencoders.get(system.imputer, (None, {"identity": ""}))
-            first = trained[whole] if system.tuned else None
-            more = inputs, first, hash_of(history["identity"])
-            trained[system] = train_classifier(accelerator, data, system, seed, *more)
-        else:
-            trained[system] = trained[whole]
+        if not system.tuned and system.imputer not in tables.WHOLE:
+            trained[system] = trained[System(system.classifier, "none")]
+            continue
+        if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
+            read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
+        first = trained[System(system.classifier, "none")] if system.tuned else None
+        imputed_by = autoencoders[system.imputer][1]["identity"] if system.imputer in autoencoders else ""
+        trained[system] = train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
     return trained
 
 
 # ---- One backbone and seed, trained and tested (Section 4.3) -------------------------------
 
 
-def predict(accelerator, data, systems, classifiers, imputers, masks):
+def predict(data, systems, classifiers, imputers, masks):
     """Predicted classes {(System, setting): (M, R)}, and errors {(imputer, k): [audio, video] in %}."""
-    test, predicted, errors = data.test, {}, {}
+    predicted, errors = {}, {}
     for system in systems:
         if system.imputer in tables.WHOLE:
-            x = whole_inputs(test, system)
-            predicted[system, ("level", 0)] = classify(accelerator, classifiers[system], x)
+            predicted[system, ("level", 0)] = classify(classifiers[system], whole(data.test, system))
     for setting, hidden in masks.items():
         asked = [system for system in systems if tables.is_tested(system, setting)]
-        for name in dict.fromkeys(system.imputer for system in asked if system.imputer in imputers):
-            x = impute(data, imputers[name], test, hidden)
+        for name in dict.fromkeys(system.imputer for system in asked):
+            if name == "backoff":
+                predicted[System("linear", name), setting] = predict_backoff(data, classifiers, hidden)
+                continue
+            x = imputers[name](data.test, hidden)
             if setting[0] == "level":
                 errors[name, setting[1]] = unexplained(data, x, hidden)
             for system in (system for system in asked if system.imputer == name):
-                predicted[system, setting] = classify(accelerator, classifiers[system], together(x))
-        if (system := System("linear", "backoff")) in asked:
-            predicted[system, setting] = predict_backoff(accelerator, data, classifiers, hidden)
+                predicted[system, setting] = classify(classifiers[system], together(x))
     return predicted, errors
 
 
 @torch.no_grad()
-def predict_backoff(accelerator, data, classifiers, hidden):
+def predict_backoff(data, classifiers, hidden):
     """The linear classifier's baseline (Section 3.5) under masks (M, R, 2, N) -> (M, R)."""
     clips = []
     for system in (System("linear", name) for name in ("none", "audio", "video")):
-        logits = classifiers[system](whole_inputs(data.test, system)[0].to(accelerator.device))
+        model = classifiers[system]
+        logits = model(whole(data.test, system)[0].to(model.linear.weight.device))
         clips.append(logits.float().softmax(2).cpu())  # (R, N, C)
     prior = F.one_hot(data.train.labels, len(data.classes)).float().mean(0)
     return backoff(*clips, hidden | data.test.missing, prior).argmax(2).numpy()
@@ -726,38 +722,25 @@ def unexplained(data, x, hidden):
     return shares
 
 
-def latency_ms(accelerator, model, x):
-    """Milliseconds to impute the last audio clip of one recording x (1, 2, N, D), the median of 20."""
-    hidden, times = torch.zeros(1, *x.shape[:3], dtype=torch.bool), []
-    hidden[:, :, 0, -1] = True
-    for _ in range(23):
-        started = time.perf_counter()
-        by_autoencoder(accelerator, model, x, hidden)
-        times.append(1000 * (time.perf_counter() - started))
-    return float(np.median(times[3:]))
-
-
 def run_seed(name, seed, store, fold, classes, first):
-    """Autoencoders, classifiers and predictions of one backbone and seed, from its store of clip features."""
+    """Autoencoders, classifiers and predictions of one backbone and seed, from its store of clip features.
+
+    Returns (test Part, predictions, errors, (seconds of an epoch, parameters, ms to impute one clip)).
+    """
     accelerator = make_accelerator(PRECISION)
-    parts = [read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test)]
-    labels = [[(turn.utterance_id, turn.label) for turn in part.turns] for part in parts]
+    parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
     folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
-    data = Data(*parts, classes, folder, hash_of([store.meta, labels]))
+    data = Data(*parts, classes, folder)
     autoencoders = fine_tune_autoencoders(accelerator, data, seed, first)
-    constants = {"zeros": impute_zeros, "mean": impute_mean, **BEYOND_IMPUTERS}
-    imputers = {kind: partial(function, mean=data.train.mean()) for kind, function in constants.items()}
-    for kind, (model, _) in autoencoders.items():
-        imputers[kind] = partial(by_autoencoder, accelerator, model)
-    n_clips = data.test.n_clips
-    systems = tables.plan(CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
+    imputers = imputers_of(accelerator, data, autoencoders)
+    systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
     classifiers = train_classifiers(accelerator, data, seed, systems, imputers, autoencoders)
-    masks = draw_test_masks(len(data.test), n_clips)
-    predicted, errors = predict(accelerator, data, systems, classifiers, imputers, masks)
+    masks = draw_test_masks(len(data.test), data.test.n_clips)
+    found = predict(data, systems, classifiers, imputers, masks)
     model, history = autoencoders["curri-MAE"]
-    latency = latency_ms(accelerator, model, data.test.x[:1])
-    cost = history["seconds"] / len(history["log"]), count_parameters(model), latency
-    return data.test, predicted, errors, cost
+    one = partial(by_autoencoder, accelerator, model, data.test.x[:1], masks["level", 1][:1, :1])
+    seconds = np.median(timeit.repeat(one, number=1, repeat=20)), history["seconds"] / len(history["log"])
+    return data.test, *found, (seconds[1], count_parameters(model), 1000 * seconds[0])
 
 
 def mixtures(n_clips):
@@ -770,20 +753,14 @@ def mixtures(n_clips):
 
 def check_constants():
     """Refuse what would fail after hours."""
-    for name, known in (("BACKBONES", RATES_HZ), ("CLASSIFIERS", NETWORKS), ("SEEDS", SETTINGS["SEEDS"])):
+    for name, known in (("BACKBONES", RATES_HZ), ("CLASSIFIERS", NETWORKS)):
         if set(SETTINGS[name]) - set(known) or not SETTINGS[name]:
-            raise UserError(
-                f"{name}={SETTINGS[name]}: choose among {', '.join(map(str, known)) or '0, 1, ...'}"
-            )
-    for name in SETTINGS:
-        least_one = name.endswith(("_EPOCHS", "_BATCH_SIZE", "_MASKS", "JOBS", "_HEADS", "N_RESAMPLES"))
-        if least_one and SETTINGS[name] < 1:
-            raise UserError(f"{name}={SETTINGS[name]}: give 1 or more")
-    for name, width, heads in (("MAE", MAE_WIDTH, MAE_HEADS), ("DECODER", DECODER_WIDTH, DECODER_HEADS)):
-        if width % heads:
-            raise UserError(
-                f"{name}_WIDTH={width}: {name}_HEADS={heads} does not divide it; change one of them"
-            )
+            raise UserError(f"{name}={','.join(SETTINGS[name])}: choose among {', '.join(known)}")
+    for name, value in SETTINGS.items():
+        if name.endswith(("_EPOCHS", "_BATCH_SIZE", "_MASKS", "_HEADS", "JOBS", "N_RESAMPLES")) and value < 1:
+            raise UserError(f"{name}={value}: give 1 or more")
+    if not SEEDS:
+        raise UserError("SEEDS: give at least one")
     if N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0:
         raise UserError(f"N_CLIPS={N_CLIPS}, CLIP_S={CLIP_S:g}: give 2 clips or more, or 0 for the paper's")
     if not MIXTURES or not all(re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES):
@@ -792,25 +769,37 @@ def check_constants():
         raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds CORPUS' test recordings; choose another")
     if CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file():
         raise UserError(f"CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE's, or nothing")
+    with torch.device("meta"):
+        AVMAE(8 * BACKBONE_WIDTH)
 
 
 def about_networks():
     """What the notes of all tables say of backbone and autoencoder."""
-    own = "the authors' weights"
     calibrated = f"random weights, calibrated on {PRETRAIN_CORPUS or 'training clips'}"
-    trained = (
-        f"first trained on {PRETRAIN_CORPUS}" if PRETRAIN_CORPUS else "not pretrained on other recordings"
-    )
-    return f"{calibrated if RANDOM_BACKBONES else own}, autoencoder {trained}"
+    backbone = calibrated if RANDOM_BACKBONES else "the authors' weights"
+    return f"{backbone}; autoencoder first trained on {PRETRAIN_CORPUS or 'no other recordings'}"
 
 
-def outcome_of(name, found, classes):
-    """The tables.Outcome of what run_seed found of a backbone with each seed."""
-    tests, predicted, errors, _ = zip(*found)
-    predicted = {key: np.stack([of_seed[key] for of_seed in predicted]) for key in predicted[0]}
-    errors = {key: np.array([of_seed[key] for of_seed in errors]) for key in errors[0]}
-    more = len(classes), N_RESAMPLES, about_networks()
-    return tables.Outcome(name, tests[0], SEEDS, predicted, errors, *more)
+def write_results(run, manifest, fold, found, backbones, accelerator):
+    """Tables, figures and predictions of what run_seed found, {(backbone, seed): ...}."""
+    n_clips, clip_s = clips_of(manifest.corpus)
+    outcomes, costs = [], {}
+    for name, backbone in backbones.items():
+        (test, *_), predicted, errors, cost = zip(*(found[name, seed] for seed in SEEDS))
+        predicted = {key: np.stack([of_seed[key] for of_seed in predicted]) for key in predicted[0]}
+        errors = {key: np.array([of_seed[key] for of_seed in errors]) for key in errors[0]}
+        more = len(manifest.classes), SEEDS, N_RESAMPLES, predicted, errors, about_networks()
+        outcomes.append(tables.Outcome(name, test, *more))
+        if BEYOND_PAPER:
+            backbone_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
+            epoch_s, n_parameters, latency_ms = np.median(cost, 0)
+            costs[name] = backbone_s, epoch_s, backbone.n_parameters, n_parameters, latency_ms
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), BEYOND_PAPER)
+    if BEYOND_PAPER:
+        tables.write_costs(run, costs)
+    runs = {(seed, fold.name): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(SEEDS)}
+    run.predictions(prediction_rows(test.turns, manifest.classes, runs, tables.first_masks(outcomes)))
+    run.finish()
 
 
 def main():
@@ -833,28 +822,11 @@ def main():
     if PREPARE_ONLY:
         return
     if PRETRAIN_CORPUS:
-        first = {name: pretrain(name, store, recordings) for name, store in first.items()}
+        first = {name: pretrain(accelerator, name, first[name], recordings) for name in BACKBONES}
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
-    tasks = [(*pair, stores[pair[0]], fold, manifest.classes, first[pair[0]]) for pair in pairs]
+    tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
-
-    outcomes = [
-        outcome_of(name, [found[name, seed] for seed in SEEDS], manifest.classes) for name in BACKBONES
-    ]
-    n_clips, clip_s = clips_of(manifest.corpus)
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), BEYOND_PAPER)
-    if BEYOND_PAPER:
-        costs = {}
-        for outcome in outcomes:
-            backbone = backbones[outcome.name]
-            epoch_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
-            own = [found[outcome.name, seed][3] for seed in SEEDS]
-            costs[outcome.name] = epoch_s, *np.median(own, 0)
-        tables.write_costs(run, costs)
-    test = outcomes[0].test
-    runs = {(seed, fold.name): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(SEEDS)}
-    run.predictions(prediction_rows(test.turns, manifest.classes, runs, tables.first_masks(outcomes)))
-    run.finish()
+    write_results(run, manifest, fold, found, backbones, accelerator)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Recordings to clips, and clips to features, which are stored once (Chochlakis et al. 2024, Sec. 3.1 and 3.2).
+"""Recordings to clips, and clips to features, which are stored once (Chochlakis et al. 2024, Sec. 3.1, 3.2).
 
-A recording is cut into N clips of 400 or 500 ms that follow each other from its start. What is hidden from
-the autoencoder must not show in a neighbour, so nothing is computed across clips: audio is resampled clip by
-clip, and what lies beyond the end of a recording is silence and its last frame. Every file is decoded once.
-Sound and picture of a container share a clock that starts where the container does; a sound file starts with
-its container.
+A recording is cut into N clips that follow each other from its start. What is hidden from the autoencoder
+must not show in a neighbour, so nothing is computed across clips: audio is resampled clip by clip, and what
+lies beyond the end of a recording is silence and its last frame. Every file is decoded once. Sound and
+picture of a container share a clock that starts where the container does; a sound file starts with its
+container.
 
 R recordings, N clips of each, S samples and F frames of a clip, D features. Modality 0 is audio, 1 is video.
 """
@@ -19,29 +19,26 @@ from torchaudio.functional import resample
 from common.chochlakis.backbones import MODALITIES
 from common.errors import UserError
 from common.extraction import extract
+from common.files import hash_of
 from common.media import MediaError, check_rate, open_video, probe, read_audio
 from common.pictures import Tracks, find_tracks, read_pictures
 from common.store import rows_of
 
 PAD_TOLERANCE_S = 1e-3  # a clip that lacks no more than this is whole
+MEASURED_BATCHES = 16  # of clips that statistics are taken of
+
+
+# ---- One recording -------------------------------------------------------------------------
 
 
 @dataclass
 class Clips:
-    """The clips of one recording, and how many seconds of each are recorded, the rest being padding.
+    """The clips of one recording; zeros where it lacks the modality altogether."""
 
-    audio (N, S) float32, video (N, F, H, W, 3) uint8 RGB; zeros where the recording lacks the modality
-    altogether
-    audio_s, video_s (N,) float32
-    """
-
-    audio: np.ndarray
-    video: np.ndarray
-    audio_s: np.ndarray
+    audio: np.ndarray  # (N, S) float32
+    video: np.ndarray  # (N, F, H, W, 3) uint8 RGB
+    audio_s: np.ndarray  # (N,) float32, how many seconds of each clip are recorded, the rest being padding
     video_s: np.ndarray
-
-
-# ---- One recording -------------------------------------------------------------------------
 
 
 def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
@@ -51,23 +48,22 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
     video_path  container; None = the recording has no video
     n_clips     N; clip n lasts from n * clip_s to (n + 1) * clip_s seconds
     rate_hz     sampling rate of the clips; S = round(clip_s * rate_hz)
-    fps         frames per second of the clips, whatever the video's; F = round(clip_s * fps), at least 1.
-                Each frame is what a player shows at that time
-    size        side of the frames in pixels, see `central_square`
+    fps, size   frames per second of the clips, each what a player shows at that time, and their side in
+                pixels; F = round(clip_s * fps), at least 1
     Raises MediaError where there is no file, or one that cannot be used.
     """
     if not (audio_path or video_path):
         raise MediaError("", "neither audio nor video")
-    n_frames = max(1, round(clip_s * fps))
+    n_frames, tracks = max(1, round(clip_s * fps)), Tracks()
     audio = np.zeros((n_clips, round(clip_s * rate_hz)), np.float32)
-    video = np.zeros((n_clips, n_frames, size, size, 3) if video_path else (n_clips, 0), np.uint8)
-    audio_s, video_s, tracks = np.zeros(n_clips, np.float32), np.zeros(n_clips, np.float32), Tracks()
+    video = np.zeros((n_clips, n_frames if video_path else 0, size, size, 3), np.uint8)
+    audio_s, video_s = np.zeros((2, n_clips), np.float32)
     if video_path:
         with open_video(video_path, 1) as (container, stream):
             tracks = find_tracks(container, video_path)
-            wanted_s = (np.arange(n_clips)[:, None] * clip_s + np.arange(n_frames) / fps).ravel()  # (N * F,)
-            pictures, end_s = video.reshape(-1, size, size, 3), n_clips * clip_s
-            span_s = read_pictures(container, stream, tracks.video_start_s, wanted_s, end_s, pictures)
+            wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / fps).ravel()
+            times = tracks.video_start_s, wanted_s, n_clips * clip_s
+            span_s = read_pictures(container, stream, *times, video.reshape(-1, size, size, 3))
         video_s = covered_s(*span_s, n_clips, clip_s)
     own_file = audio_path and Path(audio_path) != Path(video_path or "")
     if own_file:
@@ -85,7 +81,7 @@ def covered_s(start_s, end_s, n_clips, clip_s):
 
 
 def fill_audio(audio, path, tracks, clip_s, rate_hz):
-    """Write a recording's mono sound into audio (N, S), clip by clip; returns its seconds up to the last clip.
+    """Write a recording's mono sound into audio (N, S); returns its seconds up to the last clip.
 
     Each clip is resampled by itself, so that the filter, half a millisecond long, does not carry sound over.
     """
@@ -97,10 +93,11 @@ def fill_audio(audio, path, tracks, clip_s, rate_hz):
     check_rate(path, source_hz, rate_hz)
     pieces = np.zeros((n_clips, round(clip_s * source_hz)), np.float32)
     for n, piece in enumerate(pieces):
-        start = round(n * clip_s * source_hz) - round(
-            tracks.audio_start_s * source_hz
-        )  # < 0: sound starts later
-        found, into = samples[max(0, start) : max(0, start + len(piece))], max(0, -start)
+        start = round(n * clip_s * source_hz) - round(tracks.audio_start_s * source_hz)
+        found, into = (
+            samples[max(0, start) : max(0, start + len(piece))],
+            max(0, -start),
+        )  # < 0: sound comes later
         piece[into : into + len(found)] = found
     if source_hz != rate_hz:
         pieces = resample(torch.from_numpy(pieces), source_hz, rate_hz).numpy()
@@ -114,16 +111,35 @@ def read_turn(manifest, turn, backbone, n_clips, clip_s):
     return read_clips(audio, video, n_clips, clip_s, backbone.rate_hz, backbone.fps, backbone.size)
 
 
+def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
+    """Yield (audio (B, S), video (B, F, H, W, 3)) of clips without padding, some 1,000, to measure on.
+
+    None stands for a modality that the whole batch lacks. Recordings with a problem are passed over.
+    """
+    size, whole_s = max(1, batch_size // n_clips), clip_s - PAD_TOLERANCE_S
+    turns = turns[:: max(1, len(turns) // 256)][: MEASURED_BATCHES * size]
+    for start in range(0, len(turns), size):
+        found = []
+        for turn in turns[start : start + size]:
+            try:
+                found.append(read_turn(manifest, turn, backbone, n_clips, clip_s))
+            except Exception:  # it is named as a problem when its features are extracted
+                continue
+        audio = [clips.audio[clips.audio_s > whole_s] for clips in found]
+        video = [clips.video[clips.video_s > whole_s] for clips in found if clips.video_s.any()]
+        if any(map(len, audio + video)):
+            yield tuple(np.concatenate(x) if any(map(len, x)) else None for x in (audio, video))
+
+
 # ---- Recordings to a store of features -----------------------------------------------------
 
 
 def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
-    """The store of the features of all clips of some recordings, extracted once (Section 3.2).
+    """The store of the features of all clips of some recordings, extracted once.
 
-    backbone  has what backbones.Backbone has; how: Extraction
-    The store has N rows for each recording: "audio" and "video" (N, D) float32, zeros where it lacks the
-    modality,
-    and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
+    how  Extraction. The store has N rows for each recording: "audio" and "video" (N, D) float32, zeros where
+         it
+    lacks the modality, and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
     Raises UserError if the disk is too small, too many recordings have problems, or features are not finite.
     """
 
@@ -145,58 +161,32 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
         "clip_s": clip_s,
         **backbone.identity(),
     }
-    need_bytes = len(turns) * n_clips * 2 * 4 * (backbone.dim + 1)
-    items = {turn.utterance_id: turn for turn in turns}
+    items, need_bytes = (
+        {turn.utterance_id: turn for turn in turns},
+        len(turns) * n_clips * 8 * (backbone.dim + 1),
+    )
     store = extract(items, read, compute, folder, identity, how, "clip features", need_bytes)
-    print_padding(store, n_clips, clip_s)
+    for m in MODALITIES:
+        seconds = store[f"{m}_s"].reshape(-1, n_clips)  # (recordings, N)
+        has = seconds.any(1)
+        n_padded = (seconds[has] < clip_s - PAD_TOLERANCE_S).sum()
+        print(f"  {m}: {n_padded:,} clips padded; {(~has).sum():,} recordings without, their features are 0")
     return store
 
 
 def features_of(found, backbone):
     """What the store keeps of a list of Clips: {name: (recordings, N, ...)}."""
-    arrays, inputs = {}, []
-    has = {m: np.array([getattr(clips, f"{m}_s").any() for clips in found]) for m in MODALITIES}
+    seconds = {m: np.stack([getattr(clips, f"{m}_s") for clips in found]) for m in MODALITIES}
+    has, inputs = {m: seconds[m].any(1) for m in MODALITIES}, []
     for m in MODALITIES:
         there = [getattr(clips, m) for clips, is_there in zip(found, has[m]) if is_there]
         inputs.append(torch.from_numpy(np.concatenate(there)) if there else None)
+    arrays = {f"{m}_s": seconds[m] for m in MODALITIES}
     for m, output in zip(MODALITIES, backbone.features(*inputs)):
-        arrays[f"{m}_s"] = np.stack([getattr(clips, f"{m}_s") for clips in found])  # (recordings, N)
-        arrays[m] = np.zeros((*arrays[f"{m}_s"].shape, backbone.dim), np.float32)
+        arrays[m] = np.zeros((*seconds[m].shape, backbone.dim), np.float32)
         if output is not None:
-            arrays[m][has[m]] = output.float().cpu().numpy().reshape(-1, *arrays[m].shape[1:])
+            arrays[m][has[m]] = output.cpu().numpy().reshape(-1, *arrays[m].shape[1:])
     return arrays
-
-
-def print_padding(store, n_clips, clip_s):
-    """Say how many recordings are shorter than their clips or lack a modality, and how many clips are padded."""
-    seconds = {m: store[f"{m}_s"].reshape(-1, n_clips) for m in MODALITIES}  # (recordings, N)
-    whole_s, n = clip_s - PAD_TOLERANCE_S, len(store.ids)
-    if shorter := int((np.maximum(*seconds.values()) < whole_s).any(1).sum()):
-        padded = (f"{int((s[s.any(1)] < whole_s).sum()):,} clips of {m}" for m, s in seconds.items())
-        print(f"  shorter than {n_clips} x {clip_s:g} s: {shorter:,} of {n:,}; padded: {', '.join(padded)}")
-    for m in MODALITIES:
-        if lacks := int((~seconds[m].any(1)).sum()):
-            print(f"  without {m}: {lacks:,} of {n:,} recordings; its features are 0")
-
-
-def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
-    """Yield (audio (B, S), video (B, F, H, W, 3)) of about batch_size clips without padding, to measure on.
-
-    None stands for a modality that the whole batch lacks. Recordings with a problem are passed over.
-    """
-    size = max(1, batch_size // n_clips)
-    for start in range(0, len(turns), size):
-        found = []
-        for turn in turns[start : start + size]:
-            try:
-                found.append(read_turn(manifest, turn, backbone, n_clips, clip_s))
-            except Exception:  # it is named as a problem when its features are extracted
-                continue
-        whole_s = clip_s - PAD_TOLERANCE_S
-        audio = [clips.audio[clips.audio_s > whole_s] for clips in found]
-        video = [clips.video[clips.video_s > whole_s] for clips in found if clips.video_s.any()]
-        if any(map(len, audio + video)):
-            yield tuple(np.concatenate(x) if any(map(len, x)) else None for x in (audio, video))
 
 
 # ---- Features as tensors -------------------------------------------------------------------
@@ -209,7 +199,8 @@ class Part:
     turns: list  # their Turns, in the order of the rows
     x: torch.Tensor  # (R, 2, N, D) float32, audio and video; 0 where the recording lacks the modality
     missing: torch.Tensor  # (R, 2, N) bool, clips of a modality that the recording lacks
-    labels: torch.Tensor  # (R,) int64; empty where the corpus has none
+    labels: torch.Tensor  # (R,) int64, -1 without
+    meta: dict  # what made the features
 
     def __len__(self):
         return len(self.turns)
@@ -222,6 +213,9 @@ class Part:
     def speakers(self):
         return np.array([turn.speaker for turn in self.turns])
 
+    def identity(self):
+        return hash_of([self.meta, [(turn.utterance_id, turn.label) for turn in self.turns]])
+
     def mean(self):
         """Mean (2, D) of the clips that are there; 0 for a modality that nobody has."""
         there = (~self.missing)[..., None]  # (R, 2, N, 1)
@@ -229,18 +223,17 @@ class Part:
 
     def rows(self, at):
         """The Part of some recordings, at (n,) int64."""
-        turns = [self.turns[i] for i in at]
-        return Part(turns, self.x[at], self.missing[at], self.labels[at] if len(self.labels) else self.labels)
+        return Part([self.turns[i] for i in at], self.x[at], self.missing[at], self.labels[at], self.meta)
 
 
 def read_part(store, turns, classes=()):
-    """The Part of those of the turns that a store of clip features has. Raises UserError if there are none."""
+    """The Part of those of the turns that a store of clip features has. Raises UserError if it has none."""
     turns, at = rows_of(store, turns)
     if not turns:
         raise UserError(f"{store.folder}: none of the recordings could be read; see problems.csv there")
     rows = store.spans("audio")[0][at][:, None] + np.arange(store.meta["n_clips"])  # (R, N)
-    x = np.stack([store[name][rows] for name in MODALITIES], 1)  # (R, 2, N, D)
+    x = torch.from_numpy(np.stack([store[name][rows] for name in MODALITIES], 1))  # (R, 2, N, D)
     has = np.stack([store[f"{name}_s"][rows].any(1) for name in MODALITIES], 1)  # (R, 2)
     missing = torch.from_numpy(~has)[..., None].expand(x.shape[:3])
-    labels = torch.tensor([classes.index(turn.label) for turn in turns] if classes else [], dtype=torch.int64)
-    return Part(turns, torch.from_numpy(x), missing, labels)
+    labels = torch.tensor([classes.index(turn.label) if classes else -1 for turn in turns])
+    return Part(turns, x, missing, labels, store.meta)

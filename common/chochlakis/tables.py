@@ -1,7 +1,7 @@
-"""Figures 2-4 of Chochlakis et al. 2024, their numbers as tables, the cases, and what goes beyond the paper.
+"""Figures 2 to 4 of Chochlakis et al. 2024, their numbers as tables, the cases, and what goes beyond the paper.
 
-`plan` lists every System that they need, once; 06 trains and tests them; `write` draws what they found. The
-paper gives its results as curves alone, so that no number of it stands beside ours, but those of its costs.
+`plan` lists every System that they need; 06 trains and tests them; `write` draws what they found. The paper
+gives its results as curves alone, so that none of its numbers stands beside ours but those of costs.
 
 S seeds, M masks, R test recordings, N clips. A setting of the masks is ("level", k), k of the N clips lost in
 either modality; ("burst", k), k neighbours; ("unequal", k_audio, k_video).
@@ -16,17 +16,13 @@ from common.chochlakis.backbones import MODALITIES
 from common.results import Cell, score_cell
 
 FIGURES = {"avid-cma": "2", "crisscross": "3"}
-WHOLE = {"none": "Pristine", "audio": "Audio only", "video": "Video only"}  # "imputers" where nothing is lost
-NAMES = WHOLE | {
-    "backoff": "Backoff",
-    "zeros": "Regular",
-    "mean": "Mean",
-    "last": "Last clip",
-    "linear": "Interpolation",
-}
-SIMPLE = ("zeros", "mean", "last", "linear")  # ways to impute of Section 3.5 and beyond
-LOST = "lost clips of either modality (%)"
-BARS = "Bars: sd; curves are set off sideways a little."
+WHOLE = {
+    "none": "Pristine",
+    "audio": "Audio only",
+    "video": "Video only",
+}  # nothing is lost of what they read
+SIMPLE = {"zeros": "Regular", "mean": "Mean", "last": "Last clip", "linear": "Interpolation"}
+NAMES = {**WHOLE, **SIMPLE, "backoff": "Backoff"}
 VERDICTS = {1: "wins", 0: "ties", -1: "loses"}
 
 
@@ -35,57 +31,54 @@ VERDICTS = {1: "wins", 0: "ties", -1: "loses"}
 
 @dataclass(frozen=True)
 class System:
-    """A classifier, how lost clips are replaced before it, and what it was fine-tuned on.
+    """A classifier, how lost clips are replaced before it, and what it was fine-tuned on."""
 
-    classifier  "linear" or "gru"
-    imputer     "none" (nothing is lost), "audio", "video" (that alone, nothing of it lost), "backoff", one of
-                SIMPLE, "MAE", "curri-MAE"
-    tuned       () = trained on whole features; "largest", "all", or counts of lost clips: then fine-tuned on
-                those
-    """
-
-    classifier: str
-    imputer: str
-    tuned: tuple | str = ()
+    classifier: str  # "linear" or "gru"
+    imputer: str  # one of WHOLE, "backoff", one of SIMPLE, "MAE", "curri-MAE"
+    tuned: tuple | str = ()  # () = not at all; "largest", "all", or counts of lost clips
 
     def slug(self):
-        """Name of its folder, such as curri-MAE_all"""
+        """Name of its folder, such as linear_curri-MAE_all."""
         tuned = self.tuned if isinstance(self.tuned, str) else "+".join(map(str, self.tuned))
-        return self.imputer + (f"_{tuned}" if tuned else "")
+        return "_".join(filter(None, (self.classifier, self.imputer, tuned)))
 
     def label(self, n_clips):
         """Its name in the paper's figures, or in their manner."""
-        rates = "+".join(percent(k, n_clips) for k in self.tuned if isinstance(self.tuned, tuple))
-        tuned = {"": "", "largest": "-ft", "all": "-ft-all"}.get(self.tuned or "", f"-ft ({rates})")
-        return NAMES.get(self.imputer, self.imputer) + tuned
+        name = NAMES.get(self.imputer, self.imputer)
+        if isinstance(self.tuned, str):
+            return name + {"largest": "-ft", "all": "-ft-all"}[self.tuned]
+        return name + (f"-ft ({'+'.join(percent(k, n_clips) for k in self.tuned)})" if self.tuned else "")
 
 
 def percent(k, n_clips):
     return f"{100 * k / n_clips:.0f} %"
 
 
+def baseline(name):
+    """What Section 3.5 compares a classifier with."""
+    return System(name, "backoff") if name == "linear" else System(name, "zeros", "all")
+
+
 def curves_of(name):
     """The Systems of Figures 2 and 3 for one classifier."""
-    own = (
-        [System(name, "zeros"), System(name, "zeros", "all")] if name == "gru" else [System(name, "backoff")]
-    )
+    own = [baseline(name)] if name == "linear" else [System(name, "zeros"), baseline(name)]
     ours = [System(name, "curri-MAE", tuned) for tuned in ((), "largest", "all")]
     return [*(System(name, whole) for whole in WHOLE), *own, *ours]
 
 
 def figure_4(mixtures):
-    """The GRU, fine-tuned on imputations of the fixed-rate autoencoder at mixtures of levels, and of the other."""
+    """The GRU, fine-tuned on imputations of the fixed-rate autoencoder at mixtures of levels, and of ours."""
     fixed = [System("gru", "MAE", tuned) for tuned in (*mixtures, "all")]
     return [*fixed, System("gru", "curri-MAE", mixtures[-1]), System("gru", "curri-MAE", "all")]
 
 
 def simple(name):
-    """Other ways to impute, each with a classifier that was fine-tuned as long as ours."""
+    """Simple ways to impute, each with a classifier that was fine-tuned as long as ours."""
     return [System(name, imputer, "all") for imputer in SIMPLE]
 
 
 def plan(classifiers, mixtures, beyond):
-    """Every System that figures and tables need, once: those that others start from first, like inputs together."""
+    """Every System needed, once: those that others start from first, and those of one input together."""
     systems = [system for name in classifiers for system in curves_of(name)]
     systems += figure_4(mixtures) if "gru" in classifiers else []
     systems += [system for name in classifiers for system in simple(name)] if beyond else []
@@ -105,73 +98,61 @@ def is_tested(system, setting):
 
 @dataclass
 class Outcome:
-    """What all Systems of one backbone predicted, and what tables say of it."""
+    """What all Systems of one backbone predicted."""
 
     name: str  # of the backbone
     test: object  # Part: the test recordings
+    n_classes: int
     seeds: tuple
+    n_resamples: int
     predicted: dict  # {(System, setting): (S, M, R)}; ("level", 0) where nothing is lost
     errors: dict  # {(imputer, k): (S, 2) in %}
-    n_classes: int
-    n_resamples: int
     about: str  # what backbone and autoencoder are
-    cells: dict = field(default_factory=dict)  # {System: its cells}, scored once for all that show them
+    scored: dict = field(default_factory=dict)  # {(System, setting): Cell}
 
     def __post_init__(self):
         self.n_clips, self.truth = self.test.n_clips, self.test.labels.numpy()
-        self.levels = range(1, self.n_clips)
+        self.chance = 100 * metrics.chance(self.truth, self.n_classes)[0]
+
+    def levels(self, kind="level"):
+        return [(kind, k) for k in range(1, self.n_clips)]
 
     def right(self, system, setting):
-        """Which predictions are right, (S * M, R) bool."""
-        found = self.predicted[system, ("level", 0) if system.imputer in WHOLE else setting]
-        return found.reshape(-1, len(self.truth)) == self.truth
+        """Which predictions are right, (S * M, R) 0 or 1."""
+        setting = ("level", 0) if system.imputer in WHOLE else setting
+        found = self.predicted[system, setting]
+        return (found.reshape(-1, len(self.truth)) == self.truth).astype(int)
 
-    def mean_and_sd(self, system, setting):
-        """Of the accuracy in %, over masks and seeds."""
-        accuracy = 100 * self.right(system, setting).mean(1)  # (S * M,)
-        return float(accuracy.mean()), float(accuracy.std(ddof=1)) if len(accuracy) > 1 else 0.0
-
-    def score(self, system, setting, column):
+    def score(self, system, setting):
         """Accuracy as a Cell: mean and sd over masks and seeds, interval by speaker."""
-        right = self.right(system, setting).astype(int)
-        n_masks, every = len(right) // len(self.seeds), np.arange(len(self.truth))
-        names = [(seed, f"mask {m + 1}") for seed in self.seeds for m in range(n_masks)]
-        runs = {name: (slice(i, i + 1), every) for i, name in enumerate(names)}
-        row = f"{system.classifier}: {system.label(self.n_clips)}"
-        # Right or wrong is all that accuracy needs: 2 x 2 counts are resampled many times faster than C x C.
-        data = np.ones_like(self.truth), right, self.test.speakers
-        return score_cell(row, column, metrics.accuracy, *data, runs, self.n_resamples)
+        setting = ("level", 0) if system.imputer in WHOLE else setting
+        if (system, setting) not in self.scored:
+            right, every = self.right(system, setting), np.arange(len(self.truth))
+            names = [
+                (seed, f"mask {m + 1}") for seed in self.seeds for m in range(len(right) // len(self.seeds))
+            ]
+            runs = {name: (slice(i, i + 1), every) for i, name in enumerate(names)}
+            row = f"{system.classifier}: {system.label(self.n_clips)}"
+            column = "none lost" if system.imputer in WHOLE else f"{percent(setting[1], self.n_clips)} lost"
+            # Right or wrong is all that accuracy needs, and 2 x 2 counts are resampled faster than C x C.
+            scored = np.ones_like(every), right, self.test.speakers, runs, self.n_resamples
+            self.scored[system, setting] = score_cell(row, column, metrics.accuracy, *scored)
+        return self.scored[system, setting]
 
-    def curve(self, system):
-        """Cells of a System by level, a single one where nothing is lost."""
-        if system not in self.cells:
-            settings = {("level", k): f"{percent(k, self.n_clips)} lost" for k in self.levels}
-            settings = {("level", 0): "none lost"} if system.imputer in WHOLE else settings
-            self.cells[system] = [self.score(system, setting, name) for setting, name in settings.items()]
-        return self.cells[system]
-
-    def series(self, systems, kinds=("level",)):
-        """{label: (x, y, low, high)} for plots.curve_panels: low and high are a standard deviation off."""
-        series, names = {}, {"level": "scattered", "burst": "in a row"}
-        for system in systems:
-            for kind in kinds:
-                mean, sd = np.array([self.mean_and_sd(system, (kind, k)) for k in self.levels]).T
-                label = system.label(self.n_clips) + (f", {names[kind]}" if len(kinds) > 1 else "")
-                series[label] = [100 * k / self.n_clips for k in self.levels], mean, mean - sd, mean + sd
-        return series
-
-    def chance(self):
-        return 100 * metrics.chance(self.truth, self.n_classes)[0]
+    def series(self, system, kind="level"):
+        """(x, y, low, high) of plots.curve_panels: by level, low and high a standard deviation off."""
+        cells = [self.score(system, setting) for setting in self.levels(kind)]
+        y, sd = np.array([(cell.mean, cell.sd or 0.0) for cell in cells]).T
+        return [100 * k / self.n_clips for _, k in self.levels()], y, y - sd, y + sd
 
     def note(self, lost="as many lost of audio as of video, independently"):
         """What every table and figure says; lost: which clips are."""
         lacks = zip(self.test.missing.all(2).sum(0).tolist(), MODALITIES)
         without = "".join(f", {n:,} of them without {name}" for n, name in lacks if n)
-        n_masks = next(iter(found.shape[1] for key, found in self.predicted.items() if key[1][1]))
         return (
-            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over {n_masks} masks of each "
-            f"recording and seeds {', '.join(map(str, self.seeds))}, interval by speaker; {len(self.truth):,} test "
-            f"recordings{without}; majority class {self.chance():.1f} %."
+            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over masks of each recording and "
+            f"seeds {', '.join(map(str, self.seeds))}, interval by speaker; {len(self.truth):,} test "
+            f"recordings{without}; majority class {self.chance:.1f} %."
         )
 
 
@@ -179,25 +160,21 @@ class Outcome:
 
 
 def write(run, outcomes, classifiers, mixtures, fixed, beyond):
-    """All tables and figures, but costs. mixtures: counts of lost clips; fixed: that of the fixed-rate training"""
+    """All tables and figures but that of costs; mixtures, fixed: counts of lost clips, as in `figure_4`."""
     for outcome in outcomes:
         number, name = FIGURES[outcome.name], outcome.name
         panels = {f"({a}) MAE + {c} and its baseline": curves_of(c) for a, c in zip("ab", classifiers)}
-        show(
-            run, outcome, f"fig_{number}", f"{number}_{name}", f"Figure {number}. Accuracy by dropout", panels
-        )
+        title = f"Figure {number}. Accuracy by level of dropout"
+        show(run, outcome, f"table_fig_{number}", f"fig_{number}_{name}", title, panels)
         if "gru" in classifiers:
-            about = (
-                "GRU, fine-tuned on imputations of the autoencoder trained at a fixed rate (MAE: "
-                f"{fixed} of {outcome.n_clips} clips) or with the curriculum, at mixtures of rates."
-            )
-            title, panels = "Figure 4. Curriculum and fixed rate", {"": figure_4(mixtures)}
-            show(run, outcome, f"fig_4_{name}", f"4_{name}", title, panels, about)
+            about = f"GRU, fine-tuned on imputations of the autoencoder trained with {fixed} clips lost or the curriculum."
+            stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
+            show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         write_errors(run, outcome)
         if beyond:
             panels = {f"MAE + {c}": [*simple(c), System(c, "curri-MAE", "all")] for c in classifiers}
-            title, name = "Simple ways to impute", f"baselines_{name}"
-            show(run, outcome, name, name, title, panels, "Not in the paper.")
+            stems = f"table_baselines_{name}", f"fig_baselines_{name}"
+            show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper.")
             draw_unequal(run, outcome, classifiers)
             draw_bursts(run, outcome, classifiers)
     write_cases(run, outcomes, classifiers)
@@ -205,64 +182,67 @@ def write(run, outcomes, classifiers, mixtures, fixed, beyond):
 
 def show(run, outcome, table, figure, title, panels, about=""):
     """A table and a figure of panels {title: Systems}."""
+    cells, series = [], {}
+    for name, systems in panels.items():
+        series[name] = {system.label(outcome.n_clips): outcome.series(system) for system in systems}
+        for system in systems:
+            levels = outcome.levels()[:1] if system.imputer in WHOLE else outcome.levels()
+            cells += [outcome.score(system, setting) for setting in levels]
     about = f"{about} {outcome.note()}".strip()
-    cells = [cell for systems in panels.values() for s in systems for cell in outcome.curve(s)]
-    run.table(f"chochlakis_table_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
-    draw_curves(run, outcome, figure, title, {name: outcome.series(s) for name, s in panels.items()}, about)
+    run.table(f"chochlakis_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
+    draw_curves(run, outcome, figure, title, series, about)
 
 
 def draw_curves(run, outcome, stem, title, panels, about):
-    figure = plots.curve_panels(panels, LOST, "accuracy (%)", outcome.chance())
-    caption = f"{title}, {run.corpus}. {about} {BARS}"
-    run.figure(plots.save(figure, run.folder, f"chochlakis_fig_{stem}", caption))
+    figure = plots.curve_panels(panels, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
+    caption = f"{title}, {run.corpus}. {about} Bars: sd; curves are set off sideways a little."
+    run.figure(plots.save(figure, run.folder, f"chochlakis_{stem}", caption))
 
 
 def write_errors(run, outcome):
     """Beyond the paper: how much of what was lost each way to impute brings back."""
-    cells = [
-        Cell(
-            imputer,
-            f"{modality}, {percent(k, outcome.n_clips)} lost",
-            found[:, m].tolist(),
-            n=len(outcome.truth),
-            digits=1,
-        )
-        for (imputer, k), found in outcome.errors.items()
-        for m, modality in enumerate(MODALITIES)
-        if not np.isnan(found[0, m])
-    ]
-    about = (
-        "Not in the paper. Squared error over hidden test clips as a share of their squared distance from the training "
-        f"mean, the median of all features: 100 % is no better than that mean. {outcome.note()}"
+    cells = []
+    for (imputer, k), found in outcome.errors.items():
+        for name, values in zip(MODALITIES, found.T):
+            if not np.isnan(values[0]):
+                column = f"{name}, {percent(k, outcome.n_clips)} lost"
+                cells.append(Cell(imputer, column, values.tolist(), n=len(outcome.truth), digits=1))
+    title, about = (
+        f"Error of imputed features, {run.corpus}",
+        (
+            "Not in the paper. Squared error over hidden test clips as a share of their squared distance from the "
+            "training mean, the median of all features: 100 % is no better than that mean. "
+        ),
     )
-    title = f"Error of imputed features, {run.corpus}"
-    run.table(f"chochlakis_table_imputation_{outcome.name}", title, cells, about)
+    run.table(f"chochlakis_table_imputation_{outcome.name}", title, cells, about + outcome.note())
 
 
 def draw_unequal(run, outcome, classifiers):
     """Beyond the paper: other rates for audio than for video."""
-    n, panels = outcome.n_clips, {}
-    for name in classifiers:
-        method, values = System(name, "curri-MAE", "all"), {}
-        for audio, video in np.ndindex(n, n):
-            found = outcome.mean_and_sd(method, ("unequal", audio, video))
-            values[100 * audio // n, 100 * video // n] = found[0]
-        panels[f"MAE + {name}"] = values
+    n, panels = outcome.n_clips, {f"MAE + {name}": {} for name in classifiers}
+    for name, (a, v) in ((name, rates) for name in classifiers for rates in np.ndindex(n, n)):
+        cell = outcome.score(System(name, "curri-MAE", "all"), ("unequal", a, v))
+        panels[f"MAE + {name}"][100 * a // n, 100 * v // n] = cell.mean
     figure = plots.value_maps(panels, "lost audio clips (%)", "lost video clips (%)", "accuracy (%)")
-    about = outcome.note("lost of audio and of video, independently, as the axes say")
-    caption = f"Unequal rates, {run.corpus}, curri-MAE-ft-all; not in the paper. {about}"
+    about = f"not in the paper. {outcome.note('lost of audio and of video as the axes say')}"
+    caption = f"Unequal rates, {run.corpus}, curri-MAE-ft-all; {about}"
     run.figure(plots.save(figure, run.folder, f"chochlakis_fig_unequal_{outcome.name}", caption))
 
 
 def draw_bursts(run, outcome, classifiers):
     """Beyond the paper: neighbouring clips of both modalities lost together, as when a network fails."""
-    panels = {}
-    for name in classifiers:
-        systems = [System(name, imputer, "all") for imputer in ("zeros", "linear", "curri-MAE")]
-        panels[f"MAE + {name}"] = outcome.series(systems, ("level", "burst"))
+    panels = {f"MAE + {name}": {} for name in classifiers}
+    for name, imputer in (
+        (name, imputer) for name in classifiers for imputer in ("zeros", "linear", "curri-MAE")
+    ):
+        system = System(name, imputer, "all")
+        for kind, where in (("level", "scattered"), ("burst", "in a row")):
+            panels[f"MAE + {name}"][f"{system.label(outcome.n_clips)}, {where}"] = outcome.series(
+                system, kind
+            )
     title = "Clips lost at random places (solid), or neighbours and both modalities at once (broken lines)"
     about = f"Not in the paper. {outcome.note('as many lost of audio as of video')}"
-    draw_curves(run, outcome, f"bursts_{outcome.name}", title, panels, about)
+    draw_curves(run, outcome, f"fig_bursts_{outcome.name}", title, panels, about)
 
 
 # ---- The cases -----------------------------------------------------------------------------
@@ -270,92 +250,80 @@ def draw_bursts(run, outcome, classifiers):
 
 def write_cases(run, outcomes, classifiers):
     """Backbone x classifier: where the method wins, ties or loses, by the paper's rule and by speaker."""
-    cells = [cell for outcome in outcomes for name in classifiers for cell in case(outcome, run.corpus, name)]
     run.table(
         "chochlakis_table_cases",
-        "curri-MAE-ft-all against the best baseline",
-        cells,
-        "By level, the paper's rule: two results are equivalent where mean ± sd over masks overlap; the baseline is the "
-        "best of backoff (linear) or Regular-ft-all (GRU) and of the unimodal classifiers, chosen level by level on the "
-        'test part, in their favour. The latter lose nothing; "lossy baseline" leaves them out, as Section 3.5 does. '
-        "A case is won by ranges where some level is won and none is lost, which the paper does not define. It counts "
-        '10 wins in 12 cases, all but CrissCross on RAVDESS, and says of Figure 3a "not in Lombard and RAVDESS". The '
-        "gain is over all levels and masks, with interval and permutation test by speaker.",
+        f"curri-MAE-ft-all against the best baseline, {run.corpus}",
+        [cell for outcome in outcomes for name in classifiers for cell in case(outcome, run.corpus, name)],
+        "By level, the paper's rule: results are equivalent where mean ± sd over masks overlap. The baseline is, level "
+        "by level on the test part, the best of backoff (linear) or Regular-ft-all (GRU) and of the unimodal "
+        'classifiers, which lose nothing; "lossy baseline" leaves these out, as Section 3.5 does. A case is won where '
+        "some level is won and none lost. The paper counts 10 wins in 12 cases, all but CrissCross on RAVDESS, but says "
+        'of Figure 3a "not in Lombard and RAVDESS". The gain is over all levels, interval and p by speaker.',
     )
 
 
 def case(outcome, corpus, name):
     """The cells of one case: at how many levels the method wins, ties and loses, and its gain over all."""
-    method, own = (
-        System(name, "curri-MAE", "all"),
-        System(name, *(["zeros", "all"] if name == "gru" else ["backoff"])),
-    )
-    strong, ours, theirs, signs, lossy = [own, System(name, "audio"), System(name, "video")], [], [], [], []
-    for setting in (("level", k) for k in outcome.levels):
-        found = {system: outcome.mean_and_sd(system, setting) for system in (method, *strong)}
-        best = max(strong, key=lambda system, found=found: found[system][0])
-        signs.append(compare(*found[method], *found[best]))
-        lossy.append(compare(*found[method], *found[own]))
-        ours.append(outcome.right(method, setting))  # (S * M, R)
-        right = outcome.right(best, setting)
-        theirs.append(np.repeat(right, len(ours[-1]) // len(right), 0))
-    pair, speakers = (np.concatenate(ours), np.concatenate(theirs)), outcome.test.speakers
-    gain, p = metrics.paired_permutation(*pair, speakers, outcome.n_resamples, 0)
-    pair = (right.astype(int) for right in pair)
-    low, high = metrics.cluster_bootstrap(metrics.gain, *pair, speakers, outcome.n_resamples, 0, n_classes=2)
+    method, own = System(name, "curri-MAE", "all"), baseline(name)
+    pairs, signs, lossy = [], [], []
+    for setting in outcome.levels():
+        strong = (own, System(name, "audio"), System(name, "video"))
+        best = max(strong, key=lambda system, at=setting: outcome.score(system, at).mean)
+        signs.append(compare(outcome.score(method, setting), outcome.score(best, setting)))
+        lossy.append(compare(outcome.score(method, setting), outcome.score(own, setting)))
+        ours, theirs = outcome.right(method, setting), outcome.right(best, setting)  # (S * M or S, R)
+        pairs.append((ours, np.repeat(theirs, len(ours) // len(theirs), 0)))
+    ours, theirs = (np.concatenate(part) for part in zip(*pairs))
+    speakers, n_resamples = outcome.test.speakers, outcome.n_resamples
+    gain, p = metrics.paired_permutation(ours, theirs, speakers, n_resamples, 0)
+    interval = metrics.cluster_bootstrap(metrics.gain, ours, theirs, speakers, n_resamples, 0, n_classes=2)
+    low, high = (100 * bound for bound in interval)
     row, n = f"{corpus}, {outcome.name}, {name}", len(outcome.truth)
-    counts = {f"levels that {word.removesuffix('s')}": signs.count(sign) for sign, word in VERDICTS.items()}
-    cells = [Cell(row, column, [count], unit="", digits=0, n=n) for column, count in counts.items()]
+    counts = {"win": signs.count(1), "tie": signs.count(0), "lose": signs.count(-1)}
+    cells = [Cell(row, f"levels that {k}", [v], unit="", digits=0, n=n) for k, v in counts.items()]
     for column, found in (("by ranges", signs), ("by ranges, lossy baseline", lossy)):
-        verdict = (found.count(1) > 0) - (found.count(-1) > 0)
+        verdict = (1 in found) - (-1 in found)
         cells.append(Cell(row, column, [verdict], unit="", n=n, word=VERDICTS[verdict]))
-    gain = Cell(row, "gain, all levels", [100 * gain], low=100 * low, high=100 * high, n=n, unit="points")
-    return [*cells, gain, Cell(row, "by speaker p", [p], n=n, unit="", digits=4)]
+    cells.append(Cell(row, "gain, all levels", [100 * gain], low=low, high=high, n=n, unit="points"))
+    return [*cells, Cell(row, "by speaker p", [p], n=n, unit="", digits=4)]
 
 
-def compare(mean_a, sd_a, mean_b, sd_b):
-    """1, 0, -1: a wins, ties, loses; "equivalent when ranges overlap" (Sec. 4.3), mean ± sd, or just touch."""
-    return 0 if abs(mean_a - mean_b) <= sd_a + sd_b else int(np.sign(mean_a - mean_b))
+def compare(ours, theirs):
+    """1, 0, -1: we win, tie, lose; "equivalent when ranges overlap" (Sec. 4.3), mean ± sd of Cells, or touch."""
+    gain = ours.mean - theirs.mean
+    return 0 if abs(gain) <= (ours.sd or 0.0) + (theirs.sd or 0.0) else int(np.sign(gain))
 
 
 def write_costs(run, costs):
-    """What an epoch of the autoencoder costs beside one of the backbone (Section 4.2: 14 times less).
+    """What an epoch of the autoencoder costs beside one of the backbone (Section 4.2).
 
-    costs  {backbone: seconds of an epoch of the backbone, of the autoencoder, parameters of both, ms of a
-           clip}
+    costs  {backbone: (seconds of its epoch, of the autoencoder's, parameters of both, ms to impute a clip)}
     """
-    columns = (
-        "backbone, an epoch",
-        "autoencoder, an epoch",
-        "ratio",
-        "backbone",
-        "autoencoder",
-        "to impute one clip",
-    )
-    units = ("s", 1, None), ("s", 2, None), ("", 1, 14.0), ("M", 1, 25.0), ("M", 1, 180.0), ("ms", 2, None)
     cells = []
-    for name, (backbone_s, epoch_s, n_backbone, n_autoencoder, ms) in costs.items():
-        values = backbone_s, epoch_s, backbone_s / epoch_s, n_backbone / 1e6, n_autoencoder / 1e6, ms
-        for column, value, (unit, digits, paper) in zip(columns, values, units):
-            cells.append(Cell(name, column, [value], unit=unit, digits=digits, paper=paper))
-    run.table(
-        "chochlakis_table_cost",
-        f"Cost of training, {run.corpus}",
-        cells,
-        "The backbone is never trained here: its epoch is forward and backward passes of a few batches of clips, times "
-        "the clips of the training part, without decoding. The paper: 0.7 and 0.05 GPU hours on CREMA-D with decoding; "
-        "its millions of parameters are perhaps units of 2^20.",
+    for name, (backbone_s, epoch_s, n_backbone, n_autoencoder, latency_ms) in costs.items():
+        cells += [
+            Cell(name, "backbone, an epoch", [backbone_s], unit="s", digits=1),
+            Cell(name, "autoencoder, an epoch", [epoch_s], unit="s"),
+            Cell(name, "ratio", [backbone_s / epoch_s], unit="", digits=1, paper=14.0),
+            Cell(name, "backbone", [n_backbone / 1e6], unit="M", digits=1, paper=25.0),
+            Cell(name, "autoencoder", [n_autoencoder / 1e6], unit="M", digits=1, paper=180.0),
+            Cell(name, "to impute one clip", [latency_ms], unit="ms"),
+        ]
+    about = (
+        "The backbone is never trained here: its epoch is the forward and backward passes of a few clips, times the "
+        "clips of the training part, without decoding, which the paper's 0.7 and 0.05 GPU hours on CREMA-D include; "
+        "25 and 180 M may be units of 2^20."
     )
+    run.table("chochlakis_table_cost", f"Cost of training, {run.corpus}", cells, about)
 
 
 def first_masks(outcomes):
     """{system: (S, R)} predictions under the first mask of the middle level, for predictions.csv."""
     found = {}
     for outcome in outcomes:
-        k = outcome.n_clips // 2
-        for (system, setting), labels in outcome.predicted.items():
-            if setting in (("level", 0), ("level", k)):
-                lost = f", {percent(k, outcome.n_clips)} lost" if setting[1] else ""
+        for (system, (kind, k, *_)), labels in outcome.predicted.items():
+            if kind == "level" and k in (0, outcome.n_clips // 2):
+                lost = f", {percent(k, outcome.n_clips)} lost" if k else ""
                 name = f"{outcome.name} {system.classifier}: {system.label(outcome.n_clips)}{lost}"
                 found[name] = labels[:, 0]
     return found
