@@ -1,48 +1,39 @@
-"""Impute audio and video clips that got lost, by a masked autoencoder trained with a curriculum, and classify.
+"""Impute audio and video clips that got lost by a masked autoencoder trained with a curriculum, and classify.
 
 Paper: G. Chochlakis, C. Lavania, P. Mathur, K. J. Han, "Tackling missing modalities in audio-visual
-representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. Read it here in the
-paper's order: which clips are lost, the curriculum, the autoencoder, the classifiers, the baselines, how they
-are trained. common/chochlakis/ has the frozen backbones, clips and their features, the split, tables and
-figures.
+representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. Here, in the paper's
+order: which clips are lost, the curriculum, the autoencoder, the classifiers, the baselines, how they are
+trained. common/chochlakis/: the frozen backbones, clips and their features, the split, tables and figures.
 
-    python 06_mae_imputation.py --CORPUS=cremad     # and ravdess, lombard: each prepared by 01, audioset
-    first
-    python 06_mae_imputation.py --demo              # after 01 --demo --CORPUS=demo_audioset and demo_cremad
-    python 06_mae_imputation.py --scratch --CORPUS=ravdess      # without the authors' weights and AudioSet
+    python 06_mae_imputation.py --CORPUS=cremad   # and ravdess, lombard: each prepared by 01, audioset first
+    python 06_mae_imputation.py --demo            # after 01 --demo --CORPUS=demo_audioset and demo_cremad
+    python 06_mae_imputation.py --scratch --CORPUS=ravdess   # without the authors' weights and AudioSet
 
 Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES:
-1. features of all clips of PRETRAIN_CORPUS and CORPUS, once -> clips/<corpus>/<backbone>
-2. masked autoencoder on PRETRAIN_CORPUS at a fixed rate     -> models/<pretraining
-                                                             corpus>/chochlakis/<backbone>
+1. features of all clips of PRETRAIN_CORPUS and CORPUS, once: clips/<corpus>/<backbone>
+2. masked autoencoder on PRETRAIN_CORPUS at a fixed rate: models/<pretraining corpus>/chochlakis/<backbone>
 3. ... fine-tuned on CORPUS with the curriculum, and at the fixed rate for Figure 4
-4. classifiers on whole features, then fine-tuned on imputed ones  ->
-models/<corpus>/chochlakis/<backbone>/seed<n> Writes results/06_mae_imputation/<corpus>/:
-chochlakis_fig_2_avid-cma, chochlakis_fig_3_crisscross, chochlakis_fig_4 and their numbers as tables;
-chochlakis_table_cases (where the method wins, ties or loses); beyond the paper chochlakis_table_imputation,
-chochlakis_table_cost, chochlakis_fig_baselines, chochlakis_fig_unequal, chochlakis_fig_bursts;
-predictions.csv, metrics.json, log.jsonl.
+4. classifiers on whole features, then on imputed ones: models/<corpus>/chochlakis/<backbone>/seed<n>
+Writes results/06_mae_imputation/<corpus>/: chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases
+(where the method wins, ties or loses), beyond the paper table_imputation, table_cost, fig_baselines,
+fig_unequal, fig_bursts; predictions.csv, metrics.json, log.jsonl.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. One linear layer per modality leads into CAV-MAE's encoder and one out of its decoder, in place of those
-for
-   patches. Targets are features less their mean and over their standard deviation, of training clips.
-2. Clips follow each other from the start of a recording. What lies beyond its end is silence and its last
-frame. 3. The fixed rate is 7 of 10 clips (Section 4.4 says 70 %); of 5 clips, 4 are nearest to that. 4.
-Epochs of all trainings are chosen on validation speakers, by the loss over all levels and by accuracy; the
-   paper says nothing of it. Splits: common/chochlakis/splits.py. The paper's RAVDESS has 4,230 clips of seven
-   emotions without neutral; the release, and ours, has other counts and neutral.
+   for patches. Targets are features less their mean and over their standard deviation, of training clips.
+2. Clips follow each other from the start of a recording. Beyond its end are silence and its last frame.
+3. The fixed rate is 7 of 10 clips (Section 4.4 says 70 %); of 5 clips, 4 are nearest to that.
+4. Epochs of all trainings are chosen on validation speakers, by the loss over all levels and by accuracy, of
+   which the paper says nothing. Splits: common/chochlakis/splits.py. The paper's RAVDESS has 4,230 clips and
+   seven emotions without neutral; the release has other counts, and neutral.
 5. AdamW with CAV-MAE's settings. Batch, epochs of the classifiers, width of the GRU and the batch
-normalisation
-   before it are not in the paper.
-6. A classifier is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; another one in every
-epoch. 7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, over time too, as
-their
+   normalisation before it are not in the paper.
+6. A classifier is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
+7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, over time too, as their
    authors do: one vector of 512 per clip and modality.
 8. The masks of the test are drawn once, from MASK_SEED, and shared by all methods, backbones and seeds.
 9. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all rates; the paper has the first for the
-linear
-   classifier and the second for the GRU, here both have both.
+   linear classifier and the second for the GRU, here both have both.
 """
 
 from common import settings
@@ -82,7 +73,7 @@ DATA_ROOT = "data"            # folder of corpora, clip features, models
 RESULTS_ROOT = "results"      # tables and figures go to <RESULTS_ROOT>/06_mae_imputation/<corpus>/
 
 # ---- Corpus and protocol -------------------------------------------------------------------
-CORPUS = "cremad"             # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: prepared by 01
+CORPUS = "cremad"             # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: from 01
 PRETRAIN_CORPUS = "audioset"  # unlabelled recordings (Sec. 3.3); "" = none
 BACKBONES = ("avid-cma", "crisscross")   # Figures 2 and 3
 SEEDS = (0, 1, 2)             # one autoencoder and one set of classifiers each. Not in the paper
@@ -92,13 +83,13 @@ N_RESAMPLES = 10000           # of speakers behind every interval; sign patterns
 
 # ---- Clips and backbones (Sec. 3.2 and 4.2) ------------------------------------------------
 N_CLIPS = 0                   # N; 0 = the paper's: 5 of CREMA-D and Lombard, 10 of RAVDESS and AudioSet
-CLIP_S = 0.0                  # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of Lombard and AudioSet
-AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"  # both nets
+CLIP_S = 0.0                  # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of the others
+AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"
 AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"  # "" = measured on PRETRAIN_CORPUS
 CRISSCROSS_VIDEO = "data/checkpoints/vid_crisscross_audioset.pth.tar"  # the authors' file
 CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"  # the authors' file
-RANDOM_BACKBONES = False      # where none are at hand: of random weights, calibrated on PRETRAIN_CORPUS, or on
-                              # training clips of CORPUS where that is ""
+RANDOM_BACKBONES = False      # where none are at hand: random ones, calibrated on clips of PRETRAIN_CORPUS,
+                              # or on training clips of CORPUS where that is ""
 BACKBONE_WIDTH = 64           # of the first layer; features have 8 times as many dimensions
 FRAME_SIZE = 0                # side of a frame in pixels; 0 = the backbone's own, 224 or 112
 ALLOW_PICKLE = False          # load checkpoints that hold more than tensors, which lets them run code
@@ -113,7 +104,7 @@ DECODER_WIDTH = 512           # CAV-MAE's
 DECODER_DEPTH = 8             # CAV-MAE's
 DECODER_HEADS = 16            # CAV-MAE's
 MLP_RATIO = 4                 # CAV-MAE's
-FIXED_SHARE = 0.7             # of the clips, hidden in pretraining and by the fixed-rate autoencoder of Figure 4
+FIXED_SHARE = 0.7             # of the clips, hidden in pretraining and by Figure 4's fixed-rate autoencoder
 PRETRAIN_EPOCHS = 50          # on PRETRAIN_CORPUS (Sec. 4.2)
 PRETRAIN_LEARNING_RATE = 1e-4  # on PRETRAIN_CORPUS (Sec. 4.2)
 MAE_EPOCHS = 50               # on CORPUS (Sec. 4.2)
@@ -141,7 +132,7 @@ PRECISION = "auto"            # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf
 JOBS = 1                      # seeds and backbones trained side by side
 WORKERS = 4                   # threads that decode recordings, 0 = none
 BACKBONE_BATCH_SIZE = 64      # clips per forward pass of a backbone
-EVAL_BATCH_SIZE = 512         # recordings per forward pass of an autoencoder or a classifier outside training
+EVAL_BATCH_SIZE = 512         # recordings per forward pass outside training
 MAX_PROBLEM_SHARE = 0.05      # stop where more than this share of the recordings cannot be read
 
 # ---- Presets -------------------------------------------------------------------------------
@@ -149,11 +140,11 @@ DEMO = {"CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0
         "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "",
         "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1,
         "DECODER_HEADS": 4, "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 32,
-        "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 32, "WORKERS": 2}   # synthetic corpora, random narrow networks
+        "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 32, "WORKERS": 2}  # synthetic corpora, random networks
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
            "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 16,
-           "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 16}   # two CPU cores, from random weights, no AudioSet
+           "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 16}  # two CPU cores, from random weights, no AudioSet
 SETTINGS = {}                 # filled by settings.run: what this run used
 
 # The paper's clips (Sec. 4.2): number, seconds; and the autoencoder's learning rate.
@@ -163,29 +154,28 @@ PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.
 
 # B recordings (R: all of a part) of 2 modalities, audio first, N clips of each, D features of a clip, M masks
 # of each recording, V visible clips, w width of a token, C classes. `hidden` is True where a clip is lost:
-# its features are never read, they may be anything.
+# what stands there is never read.
 
 
 # ---- Which clips are lost (Sections 3.3, 4.2 and 4.3) --------------------------------------
 
 
-def draw_masks(n_samples, n_clips, n_hidden_audio, n_hidden_video, n_masks, generator):
+def draw_masks(n_samples, n_clips, n_audio, n_video, n_masks, generator):
     """Lose clips at random, for every recording, mask and modality on its own.
 
-    n_hidden_audio, n_hidden_video   clips to hide, 0 to N: integers, or tensors of them that broadcast to (M,
-                                     B). Counts and not rates, for int(10 * (1 - 0.9)) is 0
+    n_audio, n_video  clips to hide, 0 to N: integers, or tensors of them that broadcast to (M, B)
     Returns hidden (M, B, 2, N) bool, with exactly as many True.
     """
-    counts = [torch.as_tensor(n).expand(n_masks, n_samples) for n in (n_hidden_audio, n_hidden_video)]
+    counts = torch.stack([torch.as_tensor(n).expand(n_masks, n_samples) for n in (n_audio, n_video)], 2)
     rank = torch.rand(n_masks, n_samples, 2, n_clips, generator=generator).argsort(3).argsort(3)
-    return rank < torch.stack(counts, 2)[..., None]  # (M, B, 2, N)
+    return rank < counts[..., None]
 
 
 def draw_mixture(n_samples, n_clips, levels, n_masks, generator):
-    """`draw_masks` with a count drawn from `levels` for every recording and mask.
+    """`draw_masks` with a count out of `levels` for every recording and mask, equal in both modalities.
 
-    "For each sample, we randomly sample the level of dropout (which is equal for both modalities) [...] and then
-    sample a dropout mask" (Sec. 4.2).
+    "For each sample, we randomly sample the level of dropout [...] and then sample a dropout mask" (Sec.
+    4.2).
     """
     drawn = torch.randint(len(levels), (n_masks, n_samples), generator=generator)
     counts = torch.as_tensor(levels)[drawn]  # (M, B)
@@ -202,21 +192,24 @@ def count_of(share, n_clips):
     return min(max(1, int(float(share) * n_clips + 0.5)), n_clips - 1)
 
 
+def mixtures(n_clips):
+    """MIXTURES as counts of hidden clips."""
+    return [tuple(count_of(share, n_clips) for share in mixture.split("+")) for mixture in MIXTURES]
+
+
 def draw_test_masks(n, n_clips):
-    """{setting: hidden (M, R, 2, N)} of R = n test recordings, shared by all methods, backbones and seeds.
+    """{setting: hidden (M, R, 2, N)} of R = n test recordings, the same for all backbones and seeds.
 
     A setting is ("level", k), k clips of each modality (Sec. 4.3); beyond the paper ("burst", k), neighbours,
-    and
-    ("unequal", k_audio, k_video).
+    and ("unequal", k_audio, k_video).
     """
-    masks, levels = {}, range(1, n_clips)
-    for k in levels:
-        masks["level", k] = draw_masks(n, n_clips, k, k, N_MASKS, generator_of(MASK_SEED, n_clips, 0, k))
-    for k in levels if BEYOND_PAPER else ():
-        masks["burst", k] = beyond.draw_bursts(n, n_clips, k, N_MASKS, generator_of(MASK_SEED, n_clips, 1, k))
+    masks, generator = {}, partial(generator_of, MASK_SEED, n_clips)
+    for k in range(1, n_clips):
+        masks["level", k] = draw_masks(n, n_clips, k, k, N_MASKS, generator(0, k))
+        if BEYOND_PAPER:
+            masks["burst", k] = beyond.draw_bursts(n, n_clips, k, N_MASKS, generator(1, k))
     for a, v in np.ndindex(n_clips, n_clips) if BEYOND_PAPER else ():
-        generator = generator_of(MASK_SEED, n_clips, 2, a, v)
-        masks["unequal", a, v] = draw_masks(n, n_clips, a, v, N_MASKS, generator)
+        masks["unequal", a, v] = draw_masks(n, n_clips, a, v, N_MASKS, generator(2, a, v))
     return masks
 
 
@@ -247,12 +240,11 @@ class Block(nn.Module):
 
 
 def visible_first(hidden):
-    """The visible clips of one modality, as many as the recording with most of them has, of hidden (B, N).
+    """Where the visible clips of a modality are, as many as the recording with most of them has.
 
-    Returns at (B, V), V >= 1: indices of the visible clips in their order, then of hidden ones where a
-    recording
-    has fewer; and is_key (B, V), where to look: at the visible ones, or at all where there is none, to avoid
-    NaN.
+    Of hidden (B, N), returns at (B, V), V >= 1, indices of visible clips in their order, then of hidden ones
+    where a recording has fewer; and is_key (B, V), where to look: at the visible ones, or at all where there
+    are none, to avoid NaN.
     """
     n_most = max(1, int((~hidden).sum(1).max()))
     at = hidden.byte().argsort(dim=1, stable=True)[:, :n_most]
@@ -264,11 +256,9 @@ class AVMAE(nn.Module):
     """Predicts the features of hidden clips from the visible ones of both modalities, after CAV-MAE [9].
 
     Each modality's visible clips go through blocks of their own, then both through the joint ones; a light
-    decoder gets these, and a mask token for every hidden clip. Positions are fixed sinusoids of the clip's
-    index;
-    a trained vector tells the modalities apart. There is no contrastive loss (Sec. 4.2). Layers are named as
-    in
-    CAV-MAE's file, but `embed` and `output`, which stand in place of those for patches.
+    decoder gets these, and a mask token for every hidden clip. Positions are fixed sinusoids of a clip's
+    index; a trained vector tells the modalities apart. There is no contrastive loss (Sec. 4.2). Layers are
+    named as in CAV-MAE's file, but `embed` and `output`, which stand in place of those for patches.
     """
 
     def __init__(self, n_features):
@@ -286,69 +276,65 @@ class AVMAE(nn.Module):
         self.decoder_modality_a, self.decoder_modality_v = (vectors(TOKEN_STD, 1, 1, d) for _ in "av")
         self.decoder_blocks, self.decoder_norm = blocks(DECODER_DEPTH, d, DECODER_HEADS), nn.LayerNorm(d)
         self.output_a, self.output_v = nn.Linear(d, n_features), nn.Linear(d, n_features)
-        self.register_buffer("mean", torch.zeros(2, n_features))
-        self.register_buffer("std", torch.ones(2, n_features))
+        self.register_buffer("mean", torch.zeros(2, 1, n_features))
+        self.register_buffer("std", torch.ones(2, 1, n_features))
         self.apply(initialise)
 
     @torch.no_grad()
     def standardise(self, x, missing):
-        """Take mean and deviation of every feature from training clips x (R, 2, N, D) that are not missing."""
+        """Take mean and deviation of features from training clips x (R, 2, N, D) that are not missing."""
         for m in range(2):
             if len(there := x[:, m][~missing[:, m]]):  # (clips, D)
                 std, self.mean[m] = torch.std_mean(there, 0, correction=0)
                 self.std[m] = torch.where(std > 1e-6, std, 1.0)
 
-    def scale(self, x):
-        return (x - self.mean[:, None]) / self.std[:, None]
-
     def encode(self, x, hidden):
-        """Tokens (B, V_a + V_v, w) of the visible clips of scaled x (B, 2, N, D), and which of the 2 N they are."""
-        n_clips, found = x.shape[2], []
-        positions = sinusoidal(n_clips, MAE_WIDTH, x.device)
+        """Tokens (B, V_a + V_v, w) of the visible clips of x, and which of the 2 N clips they are."""
+        found, positions = [], sinusoidal(x.shape[2], MAE_WIDTH, x.device)
         ways = (self.embed_a, self.modality_a, self.blocks_a), (self.embed_v, self.modality_v, self.blocks_v)
         for m, (embed, modality, blocks) in enumerate(ways):
             at, is_key = visible_first(hidden[:, m])
             tokens = embed(take(x[:, m], at)) + positions[at] + modality  # (B, V, w)
             for block in blocks:
                 tokens = block(tokens, is_key)
-            found.append((tokens, m * n_clips + at, is_key))
+            found.append((tokens, at + m * x.shape[2], is_key))
         tokens, at, is_key = (torch.cat(pair, 1) for pair in zip(*found))
         for block in self.blocks_u:
             tokens = block(tokens, is_key)
         return self.norm(tokens), at
 
     def decode(self, tokens, at, hidden):
-        """The scaled features of all clips (B, 2, N, D), of which only those of hidden clips are trained."""
-        n_clips, tokens = hidden.shape[2], self.decoder_embed(tokens)  # (B, V_a + V_v, w')
-        every = tokens.new_zeros(len(at), 2 * n_clips, tokens.shape[2])
-        every = every.scatter(1, at[..., None].expand_as(tokens), tokens)  # (B, 2 N, w'), in order again
+        """Features of all clips (B, 2, N, D), of which only those of hidden clips are trained."""
+        tokens, is_key = self.decoder_embed(tokens), torch.ones_like(hidden.flatten(1))
+        every = tokens.new_zeros(*is_key.shape, DECODER_WIDTH)  # (B, 2 N, w')
+        every = every.scatter(1, at[..., None].expand_as(tokens), tokens)  # in order again
         every = torch.where(hidden.flatten(1)[..., None], self.mask_token, every)
         modality = torch.cat([self.decoder_modality_a, self.decoder_modality_v])  # (2, 1, w')
-        every = every + (sinusoidal(n_clips, DECODER_WIDTH, every.device) + modality).flatten(0, 1)
+        every = every + (sinusoidal(hidden.shape[2], DECODER_WIDTH, every.device) + modality).flatten(0, 1)
         for block in self.decoder_blocks:
-            every = block(every, torch.ones_like(hidden.flatten(1)))
+            every = block(every, is_key)
         audio, video = self.decoder_norm(every).chunk(2, 1)  # (B, N, w') each
         return torch.stack([self.output_a(audio), self.output_v(video)], 1)
 
     def predict(self, x, hidden):
-        """Scaled features of all clips from the visible ones of scaled x, both (B, 2, N, D)."""
-        return self.decode(*self.encode(x.masked_fill(hidden[..., None], 0.0), hidden), hidden).float()
+        """Standardised features of all clips from the visible ones of x, both (B, 2, N, D)."""
+        x = ((x - self.mean) / self.std).masked_fill(hidden[..., None], 0.0)
+        return self.decode(*self.encode(x, hidden), hidden).float()
 
     def forward(self, x, hidden, missing):
         """The loss of features x (B, 2, N, D): mean squared error of hidden clips, summed over modalities.
 
         missing  (B, 2, N) bool, clips that were never there: hidden as well, but not to be learned
         """
-        x, learned = self.scale(x), hidden & ~missing
-        error = (self.predict(x, hidden | missing) - x).square().mean(3)  # (B, 2, N)
+        learned, target = hidden & ~missing, (x - self.mean) / self.std
+        error = (self.predict(x, hidden | missing) - target).square().mean(3)  # (B, 2, N)
         error = torch.where(learned, error, 0.0).sum((0, 2))  # (2,)
         return (error / learned.sum((0, 2)).clamp(min=1)).sum()
 
     @torch.no_grad()
     def impute(self, x, hidden):
         """x (B, 2, N, D) with its hidden clips predicted: "we reconstruct only missing inputs" (Sec. 3.1)."""
-        predicted = self.predict(self.scale(x), hidden) * self.std[:, None] + self.mean[:, None]
-        return torch.where(hidden[..., None], predicted, x)
+        return torch.where(hidden[..., None], self.predict(x, hidden) * self.std + self.mean, x)
 
 
 # ---- Classifiers (Section 3.4) -------------------------------------------------------------
@@ -362,7 +348,7 @@ class LinearClassifier(nn.Module):
         self.norm, self.linear = nn.BatchNorm1d(n_features), nn.Linear(n_features, n_classes)
 
     def forward(self, x):
-        """x (B, N, 2 D), audio and video side by side, or (B, N, D) of one -> logits of every clip (B, N, C)."""
+        """x (B, N, 2 D), audio and video side by side, or (B, N, D) of one -> logits of clips (B, N, C)."""
         return self.linear(self.norm(x.flatten(0, 1))).unflatten(0, x.shape[:2])
 
     def loss(self, x, labels):
@@ -403,12 +389,11 @@ NETWORKS = {"linear": LinearClassifier, "gru": GRUClassifier}
 def backoff(both, audio, video, hidden, prior):
     """The linear classifier where both modalities are present, a unimodal one where only one is.
 
-    "Clips with no modality present are discarded." Where no clip is left, of which the paper does not speak, the
-    recording gets the prior, the shares of the classes in training.
-    both, audio, video  (R, N, C) probabilities of clips by three linear classifiers; what they say of clips
-                        that they could not see is not read
-    hidden, prior       (M, R, 2, N); (C,)
-    Returns probabilities (M, R, C).
+    "Clips with no modality present are discarded." Where no clip is left, of which the paper does not speak,
+    the recording gets the prior (C,), the shares of the classes in training.
+    both, audio, video  (R, N, C) probabilities of clips by three linear classifiers; those of clips that they
+                        could not see are not read
+    Returns probabilities (M, R, C) under hidden (M, R, 2, N).
     """
     has_audio, has_video = (~hidden)[..., None].unbind(2)  # (M, R, N, 1)
     chosen = torch.where(has_audio & has_video, both, torch.where(has_audio, audio, video))  # (M, R, N, C)
@@ -447,10 +432,8 @@ def backbone_of(name, device, manifest, turns):
     clips = clips_of(manifest.corpus)
     batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
     path = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / name / "measured.pt"
-    measure(
-        backbone, batches, path, hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
-    )
-    return backbone
+    identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
+    return measure(backbone, batches, path, identity)
 
 
 def features_of(manifest, turns, backbone):
@@ -465,7 +448,7 @@ def features_of(manifest, turns, backbone):
 
 
 class Batches:
-    """A data set for `fit`: batch_of(rows (B,), epoch, generator) makes the batch of some of n recordings."""
+    """A data set for `fit`: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings."""
 
     def __init__(self, n, batch_of):
         self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
@@ -491,7 +474,7 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fir
     first         file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
     model, n_clips = build(seed, AVMAE, train.x.shape[3]), train.n_clips
-    if first == CAVMAE_CHECKPOINT != "":
+    if first and first == CAVMAE_CHECKPOINT:
         print(f"  {load_cavmae(model, first)}")
     elif first:
         load_trained(model, load_file(first))
@@ -529,7 +512,7 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fir
 
 
 def pretrain(accelerator, name, store, turns):
-    """The weights of a backbone's autoencoder, trained on PRETRAIN_CORPUS at a fixed rate; one in 20 validates."""
+    """Weights of an autoencoder trained on PRETRAIN_CORPUS at a fixed rate; one recording in 20 validates."""
     part = read_part(store, turns)
     order = torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))
     n_valid, levels = max(1, len(part) // 20), [count_of(FIXED_SHARE, part.n_clips)] * PRETRAIN_EPOCHS
@@ -567,14 +550,6 @@ def fine_tune_autoencoders(accelerator, data, seed, first):
 # ---- Imputing, and training the classifiers (Sections 3.4, 3.5 and 4.2) --------------------
 
 
-def impute(imputer, is_known, part, hidden):
-    """Features (M, R, 2, N, D) of a Part with hidden clips (M, R, 2, N) imputed; those that never were, too.
-
-    is_known  (2,) bool; a modality that no training recording has cannot be learned: its features are 0
-    """
-    return torch.where(is_known[:, None, None], imputer(part.x, hidden | part.missing), 0.0)
-
-
 def by_autoencoder(accelerator, model, x, hidden):
     """Impute x (R, 2, N, D) under every mask of hidden (M, R, 2, N) -> (M, R, 2, N, D)."""
     filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
@@ -585,12 +560,19 @@ def by_autoencoder(accelerator, model, x, hidden):
     return filled.unflatten(0, hidden.shape[:2])
 
 
+def impute(imputer, is_known, part, hidden):
+    """Features (M, R, 2, N, D) of a Part with hidden clips (M, R, 2, N) imputed; those never there, too.
+
+    is_known  (2,) bool; a modality that no training recording has cannot be learned: its features are 0
+    """
+    return torch.where(is_known[:, None, None], imputer(part.x, hidden | part.missing), 0.0)
+
+
 def imputers_of(accelerator, data, autoencoders):
-    """{name: (part, hidden) -> imputed features}: the constants of Section 3.5, those beyond, the autoencoders."""
+    """{name: (part, hidden) -> imputed features}: the constants of Section 3.5, others, the autoencoders."""
     constants = {"zeros": impute_zeros, "mean": impute_mean, **beyond.IMPUTERS}
     functions = {name: partial(function, mean=data.train.mean()) for name, function in constants.items()}
-    for name, (model, _) in autoencoders.items():
-        functions[name] = partial(by_autoencoder, accelerator, model)
+    functions |= {n: partial(by_autoencoder, accelerator, model) for n, (model, _) in autoencoders.items()}
     is_known = (~data.train.missing).any(2).any(0)  # (2,)
     return {name: partial(impute, function, is_known) for name, function in functions.items()}
 
@@ -601,13 +583,13 @@ def together(x):
 
 
 def whole(part, system):
-    """What a System's classifier reads of whole recordings: (1, R, N, 2 D), or (1, R, N, D) of one modality."""
+    """What a System's classifier reads of whole recordings: (1, R, N, 2 D), or (1, R, N, D) of a modality."""
     modality = {"audio": 0, "video": 1}.get(system.imputer)
     return together(part.x)[None] if modality is None else part.x[None, :, modality]
 
 
 def training_inputs(data, system, imputers, seed):
-    """[training, validation inputs (M, R, N, n)] of a System's classifier: whole, or imputed on drawn masks."""
+    """[training, validation inputs (M, R, N, n)] of a System: whole, or imputed on drawn masks (Sec. 4.2)."""
     n_clips, inputs = data.train.n_clips, []
     levels = {"all": range(1, n_clips), "largest": [n_clips - 1]}.get(system.tuned, system.tuned)
     for number, part in enumerate((data.train, data.valid)):
@@ -650,26 +632,25 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
 @torch.no_grad()
 def classify(model, x):
     """The most likely class under a classifier, x (M, R, N, n) -> (M, R) array."""
-    device = model.linear.weight.device
     model.eval()
-    labels = [
-        model.probabilities(rows.to(device)).argmax(1) for rows in x.flatten(0, 1).split(EVAL_BATCH_SIZE)
-    ]
-    return torch.cat(labels).unflatten(0, x.shape[:2]).cpu().numpy()
+    rows, device = x.flatten(0, 1).split(EVAL_BATCH_SIZE), model.linear.weight.device
+    labels = torch.cat([model.probabilities(some.to(device)).argmax(1) for some in rows])
+    return labels.unflatten(0, x.shape[:2]).cpu().numpy()
 
 
 def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):
-    """{System: classifier}: trained on whole features, then fine-tuned on imputed ones; others share the former."""
+    """{System: classifier}: trained on whole features, then fine-tuned on imputed ones, or not."""
     trained, read, inputs = {}, None, None
     for system in systems:
-        if not system.tuned and system.imputer not in tables.WHOLE:
-            trained[system] = trained[System(system.classifier, "none")]
-            continue
-        if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
-            read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
-        first = trained[System(system.classifier, "none")] if system.tuned else None
-        imputed_by = autoencoders[system.imputer][1]["identity"] if system.imputer in autoencoders else ""
-        trained[system] = train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
+        pristine = trained.get(System(system.classifier, "none"))
+        if system.tuned or system.imputer in tables.WHOLE:
+            if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
+                read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
+            imputed_by = autoencoders.get(system.imputer, (None, {"identity": ""}))[1]["identity"]
+            how = inputs, pristine if system.tuned else None, imputed_by
+            trained[system] = train_classifier(accelerator, data, system, seed, *how)
+        else:
+            trained[system] = pristine
     return trained
 
 
@@ -723,9 +704,9 @@ def unexplained(data, x, hidden):
 
 
 def run_seed(name, seed, store, fold, classes, first):
-    """Autoencoders, classifiers and predictions of one backbone and seed, from its store of clip features.
+    """Train and test everything of one backbone and seed, from its store of clip features.
 
-    Returns (test Part, predictions, errors, (seconds of an epoch, parameters, ms to impute one clip)).
+    Returns (test Part, predictions, errors, (seconds of an epoch, parameters, seconds to impute a clip)).
     """
     accelerator = make_accelerator(PRECISION)
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
@@ -738,14 +719,9 @@ def run_seed(name, seed, store, fold, classes, first):
     masks = draw_test_masks(len(data.test), data.test.n_clips)
     found = predict(data, systems, classifiers, imputers, masks)
     model, history = autoencoders["curri-MAE"]
-    one = partial(by_autoencoder, accelerator, model, data.test.x[:1], masks["level", 1][:1, :1])
-    seconds = np.median(timeit.repeat(one, number=1, repeat=20)), history["seconds"] / len(history["log"])
-    return data.test, *found, (seconds[1], count_parameters(model), 1000 * seconds[0])
-
-
-def mixtures(n_clips):
-    """MIXTURES as counts of hidden clips."""
-    return [tuple(count_of(share, n_clips) for share in mixture.split("+")) for mixture in MIXTURES]
+    one_clip = partial(by_autoencoder, accelerator, model, data.test.x[:1], masks["level", 1][:1, :1])
+    latency_s = np.median(timeit.repeat(one_clip, number=1, repeat=20))
+    return data.test, *found, (history["seconds"] / len(history["log"]), count_parameters(model), latency_s)
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -769,34 +745,27 @@ def check_constants():
         raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds CORPUS' test recordings; choose another")
     if CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file():
         raise UserError(f"CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE's, or nothing")
-    with torch.device("meta"):
-        AVMAE(8 * BACKBONE_WIDTH)
-
-
-def about_networks():
-    """What the notes of all tables say of backbone and autoencoder."""
-    calibrated = f"random weights, calibrated on {PRETRAIN_CORPUS or 'training clips'}"
-    backbone = calibrated if RANDOM_BACKBONES else "the authors' weights"
-    return f"{backbone}; autoencoder first trained on {PRETRAIN_CORPUS or 'no other recordings'}"
+    for name in ("MAE", "DECODER"):
+        if SETTINGS[f"{name}_WIDTH"] % SETTINGS[f"{name}_HEADS"]:
+            raise UserError(f"{name}_HEADS={SETTINGS[f'{name}_HEADS']}: does not divide {name}_WIDTH")
 
 
 def write_results(run, manifest, fold, found, backbones, accelerator):
     """Tables, figures and predictions of what run_seed found, {(backbone, seed): ...}."""
-    n_clips, clip_s = clips_of(manifest.corpus)
-    outcomes, costs = [], {}
+    (n_clips, clip_s), outcomes, costs = clips_of(manifest.corpus), [], {}
+    calibrated = f"random weights, calibrated on {PRETRAIN_CORPUS or 'training clips'}"
+    about = calibrated if RANDOM_BACKBONES else "the authors' weights"
+    about += f"; autoencoder first trained on {PRETRAIN_CORPUS or 'no other recordings'}"
     for name, backbone in backbones.items():
         (test, *_), predicted, errors, cost = zip(*(found[name, seed] for seed in SEEDS))
         predicted = {key: np.stack([of_seed[key] for of_seed in predicted]) for key in predicted[0]}
         errors = {key: np.array([of_seed[key] for of_seed in errors]) for key in errors[0]}
-        more = len(manifest.classes), SEEDS, N_RESAMPLES, predicted, errors, about_networks()
+        more = len(manifest.classes), SEEDS, N_RESAMPLES, predicted, errors, about
         outcomes.append(tables.Outcome(name, test, *more))
         if BEYOND_PAPER:
             backbone_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
-            epoch_s, n_parameters, latency_ms = np.median(cost, 0)
-            costs[name] = backbone_s, epoch_s, backbone.n_parameters, n_parameters, latency_ms
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), BEYOND_PAPER)
-    if BEYOND_PAPER:
-        tables.write_costs(run, costs)
+            costs[name] = backbone_s, backbone.n_parameters, *np.median(cost, 0)
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), costs)
     runs = {(seed, fold.name): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(SEEDS)}
     run.predictions(prediction_rows(test.turns, manifest.classes, runs, tables.first_masks(outcomes)))
     run.finish()
@@ -822,7 +791,7 @@ def main():
     if PREPARE_ONLY:
         return
     if PRETRAIN_CORPUS:
-        first = {name: pretrain(accelerator, name, first[name], recordings) for name in BACKBONES}
+        first = {name: pretrain(accelerator, name, store, recordings) for name, store in first.items()}
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))

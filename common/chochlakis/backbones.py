@@ -1,4 +1,4 @@
-"""The frozen networks of Chochlakis et al. 2024, Sec. 3.2: AVID-CMA [1] and CrissCross [3], one vector per clip.
+"""The frozen networks of Chochlakis et al. 2024, Sec. 3.2: AVID-CMA [1] and CrissCross [3].
 
 The video network, the two audio networks, what they read, the pair of them, the authors' checkpoints, and
 what random networks need instead. Layers bear the names that they have in the authors' files. A feature
@@ -10,7 +10,7 @@ features.
 
 import copy
 import hashlib
-import time
+import timeit
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchaudio.functional import amplitude_to_DB, melscale_fbanks
+from torchaudio.functional import amplitude_to_DB
+from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
 from common.errors import UserError
@@ -50,12 +51,10 @@ COST_CLIPS = 8  # in a step of which the time is taken
 # ---- Video network -------------------------------------------------------------------------
 
 
-def spatial(n_in, n_out, stride):
-    return nn.Conv3d(n_in, n_out, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False)
-
-
-def temporal(n_channels, stride):
-    return nn.Conv3d(n_channels, n_channels, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
+def conv(n_in, n_out, kernel, stride):
+    """A convolution in two or three dimensions without bias, which keeps the size but for its stride."""
+    make = {2: nn.Conv2d, 3: nn.Conv3d}[len(kernel)]
+    return make(n_in, n_out, kernel, stride, [size // 2 for size in kernel], bias=False)
 
 
 class R2Plus1DBlock(nn.Module):
@@ -63,12 +62,13 @@ class R2Plus1DBlock(nn.Module):
 
     def __init__(self, n_in, n_out, stride):
         super().__init__()
-        self.spt_conv1, self.spt_bn1 = spatial(n_in, n_out, stride), nn.BatchNorm3d(n_out)
-        self.tmp_conv1, self.tmp_bn1 = temporal(n_out, stride), nn.BatchNorm3d(n_out)
-        self.spt_conv2, self.spt_bn2 = spatial(n_out, n_out, 1), nn.BatchNorm3d(n_out)
-        self.tmp_conv2, self.out_bn = temporal(n_out, 1), nn.BatchNorm3d(n_out)
+        space, time, across = (1, 3, 3), (3, 1, 1), (1, stride, stride)
+        self.spt_conv1, self.spt_bn1 = conv(n_in, n_out, space, across), nn.BatchNorm3d(n_out)
+        self.tmp_conv1, self.tmp_bn1 = conv(n_out, n_out, time, (stride, 1, 1)), nn.BatchNorm3d(n_out)
+        self.spt_conv2, self.spt_bn2 = conv(n_out, n_out, space, 1), nn.BatchNorm3d(n_out)
+        self.tmp_conv2, self.out_bn = conv(n_out, n_out, time, 1), nn.BatchNorm3d(n_out)
         is_same = n_in == n_out and stride == 1
-        self.res_conv = None if is_same else nn.Conv3d(n_in, n_out, 1, stride, bias=False)
+        self.res_conv = None if is_same else conv(n_in, n_out, (1, 1, 1), stride)
 
     def forward(self, x):
         y = self.spt_bn1(self.spt_conv1(x)).relu_()
@@ -90,7 +90,7 @@ class R2Plus1D(nn.Module):
         super().__init__()
         self.pool = {"max": torch.amax, "average": torch.mean}[pool]
         self.conv1 = nn.Sequential(
-            nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
+            conv(3, width, (3, 7, 7), (1, 2, 2)),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
             nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
@@ -115,8 +115,8 @@ class AudioBlock(nn.Module):
 
     def __init__(self, n_in, n_out, stride):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out)
-        self.conv2, self.bn2 = nn.Conv2d(n_out, n_out, 3, 1, 1, bias=False), nn.BatchNorm2d(n_out)
+        self.conv1, self.bn1 = conv(n_in, n_out, (3, 3), stride), nn.BatchNorm2d(n_out)
+        self.conv2, self.bn2 = conv(n_out, n_out, (3, 3), 1), nn.BatchNorm2d(n_out)
 
     def forward(self, x):
         x = self.bn1(self.conv1(x)).relu_()
@@ -124,8 +124,7 @@ class AudioBlock(nn.Module):
 
 
 def audio_stem(width, *more):
-    convolution = nn.Conv2d(1, width, 7, 2, 3, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *more)
+    return nn.Sequential(conv(1, width, (7, 7), 2), nn.BatchNorm2d(width), nn.ReLU(inplace=True), *more)
 
 
 class AVIDAudio(nn.Module):
@@ -146,7 +145,7 @@ def residual_blocks(n_in, n_out, stride):
     """A stage of ResNet-18, of torchvision's blocks."""
     shortcut = None
     if (n_in, stride) != (n_out, 1):
-        shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        shortcut = nn.Sequential(conv(n_in, n_out, (1, 1), stride), nn.BatchNorm2d(n_out))
     return nn.Sequential(BasicBlock(n_in, n_out, stride, shortcut), BasicBlock(n_out, n_out))
 
 
@@ -168,39 +167,31 @@ class CrissCrossAudio(nn.Module):
 # ---- What the audio networks read ----------------------------------------------------------
 
 
-def power_spectra(samples, hop):
-    """samples (B, S) -> power (B, 513, 1 + S // hop); a clip is mirrored at its ends, so S > 512."""
-    window = torch.hann_window(N_FFT, device=samples.device)
-    spectrum = torch.stft(samples, N_FFT, hop, window=window, pad_mode="reflect", return_complex=True)
-    return torch.view_as_real(spectrum).square().sum(-1)
-
-
 def log_spectrogram(samples):
     """What AVID-CMA's audio network reads, before it is normalised by bin.
 
-    samples  (B, S) at 24 kHz
+    samples  (B, S) at 24 kHz, S > 512; a clip is mirrored at its ends
     Returns dB (B, 1, S // 240, 257), 100 frames per second: the lowest bin, and pairs of the other 512
-    averaged.
-    What lies more than 100 dB below the loudest bin of its clip is raised to that.
+    averaged. What lies more than 100 dB below the loudest bin of its clip is raised to that.
     """
-    power = power_spectra(samples, AVID_HOP)[..., : samples.shape[1] // AVID_HOP]  # (B, 513, T)
+    power = Spectrogram(N_FFT, hop_length=AVID_HOP).to(samples.device)(samples)
+    power = power[..., : samples.shape[1] // AVID_HOP]  # (B, 513, T)
     pairs = power[:, 1:].unflatten(1, (AVID_BINS - 1, 2)).mean(2)  # (B, 256, T)
     power = torch.cat([power[:, :1], pairs], 1).transpose(1, 2)  # (B, T, 257)
     return amplitude_to_DB(power[:, None], 10.0, POWER_FLOOR, 0.0, TOP_DB)  # per clip of (B, 1, T, 257)
 
 
 @cache
-def mel_filters(device):
-    """Slaney's 80 triangles of equal area between 0 and 8 kHz: (513, 80)."""
-    scale = {"norm": "slaney", "mel_scale": "slaney"}
-    return melscale_fbanks(N_FFT // 2 + 1, 0.0, MEL_TOP_HZ, MEL_BINS, 16000, **scale).to(device)
+def mel_spectrogram():
+    """Slaney's 80 triangles of equal area between 0 and 8 kHz."""
+    slaney = {"norm": "slaney", "mel_scale": "slaney"}
+    return MelSpectrogram(16000, N_FFT, hop_length=MEL_HOP, f_max=MEL_TOP_HZ, n_mels=MEL_BINS, **slaney)
 
 
 def log_mel(samples):
     """What CrissCross's audio network reads, of samples (B, S) at 16 kHz: (B, 1, 80, 1 + S // 160)."""
-    power = power_spectra(samples, MEL_HOP).transpose(1, 2)  # (B, T, 513)
-    mel = (power @ mel_filters(samples.device)).transpose(1, 2)  # (B, 80, T)
-    return (((mel + MEL_FLOOR).log() - MEL_MEAN) / MEL_STD)[:, None]  # (B, 1, 80, T)
+    mel = mel_spectrogram().to(samples.device)(samples)  # (B, 80, T)
+    return (((mel + MEL_FLOOR).log() - MEL_MEAN) / MEL_STD)[:, None]
 
 
 # ---- The pair of networks ------------------------------------------------------------------
@@ -410,19 +401,20 @@ def measure(backbone, batches, path, identity):
     needs_stats = backbone.name != "crisscross" and backbone.stats is None
     networks = {part: getattr(backbone, part) for part in backbone.untrained}
     if not needs_stats and not networks:
-        return
+        return backbone
     kept = read_checkpoint(path) if Path(path).exists() else {}
     if kept.get("identity") == identity:
         backbone.stats = kept["stats"] if needs_stats else backbone.stats
         for part, network in networks.items():
             network.load_state_dict(kept[part])
-        return
+        return backbone
     if needs_stats:
         backbone.stats = measure_audio_stats(backbone, batches())
     calibrate(backbone, networks, batches)
     states = {part: network.state_dict() for part, network in networks.items()}
     with atomic_path(path) as temporary:
         torch.save({"identity": identity, "stats": backbone.stats, **states}, temporary)
+    return backbone
 
 
 def measure_audio_stats(backbone, batches):
@@ -467,13 +459,15 @@ def training_seconds(backbone, clip_s, accelerator):
     """Seconds of forward and backward pass per clip, were it trained: the median of three steps on copies."""
     video, audio = (copy.deepcopy(n).train().requires_grad_(True) for n in (backbone.video, backbone.audio))
     shape = (COST_CLIPS, max(1, round(clip_s * backbone.fps)), backbone.size, backbone.size, 3)
-    frames, seconds = torch.randint(0, 256, shape, dtype=torch.uint8), []
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8)
     samples = 0.1 * torch.randn(COST_CLIPS, round(clip_s * backbone.rate_hz))
-    for _ in range(4):  # the first one warms up
-        started = time.perf_counter()
+
+    def step():
         with accelerator.autocast():
             out = video(backbone.video_input(frames)).sum() + audio(backbone.audio_input(samples)).sum()
         out.backward()
-        float(out)  # waits for a GPU
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds[1:])) / COST_CLIPS
+        float(out.detach())  # waits for a GPU
+
+    return (
+        float(np.median(timeit.repeat(step, number=1, repeat=4)[1:])) / COST_CLIPS
+    )  # the first one warms up

@@ -1,9 +1,9 @@
-"""Who trains, validates and tests in Chochlakis et al. 2024, Sec. 4.1: one speaker-independent split per corpus.
+"""Who trains, validates and tests in Chochlakis et al. 2024, Sec. 4.1: one speaker-independent split.
 
 The paper gives sizes and no names: CREMA-D 70-15-15 at random, RAVDESS and Lombard GRID at random with 4 and
 8 test speakers. It does not say who validates for the last two: here as many as test. Speakers are drawn by
-`draw_speakers` with SPLIT_SEED, the same on every machine; where other speakers are there (a part of a
-corpus, a demo, a folder of one's own), the same rule draws the same share of those.
+`draw_speakers`, the same on every machine; where others are there (a part of a corpus, a demo, a folder of
+one's own), the same rule draws the same share of those.
 """
 
 import hashlib
@@ -11,16 +11,9 @@ import math
 import re
 from fractions import Fraction
 
+from common import splits
 from common.errors import UserError
-from common.splits import (
-    check_classes,
-    check_folds,
-    check_labels,
-    has_official_split,
-    make_fold,
-    model_choice_split,
-    speakers_of,
-)
+from common.splits import speakers_of
 
 SPLIT_SEED = 2024
 MIN_SPEAKERS = 3  # one each to train, to validate and to test
@@ -29,9 +22,8 @@ ALL_SPEAKERS = {
     "ravdess": [f"Actor_{number:02d}" for number in range(1, 25)],
     "lombard": [f"s{number}" for number in range(2, 56)],
 }
-# The share of the speakers that tests, and the share that validates.
+# The share of the speakers that tests, and the share that validates; of other corpora 15 %.
 SHARES = {"cremad": Fraction(15, 100), "ravdess": Fraction(4, 24), "lombard": Fraction(8, 54)}
-OTHER_SHARE = Fraction(15, 100)  # of a corpus that the paper does not have
 SOURCES = {
     "cremad": "the paper's 70-15-15",
     "ravdess": "the paper's 4 test speakers, validation ours",
@@ -44,14 +36,15 @@ def corpus_of(name):
     return name.removeprefix("demo_").removesuffix("_av")
 
 
-def draw_speakers(speakers, share, seed):
-    """Draw test and validation speakers, the same for the same speakers on every machine.
+def share_of(name):
+    return SHARES.get(corpus_of(name), Fraction(15, 100))
 
-    speakers  names; RAVDESS's actors, whose sex is in their number, are drawn as many men as women
-    share     Fraction of the speakers that test, and that validate, rounded up
-    Returns (test, valid), sorted lists. Each speaker's rank is the SHA-256 of seed and name, so that it
-    depends on
-    neither the other speakers nor a library's random numbers.
+
+def draw_speakers(speakers, share, seed):
+    """Draw (test, validation speakers), sorted lists of a share of the speakers each, rounded up.
+
+    RAVDESS's actors, whose sex is in their number, are drawn as many men as women. A speaker's rank is the
+    SHA-256 of seed and name, so that it depends on neither the other speakers nor a library's random numbers.
     """
     ranked = sorted(speakers, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
     if all(re.fullmatch(r"Actor_\d\d", name) for name in ranked):
@@ -63,39 +56,33 @@ def draw_speakers(speakers, share, seed):
 
 
 def fold_of(manifest, name):
-    """The Fold of a corpus, checked: no speaker is in two parts.
+    """The Fold of a corpus, by the rule of the corpus `name`; an official split (a column `split`) is kept.
 
-    manifest  with labelled turns; an official split (a column `split`) is kept
-    name      the corpus whose rule counts: "cremad", "ravdess", "lombard", their demos, or any other
-    Raises UserError for fewer than MIN_SPEAKERS speakers, a labelled turn without one, or a class that nobody
-    who
-    trains has.
+    Raises UserError for too few speakers, a labelled turn without one, or a class that nobody who trains has.
     """
-    check_labels(manifest)
-    if has_official_split(manifest):
-        return model_choice_split(manifest, MIN_SPEAKERS)
+    splits.check_labels(manifest)
+    if splits.has_official_split(manifest):
+        return splits.model_choice_split(manifest, MIN_SPEAKERS)
     speakers = speakers_of(manifest.labelled)
     if len(speakers) < MIN_SPEAKERS:
         raise UserError(
-            f"{manifest.folder}/manifest.csv: labelled turns of {len(speakers)} speaker(s) "
-            f"({', '.join(speakers)}); training, validation and test take one each: give {MIN_SPEAKERS} or more"
+            f"{manifest.folder}/manifest.csv: labelled turns of {len(speakers)} speaker(s); training, validation "
+            f"and test take one each: give {MIN_SPEAKERS} or more"
         )
-    test, valid = draw_speakers(speakers, SHARES.get(corpus_of(name), OTHER_SHARE), SPLIT_SEED)
-    fold = make_fold(manifest, "split", test, valid)
-    check_folds([fold], manifest, times_tested=None)
-    return check_classes(manifest, [fold])[0]
+    fold = splits.make_fold(manifest, "split", *draw_speakers(speakers, share_of(name), SPLIT_SEED))
+    splits.check_folds([fold], manifest, times_tested=None)
+    return splits.check_classes(manifest, [fold])[0]
 
 
 def protocol_text(manifest, name, fold):
     """The protocol of fold_of in one line, for tables."""
-    if has_official_split(manifest):
+    if splits.has_official_split(manifest):
         return "official train/dev/test split, epoch chosen on the dev part"
     train, valid, test = (len(speakers_of(turns)) for turns in (fold.train, fold.valid, fold.test))
-    corpus, share = corpus_of(name), float(SHARES.get(corpus_of(name), OTHER_SHARE))
-    source = f"drawn from the speakers at hand, {share:.0%} each, rounded up"
-    if set(speakers_of(manifest.labelled)) == set(ALL_SPEAKERS.get(corpus, ())):
-        source = SOURCES[corpus]
+    source = f"drawn from the speakers at hand, {float(share_of(name)):.0%} each, rounded up"
+    if speakers_of(manifest.labelled) == sorted(ALL_SPEAKERS.get(corpus_of(name), ())):
+        source = SOURCES[corpus_of(name)]
     return (
-        f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test ({source}; seed "
-        f"{SPLIT_SEED}, common/chochlakis/splits.py)"
+        f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test ({source}; "
+        f"seed {SPLIT_SEED}, common/chochlakis/splits.py)"
     )

@@ -1,4 +1,4 @@
-"""Figures 2 to 4 of Chochlakis et al. 2024, their numbers as tables, the cases, and what goes beyond the paper.
+"""Figures 2 to 4 of Chochlakis et al. 2024, their numbers as tables, the cases, and what is not in the paper.
 
 `plan` lists every System that they need; 06 trains and tests them; `write` draws what they found. The paper
 gives its results as curves alone, so that none of its numbers stands beside ours but those of costs.
@@ -150,8 +150,8 @@ class Outcome:
         lacks = zip(self.test.missing.all(2).sum(0).tolist(), MODALITIES)
         without = "".join(f", {n:,} of them without {name}" for n, name in lacks if n)
         return (
-            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over masks of each recording and "
-            f"seeds {', '.join(map(str, self.seeds))}, interval by speaker; {len(self.truth):,} test "
+            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over masks of each recording "
+            f"and seeds {', '.join(map(str, self.seeds))}, interval by speaker; {len(self.truth):,} test "
             f"recordings{without}; majority class {self.chance:.1f} %."
         )
 
@@ -159,25 +159,27 @@ class Outcome:
 # ---- Tables and figures --------------------------------------------------------------------
 
 
-def write(run, outcomes, classifiers, mixtures, fixed, beyond):
-    """All tables and figures but that of costs; mixtures, fixed: counts of lost clips, as in `figure_4`."""
+def write(run, outcomes, classifiers, mixtures, fixed, costs):
+    """All tables and figures; mixtures, fixed: counts of lost clips of Figure 4; costs: {} = the paper's alone."""
     for outcome in outcomes:
         number, name = FIGURES[outcome.name], outcome.name
         panels = {f"({a}) MAE + {c} and its baseline": curves_of(c) for a, c in zip("ab", classifiers)}
-        title = f"Figure {number}. Accuracy by level of dropout"
-        show(run, outcome, f"table_fig_{number}", f"fig_{number}_{name}", title, panels)
+        stems = f"table_fig_{number}", f"fig_{number}_{name}"
+        show(run, outcome, *stems, f"Figure {number}. Accuracy by level of dropout", panels)
         if "gru" in classifiers:
-            about = f"GRU, fine-tuned on imputations of the autoencoder trained with {fixed} clips lost or the curriculum."
+            about = f"GRU, fine-tuned on imputations by autoencoders of {fixed} lost clips or the curriculum."
             stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
             show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         write_errors(run, outcome)
-        if beyond:
+        if costs:
             panels = {f"MAE + {c}": [*simple(c), System(c, "curri-MAE", "all")] for c in classifiers}
             stems = f"table_baselines_{name}", f"fig_baselines_{name}"
             show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper.")
             draw_unequal(run, outcome, classifiers)
             draw_bursts(run, outcome, classifiers)
     write_cases(run, outcomes, classifiers)
+    if costs:
+        write_costs(run, costs)
 
 
 def show(run, outcome, table, figure, title, panels, about=""):
@@ -207,14 +209,12 @@ def write_errors(run, outcome):
             if not np.isnan(values[0]):
                 column = f"{name}, {percent(k, outcome.n_clips)} lost"
                 cells.append(Cell(imputer, column, values.tolist(), n=len(outcome.truth), digits=1))
-    title, about = (
-        f"Error of imputed features, {run.corpus}",
-        (
-            "Not in the paper. Squared error over hidden test clips as a share of their squared distance from the "
-            "training mean, the median of all features: 100 % is no better than that mean. "
-        ),
+    title = f"Error of imputed features, {run.corpus}"
+    about = (
+        "Not in the paper. Squared error over hidden test clips, relative to that of the training mean, the "
+        f"median of all features. {outcome.note()}"
     )
-    run.table(f"chochlakis_table_imputation_{outcome.name}", title, cells, about + outcome.note())
+    run.table(f"chochlakis_table_imputation_{outcome.name}", title, cells, about)
 
 
 def draw_unequal(run, outcome, classifiers):
@@ -250,16 +250,16 @@ def draw_bursts(run, outcome, classifiers):
 
 def write_cases(run, outcomes, classifiers):
     """Backbone x classifier: where the method wins, ties or loses, by the paper's rule and by speaker."""
-    run.table(
-        "chochlakis_table_cases",
-        f"curri-MAE-ft-all against the best baseline, {run.corpus}",
-        [cell for outcome in outcomes for name in classifiers for cell in case(outcome, run.corpus, name)],
-        "By level, the paper's rule: results are equivalent where mean ± sd over masks overlap. The baseline is, level "
-        "by level on the test part, the best of backoff (linear) or Regular-ft-all (GRU) and of the unimodal "
-        'classifiers, which lose nothing; "lossy baseline" leaves these out, as Section 3.5 does. A case is won where '
-        "some level is won and none lost. The paper counts 10 wins in 12 cases, all but CrissCross on RAVDESS, but says "
-        'of Figure 3a "not in Lombard and RAVDESS". The gain is over all levels, interval and p by speaker.',
+    cells = [cell for outcome in outcomes for name in classifiers for cell in case(outcome, run.corpus, name)]
+    about = (
+        "By level, the paper's rule: results are equivalent where mean ± sd over masks overlap. The baseline is, "
+        "level by level on the test part, the best of backoff (linear) or Regular-ft-all (GRU) and of the "
+        'unimodal classifiers, which lose nothing; "lossy baseline" leaves these out, as Section 3.5 does. A '
+        "case is won where some level is won and none lost. The paper counts 10 wins in 12 cases, all but "
+        'CrissCross on RAVDESS, but says of Figure 3a "not in Lombard and RAVDESS". The gain is over all levels.'
     )
+    title = f"curri-MAE-ft-all against the best baseline, {run.corpus}"
+    run.table("chochlakis_table_cases", title, cells, about)
 
 
 def case(outcome, corpus, name):
@@ -289,7 +289,7 @@ def case(outcome, corpus, name):
 
 
 def compare(ours, theirs):
-    """1, 0, -1: we win, tie, lose; "equivalent when ranges overlap" (Sec. 4.3), mean ± sd of Cells, or touch."""
+    """1, 0, -1: we win, tie, lose; "equivalent when ranges overlap" (Sec. 4.3), mean ± sd of two Cells."""
     gain = ours.mean - theirs.mean
     return 0 if abs(gain) <= (ours.sd or 0.0) + (theirs.sd or 0.0) else int(np.sign(gain))
 
@@ -297,22 +297,22 @@ def compare(ours, theirs):
 def write_costs(run, costs):
     """What an epoch of the autoencoder costs beside one of the backbone (Section 4.2).
 
-    costs  {backbone: (seconds of its epoch, of the autoencoder's, parameters of both, ms to impute a clip)}
+    costs  {backbone: (seconds of its epoch, its parameters, both of the autoencoder, seconds to impute a
+           clip)}
     """
     cells = []
-    for name, (backbone_s, epoch_s, n_backbone, n_autoencoder, latency_ms) in costs.items():
+    for name, (backbone_s, n_backbone, epoch_s, n_autoencoder, latency_s) in costs.items():
         cells += [
             Cell(name, "backbone, an epoch", [backbone_s], unit="s", digits=1),
             Cell(name, "autoencoder, an epoch", [epoch_s], unit="s"),
             Cell(name, "ratio", [backbone_s / epoch_s], unit="", digits=1, paper=14.0),
             Cell(name, "backbone", [n_backbone / 1e6], unit="M", digits=1, paper=25.0),
             Cell(name, "autoencoder", [n_autoencoder / 1e6], unit="M", digits=1, paper=180.0),
-            Cell(name, "to impute one clip", [latency_ms], unit="ms"),
+            Cell(name, "to impute one clip", [1000 * latency_s], unit="ms"),
         ]
     about = (
-        "The backbone is never trained here: its epoch is the forward and backward passes of a few clips, times the "
-        "clips of the training part, without decoding, which the paper's 0.7 and 0.05 GPU hours on CREMA-D include; "
-        "25 and 180 M may be units of 2^20."
+        "The backbone is never trained here: its epoch is forward and backward passes of a few clips, times the "
+        "clips of the training part, without decoding, which the paper's 0.7 and 0.05 GPU hours include."
     )
     run.table("chochlakis_table_cost", f"Cost of training, {run.corpus}", cells, about)
 
