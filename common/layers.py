@@ -75,9 +75,7 @@ def read_checkpoint(path, allow_pickle=False):
                 f"{path}: holds an object of {found[1]} besides tensors, and loading it could run any code; "
                 "set ALLOW_PICKLE=True if you trust where the file comes from"
             ) from error
-        raise UserError(
-            f"{path}: not a whole PyTorch checkpoint ({what_it_is(path, error)}); download it again"
-        ) from error
+        raise UserError(f"{path}: not a PyTorch checkpoint but {what_it_is(path, error)}") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UserError(f"{path}: holds a {kind}, not a dict of weights; name the authors' checkpoint")
@@ -85,12 +83,17 @@ def read_checkpoint(path, allow_pickle=False):
 
 
 def what_it_is(path, error):
-    """What is wrong with a checkpoint's file, in a few words."""
-    head = path.read_bytes()[:64] if path.stat().st_size < 2**20 else b"\0"
+    """What is wrong with a checkpoint's file, and what to do."""
+    with open(path, "rb") as file:
+        head = file.read(64).lstrip()
     if not head:
-        return "an empty file"
+        return "an empty file; download it again"
     if head.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs, whose file is not there"
-    if head.lstrip().startswith(b"<"):
-        return "a web page"
-    return str(error).strip().partition("\n")[0][:80] or type(error).__name__
+        return "a pointer of git-lfs, not the file; run git lfs pull in its repository"
+    if head.startswith(b"<"):
+        return "a web page, not the file behind it; download it again"
+    if zipfile.is_zipfile(path):
+        names = [n for n in zipfile.ZipFile(path).namelist() if re.search(r"\.(pth|pt|tar|bin)$", n)]
+        if names:
+            return f"an archive that holds {names[0]}; unzip it and name that file"
+    return f"damaged ({str(error).strip().partition(chr(10))[0][:80]}); download it again"

@@ -87,8 +87,8 @@ def chance(y_true, n_classes):
     return np.bincount(y_true, minlength=n_classes).max() / len(y_true), 1 / n_classes
 
 
-def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, level=0.95, n_classes=None):
-    """Percentile interval of a score when whole speakers are resampled with replacement.
+def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, n_classes=None):
+    """95 % percentile interval of a score when whole speakers are resampled with replacement.
 
     metric      function of confusion counts such as `accuracy`
     y_true      (N,) integers, or (S, N)
@@ -111,8 +111,7 @@ def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, level
     rng, equal = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
     draws = rng.multinomial(len(names), equal, n_resamples)  # (R, K): how often each speaker is drawn
     scores = metric(np.tensordot(draws.astype(float), counts, axes=1)).mean(-1)  # (R, S, C, C) -> (R,)
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return tuple(np.quantile(scores, [0.025, 0.975]).tolist())
 
 
 def mcnemar(correct_a, correct_b):

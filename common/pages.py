@@ -81,7 +81,8 @@ def best(results, where):
     found = [line for line in read_csv(results / path) if (line["row"], line["column"]) == (row, column)]
     if not found:
         raise UserError(f"{path}: no cell {row} | {column}; correct `best:` in the notes of its paper")
-    return shown(found[0]), found[0]["corpus"]
+    mean, sd, unit = float(found[0]["mean"]), found[0]["sd"], found[0]["unit"]
+    return f"{mean:.1f}" + (f" ± {float(sd):.1f}" if sd else "") + f" {unit}", found[0]["corpus"]
 
 
 def page(root, paper, note):
@@ -97,8 +98,8 @@ def page(root, paper, note):
         parts += [f"## {corpus}", note.sections.get(corpus, "")]
         parts += [path.read_text(encoding="utf-8").strip() for path in tables if path.parent.name == corpus]
         figures = sorted(results.glob(f"*/{corpus}/{paper}_fig_*.png"))
-        links = [f"[{p.stem.removeprefix(f'{paper}_')}]({p.relative_to(results)})" for p in figures]
-        parts += [f"Figures: {', '.join(links)}."] if links else []
+        links = [f"[{p.stem.removeprefix(f'{paper}_fig_')}]({p.relative_to(results)})" for p in figures]
+        parts += ["Figures:\n" + ",\n".join(links)] if links else []
     parts += ["## Where we deviate from the paper", "From the docstrings of the scripts."]
     for name in re.findall(r"\S+\.py", note.facts["scripts"]):
         text = deviations(root / name, paper)

@@ -31,7 +31,6 @@ EMOTIONS = {
 STYLE = {
     "figure.figsize": (5.6, 4.2),
     "font.size": 10,
-    "axes.labelsize": 10,
     "axes.titlesize": 11,
     "legend.fontsize": 9,
     "legend.frameon": False,
@@ -39,10 +38,8 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
-    "lines.linewidth": 1.5,
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
-    "svg.hashsalt": "fixed",
 }
 CAPTION_SIZE = 8
 plt.rcParams.update(STYLE)
@@ -63,10 +60,11 @@ def save(fig, folder, stem, caption):
     """
     width = int(fig.get_figwidth() * 72 / (CAPTION_SIZE * 0.5))
     fig.text(0.01, -0.02, textwrap.fill(caption, width), ha="left", va="top", fontsize=CAPTION_SIZE)
-    paths = [Path(folder) / f"{stem}.png", Path(folder) / f"{stem}.pdf"]
-    for path, metadata in zip(paths, ({"Software": None}, {"CreationDate": None, "Producer": None})):
+    dates = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None}}
+    paths = [Path(folder) / f"{stem}{suffix}" for suffix in dates]
+    for path in paths:
         with atomic_path(path) as temporary:
-            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=metadata)
+            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=dates[path.suffix])
     plt.close(fig)
     return paths
 
@@ -78,24 +76,29 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
     chance  level drawn as a dotted line, in the unit of y
     """
     fig, axes = plt.subplots()
-    for i, (name, parts) in enumerate(curves.items()):
-        colour = OKABE_ITO[i % len(OKABE_ITO)]
+    for (name, parts), colour, marker in zip(curves.items(), cycle(OKABE_ITO), cycle(MARKERS)):
         if "train" in parts:
             axes.plot(*parts["train"], color=colour, alpha=0.8, linewidth=1, label=f"{name} train")
         if "valid" in parts:
-            axes.plot(
-                *parts["valid"],
-                color=colour,
-                linestyle="--",
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=4,
-                label=f"{name} validation",
-            )
+            style = {"color": colour, "linestyle": "--", "marker": marker, "markersize": 4}
+            axes.plot(*parts["valid"], **style, label=f"{name} validation")
     if chance is not None:
         axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(ncols=2)
     return fig
+
+
+def heat_map(axes, values, texts, rows, columns, limits, fontsize):
+    """An image of values (R, C) on one scale, with texts {(i, j): text} in its cells; returns the image."""
+    image = axes.imshow(values, cmap="cividis", aspect="auto", vmin=limits[0], vmax=limits[1])
+    for (i, j), text in texts.items():
+        colour = "white" if values[i, j] < sum(limits) / 2 else "black"
+        axes.text(j, i, text, ha="center", va="center", fontsize=fontsize, color=colour)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.grid(False)
+    return image
 
 
 def confusion_map(counts, classes):
@@ -106,144 +109,19 @@ def confusion_map(counts, classes):
 def confusion_grid(panels, classes, n_columns):
     """Heat maps {title: counts (C, C)} in rows of n_columns, as `confusion_map` draws one."""
     n_rows, size = -(-len(panels) // n_columns), 2.4 + 0.75 * len(classes)
-    fig, grid = plt.subplots(
-        n_rows, n_columns, figsize=(size * n_columns + 0.6, size * n_rows), squeeze=False
-    )
+    figsize = (size * n_columns + 0.6, size * n_rows)
+    fig, grid = plt.subplots(n_rows, n_columns, figsize=figsize, squeeze=False)
     for axes, (title, counts) in zip(grid.flat, panels.items()):
-        image = _draw_confusion(axes, np.asarray(counts), classes)
-        axes.set_title(title)
+        counts = np.asarray(counts)
+        share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        texts = {at: f"{n:,}\n{share[at]:.0f} %" for at, n in np.ndenumerate(counts)}
+        image = heat_map(axes, share, texts, classes, classes, (0, 100), 8)
+        plt.setp(axes.get_xticklabels(), rotation=45, ha="right")
+        axes.set(title=title, xlabel="predicted class", ylabel="true class", aspect="equal")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    fig.colorbar(image, ax=grid, label="share of the true class (%)", shrink=0.8 / n_rows)
+    fig.colorbar(image, ax=fig.axes, label="share of the true class (%)", shrink=0.8 / n_rows)
     return fig
-
-
-def _draw_confusion(axes, counts, classes):
-    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    image = axes.imshow(share, cmap="cividis", vmin=0, vmax=100)
-    for i, j in np.ndindex(counts.shape):
-        axes.text(
-            j,
-            i,
-            f"{counts[i, j]:,}\n{share[i, j]:.0f} %",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if share[i, j] < 55 else "black",
-        )
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.grid(False)
-    return image
-
-
-def scatter(points, labels, classes, xlabel, ylabel):
-    """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
-    fig, axes = plt.subplots()
-    labels = np.asarray(labels)
-    for name, (colour, marker) in class_style(classes).items():
-        chosen = labels == name
-        axes.scatter(
-            *points[chosen].T,
-            s=16,
-            c=colour,
-            marker=marker,
-            alpha=0.75,
-            linewidths=0.3,
-            edgecolors="black",
-            label=f"{name} ({chosen.sum():,})",
-        )
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(loc="best")
-    return fig
-
-
-def grouped_bars(groups, series, ylabel):
-    """Bars of several series side by side in each group.
-
-    groups  names on the axis; series  {class name: values, one per group}
-    """
-    fig, axes = plt.subplots(figsize=(max(5.6, 1.0 + 1.0 * len(groups)), 4.2))
-    width = 0.8 / len(series)
-    style = class_style(list(series))
-    for i, (name, values) in enumerate(series.items()):
-        axes.bar(
-            np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width,
-            values,
-            width,
-            color=style[name][0],
-            edgecolor="black",
-            linewidth=0.4,
-            label=name,
-        )
-    axes.set_xticks(range(len(groups)), groups)
-    axes.set(ylabel=ylabel)
-    axes.legend(ncols=2)
-    return fig
-
-
-def curves(series, xlabel, ylabel, chance):
-    """Lines with intervals: series {name: (x, y, low, high)} of equally long lists; chance: a dotted level."""
-    return curve_panels({"": series}, xlabel, ylabel, chance)
-
-
-def curve_panels(panels, xlabel, ylabel, chance):
-    """Lines with intervals side by side, {title: series as for `curves`}; one name has one style in all panels.
-
-    What does not vary along x is a black broken line without markers. Names that are alike up to a comma have one
-    colour, the second of them with open markers. Points of one panel stand a little beside each other.
-    """
-    varies = {}  # in the order of the legend
-    for series in panels.values():
-        for name, (_, y, _, _) in series.items():
-            varies[name] = varies.get(name, False) or len(set(y)) > 1
-    style = curve_styles(varies)
-    is_beside = (
-        len(panels) > 1 or len(varies) > 5
-    )  # the legend then stands beside the panels, which needs room
-    fig, grid = plt.subplots(
-        1, len(panels), figsize=(5.6 * len(panels) + 2.6 * is_beside, 4.2), sharey=True, squeeze=False
-    )
-    for axes, (title, series) in zip(grid.flat, panels.items()):
-        moving = [name for name in series if varies[name]]
-        for name, (x, y, low, high) in series.items():
-            x, y = np.array(x, float), np.array(y, float)
-            error = np.abs(np.array([low, high], float) - y) if varies[name] else None
-            if varies[name] and len(x) > 1:
-                x = x + (moving.index(name) - (len(moving) - 1) / 2) * DODGE * np.diff(x).min()
-            axes.errorbar(x, y, error, capsize=3, label=name, **style[name])
-        axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
-        axes.set(title=title, xlabel=xlabel, ylabel=ylabel if axes is grid.flat[0] else "")
-    handles = {
-        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())
-    }
-    if is_beside:
-        fig.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3.5)
-    else:
-        grid.flat[0].legend(loc="best", handlelength=3.5)
-    return fig
-
-
-def curve_styles(varies):
-    """{name: how `curve_panels` draws it}, all different up to 32 that vary and 4 that do not; varies: {name: bool}."""
-    groups, styles = {}, {}
-    for name in (name for name in varies if varies[name]):
-        groups.setdefault(name.partition(", ")[0], []).append(name)
-    for i, names in enumerate(groups.values()):
-        for j, name in enumerate(names):
-            colour = OKABE_ITO[i % len(OKABE_ITO)]
-            styles[name] = {
-                "color": colour,
-                "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
-                "markerfacecolor": "white" if j else colour,
-                "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)],
-            }
-    levels = (name for name in varies if not varies[name])
-    return styles | {
-        name: {"color": "black", "marker": "", "linestyle": dash}
-        for name, dash in zip(levels, cycle(DASHES[1:]))
-    }
 
 
 def value_map(values, row_label, column_label, value_label):
@@ -254,46 +132,115 @@ def value_map(values, row_label, column_label, value_label):
 def value_maps(panels, row_label, column_label, value_label):
     """Maps side by side on one scale of colours, {title: values as for `value_map`}."""
     found = [value for values in panels.values() for value in values.values() if np.isfinite(value)]
-    low, high = min(found), max(found)
-    fig, axes_of = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False)
-    for axes, (title, values) in zip(axes_of.flat, panels.items()):
+    fig, grid = plt.subplots(1, len(panels), figsize=(5.6 * len(panels), 4.2), squeeze=False)
+    for axes, (title, values) in zip(grid.flat, panels.items()):
         rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
-        grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
-        image = axes.imshow(grid, cmap="cividis", aspect="auto", vmin=low, vmax=high)
-        for i, j in zip(*np.nonzero(np.isfinite(grid))):
-            axes.text(
-                j,
-                i,
-                f"{grid[i, j]:.1f}",
-                ha="center",
-                va="center",
-                fontsize=10 if len(columns) < 8 else 7,
-                color="white" if grid[i, j] < (low + high) / 2 else "black",
-            )
-        axes.set_xticks(range(len(columns)), columns)
-        axes.set_yticks(range(len(rows)), rows)
+        table = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
+        texts = {at: f"{value:.1f}" for at, value in np.ndenumerate(table) if np.isfinite(value)}
+        limits = min(found), max(found)
+        image = heat_map(axes, table, texts, rows, columns, limits, 10 if len(columns) < 8 else 7)
         axes.set(title=title, xlabel=column_label, ylabel=row_label)
-        axes.grid(False)
-    fig.colorbar(image, ax=axes_of, label=value_label)
+    fig.colorbar(image, ax=grid, label=value_label)
     return fig
+
+
+def scatter(points, labels, classes, xlabel, ylabel):
+    """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
+    fig, axes = plt.subplots()
+    labels = np.asarray(labels)
+    look = {"s": 16, "alpha": 0.75, "linewidths": 0.3, "edgecolors": "black"}
+    for name, (colour, marker) in class_style(classes).items():
+        chosen = labels == name
+        label = f"{name} ({chosen.sum():,})"
+        axes.scatter(*points[chosen].T, c=colour, marker=marker, label=label, **look)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    return fig
+
+
+def grouped_bars(groups, series, ylabel):
+    """Bars side by side in each of the groups named on the axis; series {class name: a value per group}."""
+    fig, axes = plt.subplots(figsize=(max(5.6, 1.0 + 1.0 * len(groups)), 4.2))
+    width = 0.8 / len(series)
+    look = {"width": width, "edgecolor": "black", "linewidth": 0.4}
+    for i, (name, (colour, _)) in enumerate(class_style(list(series)).items()):
+        x = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * width
+        axes.bar(x, series[name], color=colour, label=name, **look)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set(ylabel=ylabel)
+    axes.legend(ncols=2)
+    return fig
+
+
+def curves(series, xlabel, ylabel, chance):
+    """Lines with intervals: series {name: (x, y, low, high)} of equal lengths; chance: a dotted level."""
+    return curve_panels({"": series}, xlabel, ylabel, chance)
+
+
+def curve_panels(panels, xlabel, ylabel, chance):
+    """Lines with intervals side by side, {title: series as for `curves`}; a name looks alike in all panels.
+
+    What does not vary along x is a black broken line without markers. Names that are alike up to a comma have
+    one colour, the second of them with open markers. Points of one panel stand a little beside each other.
+    """
+    varies = {}  # in the order of the legend
+    for series in panels.values():
+        for name, (_, y, _, _) in series.items():
+            varies[name] = varies.get(name, False) or len(set(y)) > 1
+    style = curve_styles(varies)
+    is_beside = len(panels) > 1 or len(varies) > 5  # the legend then needs room beside the panels
+    figsize = (5.6 * len(panels) + 2.6 * is_beside, 4.2)
+    fig, grid = plt.subplots(1, len(panels), figsize=figsize, sharey=True, squeeze=False)
+    handles = {}
+    for axes, (title, series) in zip(grid.flat, panels.items()):
+        moving = [name for name in series if varies[name]]
+        for name, (x, y, low, high) in series.items():
+            x, y = np.array(x, float), np.array(y, float)
+            error = np.abs(np.array([low, high], float) - y) if varies[name] else None
+            if varies[name] and len(x) > 1:
+                x = x + (moving.index(name) - (len(moving) - 1) / 2) * DODGE * np.diff(x).min()
+            handles[name] = axes.errorbar(x, y, error, capsize=3, label=name, **style[name])
+        handles["chance"] = axes.axhline(chance, color="black", linestyle=":", linewidth=1, label="chance")
+        axes.set(title=title, xlabel=xlabel)
+    grid[0, 0].set_ylabel(ylabel)
+    place, where = (fig, "outside right upper") if is_beside else (grid[0, 0], "best")
+    place.legend(handles.values(), handles.keys(), loc=where, handlelength=3.5)
+    return fig
+
+
+def curve_styles(varies):
+    """{name: how `curve_panels` draws it}, all different up to 32 that vary and 4 that do not.
+
+    varies  {name: whether it varies along x}
+    """
+    levels = [name for name in varies if not varies[name]]
+    plain = {"color": "black", "marker": ""}
+    styles = {name: {**plain, "linestyle": dash} for name, dash in zip(levels, cycle(DASHES[1:]))}
+    groups = {}
+    for name in varies:
+        if varies[name]:
+            groups.setdefault(name.partition(", ")[0], []).append(name)
+    for i, names in enumerate(groups.values()):
+        for j, name in enumerate(names):
+            colour = OKABE_ITO[i % len(OKABE_ITO)]
+            styles[name] = {
+                "color": colour,
+                "marker": MARKERS[(i + i // len(MARKERS)) % len(MARKERS)],
+                "markerfacecolor": "white" if j else colour,
+                "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)],
+            }
+    return styles
 
 
 def spectrograms(panels, step_s, top_khz):
     """Spectrograms {title: (bins, frames) in dB} below each other on one scale; NaN stays white."""
     fig, grid = plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True, squeeze=False)
     top = max(np.nanmax(panel) for panel in panels.values())
+    look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": top - 80, "vmax": top}
     for axes, (title, panel) in zip(grid.flat, panels.items()):
-        image = axes.imshow(
-            panel,
-            origin="lower",
-            aspect="auto",
-            cmap="magma",
-            vmin=top - 80,
-            vmax=top,
-            extent=(0, panel.shape[1] * step_s, 0, top_khz),
-        )
+        image = axes.imshow(panel, extent=(0, panel.shape[1] * step_s, 0, top_khz), **look)
         axes.set(title=title, ylabel="frequency (kHz)")
         axes.grid(False)
-    grid.flat[-1].set_xlabel("time (s)")
+    grid[-1, 0].set_xlabel("time (s)")
     fig.colorbar(image, ax=grid, label="power (dB)", shrink=0.6)
     return fig

@@ -34,14 +34,11 @@ from common.settings import changed
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "torch", "transformers", "accelerate", "scikit-learn", "xgboost")
 PREDICTION_COLUMNS = ("utterance_id", "speaker", "fold", "seed", "system", "y_true", "y_pred")
-TABLE_COLUMNS = (
-    *("row", "column", "unit", "paper", "mean", "sd", "ci_low", "ci_high", "n", "n_runs"),
-    *("corpus", "protocol", "command"),
-)
+TABLE_COLUMNS = "row column unit paper mean sd ci_low ci_high n n_runs corpus protocol command".split()
 MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
 # Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
 FREE = ("CORPUS", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
-FREE_BLOCKS = ("Roots", "Machine")
+FREE_BLOCKS = "Roots|Beyond the paper|Machine"
 
 
 @dataclass
@@ -73,7 +70,7 @@ class Cell:
         """What tables and metrics.json say of it."""
         numbers = {"mean": self.mean, "sd": self.sd, "ci_low": self.low, "ci_high": self.high}
         finite = {k: None if v is None or not np.isfinite(v) else round(v, 6) for k, v in numbers.items()}
-        return {"unit": self.unit, "paper": self.paper, **finite, "n": self.n}
+        return {"unit": self.unit, "paper": self.paper, **finite, "n": self.n, "n_runs": len(self.values)}
 
 
 def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples, paper=None, needs=None):
@@ -100,10 +97,8 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
 
 def score_cells(row, metrics, *predictions, paper=None):
     """A `score_cell` for each of metrics {column: metric}, such as METRICS; paper: {column: its number}."""
-    return [
-        score_cell(row, name, metric, *predictions, (paper or {}).get(name))
-        for name, metric in metrics.items()
-    ]
+    paper = paper or {}
+    return [score_cell(row, name, score, *predictions, paper.get(name)) for name, score in metrics.items()]
 
 
 def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
@@ -112,17 +107,14 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
     column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
     y_true    (N,) integers; speakers (N,): of the scored turns alone
     """
-    found = np.array([compare(y_true, *pair, speakers, n_resamples) for pair in pairs.values()])
-    tests = {
-        "McNemar p": found[:, 3],
-        "McNemar, Holm": holm(found[:, 3]),
-        "by speaker p": found[:, 4],
-        "by speaker, Holm": holm(found[:, 4]),
-    }
+    found = [compare(y_true, *pair, speakers, n_resamples) for pair in pairs.values()]
+    gains, lows, highs, mcnemar_p, speaker_p = np.transpose(found).tolist()
+    tests = {"McNemar p": mcnemar_p, "McNemar, Holm": holm(mcnemar_p)}
+    tests |= {"by speaker p": speaker_p, "by speaker, Holm": holm(speaker_p)}
     cells, n, n_speakers = [], len(y_true), len(set(speakers))
     for j, row in enumerate(pairs):
-        gain, low, high = 100 * found[j, :3]
-        cells.append(Cell(row, column, [gain], low=low, high=high, n=n, unit="points"))
+        interval = {"low": 100 * lows[j], "high": 100 * highs[j]}
+        cells.append(Cell(row, column, [100 * gains[j]], **interval, n=n, unit="points"))
         cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
     return cells, (
         "McNemar: exact, turns taken as independent, the largest p of the seeds. By speaker: whole speakers "
@@ -140,16 +132,8 @@ def prediction_rows(turns, classes, runs, predicted):
     for system, labels in predicted.items():
         for (seed, fold), (rows, tested) in runs.items():
             for i in tested:
-                y_pred = classes[np.atleast_2d(labels[rows])[0, i]]
-                row = (
-                    turns[i].utterance_id,
-                    turns[i].speaker,
-                    fold,
-                    seed,
-                    str(system),
-                    turns[i].label,
-                    y_pred,
-                )
+                turn, y_pred = turns[i], classes[np.atleast_2d(labels[rows])[0, i]]
+                row = (turn.utterance_id, turn.speaker, fold, seed, str(system), turn.label, y_pred)
                 yield dict(zip(PREDICTION_COLUMNS, row))
 
 
@@ -188,10 +172,8 @@ class Run:
         if self.incomparable and any(cell.paper is not None for cell in cells):
             cells = [replace(c, paper=None) for c in cells if c.values or c.word or c.paper is None]
             note = f"{note} The paper's numbers are left out: {self.incomparable}.".strip()
-        made = {"corpus": self.corpus, "protocol": protocol, "command": self.command}
-        rows = [
-            {"row": c.row, "column": c.column, **c.summary(), "n_runs": len(c.values), **made} for c in cells
-        ]
+        about = {"corpus": self.corpus, "protocol": protocol, "command": self.command}
+        rows = [{"row": c.row, "column": c.column, **c.summary(), **about} for c in cells]
         self.written += [self.folder / f"{stem}.csv", self.folder / f"{stem}.md"]
         write_csv(self.written[-2], rows, TABLE_COLUMNS)
         sizes = sorted({cell.n for cell in cells if cell.n is not None})
@@ -245,9 +227,8 @@ class Run:
         write_json(self.written[-1], content)
         self.log({"event": "finished", "seconds": round(seconds, 1)})
         names = sorted({path.name for path in self.written})
-        print(
-            f"wrote {len(names)} files to {public(str(self.folder))}/ in {seconds:.0f} s: {', '.join(names)}"
-        )
+        place = public(str(self.folder))
+        print(f"wrote {len(names)} files to {place}/ in {seconds:.0f} s: {', '.join(names)}")
 
 
 def metric(cell):
@@ -295,7 +276,7 @@ def incomparable(script, settings, manifest):
     if not manifest.complete:
         return f"{manifest.corpus} is not the complete genuine release"
     other = changed((ROOT / Path(script).name).read_text(encoding="utf-8"), settings)
-    other = [name for name, block in other.items() if name not in FREE and block not in FREE_BLOCKS]
+    other = [name for name, block in other.items() if name not in FREE and not re.search(FREE_BLOCKS, block)]
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     return f"run with other values of {', '.join(other[:3])}{more}" if other else ""
 
@@ -309,10 +290,8 @@ def refuse_demo_on_real(corpus, argv):
     """UserError where the demo's small settings would write over the results of a real corpus."""
     own_root = any(word.startswith("--RESULTS_ROOT") for word in argv)
     if "--demo" in argv and not corpus.startswith("demo") and not own_root:
-        raise UserError(
-            f"--demo with CORPUS={corpus}: would write over the results of a real corpus; "
-            "leave --demo out, or give another --RESULTS_ROOT"
-        )
+        remedy = "leave --demo out, or give another --RESULTS_ROOT"
+        raise UserError(f"--demo would write over the results of the real corpus {corpus}; {remedy}")
 
 
 def append_log(path, record):
@@ -354,10 +333,11 @@ def grids(cells):
 
 
 def grid(rows, columns, texts):
-    """One Markdown table; texts: {(row, column): text}."""
-    lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    lines += [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
-    return "\n".join("".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines)
+    """One Markdown table of the rows that have some text; texts: {(row, column): text}."""
+    body = [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
+    lines = [["", *columns], *(line for line in body if any(line[1:]))]
+    head, *body = ["".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines]
+    return "\n".join([head, "|---" * (len(columns) + 1) + "|", *body])
 
 
 def legend(cells):

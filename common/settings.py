@@ -1,6 +1,6 @@
 """Constants at the top of a script, made settable on the command line.
 
-A script's constants are read from its source, so `--help` answers before torch is imported:
+They are read from the source, so that `--help` answers before torch is imported:
 
     from common import settings
     if __name__ == "__main__":
@@ -10,8 +10,8 @@ A script's constants are read from its source, so `--help` answers before torch 
         settings.run(main, globals())     # sets the constants, then runs main
 
 `--NAME=value` overrides one constant and takes the type of its value in the source (tuples are
-comma-separated). A constant that is a dict of overrides is a preset: `--demo` applies DEMO.
-An override on the command line wins over a preset, whatever their order.
+comma-separated). A constant that is a dict of overrides is a preset: `--demo` applies DEMO; what the
+command line overrides wins over it.
 """
 
 import argparse
@@ -116,12 +116,12 @@ def make_parser(source):
         sets = ", ".join(f"{key}={value!r}" for key, value in c.value.items())
         text = f"{c.comment}. Sets {sets}".lstrip(". ").replace("%", "%%")
         parser.add_argument(f"--{name.lower()}", dest=name, action="store_true", help=text)
-    groups = {}
+    blocks = dict.fromkeys(c.block for c in plain.values())
+    groups = {block: parser.add_argument_group(block) for block in blocks}
     for name, c in plain.items():
-        group = groups.get(c.block) or groups.setdefault(c.block, parser.add_argument_group(c.block))
         shown = ",".join(map(str, c.value)) if isinstance(c.value, tuple) else str(c.value)
         read = partial(convert, like=c.value, name=name)
-        group.add_argument(f"--{name}", metavar=shown, type=read, help=c.comment.replace("%", "%%"))
+        groups[c.block].add_argument(f"--{name}", metavar=shown, type=read, help=c.comment.replace("%", "%%"))
     return parser, presets
 
 
@@ -137,10 +137,10 @@ def overrides(source, argv):
         word = unknown[0].lstrip("-").split("=")[0].upper()
         near = names[difflib.get_close_matches(word, names, n=1, cutoff=0.0)[0]]
         raise UserError(f"{unknown[0]}: no such constant; did you mean --{near}? (--help lists them all)")
-    given, found = vars(given), {}
-    for name in presets.keys() & given.keys():
-        found |= presets[name].value
-    return found | {name: value for name, value in given.items() if name not in presets}
+    found = {}
+    for name, preset in presets.items():
+        found |= preset.value if name in given else {}
+    return found | {name: value for name, value in vars(given).items() if name not in presets}
 
 
 def parse(script):

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.errors import UserError
 
-MIN_GROUPS = 3  # one each to train, to validate and to test
+MIN_GROUPS = 3  # of speakers: one each to train, to validate and to test
 MIN_TURNS = 2  # of a class: one to train on, one to test
 OFFICIAL = ("train", "dev", "test")
 
@@ -65,11 +65,8 @@ def speaker_groups(turns, n_groups):
     kind = "session" if by_session(turns) else "speaker"
     units = sorted({getattr(turn, kind) for turn in turns})
     if min(len(units), n_groups) < MIN_GROUPS:
-        raise UserError(
-            f"manifest.csv: {len(units)} {kind}(s) ({', '.join(units[:4])}), {n_groups} groups; training, "
-            f"validation and test take one each: give {MIN_GROUPS} {kind}s or more and N_GROUPS of at least "
-            f"{MIN_GROUPS}"
-        )
+        need = f"give {MIN_GROUPS} {kind}s or more and N_GROUPS of at least {MIN_GROUPS}"
+        raise UserError(f"manifest.csv: {len(units)} {kind}(s) in {n_groups} groups; {need}")
     parts = [set(units[i::n_groups]) for i in range(min(n_groups, len(units)))]
     return [speakers_of(turn for turn in turns if getattr(turn, kind) in part) for part in parts]
 
@@ -143,10 +140,8 @@ def official_fold(manifest, name, select_on):
     """The Fold of the manifest's column `split`."""
     parts = {part: [t for t in manifest.labelled if t.extra["split"] == part] for part in OFFICIAL}
     if empty := [part for part in OFFICIAL if not parts[part]]:
-        raise UserError(
-            f"{manifest.folder}/manifest.csv: no labelled turn has split={empty[0]}; prepare the whole "
-            "corpus, or remove the column `split` to use speaker groups"
-        )
+        remedy = "prepare the whole corpus, or remove the column `split` to use speaker groups"
+        raise UserError(f"{manifest.folder}/manifest.csv: no labelled turn has split={empty[0]}; {remedy}")
     train, dev, test = parts.values()
     return Fold(name, train + dev, test, test) if select_on == "test" else Fold(name, train, dev, test)
 
@@ -155,10 +150,8 @@ def draw_speaker(groups, seed):
     """One random speaker, as a list, who does not leave the others with nobody to train on."""
     speakers = sorted(speaker for group in groups for speaker in group)
     if len(speakers) < 2:
-        raise UserError(
-            f"manifest.csv: only speaker {speakers[0]} is left to train and to validate; "
-            "add speakers, or set VALIDATE_ON=group and OUT_OF_FOLD=false"
-        )
+        remedy = "add speakers, or set VALIDATE_ON=group and OUT_OF_FOLD=false"
+        raise UserError(f"manifest.csv: only {speakers[0]} is left to train and to validate; {remedy}")
     return [speakers[np.random.default_rng(seed).integers(len(speakers))]]
 
 
@@ -182,16 +175,16 @@ def divide(fold, turns):
 # ---- The protocol in words ------------------------------------------------------------------
 
 
+def unit_text(manifest):
+    return "session" if by_session(manifest.labelled) else "speaker group"
+
+
 def choice_protocol_text(manifest, n_groups):
     """The protocol of model_choice_split in one phrase: "sessions 1 to 3 train, 4 validates, 5 tests"."""
     if has_official_split(manifest):
         return "official train/dev/test split, epoch chosen on the dev part"
     n, unit = len(speaker_groups(manifest.labelled, n_groups)), unit_text(manifest)
     return f"one split: {unit}s 1 to {n - 2} train, {n - 1} validates and chooses the epoch, {n} tests"
-
-
-def unit_text(manifest):
-    return "session" if by_session(manifest.labelled) else "speaker group"
 
 
 def folds_text(manifest, folds):
@@ -236,22 +229,20 @@ def check_labels(manifest):
     if nameless := sum(not turn.speaker for turn in manifest.labelled):
         raise UserError(f"{path}: {nameless} labelled turns have no speaker; fill in the column `speaker`")
     if rare := [name for name in manifest.classes if counts[name] < MIN_TURNS]:
-        raise UserError(
-            f"{path}: class {rare[0]!r} has {counts[rare[0]]} labelled turn(s), training and test need "
-            f"{MIN_TURNS}; add turns, or leave the label empty to exclude the class"
-        )
+        found = f"class {rare[0]!r} has {counts[rare[0]]} labelled turn(s) of at least {MIN_TURNS}"
+        raise UserError(f"{path}: {found}; add turns, or empty the label to exclude the class")
 
 
 def check_classes(manifest, folds):
     """The folds; UserError where one cannot learn a class."""
     for fold in folds:
         if absent := sorted(set(manifest.classes) - {turn.label for turn in fold.train}):
-            speakers = speakers_of(turn for turn in manifest.labelled if turn.label == absent[0])
-            raise UserError(
-                f"{manifest.folder}/manifest.csv: class {absent[0]!r} is absent from the training turns of "
-                f"{fold.name} (only {', '.join(speakers[:4])} have it); add speakers with it, change "
-                "N_GROUPS, or leave the label empty to exclude it"
+            who = ", ".join(speakers_of(turn for turn in manifest.labelled if turn.label == absent[0])[:4])
+            found = (
+                f"class {absent[0]!r} is absent from the training turns of {fold.name} (only {who} have it)"
             )
+            remedy = "add speakers with it, change N_GROUPS, or empty the label to exclude the class"
+            raise UserError(f"{manifest.folder}/manifest.csv: {found}; {remedy}")
     return folds
 
 
@@ -266,13 +257,13 @@ def check_folds(folds, manifest, times_tested=1):
     official, lines = has_official_split(manifest), []
     for fold in folds:
         parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
-        on_test = is_selected_on_test(fold)
-        distinct = (fold.train, fold.test) if on_test else parts.values()
-        counts = Counter(speaker for turns in distinct for speaker in speakers_of(turns))
+        line = f"{fold.name:<8} " + "   ".join(part_text(name, turns) for name, turns in parts.items())
+        if is_selected_on_test(fold):
+            line += "   (valid is the TEST set)"
+            del parts["valid"]
+        counts = Counter(speaker for turns in parts.values() for speaker in speakers_of(turns))
         shared = sorted(speaker for speaker, n in counts.items() if n > 1)
         assert official or not shared, f"{fold.name}: speakers {shared} are in two parts"
-        line = f"{fold.name:<8} " + "   ".join(part_text(name, turns) for name, turns in parts.items())
-        line += "   (valid is the TEST set)" if on_test else ""
         line += f"   ({len(shared)} speakers in two parts, by the corpus' own split)" if official else ""
         lines.append(line)
     if times_tested is None:
@@ -281,10 +272,10 @@ def check_folds(folds, manifest, times_tested=1):
     tested = Counter(turn.utterance_id for fold in folds for turn in fold.test)
     wrong = [i for i in due if tested[i] != times_tested]
     assert not wrong and len(tested) == len(due), f"{len(wrong)} turns not tested {times_tested} time(s)"
-    where = " of the test part" if official else ""
     often = "exactly once" if times_tested == 1 else f"{times_tested} times each"
-    alone = "" if official else "; no speaker is in two parts"
-    return [*lines, f"pooled n = {len(due):,}: every labelled turn{where} is tested {often}{alone}"]
+    text = f"labelled turn is tested {often}; no speaker is in two parts"
+    text = f"labelled turn of the test part is tested {often}" if official else text
+    return [*lines, f"pooled n = {len(due):,}: every {text}"]
 
 
 def part_text(name, turns):

@@ -24,8 +24,6 @@ from common.errors import UserError
 from common.files import make_folder, read_csv, read_json, write_json, writing
 from common.manifest import Problem
 
-HEADER_BYTES = 128  # fixed, so that the header can be rewritten as rows are appended
-
 
 class Store:
     """A finished store: `ids`, `meta`, and `store[name]` (N, ...) memory-mapped."""
@@ -126,15 +124,12 @@ class StoreWriter:
     """
 
     def __init__(self, folder, meta):
-        self.folder, self.meta, self.index = (
-            Path(folder),
-            json.loads(json.dumps(meta, default=str)),
-            Path(folder) / "index.csv",
-        )
+        self.folder, self.index = Path(folder), Path(folder) / "index.csv"
+        self.meta = json.loads(json.dumps(meta, default=str))
         self.files, self.shapes, self.totals, self.done = {}, {}, {}, set()
         try:
             found = read_json(self.folder / "meta.json")
-        except UserError:
+        except UserError:  # absent or damaged
             found = {}
         self.complete = found.pop("complete", False)
         if found != self.meta or not self._resume():
@@ -144,37 +139,42 @@ class StoreWriter:
             write_json(self.folder / "meta.json", {**self.meta, "complete": False})
 
     def _resume(self):
-        """Trust the index up to its last whole line; the arrays are cut back to it."""
+        """Trust the index up to its last whole line, cut the arrays back to it; False if they lack rows."""
         if not self.index.exists():
             return False
         text = self.index.read_text(encoding="utf-8")
         self.index.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
         ids, columns = read_index(self.index)
-        for name, first in columns.items():
-            if name.endswith("start"):
-                count = columns[name.removesuffix("start") + "rows"]
-                self.totals[name.removesuffix("start")] = int(first[-1] + count[-1]) if len(first) else 0
+        counts = {name.removesuffix("rows"): x for name, x in columns.items() if name.endswith("rows")}
+        self.totals, self.done = {name: int(x.sum()) for name, x in counts.items()}, set(ids)
         for path in self.folder.glob("*.npy"):
             with open(path, "rb") as file:
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if not self._attach(path.stem, dtype, shape[1:]):
+            file, end = self._open(path.stem, dtype, shape[1:]), path.stat().st_size
+            keep = file.tell() + self._total(path.stem) * row_bytes(dtype, shape[1:])
+            if end < keep:
                 return False
-        self.done = set(ids)
+            file.truncate(keep)
+            file.seek(0, 2)
         return True
 
-    def _attach(self, name, dtype, shape):
-        """Open an array for appending after the rows that are indexed; False where it lacks some of them."""
+    def _open(self, name, dtype, shape):
+        """The open file of an array, after its header."""
         path, self.shapes[name] = self.folder / f"{name}.npy", (np.dtype(dtype), tuple(shape))
-        end = HEADER_BYTES + self._total(name) * row_bytes(dtype, shape)
         with writing(path):
-            if not path.exists():
-                path.write_bytes(header(dtype, (0, *shape)))
-            self.files[name] = open(path, "r+b")
-            size = self.files[name].seek(0, 2)
-            self.files[name].truncate(min(size, end))
-            self.files[name].seek(0, 2)
-        return size >= end
+            self.files[name] = open(path, "r+b" if path.exists() else "w+b")
+            self._write_header(name)
+        return self.files[name]
+
+    def _write_header(self, name):
+        """Numpy leaves room in a header for the number of rows to grow, so that it can be written again."""
+        dtype, shape = self.shapes[name]
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        self.files[name].seek(0)
+        np.lib.format.write_array_header_1_0(
+            self.files[name], {**header, "shape": (self._total(name), *shape)}
+        )
 
     def _total(self, name):
         return self.totals.get(f"{name}_", self.totals.get("", 0))
@@ -189,13 +189,13 @@ class StoreWriter:
         rows = [1] * len(ids) if rows is None else rows
         counts = {f"{name}_": list(rows[name]) for name in arrays} if isinstance(rows, dict) else {"": rows}
         for name, array in arrays.items():
-            array = np.ascontiguousarray(array)
+            array, path = np.ascontiguousarray(array), self.folder / f"{name}.npy"
             if name not in self.files:
-                self._attach(name, array.dtype, array.shape[1:])
-            wanted = sum(counts[f"{name}_"] if f"{name}_" in counts else rows)
+                self._open(name, array.dtype, array.shape[1:])
+            wanted = sum(counts.get(f"{name}_", counts.get("", ())))
             if self.shapes[name] != (array.dtype, array.shape[1:]) or len(array) != wanted:
                 raise ValueError(f"{name}: {array.dtype} {array.shape} does not fit {self.shapes[name]}")
-            with writing(self.folder / f"{name}.npy"):
+            with writing(path):
                 self.files[name].write(array.data if array.size else b"")
                 self.files[name].flush()
         self._add_to_index(ids, counts)
@@ -207,21 +207,21 @@ class StoreWriter:
         for name, numbers in counts.items():
             ends = self.totals.get(name, 0) + np.cumsum(numbers, dtype=np.int64)
             columns += [(ends - numbers).tolist(), numbers]
-            self.totals[name] = int(ends[-1]) if len(ends) else self.totals.get(name, 0)
+            self.totals[name] = int(ends[-1])
         with writing(self.index), open(self.index, "a", newline="", encoding="utf-8") as file:
             write = csv.writer(file, lineterminator="\n")
             if not file.tell():
-                parts = [f"{name}{part}" for name in counts for part in ("start", "rows")]
-                write.writerow(["utterance_id", *parts])
+                write.writerow(
+                    ["utterance_id", *(f"{n}{part}" for n in counts for part in ("start", "rows"))]
+                )
             write.writerows(zip(*columns))
 
     def _write_headers(self):
-        for name, (dtype, shape) in self.shapes.items():
+        for name, file in self.files.items():
             with writing(self.folder / f"{name}.npy"):
-                self.files[name].seek(0)
-                self.files[name].write(header(dtype, (self._total(name), *shape)))
-                self.files[name].flush()
-                self.files[name].seek(0, 2)
+                self._write_header(name)
+                file.flush()
+                file.seek(0, 2)
 
     def finish(self):
         """Close the arrays, mark the store complete and return it opened for reading."""
@@ -234,14 +234,6 @@ class StoreWriter:
 
 def row_bytes(dtype, shape):
     return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-
-
-def header(dtype, shape):
-    """A version-1.0 .npy header of exactly HEADER_BYTES."""
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    fields = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    start = b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little")
-    return start + fields.ljust(HEADER_BYTES - 11).encode() + b"\n"
 
 
 def open_store(folder):  # until its last users are gone

@@ -43,7 +43,7 @@ def run(script, folder, *options, code=0):
 
 
 def run_here(folder, script, *words):
-    """Run a script in this process, which has imported torch already; SystemExit where it would exit with a message."""
+    """Run a script in this process, which has torch already; SystemExit where it would end with an error."""
     from common import settings
 
     module = load_script(script)
@@ -75,7 +75,7 @@ def linked(demo, folder, *parts):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """For models so small that threads only wait for each other: two took 15 times as long on a busy machine."""
+    """For models so small that threads only wait for each other: two took 15 times as long on a busy CPU."""
     import torch  # slow to import, and not needed by every test
 
     before = torch.get_num_threads()
@@ -85,7 +85,7 @@ def one_thread():
 
 
 def shared_data(name):
-    """The folder of real recordings `../shared/data/<name>`; skips the test, saying so, where it is absent."""
+    """The folder of real recordings `../shared/data/<name>`; skips the test where it is absent."""
     folder = ROOT.parent / "shared" / "data" / name
     if not folder.exists():
         pytest.skip(f"real recordings not at hand: ../shared/data/{name}")

@@ -1,6 +1,7 @@
 """Files that are whole or absent, and stores that go on where they stopped."""
 
 import errno
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,18 @@ def test_a_file_where_a_folder_is_needed(tmp_path):
         files.write_text(tmp_path / "results" / "x.txt", "")
 
 
+def test_hashes_depend_on_content_alone(tmp_path):
+    assert (
+        files.hash_of({"a": 1, "b": (2, 3)})
+        == files.hash_of({"b": [2, 3], "a": 1})
+        != files.hash_of({"a": 1})
+    )
+    for name, text in (("x", "1"), ("y", "1"), ("z", "2")):
+        files.write_text(tmp_path / name, text)
+    x, y, z = (files.file_hash(tmp_path / name) for name in "xyz")
+    assert x == y != z and len(x) == 16
+
+
 def test_manifest_round_trip(tmp_path):
     turns = [
         Turn(
@@ -69,6 +82,12 @@ def test_manifest_round_trip(tmp_path):
     found.turns[0].label = "happy"
     write_manifest(found)
     assert read_manifest(tmp_path, "toy").fingerprint() != before
+    assert not found.complete and read_manifest(tmp_path, "elsewhere/toy").turns == found.turns
+    write_manifest(replace(found, complete=True, root=str(tmp_path / "a" / "toy")))
+    again = read_manifest(tmp_path, f"{tmp_path}/a/toy")
+    assert again.complete and again.turns == found.turns
+    with pytest.raises(UserError, match="prepared from .*/a/toy, not .*/b/toy"):
+        read_manifest(tmp_path, f"{tmp_path}/b/toy")
     with pytest.raises(UserError, match="01_prepare_data.py"):
         read_manifest(tmp_path, "absent")
 

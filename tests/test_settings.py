@@ -11,10 +11,15 @@ from common import settings
 from common.errors import UserError
 
 SOURCE = '''"""What it does."""
+# fmt: off
+# ---- Training ----
 RATE = 2e-5               # per step, Sec. 3.2
 EPOCHS = (20, 20)         # one for each model,
                           # in their order
 NAMES = ("text", "audio")
+
+# Machine, or
+# another one
 ON = True                 # a switch
 NOTHING = ()              # empty
 DERIVED = RATE * 2
@@ -28,6 +33,15 @@ def test_reads_constants_with_their_comments():
     assert found["RATE"].value == 2e-5 and found["RATE"].comment == "per step, Sec. 3.2"
     assert found["EPOCHS"].comment == "one for each model, in their order"
     assert "DERIVED" not in found
+    blocks = {name: c.block for name, c in found.items()}
+    assert blocks["RATE"] == blocks["NAMES"] == "Training" and blocks["ON"] == "Machine, or another one"
+
+
+def test_changed_constants_are_told_with_their_block():
+    assert settings.changed(SOURCE, {"RATE": 2e-5, "NAMES": (), "ON": False, "X": 1}) == {
+        "NAMES": "Training",
+        "ON": "Machine, or another one",
+    }
 
 
 @pytest.mark.parametrize(
