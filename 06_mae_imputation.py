@@ -232,7 +232,8 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, MLP_RATIO * width), nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x, is_key):
-        """x (B, S, w), is_key (B, S) True where to look -> (B, S, w)."""
+        """x (B, S, w), is_key (B, S) True where to look -> (B, S, w); with no key at all it looks everywhere."""
+        is_key = is_key | ~is_key.any(1, keepdim=True)  # else NaN, which would spread through the gradient
         qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (B, S, 3, heads, w / heads)
         attended = F.scaled_dot_product_attention(*qkv.transpose(1, 3).unbind(2), is_key[:, None, None])
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
@@ -242,14 +243,13 @@ class Block(nn.Module):
 def visible_first(hidden):
     """Where the visible clips of a modality are, as many as the recording with most of them has.
 
-    Of hidden (B, N), returns at (B, V), V >= 1, indices of visible clips in their order, then of hidden ones
-    where a recording has fewer; and is_key (B, V), where to look: at the visible ones, or at all where there
-    are none, to avoid NaN.
+    hidden  (B, N)
+    Returns at (B, V), V >= 1, indices of visible clips in their order, then of hidden ones where a recording has
+    fewer; and is_visible (B, V).
     """
     n_most = max(1, int((~hidden).sum(1).max()))
     at = hidden.byte().argsort(dim=1, stable=True)[:, :n_most]
-    is_visible = ~hidden.gather(1, at)
-    return at, is_visible | ~is_visible.any(1, keepdim=True)
+    return at, ~hidden.gather(1, at)
 
 
 class AVMAE(nn.Module):
@@ -293,14 +293,14 @@ class AVMAE(nn.Module):
         found, positions = [], sinusoidal(x.shape[2], MAE_WIDTH, x.device)
         ways = (self.embed_a, self.modality_a, self.blocks_a), (self.embed_v, self.modality_v, self.blocks_v)
         for m, (embed, modality, blocks) in enumerate(ways):
-            at, is_key = visible_first(hidden[:, m])
+            at, is_visible = visible_first(hidden[:, m])
             tokens = embed(take(x[:, m], at)) + positions[at] + modality  # (B, V, w)
             for block in blocks:
-                tokens = block(tokens, is_key)
-            found.append((tokens, at + m * x.shape[2], is_key))
-        tokens, at, is_key = (torch.cat(pair, 1) for pair in zip(*found))
+                tokens = block(tokens, is_visible)
+            found.append((tokens, at + m * x.shape[2], is_visible))
+        tokens, at, is_visible = (torch.cat(pair, 1) for pair in zip(*found))
         for block in self.blocks_u:
-            tokens = block(tokens, is_key)
+            tokens = block(tokens, is_visible)
         return self.norm(tokens), at
 
     def decode(self, tokens, at, hidden):
