@@ -530,7 +530,7 @@ class Data:
     train: Part
     valid: Part
     test: Part
-    classes: tuple
+    class_names: tuple
     folder: Path
 
 
@@ -608,7 +608,7 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
     first  the classifier that fine-tuning starts from, None = new; imputed_by: identity of an autoencoder
     """
     (x, x_valid), y = inputs, data.train.labels
-    model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
+    model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.class_names))
     if first:
         model.load_state_dict(first.state_dict())
 
@@ -622,7 +622,7 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
         return {"accuracy": float((classify(model, x_valid) == data.valid.labels.numpy()).mean())}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, seed)
-    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.classes}
+    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.class_names}
     identity |= {"model": str(model), "system": str(system), "masks": TRAIN_MASKS, "imputed_by": imputed_by}
     rows, folder, title = Batches(len(y), batch_of), data.folder / system.slug(), system.slug()
     fit(accelerator, model, loss, rows, evaluate, recipe, folder, identity, title, epoch_lines=False)
@@ -685,7 +685,7 @@ def predict_backoff(data, classifiers, hidden):
         model = classifiers[system]
         logits = model(whole(data.test, system)[0].to(model.linear.weight.device))
         clips.append(logits.float().softmax(2).cpu())  # (R, N, C)
-    prior = F.one_hot(data.train.labels, len(data.classes)).float().mean(0)
+    prior = F.one_hot(data.train.labels, len(data.class_names)).float().mean(0)
     return backoff(*clips, hidden | data.test.missing, prior).argmax(2).numpy()
 
 
