@@ -1,22 +1,19 @@
 """Impute audio and video clips that got lost by a masked autoencoder trained with a curriculum, and classify.
 
 Paper: G. Chochlakis, C. Lavania, P. Mathur, K. J. Han, "Tackling missing modalities in audio-visual
-representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. Here, in the paper's
-order: which clips are lost, the curriculum, the autoencoder, the classifiers, the baselines, how they are
-trained. common/chochlakis/: the frozen backbones, clips and their features, the split, tables and figures.
+representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4, in the paper's
+order; common/chochlakis/ has the frozen backbones, clips and their features, the split, tables and figures.
 
     python 06_mae_imputation.py --CORPUS=cremad   # and ravdess, lombard: each prepared by 01, audioset first
     python 06_mae_imputation.py --demo            # after 01 --demo --CORPUS=demo_audioset and demo_cremad
     python 06_mae_imputation.py --scratch --CORPUS=ravdess   # without the authors' weights and AudioSet
 
-Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES:
-1. features of all clips of PRETRAIN_CORPUS and CORPUS, once: clips/<corpus>/<backbone>
-2. masked autoencoder on PRETRAIN_CORPUS at a fixed rate: models/<pretraining corpus>/chochlakis/<backbone>
-3. ... fine-tuned on CORPUS with the curriculum, and at the fixed rate for Figure 4
-4. classifiers on whole features, then on imputed ones: models/<corpus>/chochlakis/<backbone>/seed<n>
-Writes results/06_mae_imputation/<corpus>/: chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases
-(where the method wins, ties or loses), beyond the paper table_imputation, table_cost, fig_baselines,
-fig_unequal, fig_bursts; predictions.csv, metrics.json, log.jsonl.
+Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES: features of all clips
+(clips/), an autoencoder trained on PRETRAIN_CORPUS at a fixed rate (models/), fine-tuned on CORPUS with the
+curriculum and at the fixed rate; classifiers on whole features, then on imputed ones. Writes
+results/06_mae_imputation/<corpus>/: chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases (where
+the method wins, ties or loses), beyond the paper table_imputation, table_cost, fig_baselines, fig_unequal,
+fig_bursts; predictions.csv, metrics.json, log.jsonl.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. One linear layer per modality leads into CAV-MAE's encoder and one out of its decoder, in place of those
@@ -43,7 +40,7 @@ if __name__ == "__main__":
 
 import re
 import timeit
-from dataclasses import dataclass
+from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
@@ -53,9 +50,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from common.chochlakis import beyond, tables
+from common.chochlakis import imputation, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure, training_seconds
-from common.chochlakis.clips import Part, clip_batches, clip_features, read_part
+from common.chochlakis.clips import Batches, clip_batches, clip_features, generator_of, read_part
+from common.chochlakis.imputation import classify, impute, together, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
 from common.errors import UserError
@@ -64,7 +62,7 @@ from common.files import file_hash, hash_of
 from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, read_manifest
-from common.results import prediction_rows, start_run
+from common.results import start_run
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator
 
 # fmt: off
@@ -152,6 +150,8 @@ PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.
          "audioset": (10, 0.5, 1e-4)}
 # fmt: on
 
+Data = namedtuple("Data", "train valid test class_names folder")  # Parts; the folder of a seed's models
+
 # B recordings (R: all of a part) of 2 modalities, audio first, N clips of each, D features of a clip, M masks
 # of each recording, V visible clips, w width of a token, C classes. `hidden` is True where a clip is lost:
 # what stands there is never read.
@@ -172,11 +172,7 @@ def draw_masks(n_samples, n_clips, n_audio, n_video, n_masks, generator):
 
 
 def draw_mixture(n_samples, n_clips, levels, n_masks, generator):
-    """`draw_masks` with a count out of `levels` for every recording and mask, equal in both modalities.
-
-    "For each sample, we randomly sample the level of dropout [...] and then sample a dropout mask" (Sec.
-    4.2).
-    """
+    """Masks of one of `levels` each: "for each sample, we randomly sample the level of dropout" (4.2)."""
     drawn = torch.randint(len(levels), (n_masks, n_samples), generator=generator)
     counts = torch.as_tensor(levels)[drawn]  # (M, B)
     return draw_masks(n_samples, n_clips, counts, counts, n_masks, generator)
@@ -198,24 +194,11 @@ def mixtures(n_clips):
 
 
 def draw_test_masks(n, n_clips):
-    """{setting: hidden (M, R, 2, N)} of R = n test recordings, the same for all backbones and seeds.
-
-    A setting is ("level", k), k clips of each modality (Sec. 4.3); beyond the paper ("burst", k), neighbours,
-    and ("unequal", k_audio, k_video).
-    """
-    masks, generator = {}, partial(generator_of, MASK_SEED, n_clips)
-    for k in range(1, n_clips):
-        masks["level", k] = draw_masks(n, n_clips, k, k, N_MASKS, generator(0, k))
-        if BEYOND_PAPER:
-            masks["burst", k] = beyond.draw_bursts(n, n_clips, k, N_MASKS, generator(1, k))
-    for a, v in np.ndindex(n_clips, n_clips) if BEYOND_PAPER else ():
-        masks["unequal", a, v] = draw_masks(n, n_clips, a, v, N_MASKS, generator(2, a, v))
-    return masks
-
-
-def generator_of(*numbers):
-    """A torch.Generator seeded from a tuple of integers."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    """{("level", k): hidden (M, R, 2, N)} of R = n test recordings (Sec. 4.3), and masks beyond the paper."""
+    generator = partial(generator_of, MASK_SEED, n_clips)
+    levels = {k: draw_masks(n, n_clips, k, k, N_MASKS, generator(0, k)) for k in range(1, n_clips)}
+    more = imputation.masks_beyond(draw_masks, n, n_clips, N_MASKS, generator) if BEYOND_PAPER else {}
+    return {("level", k): hidden for k, hidden in levels.items()} | more
 
 
 # ---- The masked autoencoder (Section 3.3) --------------------------------------------------
@@ -232,8 +215,8 @@ class Block(nn.Module):
         self.fc1, self.fc2 = nn.Linear(width, MLP_RATIO * width), nn.Linear(MLP_RATIO * width, width)
 
     def forward(self, x, is_key):
-        """x (B, S, w), is_key (B, S) True where to look -> (B, S, w); with no key at all it looks everywhere."""
-        is_key = is_key | ~is_key.any(1, keepdim=True)  # else NaN, which would spread through the gradient
+        """x (B, S, w), is_key (B, S) True where to look -> (B, S, w)."""
+        is_key = is_key | ~is_key.any(1, keepdim=True)  # with no key at all the result would be NaN
         qkv = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (B, S, 3, heads, w / heads)
         attended = F.scaled_dot_product_attention(*qkv.transpose(1, 3).unbind(2), is_key[:, None, None])
         x = x + self.proj(attended.transpose(1, 2).flatten(2))
@@ -241,11 +224,10 @@ class Block(nn.Module):
 
 
 def visible_first(hidden):
-    """Where the visible clips of a modality are, as many as the recording with most of them has.
+    """The visible clips of a modality, as many as the recording with most of them has, of hidden (B, N).
 
-    hidden  (B, N)
-    Returns at (B, V), V >= 1, indices of visible clips in their order, then of hidden ones where a recording has
-    fewer; and is_visible (B, V).
+    Returns at (B, V), V >= 1, visible clips in their order, then hidden ones where there are fewer; and which
+    are visible (B, V).
     """
     n_most = max(1, int((~hidden).sum(1).max()))
     at = hidden.byte().argsort(dim=1, stable=True)[:, :n_most]
@@ -387,13 +369,11 @@ NETWORKS = {"linear": LinearClassifier, "gru": GRUClassifier}
 
 
 def backoff(both, audio, video, hidden, prior):
-    """The linear classifier where both modalities are present, a unimodal one where only one is.
+    """The linear classifier where both modalities are present, a unimodal one where only one is -> (M, R, C).
 
     "Clips with no modality present are discarded." Where no clip is left, of which the paper does not speak,
     the recording gets the prior (C,), the shares of the classes in training.
-    both, audio, video  (R, N, C) probabilities of clips by three linear classifiers; those of clips that they
-                        could not see are not read
-    Returns probabilities (M, R, C) under hidden (M, R, 2, N).
+    both, audio, video  (R, N, C) probabilities of clips by three classifiers; hidden (M, R, 2, N)
     """
     has_audio, has_video = (~hidden)[..., None].unbind(2)  # (M, R, N, 1)
     chosen = torch.where(has_audio & has_video, both, torch.where(has_audio, audio, video))  # (M, R, N, C)
@@ -402,14 +382,9 @@ def backoff(both, audio, video, hidden, prior):
     return torch.where(n_left > 0, total / n_left.clamp(min=1), prior)
 
 
-def impute_mean(x, hidden, mean):
-    """Constant imputation by "an average feature vector for each modality" (Sec. 4.2), mean (2, D)."""
-    return torch.where(hidden[..., None], mean[:, None], x)
-
-
-def impute_zeros(x, hidden, mean):
-    """The constant of the paper's figures: "an all-zeros vector performs favorably" (Sec. 4.2)."""
-    return impute_mean(x, hidden, torch.zeros_like(mean))
+def impute_constant(x, hidden, constant):
+    """Constant imputation by a vector (2, D): zeros, the paper's Regular, or the training mean (Sec. 4.2)."""
+    return torch.where(hidden[..., None], constant[:, None], x)
 
 
 # ---- Clips and their features (Sections 3.1 and 3.2) ---------------------------------------
@@ -447,31 +422,16 @@ def features_of(manifest, turns, backbone):
 # ---- Training the autoencoder (Section 3.3) ------------------------------------------------
 
 
-class Batches:
-    """A data set for `fit`: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings."""
-
-    def __init__(self, n, batch_of):
-        self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
-
-    def __getitem__(self, key):
-        return key
-
-    def collate(self, keys):
-        rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1]
-        return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))
-
-
 def recipe_of(rate, epochs, batch_size, seed, **more):
     more |= {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
     return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
 def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, first):
-    """An AVMAE and its history, trained with new masks in every epoch.
+    """An AVMAE and its history, trained with new masks in every epoch; `valid` chooses the epoch.
 
-    train, valid  Part; the epoch is that of the least loss over all levels on `valid`
-    levels        counts of hidden clips of either modality, by epoch
-    first         file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
+    levels  counts of hidden clips of either modality, by epoch
+    first   file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
     model, n_clips = build(seed, AVMAE, train.x.shape[3]), train.n_clips
     if first and first == CAVMAE_CHECKPOINT:
@@ -523,17 +483,6 @@ def pretrain(accelerator, name, store, turns):
     return best_weights(folder)
 
 
-@dataclass
-class Data:
-    """The features of one backbone on CORPUS, and where the models of a seed go."""
-
-    train: Part
-    valid: Part
-    test: Part
-    class_names: tuple
-    folder: Path
-
-
 def fine_tune_autoencoders(accelerator, data, seed, first):
     """{"curri-MAE", "MAE": (model, history)}: with the curriculum, and at the fixed rate (Section 4.4)."""
     n_clips, found = data.train.n_clips, {}
@@ -550,64 +499,33 @@ def fine_tune_autoencoders(accelerator, data, seed, first):
 # ---- Imputing, and training the classifiers (Sections 3.4, 3.5 and 4.2) --------------------
 
 
-def by_autoencoder(accelerator, model, x, hidden):
-    """Impute x (R, 2, N, D) under every mask of hidden (M, R, 2, N) -> (M, R, 2, N, D)."""
-    filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
-    for at in torch.arange(len(filled)).split(EVAL_BATCH_SIZE):
-        with accelerator.autocast():
-            imputed = model.impute(filled[at].to(accelerator.device), lost[at].to(accelerator.device))
-        filled[at] = imputed.to(filled)
-    return filled.unflatten(0, hidden.shape[:2])
-
-
-def impute(imputer, is_known, part, hidden):
-    """Features (M, R, 2, N, D) of a Part with hidden clips (M, R, 2, N) imputed; those never there, too.
-
-    is_known  (2,) bool; a modality that no training recording has cannot be learned: its features are 0
-    """
-    return torch.where(is_known[:, None, None], imputer(part.x, hidden | part.missing), 0.0)
-
-
 def imputers_of(accelerator, data, autoencoders):
-    """{name: (part, hidden) -> imputed features}: the constants of Section 3.5, others, the autoencoders."""
-    constants = {"zeros": impute_zeros, "mean": impute_mean, **beyond.IMPUTERS}
-    functions = {name: partial(function, mean=data.train.mean()) for name, function in constants.items()}
-    functions |= {n: partial(by_autoencoder, accelerator, model) for n, (model, _) in autoencoders.items()}
-    is_known = (~data.train.missing).any(2).any(0)  # (2,)
-    return {name: partial(impute, function, is_known) for name, function in functions.items()}
-
-
-def together(x):
-    """Audio and video of each clip side by side: (..., 2, N, D) -> (..., N, 2 D)."""
-    return x.transpose(-3, -2).flatten(-2)
-
-
-def whole(part, system):
-    """What a System's classifier reads of whole recordings: (1, R, N, 2 D), or (1, R, N, D) of a modality."""
-    modality = {"audio": 0, "video": 1}.get(system.imputer)
-    return together(part.x)[None] if modality is None else part.x[None, :, modality]
+    """{name: (x, hidden) -> x}: the constants of Section 3.5, others beyond the paper, the autoencoders."""
+    mean, how = data.train.mean(), {"accelerator": accelerator, "batch_size": EVAL_BATCH_SIZE}
+    constants = {"zeros": torch.zeros_like(mean), "mean": mean}
+    found = {name: partial(impute_constant, constant=vector) for name, vector in constants.items()}
+    found |= {name: partial(function, mean=mean) for name, function in imputation.BEYOND.items()}
+    return found | {n: partial(imputation.by_model, model, **how) for n, (model, _) in autoencoders.items()}
 
 
 def training_inputs(data, system, imputers, seed):
     """[training, validation inputs (M, R, N, n)] of a System: whole, or imputed on drawn masks (Sec. 4.2)."""
+    if not system.tuned:
+        return [whole(part, system.imputer) for part in (data.train, data.valid)]
     n_clips, inputs = data.train.n_clips, []
     levels = {"all": range(1, n_clips), "largest": [n_clips - 1]}.get(system.tuned, system.tuned)
     for number, part in enumerate((data.train, data.valid)):
-        if system.tuned:
-            generator = generator_of(seed, 5, number)
-            hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator)
-            inputs.append(together(imputers[system.imputer](part, hidden)))
-        else:
-            inputs.append(whole(part, system))
+        hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator_of(seed, 5, number))
+        inputs.append(together(impute(imputers[system.imputer], data.train, part, hidden)))
     return inputs
 
 
 def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by):
     """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
-    first  the classifier that fine-tuning starts from, None = new; imputed_by: identity of an autoencoder
+    first  the classifier that fine-tuning starts from, or None; imputed_by: identity of an autoencoder
     """
-    (x, x_valid), y = inputs, data.train.labels
+    (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels.numpy()
     model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.class_names))
     if first:
         model.load_state_dict(first.state_dict())
@@ -619,7 +537,7 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
         return model.loss(**batch) * len(batch["x"]), len(batch["x"])
 
     def evaluate(model):
-        return {"accuracy": float((classify(model, x_valid) == data.valid.labels.numpy()).mean())}
+        return {"accuracy": float((classify(model, x_valid, EVAL_BATCH_SIZE) == y_valid).mean())}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, seed)
     identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.class_names}
@@ -629,85 +547,27 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
     return model.eval()
 
 
-@torch.no_grad()
-def classify(model, x):
-    """The most likely class under a classifier, x (M, R, N, n) -> (M, R) array."""
-    model.eval()
-    rows, device = x.flatten(0, 1).split(EVAL_BATCH_SIZE), model.linear.weight.device
-    labels = torch.cat([model.probabilities(some.to(device)).argmax(1) for some in rows])
-    return labels.unflatten(0, x.shape[:2]).cpu().numpy()
-
-
 def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):
     """{System: classifier}: trained on whole features, then fine-tuned on imputed ones, or not."""
     trained, read, inputs = {}, None, None
     for system in systems:
         pristine = trained.get(System(system.classifier, "none"))
-        if system.tuned or system.imputer in tables.WHOLE:
-            if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
-                read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
-            imputed_by = autoencoders.get(system.imputer, (None, {"identity": ""}))[1]["identity"]
-            how = inputs, pristine if system.tuned else None, imputed_by
-            trained[system] = train_classifier(accelerator, data, system, seed, *how)
-        else:
+        if not system.tuned and system.imputer not in tables.WHOLE:
             trained[system] = pristine
+            continue
+        if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
+            read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
+        _, history = autoencoders.get(system.imputer, (None, {"identity": ""}))
+        how = inputs, pristine if system.tuned else None, history["identity"]
+        trained[system] = train_classifier(accelerator, data, system, seed, *how)
     return trained
 
 
 # ---- One backbone and seed, trained and tested (Section 4.3) -------------------------------
 
 
-def predict(data, systems, classifiers, imputers, masks):
-    """Predicted classes {(System, setting): (M, R)}, and errors {(imputer, k): [audio, video] in %}."""
-    predicted, errors = {}, {}
-    for system in systems:
-        if system.imputer in tables.WHOLE:
-            predicted[system, ("level", 0)] = classify(classifiers[system], whole(data.test, system))
-    for setting, hidden in masks.items():
-        asked = [system for system in systems if tables.is_tested(system, setting)]
-        for name in dict.fromkeys(system.imputer for system in asked):
-            if name == "backoff":
-                predicted[System("linear", name), setting] = predict_backoff(data, classifiers, hidden)
-                continue
-            x = imputers[name](data.test, hidden)
-            if setting[0] == "level":
-                errors[name, setting[1]] = unexplained(data, x, hidden)
-            for system in (system for system in asked if system.imputer == name):
-                predicted[system, setting] = classify(classifiers[system], together(x))
-    return predicted, errors
-
-
-@torch.no_grad()
-def predict_backoff(data, classifiers, hidden):
-    """The linear classifier's baseline (Section 3.5) under masks (M, R, 2, N) -> (M, R)."""
-    clips = []
-    for system in (System("linear", name) for name in ("none", "audio", "video")):
-        model = classifiers[system]
-        logits = model(whole(data.test, system)[0].to(model.linear.weight.device))
-        clips.append(logits.float().softmax(2).cpu())  # (R, N, C)
-    prior = F.one_hot(data.train.labels, len(data.class_names)).float().mean(0)
-    return backoff(*clips, hidden | data.test.missing, prior).argmax(2).numpy()
-
-
-def unexplained(data, x, hidden):
-    """Squared error of hidden clips imputed in x (M, R, 2, N, D), as a share of that of the training mean.
-
-    Returns [audio, video] in %, the median over features; NaN where no clip of the modality is hidden.
-    """
-    lost, shares, mean = hidden & ~data.test.missing, [], data.train.mean()
-    for m in range(2):
-        at = lost[:, :, m]  # (M, R, N)
-        real, imputed = data.test.x[:, m].expand(*at.shape, -1)[at], x[:, :, m][at]  # (clips, D)
-        share = (imputed - real).square().sum(0) / (real - mean[m]).square().sum(0).clamp(min=1e-12)
-        shares.append(100 * float(share.median()) if len(real) else float("nan"))
-    return shares
-
-
 def run_seed(name, seed, store, fold, classes, first):
-    """Train and test everything of one backbone and seed, from its store of clip features.
-
-    Returns (test Part, predictions, errors, (seconds of an epoch, parameters, seconds to impute a clip)).
-    """
+    """Train and test all of one backbone and seed, from its store of clip features; see outcomes_of."""
     accelerator = make_accelerator(PRECISION)
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
     folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
@@ -717,11 +577,13 @@ def run_seed(name, seed, store, fold, classes, first):
     systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
     classifiers = train_classifiers(accelerator, data, seed, systems, imputers, autoencoders)
     masks = draw_test_masks(len(data.test), data.test.n_clips)
-    found = predict(data, systems, classifiers, imputers, masks)
+    what = classifiers, imputers, masks, backoff, EVAL_BATCH_SIZE
+    predicted, errors = imputation.predict(data.train, data.test, *what)
     model, history = autoencoders["curri-MAE"]
-    one_clip = partial(by_autoencoder, accelerator, model, data.test.x[:1], masks["level", 1][:1, :1])
-    latency_s = np.median(timeit.repeat(one_clip, number=1, repeat=20))
-    return data.test, *found, (history["seconds"] / len(history["log"]), count_parameters(model), latency_s)
+    how = model, data.test.x[:1], masks["level", 1][:1, :1], accelerator, 1
+    latency_s = np.median(timeit.repeat(partial(imputation.by_model, *how), number=1, repeat=20))
+    cost = history["seconds"] / len(history["log"]), count_parameters(model), latency_s
+    return data.test, predicted, errors, cost
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -732,43 +594,21 @@ def check_constants():
     for name, known in (("BACKBONES", RATES_HZ), ("CLASSIFIERS", NETWORKS)):
         if set(SETTINGS[name]) - set(known) or not SETTINGS[name]:
             raise UserError(f"{name}={','.join(SETTINGS[name])}: choose among {', '.join(known)}")
-    for name, value in SETTINGS.items():
-        if name.endswith(("_EPOCHS", "_BATCH_SIZE", "_MASKS", "_HEADS", "JOBS", "N_RESAMPLES")) and value < 1:
-            raise UserError(f"{name}={value}: give 1 or more")
-    if not SEEDS:
-        raise UserError("SEEDS: give at least one")
-    if N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0:
-        raise UserError(f"N_CLIPS={N_CLIPS}, CLIP_S={CLIP_S:g}: give 2 clips or more, or 0 for the paper's")
-    if not MIXTURES or not all(re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES):
-        raise UserError(f"MIXTURES={','.join(MIXTURES)}: give shares of the clips, such as 0.4,0.4+0.7")
-    if corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS):
-        raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: holds CORPUS' test recordings; choose another")
-    if CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file():
-        raise UserError(f"CAVMAE_CHECKPOINT={CAVMAE_CHECKPOINT}: no such file; give CAV-MAE's, or nothing")
-    for name in ("MAE", "DECODER"):
-        if SETTINGS[f"{name}_WIDTH"] % SETTINGS[f"{name}_HEADS"]:
-            raise UserError(f"{name}_HEADS={SETTINGS[f'{name}_HEADS']}: does not divide {name}_WIDTH")
-
-
-def write_results(run, manifest, fold, found, backbones, accelerator):
-    """Tables, figures and predictions of what run_seed found, {(backbone, seed): ...}."""
-    (n_clips, clip_s), outcomes, costs = clips_of(manifest.corpus), [], {}
-    calibrated = f"random weights, calibrated on {PRETRAIN_CORPUS or 'training clips'}"
-    about = calibrated if RANDOM_BACKBONES else "the authors' weights"
-    about += f"; autoencoder first trained on {PRETRAIN_CORPUS or 'no other recordings'}"
-    for name, backbone in backbones.items():
-        (test, *_), predicted, errors, cost = zip(*(found[name, seed] for seed in SEEDS))
-        predicted = {key: np.stack([of_seed[key] for of_seed in predicted]) for key in predicted[0]}
-        errors = {key: np.array([of_seed[key] for of_seed in errors]) for key in errors[0]}
-        more = len(manifest.classes), SEEDS, N_RESAMPLES, predicted, errors, about
-        outcomes.append(tables.Outcome(name, test, *more))
-        if BEYOND_PAPER:
-            backbone_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
-            costs[name] = backbone_s, backbone.n_parameters, *np.median(cost, 0)
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), costs)
-    runs = {(seed, fold.name): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(SEEDS)}
-    run.predictions(prediction_rows(test.turns, manifest.classes, runs, tables.first_masks(outcomes)))
-    run.finish()
+    counts = "_EPOCHS", "_BATCH_SIZE", "_MASKS", "_HEADS", "JOBS", "N_RESAMPLES"
+    if low := [name for name, value in SETTINGS.items() if name.endswith(counts) and value < 1]:
+        raise UserError(f"{low[0]}={SETTINGS[low[0]]}: give 1 or more")
+    is_share = [re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES]
+    for is_wrong, told in (
+        (not SEEDS, "SEEDS: give at least one"),
+        (N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0, "N_CLIPS, CLIP_S: give 2 clips or more, 0 = the paper's"),
+        (not MIXTURES or not all(is_share), "MIXTURES: give shares of the clips, such as 0.4,0.4+0.7"),
+        (corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS), "PRETRAIN_CORPUS: has the test recordings"),
+        (CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file(), f"{CAVMAE_CHECKPOINT}: no such file"),
+        (MAE_WIDTH % MAE_HEADS, "MAE_HEADS: does not divide MAE_WIDTH"),
+        (DECODER_WIDTH % DECODER_HEADS, "DECODER_HEADS: does not divide DECODER_WIDTH"),
+    ):
+        if is_wrong:
+            raise UserError(told)
 
 
 def main():
@@ -790,12 +630,20 @@ def main():
             first[name] = features_of(unlabelled, recordings, backbones[name])
     if PREPARE_ONLY:
         return
-    if PRETRAIN_CORPUS:
-        first = {name: pretrain(accelerator, name, store, recordings) for name, store in first.items()}
+    for name in BACKBONES if PRETRAIN_CORPUS else ():
+        first[name] = pretrain(accelerator, name, first[name], recordings)
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
-    write_results(run, manifest, fold, found, backbones, accelerator)
+
+    (n_clips, clip_s), costs = clips_of(manifest.corpus), {}
+    for name, backbone in backbones.items() if BEYOND_PAPER else ():
+        epoch_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
+        costs[name] = epoch_s, backbone.n_parameters
+    outcomes = tables.outcomes_of(found, manifest.classes, SETTINGS)
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), costs)
+    tables.write_predictions(run, outcomes, fold.name, manifest.classes)
+    run.finish()
 
 
 if __name__ == "__main__":

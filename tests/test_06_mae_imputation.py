@@ -10,7 +10,7 @@ import torch
 from conftest import command, linked, load_script, prepare, rows, run, run_here, shared_data
 
 from common import settings, training
-from common.chochlakis import tables
+from common.chochlakis import imputation, tables
 from common.chochlakis.clips import Part
 from common.chochlakis.splits import SHARES, SPLIT_SEED, draw_speakers, fold_of
 from common.manifest import Turn, read_manifest
@@ -266,11 +266,8 @@ def imputers(script, part):
     for name, value in {"MAE_WIDTH": 8, "MAE_HEADS": 2, "MAE_DEPTH": 1, "DECODER_WIDTH": 8}.items():
         setattr(script, name, value)
     script.DECODER_HEADS, script.DECODER_DEPTH = 2, 1
-    model = script.AVMAE(part.x.shape[3]).eval()
-    found = script.imputers_of(
-        make_accelerator("no"), SimpleNamespace(train=part), {"curri-MAE": (model, {})}
-    )
-    return found, model
+    model, train = script.AVMAE(part.x.shape[3]).eval(), SimpleNamespace(train=part)
+    return script.imputers_of(make_accelerator("no"), train, {"curri-MAE": (model, {})}), model
 
 
 @pytest.mark.parametrize("name", ["curri-MAE", "zeros", "mean", "last", "linear"])
@@ -279,7 +276,7 @@ def test_a_modality_that_nobody_has_is_never_visible(name):
     script, part = load_script(SCRIPT), part_of(3, 4, 6, no_video=(0, 1, 2))
     hidden = torch.rand(2, 3, 2, 4, generator=torch.Generator().manual_seed(2)) < 0.5
     found, model = imputers(script, part)
-    audio, video = found[name](part, hidden).unbind(2)
+    audio, video = imputation.impute(found[name], part, part, hidden).unbind(2)
     assert not video.any()
     nothing, lost = part.x.clone(), hidden.clone()
     nothing[:, 1], lost[:, :, 1] = float("nan"), True
@@ -292,7 +289,8 @@ def test_a_modality_that_nobody_has_is_never_visible(name):
 
 def test_a_recording_that_lacks_a_modality_gets_it_imputed_if_others_have_it():
     script, part = load_script(SCRIPT), part_of(3, 4, 6, no_video=(1,))
-    found = imputers(script, part)[0]["mean"](part, torch.zeros(1, 3, 2, 4, dtype=torch.bool))[0]
+    imputer, hidden = imputers(script, part)[0]["mean"], torch.zeros(1, 3, 2, 4, dtype=torch.bool)
+    found = imputation.impute(imputer, part, part, hidden)[0]
     assert torch.equal(found[:, 0], part.x[:, 0]) and torch.equal(found[[0, 2], 1], part.x[[0, 2], 1])
     assert torch.allclose(found[1, 1], part.x[[0, 2], 1].mean((0, 1)))
 
@@ -340,13 +338,13 @@ def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
 
 def test_errors_of_imputation_by_hand():
     """Two hidden clips of audio: the mean is 2 and 0 off, the imputed ones 1 and 1; video hides nothing."""
-    script, part = load_script(SCRIPT), part_of(1, 4, 1)
+    part = part_of(1, 4, 1)
     part.x[0, 0, :, 0] = torch.tensor([2.0, 0.0, -1.0, -1.0])
     hidden = torch.zeros(1, 1, 2, 4, dtype=torch.bool)
     hidden[..., 0, :2] = True
     imputed = part.x[None].clone()
     imputed[0, 0, 0, :2, 0] = torch.tensor([1.0, 1.0])
-    audio, video = script.unexplained(SimpleNamespace(train=part, test=part), imputed, hidden)
+    audio, video = imputation.unexplained(part, part, imputed, hidden)
     assert audio == pytest.approx(50.0) and np.isnan(video)
 
 

@@ -3,6 +3,8 @@
 import argparse
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,6 @@ from common.chochlakis.backbones import (
     CrissCrossAudio,
     R2Plus1D,
     R2Plus1DBlock,
-    calibrate,
     load_backbone,
     log_mel,
     log_spectrogram,
@@ -42,8 +43,9 @@ def backbone_of(name="avid-cma", width=4, files=NO_FILES, size=SIZE, random_seed
 def write_checkpoints(folder, backbone):
     """Write the networks of a backbone as the authors publish theirs; returns the files of `load_backbone`.
 
-    AVID-CMA: one file with epoch, model (both networks and their projection heads), optimizer and train_criterion
-    with its memory banks, and the npz of the log spectrogram's statistics. CrissCross: a file per network.
+    AVID-CMA: one file with epoch, model (both networks and their projection heads), optimizer and
+    train_criterion with its memory banks, and the npz of the log spectrogram's statistics. CrissCross: a file
+    per network.
     """
     folder.mkdir(exist_ok=True)
     weights = {part: getattr(backbone, part).state_dict() for part in ("video", "audio")}
@@ -87,7 +89,9 @@ def calibrated(name="avid-cma", folder=None, **changes):
 
 
 def calibrate_untrained(backbone, batches):
-    calibrate(backbone, {part: getattr(backbone, part) for part in backbone.untrained}, lambda: batches)
+    """As `measure` does, and without a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        measure(backbone, lambda: batches, Path(folder) / "measured.pt", "")
 
 
 # ---- Networks ------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
-from common.chochlakis import beyond
+from common.chochlakis import imputation
 from common.chochlakis.backbones import load_cavmae
 from common.errors import UserError
 from common.layers import build, count_parameters, sinusoidal
+from common.training import make_accelerator
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +23,8 @@ SMALL |= {"DECODER_WIDTH": 8, "DECODER_DEPTH": 2, "DECODER_HEADS": 2, "GRU_WIDTH
 PAPER = load_script("06_mae_imputation.py")  # with its defaults, CAV-MAE's sizes
 script = load_script("06_mae_imputation.py")
 vars(script).update(SMALL)
-# Recordings of five clips: nothing hidden, ragged counts, no audio, no video, nothing at all, one clip of either.
+# Recordings of five clips: nothing hidden, ragged counts, no audio, no video, nothing at all, one clip of
+# either.
 GAPS = torch.tensor(
     [
         [[0, 0, 0, 0, 0], [0, 0, 0, 0, 0]],
@@ -34,7 +36,13 @@ GAPS = torch.tensor(
     ]
 ).bool()
 NOTHING = torch.zeros_like(GAPS)
-IMPUTERS = (script.impute_zeros, script.impute_mean, beyond.impute_last, beyond.impute_linear)
+
+
+def impute_zeros(x, hidden, mean):
+    return script.impute_constant(x, hidden, torch.zeros_like(mean))
+
+
+IMPUTERS = (impute_zeros, script.impute_constant, *imputation.BEYOND.values())
 
 
 def features(n, n_clips=N, seed=0):
@@ -85,7 +93,7 @@ def test_counts_of_every_recording_can_differ():
 
 @pytest.mark.parametrize("n_hidden", [1, 3, 5])
 def test_bursts_are_one_run_of_both_modalities(n_hidden):
-    hidden = beyond.draw_bursts(400, 5, n_hidden, 2, seeded())
+    hidden = imputation.draw_bursts(400, 5, n_hidden, 2, seeded())
     assert hidden.shape == (2, 400, 2, 5) and (hidden.sum(3) == n_hidden).all()
     assert ((hidden.float().diff(dim=3) > 0).sum(3) + hidden[..., 0] == 1).all()
     places = {tuple(row) for row in hidden.flatten(0, 2).tolist()}
@@ -358,14 +366,11 @@ def test_imputed_features_are_on_the_original_scale():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 512])
-def test_many_masks_and_small_batches_are_the_same_as_one_by_one(monkeypatch, batch_size):
-    from common.training import make_accelerator
-
-    monkeypatch.setattr(script, "EVAL_BATCH_SIZE", batch_size)
+def test_many_masks_and_small_batches_are_the_same_as_one_by_one(batch_size):
     model, x = avmae().eval(), features(6)
     hidden = torch.stack([GAPS, script.draw_mixture(6, N, range(N), 1, seeded())[0], NOTHING])
     before = x.clone()
-    found = script.by_autoencoder(make_accelerator("no"), model, x, hidden)
+    found = imputation.by_model(model, x, hidden, make_accelerator("no"), batch_size)
     assert found.shape == (3, 6, 2, N, D) and torch.equal(x, before), "the caller's features have changed"
     for mask, sample in np.ndindex(3, 6):
         alone = model.impute(x[sample : sample + 1], hidden[mask, sample : sample + 1])[0]
@@ -487,12 +492,12 @@ def test_classifiers_learn_eight_samples(monkeypatch, name):
     head, x, labels = uneven(script.NETWORKS[name](64, 4)), noise(8, N, 64), torch.arange(8) % 4
     train(head, lambda: head.loss(x, labels), 200, 2e-2)
     several = torch.stack([x, x])
-    assert (script.classify(head, several) == labels.numpy()).all() and not head.training
+    assert (imputation.classify(head, several, 3) == labels.numpy()).all() and not head.training
 
 
 def test_audio_and_video_stand_side_by_side():
     x = features(4)
-    assert torch.equal(script.together(x), torch.cat([x[:, 0], x[:, 1]], 2))
+    assert torch.equal(imputation.together(x), torch.cat([x[:, 0], x[:, 1]], 2))
 
 
 # ---- Baselines -----------------------------------------------------------------------------
@@ -536,7 +541,7 @@ def test_imputation_without_a_model_by_hand():
 
 def test_linear_interpolation_is_numpys():
     x, hidden = features(30, 10), script.draw_mixture(30, 10, range(10), 4, seeded())
-    found = beyond.impute_linear(x, hidden, torch.zeros(2, D))
+    found = imputation.impute_linear(x, hidden, torch.zeros(2, D))
     for mask, sample, m in np.ndindex(4, 30, 2):
         seen = (~hidden[mask, sample, m]).nonzero()[:, 0]
         for d in range(D):

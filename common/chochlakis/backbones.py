@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 from torchaudio.functional import amplitude_to_DB
 from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
@@ -410,7 +411,9 @@ def measure(backbone, batches, path, identity):
         return backbone
     if needs_stats:
         backbone.stats = measure_audio_stats(backbone, batches())
-    calibrate(backbone, networks, batches)
+    for part, network in networks.items():  # every channel then has zero mean and unit variance
+        read, m = getattr(backbone, f"{part}_input"), MODALITIES.index(part)
+        update_bn((read(batch[m]) for batch in batches() if batch[m] is not None), network)
     states = {part: network.state_dict() for part, network in networks.items()}
     with atomic_path(path) as temporary:
         torch.save({"identity": identity, "stats": backbone.stats, **states}, temporary)
@@ -433,26 +436,6 @@ def measure_audio_stats(backbone, batches):
     mean = total / count  # (257,)
     std = (squares / count - mean.square()).clamp(min=MIN_STD_DB**2).sqrt()
     return torch.stack([mean, std]).float()
-
-
-def calibrate(backbone, networks, batches):
-    """Set BatchNorm's statistics in random networks {part: network} to the mean of those of () -> batches.
-
-    Every channel then has zero mean and unit variance, before RANDOM_BIAS is added. A network whose modality
-    nobody has stays as it is, and reads nothing.
-    """
-    norms = [m for network in networks.values() for m in network.modules() if isinstance(m, _BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over batches
-        norm.train()
-    for audio, video in batches() if norms else ():
-        if audio is not None and "audio" in networks:
-            networks["audio"](backbone.audio_input(audio))
-        if video is not None and "video" in networks:
-            networks["video"](backbone.video_input(video))
-    for norm in norms:
-        norm.eval()
 
 
 def training_seconds(backbone, clip_s, accelerator):

@@ -237,3 +237,22 @@ def read_part(store, turns, classes=()):
     missing = torch.from_numpy(~has)[..., None].expand(x.shape[:3])
     labels = torch.tensor([classes.index(turn.label) if classes else -1 for turn in turns])
     return Part(turns, x, missing, labels, store.meta)
+
+
+def generator_of(*numbers):
+    """A torch.Generator seeded from a tuple of integers."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+class Batches:
+    """A data set for `fit`: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings."""
+
+    def __init__(self, n, batch_of):
+        self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
+
+    def __getitem__(self, key):
+        return key
+
+    def collate(self, keys):
+        rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1]
+        return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))

@@ -66,8 +66,8 @@ def fold_of(manifest, name):
     speakers = speakers_of(manifest.labelled)
     if len(speakers) < MIN_SPEAKERS:
         raise UserError(
-            f"{manifest.folder}/manifest.csv: labelled turns of {len(speakers)} speaker(s); training, validation "
-            f"and test take one each: give {MIN_SPEAKERS} or more"
+            f"{manifest.folder}/manifest.csv: labelled turns of {len(speakers)} speaker(s); training, "
+            f"validation and test take one each: give {MIN_SPEAKERS} or more"
         )
     fold = splits.make_fold(manifest, "split", *draw_speakers(speakers, share_of(name), SPLIT_SEED))
     splits.check_folds([fold], manifest, times_tested=None)

@@ -13,7 +13,7 @@ import numpy as np
 
 from common import metrics, plots
 from common.chochlakis.backbones import MODALITIES
-from common.results import Cell, score_cell
+from common.results import Cell, prediction_rows, score_cell
 
 FIGURES = {"avid-cma": "2", "crisscross": "3"}
 WHOLE = {
@@ -107,6 +107,7 @@ class Outcome:
     n_resamples: int
     predicted: dict  # {(System, setting): (S, M, R)}; ("level", 0) where nothing is lost
     errors: dict  # {(imputer, k): (S, 2) in %}
+    cost: tuple  # of the autoencoder: seconds of an epoch, parameters, seconds to impute a clip
     about: str  # what backbone and autoencoder are
     scored: dict = field(default_factory=dict)  # {(System, setting): Cell}
 
@@ -150,17 +151,35 @@ class Outcome:
         lacks = zip(self.test.missing.all(2).sum(0).tolist(), MODALITIES)
         without = "".join(f", {n:,} of them without {name}" for n, name in lacks if n)
         return (
-            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over masks of each recording "
+            f"{self.name}, {self.about}; {self.n_clips} clips, {lost}; mean ± sd over masks of recordings "
             f"and seeds {', '.join(map(str, self.seeds))}, interval by speaker; {len(self.truth):,} test "
             f"recordings{without}; majority class {self.chance:.1f} %."
         )
+
+
+def outcomes_of(found, classes, settings):
+    """An Outcome per backbone of {(backbone, seed): what 06's run_seed gives}; settings: 06's constants."""
+    pretrained, outcomes = settings["PRETRAIN_CORPUS"], []
+    about = f"random weights, calibrated on {pretrained or 'training clips'}"
+    about = about if settings["RANDOM_BACKBONES"] else "the authors' weights"
+    about += f"; autoencoder first trained on {pretrained or 'no other recordings'}"
+    for name in settings["BACKBONES"]:
+        (test, *_), predicted, errors, costs = zip(*(found[name, seed] for seed in settings["SEEDS"]))
+        predicted = {key: np.stack([of_seed[key] for of_seed in predicted]) for key in predicted[0]}
+        errors = {key: np.array([of_seed[key] for of_seed in errors]) for key in errors[0]}
+        how = len(classes), settings["SEEDS"], settings["N_RESAMPLES"]
+        outcomes.append(Outcome(name, test, *how, predicted, errors, np.median(costs, 0), about))
+    return outcomes
 
 
 # ---- Tables and figures --------------------------------------------------------------------
 
 
 def write(run, outcomes, classifiers, mixtures, fixed, costs):
-    """All tables and figures; mixtures, fixed: counts of lost clips of Figure 4; costs: {} = the paper's alone."""
+    """All tables and figures; mixtures, fixed: counts of lost clips of Figure 4.
+
+    costs  {backbone: (seconds of its epoch, its parameters)}; {} = nothing beyond the paper
+    """
     for outcome in outcomes:
         number, name = FIGURES[outcome.name], outcome.name
         panels = {f"({a}) MAE + {c} and its baseline": curves_of(c) for a, c in zip("ab", classifiers)}
@@ -179,7 +198,7 @@ def write(run, outcomes, classifiers, mixtures, fixed, costs):
             draw_bursts(run, outcome, classifiers)
     write_cases(run, outcomes, classifiers)
     if costs:
-        write_costs(run, costs)
+        write_costs(run, {outcome.name: (*costs[outcome.name], *outcome.cost) for outcome in outcomes})
 
 
 def show(run, outcome, table, figure, title, panels, about=""):
@@ -252,11 +271,11 @@ def write_cases(run, outcomes, classifiers):
     """Backbone x classifier: where the method wins, ties or loses, by the paper's rule and by speaker."""
     cells = [cell for outcome in outcomes for name in classifiers for cell in case(outcome, run.corpus, name)]
     about = (
-        "By level, the paper's rule: results are equivalent where mean ± sd over masks overlap. The baseline is, "
-        "level by level on the test part, the best of backoff (linear) or Regular-ft-all (GRU) and of the "
-        'unimodal classifiers, which lose nothing; "lossy baseline" leaves these out, as Section 3.5 does. A '
-        "case is won where some level is won and none lost. The paper counts 10 wins in 12 cases, all but "
-        'CrissCross on RAVDESS, but says of Figure 3a "not in Lombard and RAVDESS". The gain is over all levels.'
+        "By level, the paper's rule: results are equivalent where mean ± sd over masks overlap. The baseline "
+        "is, level by level on the test part, the best of backoff (linear) or Regular-ft-all (GRU) and of "
+        'the unimodal classifiers, which lose nothing; "lossy baseline" leaves them out as in Section 3.5. '
+        "A case is won where some level is won and none lost. The paper counts 10 wins in 12 cases, all but "
+        'CrissCross on RAVDESS, but of Figure 3a "not in Lombard and RAVDESS". The gain is over all levels.'
     )
     title = f"curri-MAE-ft-all against the best baseline, {run.corpus}"
     run.table("chochlakis_table_cases", title, cells, about)
@@ -311,19 +330,20 @@ def write_costs(run, costs):
             Cell(name, "to impute one clip", [1000 * latency_s], unit="ms"),
         ]
     about = (
-        "The backbone is never trained here: its epoch is forward and backward passes of a few clips, times the "
+        "The backbone is never trained: its epoch is forward and backward passes of a few clips, times the "
         "clips of the training part, without decoding, which the paper's 0.7 and 0.05 GPU hours include."
     )
     run.table("chochlakis_table_cost", f"Cost of training, {run.corpus}", cells, about)
 
 
-def first_masks(outcomes):
-    """{system: (S, R)} predictions under the first mask of the middle level, for predictions.csv."""
-    found = {}
+def write_predictions(run, outcomes, fold, classes):
+    """predictions.csv: those under the first mask of the middle level; fold: name of the split."""
+    test, seeds, found = outcomes[0].test, outcomes[0].seeds, {}
     for outcome in outcomes:
         for (system, (kind, k, *_)), labels in outcome.predicted.items():
             if kind == "level" and k in (0, outcome.n_clips // 2):
                 lost = f", {percent(k, outcome.n_clips)} lost" if k else ""
                 name = f"{outcome.name} {system.classifier}: {system.label(outcome.n_clips)}{lost}"
-                found[name] = labels[:, 0]
-    return found
+                found[name] = labels[:, 0]  # (S, R)
+    runs = {(seed, fold): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(seeds)}
+    run.predictions(prediction_rows(test.turns, classes, runs, found))
