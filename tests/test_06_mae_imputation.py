@@ -1,4 +1,5 @@
-"""06 end to end on small synthetic corpora and on sound alone: every curve, nothing hidden seen, nothing done twice."""
+"""06 end to end on small synthetic corpora and on sound alone: every curve, nothing hidden seen, nothing
+done twice."""
 
 import itertools
 from functools import partial
@@ -164,7 +165,9 @@ class Killed(BaseException):
 
 
 def test_killed_training_resumes_and_nothing_is_trained_twice(demo, tmp_path, capsys, monkeypatch):
-    """One backbone without what is beyond the paper, which must find what the demo has found, never killed."""
+    """One backbone without what is beyond the paper, which must find what the demo has found, never
+    killed.
+    """
     linked(demo, tmp_path, "prepared", "clips", "checkpoints")
     words = command(SCRIPT, tmp_path, *SHORT, "--BACKBONES=avid-cma", "--BEYOND_PAPER=False")[2:]
     end_epoch = training.Training.end_epoch
@@ -218,7 +221,9 @@ def run_seed(script, seed=0):
 
 @pytest.mark.parametrize("setting", [("level", 2), ("level", 4), ("burst", 3)])
 def test_no_prediction_depends_on_what_is_hidden(lab, monkeypatch, setting):
-    """The test part is changed before anything sees it, so that no statistic can carry a hidden clip either."""
+    """The test part is changed before anything sees it, so that no statistic can carry a hidden clip
+    either.
+    """
     lab.N_MASKS, lab.CLASSIFIER_EPOCHS = 1, 1
     monkeypatch.setattr(lab, "draw_test_masks", drawn := partial(only, lab.draw_test_masks, setting))
     read_part, generator = lab.read_part, torch.Generator().manual_seed(0)

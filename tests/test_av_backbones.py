@@ -1,4 +1,5 @@
-"""The backbones against torchvision, torch's own layers and naive spectra; their checkpoints, good and bad."""
+"""The backbones against torchvision, torch's own layers and naive spectra; their checkpoints, good and
+bad."""
 
 import argparse
 import json
@@ -15,10 +16,10 @@ from torch.nn import functional as F
 
 from common.chochlakis.backbones import (
     AVID_BINS,
-    AVIDAudio,
-    CrissCrossAudio,
     R2Plus1D,
     R2Plus1DBlock,
+    avid_audio,
+    crisscross_audio,
     load_backbone,
     log_mel,
     log_spectrogram,
@@ -114,7 +115,7 @@ def calibrate_untrained(backbone, batches):
             },
         ),
         (
-            AVIDAudio(64),
+            avid_audio(64),
             4_725_696,
             54,
             {
@@ -125,7 +126,7 @@ def calibrate_untrained(backbone, batches):
             },
         ),
         (
-            CrissCrossAudio(64),
+            crisscross_audio(64),
             11_170_240,
             120,
             {
@@ -207,7 +208,7 @@ def test_the_video_network_is_its_stages_and_a_global_pool(pool):
 
 
 def test_the_audio_network_of_crisscross_is_torchvisions_resnet18():
-    network = uneven(CrissCrossAudio(64))
+    network = uneven(crisscross_audio(64))
     reference = torchvision.models.resnet18(weights=None)
     reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     reference.fc = torch.nn.Identity()
@@ -222,7 +223,7 @@ def test_the_audio_network_of_crisscross_is_torchvisions_resnet18():
 
 
 def test_the_audio_network_of_avid_by_torchs_functions():
-    network, x = uneven(AVIDAudio(3)), noise(2, 1, 40, AVID_BINS)
+    network, x = uneven(avid_audio(3)), noise(2, 1, 40, AVID_BINS)
     state = network.state_dict()
 
     def layer(x, conv, norm, stride, padding):
@@ -241,7 +242,9 @@ def test_the_audio_network_of_avid_by_torchs_functions():
 
 
 def naive_power(samples, hop, n_frames):
-    """|DFT|^2 of Hann windows centred on every hop-th sample of the mirrored signal, by a matrix: (frames, 513)."""
+    """|DFT|^2 of Hann windows centred on every hop-th sample of the mirrored signal, by a matrix: (frames,
+    513).
+    """
     n = np.arange(1024)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * n / 1024)
     dft = np.exp(-2j * np.pi * np.outer(np.arange(513), n) / 1024)
@@ -412,7 +415,9 @@ def test_calibrated_random_networks_tell_clips_apart(tmp_path, name):
 
 
 def explained(x, y):
-    """Share of the variance of y (N, n) that a ridge regression on features x (N, D) explains in the last third."""
+    """Share of the variance of y (N, n) that a ridge regression on features x (N, D) explains in the last
+    third.
+    """
     n = 2 * len(x) // 3
     x = torch.cat([(x - x[:n].mean(0)) / x[:n].std(0), torch.ones(len(x), 1)], 1).double()
     weight = torch.linalg.solve(
@@ -422,7 +427,9 @@ def explained(x, y):
 
 
 def test_features_of_random_networks_can_be_read_linearly():
-    """As a classifier, and whatever imputes them, must; without RANDOM_BIAS the colour explains itself 0.05 or less."""
+    """As a classifier, and whatever imputes them, must; without RANDOM_BIAS the colour explains itself 0.05
+    or less.
+    """
     backbone = calibrated("crisscross", width=8)
     audio, video = clips(360, backbone.rate_hz, seed=9)
     loudness = torch.linspace(-1.5, 0, 360)[torch.randperm(360, generator=seeded(3))][:, None]

@@ -1,5 +1,5 @@
-"""06's method against torch's own layers, a plain masked autoencoder written by loops over samples, numpy, and
-hand-worked numbers; and its promises: what is hidden is never read, exact counts."""
+"""06's method against torch's own layers, a plain masked autoencoder written by loops over samples, numpy,
+and hand-worked numbers; and its promises: what is hidden is never read, exact counts."""
 
 import numpy as np
 import pytest
@@ -232,7 +232,9 @@ def test_a_block_is_torchs_transformer_layer(heads):
     "hidden", [GAPS, GAPS[1:2], GAPS[2:3], GAPS[4:5], masks(6, 5, 3, 3), masks(6, 5, 4, 1)]
 )
 def test_encoder_and_decoder_are_plain_ones_on_the_visible_clips(tmp_path, hidden):
-    """Uniform and ragged masks, a modality or all of it hidden, against a loop over samples without padding."""
+    """Uniform and ragged masks, a modality or all of it hidden, against a loop over samples without
+    padding.
+    """
     checkpoint, model = cavmae_checkpoint(), uneven(build(0, script.AVMAE, D))
     torch.save(checkpoint, tmp_path / "cavmae.pth")
     load_cavmae(model, tmp_path / "cavmae.pth")
@@ -256,7 +258,8 @@ def test_visible_clips_come_first_in_their_order():
 
 
 def test_parameters_at_the_papers_size():
-    """190.1 M are CAV-MAE's; here its patch layers and contrastive norms are gone, and clips have small layers.
+    """190.1 M are CAV-MAE's; here its patch layers and contrastive norms are gone, and clips have small
+    layers.
 
     A block has 12 w^2 + 13 w. Besides: last norms, the layer between the widths, one mask and four modality
     vectors, and the layers that read and write clips.
@@ -413,7 +416,9 @@ def test_it_learns_eight_samples(monkeypatch):
 
 
 def test_names_of_the_authors_checkpoint(tmp_path):
-    """647 tensors, of which 383 have a place in the model of the paper's size; here with few features of 16."""
+    """647 tensors, of which 383 have a place in the model of the paper's size; here with few features of
+    16.
+    """
     sizes = {"MAE_WIDTH": 16, "DECODER_WIDTH": 8, "MAE_HEADS": 4, "DECODER_HEADS": 2}
     deep = load_script("06_mae_imputation.py")
     vars(deep).update(sizes)

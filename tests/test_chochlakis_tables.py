@@ -1,4 +1,5 @@
-"""Tables of Chochlakis et al. on made-up predictions, counted by hand: cases, baselines, means, what is drawn."""
+"""Tables of Chochlakis et al. on made-up predictions, counted by hand: cases, baselines, means, what is
+drawn."""
 
 from types import SimpleNamespace
 
@@ -182,7 +183,8 @@ def case(predicted, **more):
 
 
 def test_a_case_by_hand():
-    """Level 1: 90 ± 0 against backoff's 70 ± 28.3, a tie. 2: 80 ± 14.1 against 60, a win. 3: 30 against 60, a loss.
+    """Level 1: 90 ± 0 against backoff's 70 ± 28.3, a tie. 2: 80 ± 14.1 against 60, a win. 3: 30 against 60,
+    a loss.
 
     The gain is (20 + 20 - 30) / 3. Over the six masks the method is right in -2 recordings more of speaker a,
     0 of b and 4 of c; no swap of speakers brings that closer to 0 than 2.

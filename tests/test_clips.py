@@ -1,4 +1,5 @@
-"""Clips against frame-numbered videos, known sounds, full decoding and one real RAVDESS recording; their store."""
+"""Clips against frame-numbered videos, known sounds, full decoding and one real RAVDESS recording; their
+store."""
 
 from fractions import Fraction
 
@@ -51,7 +52,9 @@ def gray(value):
 
 
 def write_video(path, times_ms=STEADY_MS, sound=None, codec="libx264", picture=None, sound_s=0.0):
-    """A video whose frame i is gray, 10 + 4 * i, shown at times_ms[i]; sound (T, channels), 48 kHz, from sound_s."""
+    """A video whose frame i is gray, 10 + 4 * i, shown at times_ms[i]; sound (T, channels), 48 kHz, from
+    sound_s.
+    """
     if codec == "libx264" and codec not in av.codecs_available:
         pytest.skip("this FFmpeg has no libx264")
     with av.open(str(path), "w") as container:
@@ -368,7 +371,9 @@ def corpus_of(folder, paths):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Eight recordings: wavs at a level of their own, and videos; number 2 is a pointer, 6 has sound alone."""
+    """Eight recordings: wavs at a level of their own, and videos; number 2 is a pointer, 6 has sound
+    alone.
+    """
     folder, paths = tmp_path_factory.mktemp("recordings"), []
     for i in range(8):
         audio, video = folder / f"{i}.wav", folder / f"{i}.mov"

@@ -124,24 +124,6 @@ class AudioBlock(nn.Module):
         return self.bn2(self.conv2(x)).relu_()
 
 
-def audio_stem(width, *more):
-    return nn.Sequential(conv(1, width, (7, 7), 2), nn.BatchNorm2d(width), nn.ReLU(inplace=True), *more)
-
-
-class AVIDAudio(nn.Module):
-    """The CNN of AVID-CMA on the log spectrogram: (B, 1, T, 257) -> (B, 8 w), w = 64 in the paper."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.conv1 = audio_stem(width)
-        self.block1, self.block2 = AudioBlock(width, width, 2), AudioBlock(width, 2 * width, 2)
-        self.block3, self.block4 = AudioBlock(2 * width, 4 * width, 2), AudioBlock(4 * width, 8 * width, 1)
-
-    def forward(self, x):
-        x = self.block2(self.block1(self.conv1(x)))  # (B, 2 w, T / 8, 33)
-        return self.block4(self.block3(x)).amax((2, 3))  # (B, 8 w)
-
-
 def residual_blocks(n_in, n_out, stride):
     """A stage of ResNet-18, of torchvision's blocks."""
     shortcut = None
@@ -150,19 +132,29 @@ def residual_blocks(n_in, n_out, stride):
     return nn.Sequential(BasicBlock(n_in, n_out, stride, shortcut), BasicBlock(n_out, n_out))
 
 
-class CrissCrossAudio(nn.Module):
-    """ResNet-18 of CrissCross on the log-mel spectrogram: (B, 1, 80, T) -> (B, 8 w), w = 64 in the paper."""
+class AudioNetwork(nn.Module):
+    """A CNN on spectrograms -> (B, 8 w): a stem, four stages of make_stage(n_in, n_out, stride), a pool."""
 
-    def __init__(self, width):
+    def __init__(self, width, make_stage, strides, pool, *after_stem):
         super().__init__()
-        self.conv1 = audio_stem(width, nn.MaxPool2d(3, 2, 1))
-        self.block1, self.block2 = residual_blocks(width, width, 1), residual_blocks(width, 2 * width, 2)
-        self.block3 = residual_blocks(2 * width, 4 * width, 2)
-        self.block4 = residual_blocks(4 * width, 8 * width, 2)
+        self.pool, n = pool, (width, width, 2 * width, 4 * width, 8 * width)
+        stem = conv(1, width, (7, 7), 2), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        self.conv1 = nn.Sequential(*stem, *after_stem)
+        self.block1, self.block2, self.block3, self.block4 = map(make_stage, n[:4], n[1:], strides)
 
     def forward(self, x):
-        x = self.block2(self.block1(self.conv1(x)))  # (B, 2 w, 10, T / 8)
-        return self.block4(self.block3(x)).mean((2, 3))  # (B, 8 w)
+        x = self.block2(self.block1(self.conv1(x)))
+        return self.pool(self.block4(self.block3(x)), (2, 3))
+
+
+def avid_audio(width):
+    """AVID-CMA's network on the log spectrogram (B, 1, T, 257), w = 64 in the paper."""
+    return AudioNetwork(width, AudioBlock, (2, 2, 2, 1), torch.amax)
+
+
+def crisscross_audio(width):
+    """CrissCross's ResNet-18 on the log-mel spectrogram (B, 1, 80, T), w = 64 in the paper."""
+    return AudioNetwork(width, residual_blocks, (1, 2, 2, 2), torch.mean, nn.MaxPool2d(3, 2, 1))
 
 
 # ---- What the audio networks read ----------------------------------------------------------
@@ -290,9 +282,9 @@ def load_backbone(name, files, width, size, device, random_seed=None, allow_pick
 def new_networks(name, width):
     """{"video", "audio": network} with He's first weights, and RANDOM_BIAS in every BatchNorm."""
     if name == "crisscross":
-        networks = {"video": R2Plus1D(width, "average"), "audio": CrissCrossAudio(width)}
+        networks = {"video": R2Plus1D(width, "average"), "audio": crisscross_audio(width)}
     else:
-        networks = {"video": R2Plus1D(width, "max"), "audio": AVIDAudio(width)}
+        networks = {"video": R2Plus1D(width, "max"), "audio": avid_audio(width)}
     for module in nn.ModuleDict(networks).modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight)
