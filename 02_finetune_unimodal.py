@@ -1,32 +1,33 @@
 """Fine-tune one transformer per modality for emotion classification.
 
-Paper: B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using Pretrained
-Transformers", Sections 3.2, 3.3 (its 15 models) and 4.1.
-Replicates Tables 1-3 (which text, speech and video model), Table 4 (the chosen three, five-fold) and Figures 2-7
-(loss and accuracy curves).
+Paper: B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
+Pretrained Transformers", Sections 3.2, 3.3 (its 15 models) and 4.1.
+Replicates Tables 1-3 (which text, speech and video model), Table 4 (the chosen three, five-fold) and
+Figures 2-7 (loss and accuracy curves).
 
     python 02_finetune_unimodal.py                          # after 01_prepare_data.py
-    python 02_finetune_unimodal.py --demo                   # 3 minutes on 2 CPU cores
+    python 02_finetune_unimodal.py --demo                   # 2 minutes on 2 CPU cores
     python 02_finetune_unimodal.py --scratch --CORPUS=ravdess     # small models from random weights, on a CPU
     accelerate launch 02_finetune_unimodal.py               # several GPUs
 
-Writes results/02_finetune_unimodal/<corpus>/: babaali_table_1..4, babaali_fig_2..7, predictions.csv, metrics.json,
-log.jsonl; and the models to <DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/. A run that was killed goes on
-where it stopped.
+Writes results/02_finetune_unimodal/<corpus>/: babaali_table_1..4, babaali_fig_2..7, predictions.csv,
+metrics.json, log.jsonl; and <DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/: a folder for each model
+and chosen.json, which names the one that 03 takes. A run that was killed resumes.
 
 DEVIATIONS
-1. The paper chooses the epoch on the set it reports in its five-fold runs (it names no other). Here one session
-   validates: train on three, validate on one, test on one. SELECT_ON = "test" gives the paper's way.
-2. The paper does not say which RoBERTa, wav2vec 2.0, HuBERT, AST or VideoMAE checkpoint; its reference for RoBERTa
-   is XLM-R's. We take the English base models without emotion fine-tuning.
-3. "Batch sizes for training and validation are set to eight and four" for speech: read as 8 to train, 4 to evaluate.
-   The evaluation batch changes only the run time here, since padding changes nothing.
-4. "Sampled at 30 frames per second": VideoMAE takes 16 frames; as in its authors' fine-tuning on short clips every
-   4th of 30 per second is taken, 2.1 s, at a random place in training and in the middle otherwise.
-5. "A fully connected layer and a softmax layer on top": dropout and one linear layer on the CLS token (text), the mean
-   over time (wav2vec 2.0, HuBERT), the mean of AST's two class tokens, the mean over tokens (VideoMAE).
-6. Not in the paper: optimiser and schedule. AdamW, linear decay, gradient norm clipped at 1, as transformers' Trainer
-   does by default, whose three evaluation figures (loss, accuracy, run time) are the columns of the paper's tables.
+1. The paper chooses the epoch on the set it reports in its five-fold runs (it names no other). Here one
+   session validates: train on three, validate on one, test on one. SELECT_ON = "test" gives the paper's way.
+2. The paper does not say which RoBERTa, wav2vec 2.0, HuBERT, AST or VideoMAE checkpoint; its reference for
+   RoBERTa is XLM-R's. We take the English base models without emotion fine-tuning.
+3. "Batch sizes for training and validation are set to eight and four" for speech: read as 8 to train, 4 to
+   evaluate. The evaluation batch changes only the run time here, since padding changes nothing.
+4. "Sampled at 30 frames per second": VideoMAE takes 16 frames; as in its authors' fine-tuning on short clips
+   every 4th of 30 per second is taken, 2.1 s, at a random place in training and in the middle otherwise.
+5. "A fully connected layer and a softmax layer on top": dropout and one linear layer on the CLS token (text),
+   the mean over time (wav2vec 2.0, HuBERT), the mean of two class tokens (AST), of all tokens (VideoMAE).
+6. Not in the paper: optimiser and schedule. AdamW, linear decay, gradient norm clipped at 1, as the Trainer
+   of transformers does by default, whose figures (loss, accuracy, run time) are the columns of the tables.
+7. Not in the paper: a training batch holds turns of similar length, so that less of it is padding.
 """
 
 from common import settings
@@ -34,161 +35,114 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
-import time
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from common.encoders import (
-    build_encoder,
-    checkpoints_folder,
-    describe_encoder,
-    input_shape,
-    load_processor,
-    locate,
-    short_name,
-)
+from common import plots, splits
+from common.encoders import TurnEncoder, load_backbone, locate, save_finetuned, short_name
 from common.errors import UserError
-from common.files import write_json
-from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
-from common.manifest import read_manifest
+from common.files import hash_of, write_json
+from common.inputs import Clipping, has_modality, read_inputs
+from common.jobs import side_by_side
+from common.manifest import corpus_name, read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall
-from common.plots import learning_curves, save
-from common.results import Cell, prediction_rows, score_cell, start_run
-from common.splits import (
-    check_folds,
-    choice_protocol_text,
-    leave_two_out,
-    make_folds,
-    model_choice_split,
-    protocol_text,
-)
-from common.training import Recipe, best_weights, fit, kept_outcome, make_accelerator, predict
+from common.results import Cell, paper_figures, prediction_rows, score_cells, start_run
+from common.training import Recipe, make_accelerator, train_and_test
 
-# ---- Constants to tweak --------------------------------------------------------------------
-DATA_ROOT = "data"  # folder of corpora, checkpoints, models
-RESULTS_ROOT = "results"  # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"  # what 01 prepared: "iemocap", "ravdess", "emodb", "meld", or a folder
-SEEDS = (0, 1, 2)  # one full run each; tables show mean ± sd over them. Not in the paper
-CHECKPOINTS = "hub"  # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a folder
-# with one sub-folder per model
-MODALITIES = ("text", "audio", "video")  # those the corpus lacks are left out, and said so
-STAGES = ("choice", "folds")  # "choice": Tables 1-3; "folds": Table 4 and Figures 2-7
+# fmt: off
+# ---- Roots ---------------------------------------------------------------------------------
+DATA_ROOT = "data"                  # folder of corpora, checkpoints, models
+RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
 
-# Models (Sec. 3.2); the hub names are not in the paper
+# ---- Corpus and protocol -------------------------------------------------------------------
+CORPUS = "iemocap"                  # what 01 prepared: "iemocap", "ravdess", "emodb", "meld", or a folder
+MODALITIES = ("text", "audio", "video")     # those the corpus lacks are left out, and said so
+STAGES = ("choice", "folds")        # "choice": Tables 1-3; "folds": Table 4 and Figures 2-7
+SEEDS = (0, 1, 2)                   # one full run each; tables show mean ± sd over them. Not in the paper
+N_GROUPS = 5                        # folds, where a corpus has neither sessions nor an official split
+SELECT_ON = "validation"            # chooses the epoch; "test" is the paper's way (optimistic)
+VALIDATE_ON = "group"               # "group": the next session or speaker group; "speaker": a random speaker
+
+# ---- Models (Sec. 3.2); the hub names are not in the paper -----------------------------------
+CHECKPOINTS = "hub"                 # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a
+                                    # folder with one sub-folder per model
 TEXT_MODELS = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")  # candidates of Table 1
-AUDIO_MODELS = (
-    "facebook/wav2vec2-base",
-    "facebook/hubert-base-ls960",
-    "MIT/ast-finetuned-audioset-10-10-0.4593",
-)  # candidates of Table 2
-VIDEO_MODELS = ("MCG-NJU/videomae-base",)  # the one of Table 3
-CHOSEN_MODELS = (
-    "bert-base-uncased",
-    "facebook/wav2vec2-base",
-    "MCG-NJU/videomae-base",
-)  # Sec. 3.3; empty = the best
-# of each modality on the validation speakers of the choice stage
+AUDIO_MODELS = ("facebook/wav2vec2-base", "facebook/hubert-base-ls960",
+                "MIT/ast-finetuned-audioset-10-10-0.4593")      # candidates of Table 2
+VIDEO_MODELS = ("MCG-NJU/videomae-base",)   # the one of Table 3
+CHOSEN_MODELS = ("bert-base-uncased", "facebook/wav2vec2-base", "MCG-NJU/videomae-base")    # Sec. 3.3; empty:
+                                    # each fold trains all and takes the best on its validation speakers
 
-# Training (Sec. 3.2)
-TEXT_LEARNING_RATE = 2e-5  # peak
-TEXT_EPOCHS = (20, 20, 20)  # one for each of TEXT_MODELS
-TEXT_BATCH_SIZE = 32  # samples per step, over all processes
-AUDIO_LEARNING_RATE = 3e-5  # peak
-AUDIO_EPOCHS = (15, 15, 30)  # one for each of AUDIO_MODELS
-AUDIO_BATCH_SIZE = 8  # samples per step
-VIDEO_LEARNING_RATE = 5e-5  # peak
-VIDEO_EPOCHS = (10,)  # one for each of VIDEO_MODELS
-VIDEO_BATCH_SIZE = 8  # samples per step
-TEXT_EVAL_BATCH_SIZE = 32  # changes the run time, not the result
-AUDIO_EVAL_BATCH_SIZE = 4  # likewise
-VIDEO_EVAL_BATCH_SIZE = 8  # likewise. Not in the paper
-WEIGHT_DECAY = 0.01  # of AdamW, on weight matrices
-DROPOUT = 0.1  # in front of the linear layer. Not in the paper
-SCHEDULE = "linear"  # "linear", "cosine", "constant". Not in the paper
-WARMUP_SHARE = 0.0  # share of the steps. Not in the paper
-CLIP_NORM = 1.0  # gradient norm, 0 = off. Not in the paper
+# ---- Training (Sec. 3.2) -------------------------------------------------------------------
+TEXT_LEARNING_RATE = 2e-5           # peak
+TEXT_EPOCHS = (20,)                 # one for each of TEXT_MODELS; where there are fewer, the first
+TEXT_BATCH_SIZE = 32                # samples per step, over all processes
+TEXT_EVAL_BATCH_SIZE = 32           # changes the run time, not the result
+AUDIO_LEARNING_RATE = 3e-5          # peak
+AUDIO_EPOCHS = (15, 15, 30)         # of AUDIO_MODELS, as above
+AUDIO_BATCH_SIZE = 8                # samples per step
+AUDIO_EVAL_BATCH_SIZE = 4           # changes the run time, not the result
+VIDEO_LEARNING_RATE = 5e-5          # peak
+VIDEO_EPOCHS = (10,)                # of VIDEO_MODELS, as above
+VIDEO_BATCH_SIZE = 8                # samples per step
+VIDEO_EVAL_BATCH_SIZE = 8           # changes the run time, not the result. Not in the paper
+WEIGHT_DECAY = 0.01                 # of AdamW, on weight matrices
+DROPOUT = 0.1                       # in front of the linear layer. Not in the paper
+SCHEDULE = "linear"                 # "linear", "cosine", "constant". Not in the paper
+WARMUP_SHARE = 0.0                  # share of the steps with a rising rate. Not in the paper
+CLIP_NORM = 1.0                     # gradient norm, 0 = off. Not in the paper
 
-# Inputs (Sec. 3.2)
-AUDIO_MAX_S = 10.0  # seconds; longer turns are cut
-VIDEO_MAX_S = 10.0  # seconds kept of a turn for random clips. Not in the paper
-VIDEO_FPS = 30.0  # frames per second at which clips are sampled
-VIDEO_STRIDE = 4  # every 4th of these. Not in the paper
-MIRROR_PROBABILITY = 0.5  # of a training video
+# ---- Inputs (Sec. 3.2) ---------------------------------------------------------------------
+AUDIO_MAX_S = 10.0                  # seconds; longer turns are cut
+VIDEO_MAX_S = 10.0                  # seconds kept of a turn for random clips. Not in the paper
+VIDEO_FPS = 30.0                    # frames per second at which clips are sampled
+VIDEO_STRIDE = 4                    # every 4th of these. Not in the paper
+MIRROR_PROBABILITY = 0.5            # of a training video
 
-# Protocol
-SELECT_ON = (
-    "validation"  # what chooses the epoch; "test" is the paper's way (optimistic), tables name the one used
-)
-VALIDATE_ON = "group"  # "group": the next session or speaker group; "speaker": one random training speaker
-N_GROUPS = 5  # folds, where the corpus has neither sessions nor an official split (Sec. 3.3)
-OUT_OF_FOLD = True  # also train the ten leave-two-groups-out models for 04's out-of-fold late fusion
+# ---- Beyond the paper ----------------------------------------------------------------------
+OUT_OF_FOLD = True                  # also train ten leave-two-groups-out models, for 04's out-of-fold fusion
+N_RESAMPLES = 10000                 # of the speaker bootstrap behind every interval
 
-# Machine
-PRECISION = "auto"  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
-WORKERS = 4  # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
-N_RESAMPLES = 10000  # of the speaker bootstrap behind every interval
+# ---- Machine -------------------------------------------------------------------------------
+PRECISION = "auto"                  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+WORKERS = 4                         # that decode media (threads) and prepare batches (processes), 0 = none
+JOBS = 1                            # trainings side by side
 
-DEMO = {
-    "CORPUS": "demo_iemocap",
-    "SEEDS": (0,),
-    "CHECKPOINTS": "local",
-    "OUT_OF_FOLD": False,
-    "WORKERS": 0,
-    "TEXT_LEARNING_RATE": 1e-3,
-    "TEXT_EPOCHS": (8, 8, 8),
-    "TEXT_BATCH_SIZE": 16,
-    "AUDIO_LEARNING_RATE": 1e-3,
-    "AUDIO_EPOCHS": (8, 8, 12),
-    "AUDIO_BATCH_SIZE": 16,
-    "VIDEO_LEARNING_RATE": 1e-3,
-    "VIDEO_EPOCHS": (10,),
-    "VIDEO_BATCH_SIZE": 16,
-    "AUDIO_EVAL_BATCH_SIZE": 32,
-    "VIDEO_EVAL_BATCH_SIZE": 32,
-    "AUDIO_MAX_S": 5.0,
-    "WARMUP_SHARE": 0.1,
-    "DROPOUT": 0.3,
-}  # tiny models, synthetic corpus
-SCRATCH = {
-    "SEEDS": (0,),
-    "CHECKPOINTS": "local",
-    "OUT_OF_FOLD": False,
-    "WORKERS": 0,
-    "TEXT_LEARNING_RATE": 5e-4,
-    "TEXT_EPOCHS": (6, 6, 6),
-    "AUDIO_LEARNING_RATE": 5e-4,
-    "AUDIO_EPOCHS": (15, 15, 25),
-    "AUDIO_BATCH_SIZE": 16,
-    "AUDIO_EVAL_BATCH_SIZE": 32,
-    "DROPOUT": 0.3,
-    "WARMUP_SHARE": 0.1,
-}  # models that 01 wrote with random
-# weights, small enough to train without pretraining on a CPU
+# ---- Presets -------------------------------------------------------------------------------
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0,
+        "JOBS": 2, "TEXT_LEARNING_RATE": 1e-3, "TEXT_EPOCHS": (8,), "TEXT_BATCH_SIZE": 16,
+        "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (8, 8, 12), "AUDIO_BATCH_SIZE": 16,
+        "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (10,), "VIDEO_BATCH_SIZE": 16,
+        "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0, "WARMUP_SHARE": 0.1,
+        "DROPOUT": 0.3}     # tiny models, synthetic corpus
+SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0, "JOBS": 2,
+           "TEXT_LEARNING_RATE": 5e-4, "TEXT_EPOCHS": (6,),
+           "AUDIO_LEARNING_RATE": 5e-4, "AUDIO_EPOCHS": (15, 15, 25), "AUDIO_BATCH_SIZE": 16,
+           "AUDIO_EVAL_BATCH_SIZE": 32, "DROPOUT": 0.3, "WARMUP_SHARE": 0.1}    # two CPU cores, from random
+                                    # weights: models that 01 wrote with --scratch
+SETTINGS = {}                       # filled by settings.run: what this run used
+# fmt: on
 
-# The paper's own numbers, as printed: loss, accuracy, run time in seconds. Tables 1-3 by model, Table 4 by modality.
-PAPER_CHOICE = {
-    "bert-base-uncased": (1.19, 0.68, 4.28),
-    "distilbert-base-uncased": (0.91, 0.65, 2.22),
-    "roberta-base": (1.48, 0.65, 4.32),
-    "wav2vec2-base": (0.95, 0.68, 90.60),
-    "hubert-base-ls960": (1.07, 0.625, 73.84),
-    "ast-finetuned-audioset-10-10-0.4593": (3.07, 0.61, None),
-    "videomae-base": (1.32, 0.38, 629.72),
-}
-PAPER_FOLDS = {
-    "bert-base-uncased": (1.27, 67.50, 3.75),
-    "wav2vec2-base": (1.41, 67.55, 81.46),
-    "videomae-base": (1.35, 33.22, 562.62),
-}
-TABLES = {"text": (1, "Text models"), "audio": (2, "Speech models"), "video": (3, "Video model")}
-SETTINGS = {}  # filled by settings.run: what this run used
+MEASURES = {"Accuracy": accuracy, "Mean recall": unweighted_recall}  # columns of the tables
+TABLES = {"text": ("1", "Text models"), "audio": ("2", "Speech models"), "video": ("3", "Video model")}
+CURVES = {"text": (2, 5, "text"), "audio": (3, 6, "speech"), "video": (4, 7, "video")}
 
 
-# ---- Models and their settings -------------------------------------------------------------
+# ---- Data ----------------------------------------------------------------------------------
+
+
+def modalities_of(manifest):
+    """MODALITIES of which the corpus has at least one labelled turn; prints how many it has."""
+    counts = {m: sum(has_modality(turn, m) for turn in manifest.labelled) for m in MODALITIES}
+    for modality, n in counts.items():
+        left_out = "" if n else ": left out"
+        print(f"  {modality:<9} {n:,} of {len(manifest.labelled):,} labelled turns{left_out}")
+    return [modality for modality, n in counts.items() if n]
 
 
 def models_of(modality):
@@ -196,444 +150,322 @@ def models_of(modality):
     return {"text": TEXT_MODELS, "audio": AUDIO_MODELS, "video": VIDEO_MODELS}[modality]
 
 
-def recipe_for(modality, model, seed):
-    """Sec. 3.2: learning rate, batch size and epochs of a model."""
-    rate, size, epochs = {
-        "text": (TEXT_LEARNING_RATE, TEXT_BATCH_SIZE, TEXT_EPOCHS),
-        "audio": (AUDIO_LEARNING_RATE, AUDIO_BATCH_SIZE, AUDIO_EPOCHS),
-        "video": (VIDEO_LEARNING_RATE, VIDEO_BATCH_SIZE, VIDEO_EPOCHS),
-    }[modality]
-    if len(epochs) != len(models_of(modality)):
+def chosen_models(modality):
+    """The models of a modality to cross-validate: one of CHOSEN_MODELS; if it is empty, all candidates."""
+    wanted = {short_name(name) for name in CHOSEN_MODELS}
+    named = [model for model in models_of(modality) if short_name(model) in wanted]
+    if CHOSEN_MODELS and not named:
         raise UserError(
-            f"{modality.upper()}_EPOCHS={epochs}: give one number for each of {modality.upper()}_MODELS"
+            f"CHOSEN_MODELS: names none of {', '.join(models_of(modality))} for {modality}; "
+            "add one, or leave it empty"
         )
-    names = [short_name(name) for name in models_of(modality)]
-    position = names.index(short_name(model)) if short_name(model) in names else 0
-    return Recipe(
-        learning_rate=rate,
-        batch_size=size,
-        epochs=epochs[position],
-        weight_decay=WEIGHT_DECAY,
-        schedule=SCHEDULE,
-        warmup_share=WARMUP_SHARE,
-        clip_norm=CLIP_NORM,
-        seed=seed,
-        workers=WORKERS,
-    )
+    return named[:1] or models_of(modality)
 
 
-def eval_batch_size(modality):
-    return {"text": TEXT_EVAL_BATCH_SIZE, "audio": AUDIO_EVAL_BATCH_SIZE, "video": VIDEO_EVAL_BATCH_SIZE}[
-        modality
-    ]
+def inputs_of(manifest, modality, model):
+    """The turns as the model reads them; media are decoded once."""
+    source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+    clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
+    return read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
 
 
-# ---- Data ----------------------------------------------------------------------------------
+# ---- Model ---------------------------------------------------------------------------------
 
 
-class Inputs:
-    """The labelled turns of a corpus as inputs of one checkpoint; decoded once, then cut into folds."""
+class EmotionClassifier(nn.Module):
+    """A pretrained transformer with "a fully connected layer and a softmax layer on top" (Sec. 3.2).
 
-    def __init__(self, accelerator, manifest, modality, model):
-        self.source = locate(model, checkpoints_folder(CHECKPOINTS, DATA_ROOT, manifest.corpus))
-        self.classes, self.modality = manifest.classes, modality
-        self.shape = input_shape(self.source, modality)
-        self.processor = load_processor(self.source, modality)
-        turns = [t for t in manifest.labelled if has_modality(t, modality)]
-        clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
-        with accelerator.main_process_first():
-            self.store, problems = cache_inputs(
-                manifest,
-                turns,
-                self.shape,
-                self.processor,
-                clipping,
-                Path(DATA_ROOT) / "cache" / manifest.corpus,
-                WORKERS,
-            )
-        self.usable = {t.utterance_id for t in turns} - {utterance_id for utterance_id, _ in problems}
-        self.identity = {
-            "manifest": manifest.fingerprint(),
-            "source": self.source,
-            "clipping": asdict(clipping),
-            "mirror": MIRROR_PROBABILITY,
-            "dropout": DROPOUT,
-            "classes": list(manifest.classes),
-        }
+    source  checkpoint: hub name or folder; n_classes: C
+    """
 
-    def of(self, turns, mirror=0.0):
-        """A dataset of those turns that have the modality."""
-        turns = [t for t in turns if t.utterance_id in self.usable]
-        return TurnInputs(turns, self.classes, self.shape, self.processor, self.store, mirror)
+    def __init__(self, source, modality, n_classes):
+        super().__init__()
+        self.encoder = TurnEncoder(load_backbone(source), modality)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.linear = nn.Linear(self.encoder.width, n_classes)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
 
-
-def modalities_of(manifest):
-    """MODALITIES of which the corpus has at least one labelled turn; prints how many it has."""
-    present = []
-    for modality in MODALITIES:
-        n = sum(has_modality(t, modality) for t in manifest.labelled)
-        print(
-            f"  {modality:<9} {n:,} of {len(manifest.labelled):,} labelled turns{'' if n else ': left out'}"
-        )
-        present += [modality] if n else []
-    return present
+    def forward(self, inputs):
+        """inputs: a batch of common/inputs.py. Returns logits (B, C); the softmax is in the loss."""
+        representation = self.encoder(inputs)  # (B, D): the CLS token or the mean over tokens
+        return self.linear(self.dropout(representation))
 
 
 # ---- Train and test ------------------------------------------------------------------------
 
 
-def cross_entropy(model, batch):
+def cross_entropy(classifier, batch):
     """Sum of the cross-entropy over the batch, and its size (Sec. 3.2)."""
-    _, logits = model(batch["inputs"])
-    return F.cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(logits)
+    logits = classifier(batch["inputs"]).float()
+    return F.cross_entropy(logits, batch["labels"], reduction="sum"), len(logits)
 
 
-def outputs(model, batch):
-    return {"logits": model(batch["inputs"])[1]}
+def outputs(classifier, batch):
+    return {"logits": classifier(batch["inputs"])}
 
 
-def figures(logits, labels, n_classes):
-    """Mean cross-entropy, accuracy and mean recall of the classes, as fractions."""
-    counts = confusion(labels, logits.argmax(1), n_classes)
-    loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels)).item()
+def figures(found, turns):
+    """Mean cross-entropy, accuracy and mean recall of the classes, as fractions; turns: the data set."""
+    counts = confusion(turns.labels, found["logits"].argmax(1), len(turns.classes))
+    loss = F.cross_entropy(torch.from_numpy(found["logits"]), torch.from_numpy(turns.labels)).item()
     return {"loss": loss, "accuracy": float(accuracy(counts)), "recall": float(unweighted_recall(counts))}
 
 
-def model_folder(corpus, modality, seed, fold, model):
-    """Where 03 finds the model of a fold; candidates of the choice stage lie apart, by name."""
-    folder = Path(DATA_ROOT) / "models" / corpus / modality / f"seed{seed}" / fold.name
-    return folder / short_name(model) if fold.name == "choice" else folder
+def settings_of(modality, model, seed):
+    """Sec. 3.2: how a model is trained (Recipe), and its batch size in evaluation."""
+    rate, size, eval_size, epochs = {
+        "text": (TEXT_LEARNING_RATE, TEXT_BATCH_SIZE, TEXT_EVAL_BATCH_SIZE, TEXT_EPOCHS),
+        "audio": (AUDIO_LEARNING_RATE, AUDIO_BATCH_SIZE, AUDIO_EVAL_BATCH_SIZE, AUDIO_EPOCHS),
+        "video": (VIDEO_LEARNING_RATE, VIDEO_BATCH_SIZE, VIDEO_EVAL_BATCH_SIZE, VIDEO_EPOCHS),
+    }[modality]
+    if not epochs:
+        raise UserError(f"{modality.upper()}_EPOCHS: give at least one number")
+    recipe = Recipe(
+        learning_rate=rate,
+        epochs=dict(zip(models_of(modality), epochs)).get(model, epochs[0]),
+        batch_size=size,
+        weight_decay=WEIGHT_DECAY,
+        schedule=SCHEDULE,
+        warmup_share=WARMUP_SHARE,
+        clip_norm=CLIP_NORM,
+        select_by="accuracy",
+        seed=seed,
+        workers=WORKERS,
+    )
+    return recipe, eval_size
 
 
-def train_and_test(accelerator, manifest, inputs, model, fold, seed):
-    """Fine-tune one model on one fold, choosing the epoch on fold.valid, and test it once.
+def model_folder(modality, model, fold, seed):
+    """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>."""
+    root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / modality
+    return root / f"seed{seed}" / fold.name / short_name(model)
 
-    Returns {"history", "test": loss, accuracy, recall, seconds, "ids", "logits"}; kept in test.json, so that a
-    second run does not train again.
+
+def fine_tune(inputs, modality, model, fold, seed):
+    """Train a model on fold.train, keep the epoch with the best accuracy on fold.valid, test it on fold.test.
+
+    inputs  TurnInputs of the whole corpus
+    Returns the outcome of train_and_test, which trains nothing twice.
     """
-    folder = model_folder(manifest.corpus, inputs.modality, seed, fold, model)
-    recipe = recipe_for(inputs.modality, model, seed)
-    parts = {
-        name: inputs.of(turns, MIRROR_PROBABILITY if name == "train" else 0.0)
-        for name, turns in (("train", fold.train), ("valid", fold.valid), ("test", fold.test))
-    }
+    accelerator = make_accelerator(PRECISION)
+    folder = model_folder(modality, model, fold, seed)
+    recipe, eval_batch_size = settings_of(modality, model, seed)
+    parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
+    data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {
-        **inputs.identity,
-        **{name: sorted(t.utterance_id for t in part.turns) for name, part in parts.items()},
+        **inputs.made_of,
+        "classes": list(inputs.classes),
+        "dropout": DROPOUT,
+        "mirror": MIRROR_PROBABILITY,
+        "turns": hash_of([part.ids for part in data.values()]),
     }
-    done = kept_outcome(folder, recipe, identity)
-    if done:
-        print(f"{short_name(model)} {fold.name} seed {seed}: already trained and tested")
-        return done
-    encoder = build_encoder(inputs.source, inputs.modality, len(manifest.classes), DROPOUT, seed)
 
-    def logits_of(part):
-        return predict(accelerator, encoder, outputs, part, eval_batch_size(inputs.modality), WORKERS)[
-            "logits"
-        ]
+    def make_model():
+        torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
+        return EmotionClassifier(inputs.source, modality, len(inputs.classes))
 
-    def evaluate(_):
-        return figures(logits_of(parts["valid"]), parts["valid"].labels, len(manifest.classes))
-
-    history = fit(
+    outcome = train_and_test(
         accelerator,
-        encoder,
+        make_model,
         cross_entropy,
-        parts["train"],
-        evaluate,
+        outputs,
+        data,
+        figures,
         recipe,
         folder,
         identity,
-        f"{short_name(model)[:16]} {fold.name} seed {seed}",
+        title=f"{short_name(model)[:16]} {fold.name} seed {seed}",
+        batch_size=eval_batch_size,
+        keep_weights=fold.name != "choice",
     )
-    started = time.monotonic()
-    logits = logits_of(parts["test"])
-    seconds = time.monotonic() - started
-    outcome = {
-        "history": history,
-        "ids": [t.utterance_id for t in parts["test"].turns],
-        "logits": logits.tolist(),
-        "test": {**figures(logits, parts["test"].labels, len(manifest.classes)), "seconds": seconds},
-    }
-    if accelerator.is_main_process:
-        keep_outcome(folder, outcome, encoder, inputs, fold, model)
-    accelerator.wait_for_everyone()
-    return outcome
-
-
-def keep_outcome(folder, outcome, encoder, inputs, fold, model):
-    """Write test.json and what 03 needs to load the model; a candidate's weights are not needed again."""
-    if fold.name == "choice":
-        best_weights(folder).unlink()
-    else:
-        speakers = {
-            f"{name}_speakers": sorted({t.speaker for t in getattr(fold, name)})
-            for name in ("train", "valid", "test")
+    if fold.name != "choice" and accelerator.is_main_process:
+        description = {
+            **identity,
+            "modality": modality,
+            "model": short_name(model),
+            "fold": fold.name,
+            **{f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()},
+            "select_on": SELECT_ON,
+            "validate_on": VALIDATE_ON,
         }
-        describe_encoder(
-            folder,
-            encoder,
-            inputs.processor,
-            {
-                "modality": inputs.modality,
-                "model": short_name(model),
-                "classes": list(inputs.classes),
-                "dropout": DROPOUT,
-                "fold": fold.name,
-                **speakers,
-                "select_on": SELECT_ON,
-                "validate_on": VALIDATE_ON,
-                "clipping": inputs.identity["clipping"],
-                "best_epoch": outcome["history"]["best_epoch"],
-            },
-        )
-    write_json(folder / "test.json", outcome)
+        save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
+    return outcome
 
 
 # ---- Stages --------------------------------------------------------------------------------
 
 
-def choose_models(accelerator, manifest, modalities):
-    """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5. Returns {modality: {model: [(seed, fold, outcome)]}}."""
-    fold = model_choice_split(manifest, N_GROUPS)
-    print("\nModel choice: Tables 1-3\n" + "\n".join(check_folds([fold], manifest, times_tested=None)))
-    found = {}
-    for modality in modalities:
-        found[modality] = {}
-        for model in models_of(modality):
-            inputs = Inputs(accelerator, manifest, modality, model)
-            found[modality][model] = [
-                (seed, fold, train_and_test(accelerator, manifest, inputs, model, fold, seed))
-                for seed in SEEDS
-            ]
-    return found
+@dataclass
+class Trained:
+    """A model that was fine-tuned and tested on a fold."""
+
+    modality: str
+    model: str
+    fold: splits.Fold
+    seed: int
+    outcome: dict  # of train_and_test
+
+    @property
+    def valid_accuracy(self):
+        return self.outcome["history"]["best"]
+
+    @property
+    def test(self):
+        return self.outcome["tests"]["test"]
 
 
-def chosen_models(modalities, candidates):
-    """The model of each modality that goes on: CHOSEN_MODELS, or the best on the validation speakers."""
-    chosen = {}
-    for modality in modalities:
-        named = [m for m in CHOSEN_MODELS if short_name(m) in {short_name(x) for x in models_of(modality)}]
-        if named:
-            chosen[modality] = named[0]
-        elif CHOSEN_MODELS:
-            raise UserError(
-                f"CHOSEN_MODELS: names none of {', '.join(models_of(modality))} for {modality}; "
-                "add one, or leave it empty"
-            )
-        elif candidates:
-            chosen[modality] = max(
-                candidates[modality], key=lambda m: validation_accuracy(candidates[modality][m])
-            )
-        else:
-            raise UserError(
-                "CHOSEN_MODELS is empty and STAGES lacks choice: name the models or add the stage"
-            )
-    return chosen
+def train_all(inputs, models, folds, jobs):
+    """Every model {modality: models} with every seed on every fold; a list of Trained."""
+    tasks = [
+        (inputs[modality, model], modality, model, fold, seed)
+        for modality, names in models.items()
+        for model in names
+        for seed in SEEDS
+        for fold in folds
+    ]
+    outcomes = side_by_side(fine_tune, tasks, jobs)
+    return [Trained(*task[1:], outcome) for task, outcome in zip(tasks, outcomes)]
 
 
-def validation_accuracy(runs):
-    return float(np.mean([outcome["history"]["best"] for _, _, outcome in runs]))
+def compare_candidates(manifest, inputs, modalities, jobs):
+    """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5."""
+    fold = splits.model_choice_split(manifest, N_GROUPS)
+    print("\nModel choice: Tables 1-3")
+    print("\n".join(splits.check_folds([fold], manifest, times_tested=None)))
+    return train_all(inputs, {m: models_of(m) for m in modalities}, [fold], jobs)
 
 
-def cross_validate(accelerator, manifest, chosen, folds):
-    """Sec. 3.3: one model per fold of each chosen one. Returns {modality: [(seed, fold, outcome)]}."""
-    found = {}
-    for modality, model in chosen.items():
-        inputs = Inputs(accelerator, manifest, modality, model)
-        found[modality] = [
-            (seed, fold, train_and_test(accelerator, manifest, inputs, model, fold, seed))
-            for seed in SEEDS
-            for fold in folds
-        ]
-    return found
+def cross_validate(inputs, models, folds, jobs):
+    """Sec. 3.3: one model per fold. Of several candidates a fold takes the best on its validation part."""
+    best = {}
+    for trained in train_all(inputs, models, folds, jobs):
+        key = trained.modality, trained.seed, trained.fold.name
+        if key not in best or trained.valid_accuracy > best[key].valid_accuracy:
+            best[key] = trained
+    for t in best.values():
+        folder = model_folder(t.modality, t.model, t.fold, t.seed).parent
+        write_json(folder / "chosen.json", {"model": short_name(t.model)})  # for 03
+    return list(best.values())
 
 
 # ---- Tables and figures --------------------------------------------------------------------
 
 
 class Pooled:
-    """Predictions of some runs pooled over folds, in the order of the labelled turns."""
+    """Predictions of models of one kind pooled over folds, in the order of the labelled turns."""
 
-    def __init__(self, manifest, runs):
-        self.turns, self.classes = manifest.labelled, manifest.classes
+    def __init__(self, manifest, trained):
+        self.turns = manifest.labelled
         row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.y_true = np.array([manifest.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.y_pred = np.full((len(SEEDS), len(self.turns)), -1)  # -1 = not tested
         self.runs = {}
-        for seed, fold, outcome in runs:
-            tested = np.array([row[utterance_id] for utterance_id in outcome["ids"]])
-            self.y_pred[SEEDS.index(seed), tested] = np.argmax(outcome["logits"], axis=1)
-            self.runs[seed, fold.name] = (slice(SEEDS.index(seed), SEEDS.index(seed) + 1), tested)
-        self.tested = self.y_true[(self.y_pred >= 0).all(0)]
-
-    def score(self, row, column, metric, paper, fraction):
-        """A cell with its speaker-clustered interval: in %, or as a fraction where the paper prints one."""
-        cell = score_cell(
-            row, column, metric, self.y_true, self.y_pred, self.speakers, self.runs, N_RESAMPLES, paper
-        )
-        return as_fraction(cell) if fraction else cell
+        for t in trained:
+            seed, tested = SEEDS.index(t.seed), np.array([row[i] for i in t.test["ids"]])
+            self.y_pred[seed, tested] = np.argmax(t.test["outputs"]["logits"], axis=1)
+            self.runs[t.seed, t.fold.name] = (slice(seed, seed + 1), tested)
+        tested = self.y_true[(self.y_pred >= 0).all(0)]
+        self.n = len(tested)
+        self.chance = [100 * level for level in chance(tested, len(manifest.classes))]  # of MEASURES
 
 
-def as_fraction(cell):
-    """A cell in % with its values divided by 100."""
-    return replace(
-        cell,
-        values=[v / 100 for v in cell.values],
-        low=cell.low / 100,
-        high=cell.high / 100,
-        unit="",
-        digits=3,
-    )
+def row_cells(manifest, number, row, trained):
+    """A row of Table `number`: the paper's three columns, and ours."""
+    pool, printed = Pooled(manifest, trained), printed_figures(manifest, number, row)
 
+    def cell(column, values, unit, n=pool.n):
+        return Cell(row, column, values, list(pool.runs), printed.get(column), unit=unit, n=n)
 
-def table_rows(manifest, row, runs, paper, fraction):
-    """The cells of one model: the paper's three columns, then mean recall and training time."""
-    pool = Pooled(manifest, runs)
-    loss, hits, seconds = paper if manifest.corpus.endswith("iemocap") and paper else (None, None, None)
-
-    def cell(column, values, unit, printed=None):
-        return Cell(row, column, values, list(pool.runs), printed, unit=unit, n=len(pool.tested))
-
-    outcomes = [outcome for _, _, outcome in runs]
+    data = pool.y_true, pool.y_pred, pool.speakers, pool.runs, N_RESAMPLES
     return [
-        cell("Loss", [o["test"]["loss"] for o in outcomes], "", loss),
-        pool.score(row, "Accuracy", accuracy, hits, fraction),
-        cell("Runtime", [o["test"]["seconds"] for o in outcomes], "s", seconds),
-        pool.score(row, "Mean recall", unweighted_recall, None, fraction),
-        cell("Training", [o["history"]["seconds"] for o in outcomes], "s"),
+        cell("Loss", [t.test["figures"]["loss"] for t in trained], ""),
+        *score_cells(row, MEASURES, *data, paper=printed),
+        cell("Runtime", [t.outcome["test_seconds"] for t in trained], "s"),
+        cell("Validation accuracy", [100 * t.valid_accuracy for t in trained], "%", None),
+        cell("Training", [t.outcome["history"]["seconds"] for t in trained], "s"),
     ]
 
 
-def chance_row(manifest, runs, fraction):
-    """The scores of always answering the most frequent class, on the same turns."""
-    pool, row = Pooled(manifest, runs), "always the most frequent class"
-    majority, uniform = chance(pool.tested, len(manifest.classes))
-    scale, unit, digits = (1, "", 3) if fraction else (100, "%", 2)
-    return [
-        Cell(row, "Accuracy", [majority * scale], n=len(pool.tested), unit=unit, digits=digits),
-        Cell(row, "Mean recall", [uniform * scale], n=len(pool.tested), unit=unit, digits=digits),
-    ]
+def printed_figures(manifest, number, row):
+    """The paper's numbers {column: value} for a row of Table `number`; in %, where it prints fractions."""
+    if manifest.corpus != "iemocap":
+        return {}
+    found = paper_figures(Path(__file__).parent / "common" / "babaali" / "paper.csv")
+    printed = {column: value for (*where, column), value in found.items() if where == [number, row]}
+    if number in "123" and printed:
+        printed["Accuracy"] *= 100
+    return printed
 
 
-def column_note():
-    """What the columns of Tables 1-4 are."""
-    return (
-        "Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives no unit or "
-        "hardware; read as transformers' eval_runtime). Training: seconds for all epochs."
+def write_table(run, manifest, number, title, rows, note="", protocol=None):
+    """Table `number` of rows {name: list of Trained}, with a row for chance."""
+    cells = [cell for row, trained in rows.items() for cell in row_cells(manifest, number, row, trained)]
+    pool = Pooled(manifest, next(iter(rows.values())))
+    for column, level in zip(MEASURES, pool.chance):
+        cells.append(Cell("always the most frequent class", column, [level], n=pool.n))
+    columns = (
+        "Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives "
+        "no unit or hardware; read as transformers' eval_runtime). Training: seconds for all epochs. "
     )
+    run.table(f"babaali_table_{number}", f"Table {number}. {title}", cells, columns + note, protocol)
 
 
-def write_choice_tables(run, manifest, candidates, chosen):
+def write_choice_tables(run, manifest, compared, chosen):
     """Tables 1-3."""
-    for modality, models in candidates.items():
+    for modality, models in chosen.items():
         number, title = TABLES[modality]
-        cells = []
-        for model, runs in models.items():
-            cells += table_rows(
-                manifest, short_name(model), runs, PAPER_CHOICE.get(short_name(model)), fraction=True
-            )
-            cells.append(
-                Cell(
-                    short_name(model),
-                    "Validation accuracy",
-                    [o["history"]["best"] for _, _, o in runs],
-                    [(s, f.name) for s, f, _ in runs],
-                    unit="",
-                    digits=3,
-                )
-            )
-        cells += chance_row(manifest, next(iter(models.values())), fraction=True)
-        note = column_note() + (
-            " The interval resamples the speakers of one test group only (two in IEMOCAP), so it says "
-            f"little. Goes on to the folds: {short_name(chosen[modality])}."
+        rows = {short_name(m): [t for t in compared if t.model == m] for m in models_of(modality)}
+        note = (
+            "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little. "
+            f"To be cross-validated: {row_name(modality, models)}."
         )
-        run.table(
-            f"babaali_table_{number}",
-            f"Table {number}. {title}",
-            cells,
-            note,
-            choice_protocol_text(manifest, N_GROUPS),
-        )
+        protocol = splits.choice_protocol_text(manifest, N_GROUPS)
+        write_table(run, manifest, number, title, rows, note, protocol)
 
 
-def write_fold_results(run, manifest, results, chosen, protocol):
-    """Table 4 and Figures 2-7."""
-    cells = []
-    for modality, runs in results.items():
-        name = short_name(chosen[modality])
-        cells += table_rows(manifest, name, runs, PAPER_FOLDS.get(name), fraction=False)
-    cells += chance_row(manifest, next(iter(results.values())), fraction=False)
-    run.table("babaali_table_4", "Table 4. Uni-modal performance", cells, column_note())
-    for modality, runs in results.items():
-        for path in learning_figures(
-            run.folder, manifest, modality, runs, short_name(chosen[modality]), protocol
-        ):
-            run.figure([path])
+def row_name(modality, models):
+    """What the cross-validated models of a modality are called."""
+    return short_name(models[0]) if len(models) == 1 else f"best {modality} model of each fold"
 
 
-def learning_figures(folder, manifest, modality, runs, model, protocol):
-    """Figures 2-4 (loss) and 5-7 (accuracy) of one modality: a curve per fold, over steps; of the first seed."""
-    position, what = {"text": (0, "text"), "audio": (1, "speech"), "video": (2, "video")}[modality]
-    logs = {fold.name: outcome["history"]["log"] for seed, fold, outcome in runs if seed == SEEDS[0]}
-    n_valid = sum(len(fold.valid) for seed, fold, _ in runs if seed == SEEDS[0])
+def write_fold_results(run, manifest, tested, chosen):
+    """Table 4, Figures 2-7 and predictions.csv."""
+    rows = {row_name(m, models): [t for t in tested if t.modality == m] for m, models in chosen.items()}
+    write_table(run, manifest, "4", "Uni-modal performance", rows)
+    predictions = []
+    for modality, (name, trained) in zip(chosen, rows.items()):
+        draw_curves(run, manifest, modality, name, [t for t in trained if t.seed == SEEDS[0]])
+        pool = Pooled(manifest, trained)
+        predictions += prediction_rows(pool.turns, manifest.classes, pool.runs, {name: pool.y_pred})
+    run.predictions(predictions)
+
+
+def draw_curves(run, manifest, modality, name, trained):
+    """Figures 2-4 (loss) and 5-7 (accuracy) of one modality over training steps: a curve per fold."""
+    loss_figure, accuracy_figure, what = CURVES[modality]
     caption = (
-        f"{model} on {manifest.corpus}, {what}; {protocol}; seed {SEEDS[0]}. "
-        f"Validation curves: n = {n_valid:,} turns over all folds; training loss: mean of the epoch, with dropout."
+        f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: "
+        f"n = {sum(len(t.fold.valid) for t in trained):,} turns over all folds; training loss: mean of the "
+        "epoch, with dropout."
     )
-    level = chance([manifest.classes.index(t.label) for t in manifest.labelled], len(manifest.classes))[0]
-
-    def curve(log, key, scale):
-        return [entry["step"] for entry in log], [scale * entry[key] for entry in log]
-
-    losses = {
-        name: {"train": curve(log, "train_loss", 1), "valid": curve(log, "valid_loss", 1)}
-        for name, log in logs.items()
-    }
-    hits = {name: {"valid": curve(log, "valid_accuracy", 100)} for name, log in logs.items()}
-    return [
-        *save(
-            learning_curves(losses, "training step", "cross-entropy"),
-            folder,
-            f"babaali_fig_{2 + position}_{what}_loss",
-            f"Figure {2 + position}. {caption}",
-        ),
-        *save(
-            learning_curves(hits, "training step", "accuracy (%)", 100 * level),
-            folder,
-            f"babaali_fig_{5 + position}_{what}_accuracy",
-            f"Figure {5 + position}. {caption}",
-        ),
-    ]
-
-
-def write_predictions(run, manifest, results, chosen):
-    """predictions.csv: every tested turn of every modality, fold and seed."""
-    rows = []
-    for modality, runs in results.items():
-        pool = Pooled(manifest, runs)
-        rows += prediction_rows(
-            pool.turns, pool.classes, pool.runs, {short_name(chosen[modality]): pool.y_pred}
-        )
-    run.predictions(rows)
-
-
-def write_results(run, manifest, candidates, results, chosen, protocol):
-    """All tables, figures and logs of the stages that ran."""
-    everything = [
-        (model, *found) for models in candidates.values() for model, runs in models.items() for found in runs
-    ]
-    everything += [(chosen[modality], *found) for modality, runs in results.items() for found in runs]
-    for model, seed, fold, outcome in everything:
-        for entry in outcome["history"]["log"]:
-            run.log({"event": "epoch", "model": short_name(model), "fold": fold.name, "seed": seed, **entry})
-    if candidates:
-        write_choice_tables(run, manifest, candidates, chosen)
-    if results:
-        write_fold_results(run, manifest, results, chosen, protocol)
-        write_predictions(run, manifest, results, chosen)
-    run.finish()
+    losses, hits = {}, {}
+    for t in trained:
+        log = t.outcome["history"]["log"]
+        steps = [epoch["step"] for epoch in log]
+        losses[t.fold.name] = {
+            "train": (steps, [epoch["train_loss"] for epoch in log]),
+            "valid": (steps, [epoch["valid_loss"] for epoch in log]),
+        }
+        hits[t.fold.name] = {"valid": (steps, [100 * epoch["valid_accuracy"] for epoch in log])}
+    level = Pooled(manifest, trained).chance[0]
+    for number, measure, drawn in (
+        (loss_figure, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
+        (accuracy_figure, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
+    ):
+        stem = f"babaali_fig_{number}_{what}_{measure}"
+        run.figure(plots.save(drawn, run.folder, stem, f"Figure {number}. {caption}"))
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -642,26 +474,37 @@ def write_results(run, manifest, candidates, results, chosen, protocol):
 def main():
     manifest = read_manifest(DATA_ROOT, CORPUS)
     accelerator = make_accelerator(PRECISION)
-    folds = make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
-    protocol = protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
-    run = (
-        start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
-        if accelerator.is_main_process
-        else None
-    )
-    modalities = modalities_of(manifest)
-    chosen = chosen_models(modalities, {}) if CHOSEN_MODELS else {}
-    candidates = choose_models(accelerator, manifest, modalities) if "choice" in STAGES else {}
-    chosen = chosen or chosen_models(modalities, candidates)
-    print("\nGoing on with " + ", ".join(short_name(model) for model in chosen.values()))
-    results = {}
-    if "folds" in STAGES:
-        print("\n".join(check_folds(folds, manifest)))
-        results = cross_validate(accelerator, manifest, chosen, folds)
-        if OUT_OF_FOLD and len(folds) > 1:
-            cross_validate(accelerator, manifest, chosen, leave_two_out(manifest, N_GROUPS, 0))
+    jobs = JOBS if accelerator.num_processes == 1 else 1
+    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
+    protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     if accelerator.is_main_process:
-        write_results(run, manifest, candidates, results, chosen, protocol)
+        run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
+
+    modalities = modalities_of(manifest)
+    chosen = {m: chosen_models(m) for m in modalities}
+    needed = [(m, model) for m in modalities for model in (models_of(m) if "choice" in STAGES else chosen[m])]
+    with accelerator.main_process_first():
+        inputs = {(m, model): inputs_of(manifest, m, model) for m, model in needed}
+
+    compared, tested = [], []
+    if "choice" in STAGES:  # Tables 1-3
+        compared = compare_candidates(manifest, inputs, modalities, jobs)
+    if "folds" in STAGES:  # Table 4, Figures 2-7
+        print("\nCross-validation: Table 4\n" + "\n".join(splits.check_folds(folds, manifest)))
+        tested = cross_validate(inputs, chosen, folds, jobs)
+        if OUT_OF_FOLD and len(folds) > 1:
+            cross_validate(inputs, chosen, splits.leave_two_out(manifest, N_GROUPS, 0), jobs)
+
+    if accelerator.is_main_process:
+        if compared:
+            write_choice_tables(run, manifest, compared, chosen)
+        if tested:
+            write_fold_results(run, manifest, tested, chosen)
+        for t in compared + tested:
+            for entry in t.outcome["history"]["log"]:
+                about = {"model": short_name(t.model), "fold": t.fold.name, "seed": t.seed}
+                run.log({"event": "epoch", **about, **entry})
+        run.finish()
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """Extract the representations and logits of every turn with the fine-tuned models of every fold.
 
-Paper: B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using Pretrained
-Transformers", Section 3.3: "the data passes through these transformers and the representations are saved to be
-fused". Early fusion takes the representation before the classification layer (768 numbers for the base models), late
-fusion the output of that layer.
+Paper: B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
+Pretrained Transformers", Section 3.3: "the data passes through these transformers and the representations are
+saved to be fused". Early fusion takes the representation before the classification layer (768 numbers for the
+base models), late fusion the output of that layer.
 
     python 03_extract_features.py                           # after 02_finetune_unimodal.py
     python 03_extract_features.py --demo                    # 30 s on 2 CPU cores
 
-Writes a feature store per fold, which 04 reads and anything else can (common/store.py says how it lies on disk):
+Writes a feature store per fold, for 04 and whatever else (common/store.py says how it lies on disk):
     <DATA_ROOT>/features/<corpus>/<modality>/seed<k>/<fold>/
-        index.csv     utterance_id,start,rows; line i belongs to row i of the arrays
+        index.csv     the utterances, in the order of the arrays' rows
         features.npy  (N, D) float32, the representation before the classification layer
         logits.npy    (N, C) float32, the output of that layer, before the softmax
+        hidden.npy    (tokens, L, D) float16, all layers, only with HIDDEN_STATES
         meta.json     the model, the speakers it was trained, validated and tested on, the class names
-    .../<fold>/hidden/hidden.npy  (tokens, L, D) float16, all layers, only with HIDDEN_STATES
-and results/03_extract_features/<corpus>/metrics.json with counts and speed. All turns that have the modality are
-extracted, not only the labelled ones. A killed run goes on where it stopped; what is there and matches is skipped.
+and results/03_extract_features/<corpus>/metrics.json. Turns that have the modality are extracted, labelled or
+not. A killed run resumes; what is there and matches is skipped.
 
 DEVIATIONS none known; the paper says no more than the sentence above.
 """
@@ -26,184 +26,144 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
-import hashlib
-import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from common.encoders import count_tokens, input_shape, load_encoder
+from common.encoders import count_tokens, load_finetuned
 from common.errors import UserError
+from common.extraction import Extraction, extract
 from common.files import read_json
-from common.inputs import Clipping, TurnInputs, cache_inputs, has_modality
+from common.inputs import Clipping, read_inputs
 from common.manifest import read_manifest
 from common.results import start_run
-from common.store import StoreWriter
-from common.training import best_weights, make_accelerator, predict_batches
+from common.training import forward_batch, make_accelerator, to_device
 
-# ---- Constants to tweak --------------------------------------------------------------------
-DATA_ROOT = "data"  # folder of corpora, models, features
-RESULTS_ROOT = "results"  # metrics.json goes to <RESULTS_ROOT>/<script>/<corpus>/
-CORPUS = "iemocap"  # as given to 02
-SEEDS = (0, 1, 2)  # those of 02's models to use. Not in the paper
-MODALITIES = ("text", "audio", "video")  # those without fine-tuned models are left out, and said so
-HIDDEN_STATES = False  # also store all hidden layers, float16: some GB per modality and fold at full size.
-# Not in the paper
-BATCH_SIZE = 32  # turns per forward pass; changes the speed, not the result
-PRECISION = "no"  # "no" (fp32), "bf16", "fp16", "auto"; features are stored as float32 all the same
-WORKERS = 4  # processes that prepare batches, 0 = none; as many decode once, 0 = one per core
-TOLERANCE = 0.01  # share of test turns whose decision may differ from 02's (bf16 there, fp32 here)
+# fmt: off
+# ---- Roots ---------------------------------------------------------------------------------
+DATA_ROOT = "data"                  # folder of corpora, models, features
+RESULTS_ROOT = "results"            # metrics.json goes to <RESULTS_ROOT>/<script>/<corpus>/
 
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}  # the models of 02 --demo
-SCRATCH = {"SEEDS": (0,), "WORKERS": 0}  # the models of 02 --scratch
-SETTINGS = {}  # filled by settings.run: what this run used
+# ---- Corpus and protocol -------------------------------------------------------------------
+CORPUS = "iemocap"                  # as given to 02
+SEEDS = (0, 1, 2)                   # those of 02's models to use. Not in the paper
+MODALITIES = ("text", "audio", "video")     # those without fine-tuned models are left out, and said so
 
+# ---- Beyond the paper ----------------------------------------------------------------------
+HIDDEN_STATES = False               # also store all hidden layers, some GB per modality and fold at full size
+TOLERANCE = 0.01                    # share of test turns that may be decided otherwise than by 02 (in bf16)
 
-# ---- Which models --------------------------------------------------------------------------
+# ---- Machine -------------------------------------------------------------------------------
+EVAL_BATCH_SIZE = 32                # turns per forward pass; changes the speed, not the result
+PRECISION = "no"                    # "no" (fp32), "bf16", "fp16", "auto"; stored as float32 all the same
+WORKERS = 4                         # threads that decode and read ahead, 0 = none
+
+# ---- Presets -------------------------------------------------------------------------------
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}      # the models of 02 --demo
+SCRATCH = {"SEEDS": (0,), "WORKERS": 0}     # the models of 02 --scratch
+SETTINGS = {}                       # filled by settings.run: what this run used
+# fmt: on
 
 
 def model_folders(corpus, modality):
-    """The fine-tuned models of a modality that 02 finished, in the order of seed and fold."""
+    """The model that 02 chose for each seed and fold."""
     root = Path(DATA_ROOT) / "models" / corpus / modality
-    folders = [
-        path.parent for seed in SEEDS for path in sorted((root / f"seed{seed}").glob("*/encoder.json"))
-    ]
-    return [folder for folder in folders if (folder / "test.json").exists()]
-
-
-def store_folder(model_folder):
-    """The feature store that belongs to a model: the same path below features/ instead of models/."""
-    return Path(DATA_ROOT) / "features" / model_folder.relative_to(Path(DATA_ROOT) / "models")
-
-
-# ---- Extraction ----------------------------------------------------------------------------
+    notes = [path for seed in SEEDS for path in sorted(root.glob(f"seed{seed}/*/chosen.json"))]
+    return [path.parent / read_json(path)["model"] for path in notes]
 
 
 def represent(model, batch):
-    """Representation (B, D) and logits (B, C) of a batch."""
-    features, logits = model(batch["inputs"])
-    return {"features": features, "logits": logits}
+    """Representation (B, D) and logits (B, C) of a batch; all hidden layers (B, S, L, D) if asked for."""
+    encoder, linear = model
+    output = encoder.backbone(**batch["inputs"], output_hidden_states=HIDDEN_STATES)
+    features = encoder.pool(output, batch["inputs"])
+    if not HIDDEN_STATES:
+        return {"features": features, "logits": linear(features)}
+    hidden = torch.stack(output.hidden_states, dim=2)
+    counts = count_tokens(encoder.backbone, encoder.modality, hidden.shape[1], batch["inputs"])
+    return {"features": features, "logits": linear(features), "hidden": hidden, "tokens": counts}
 
 
-def represent_all_layers(model, batch):
-    """As `represent`, with all hidden layers (B, S, L, D) and the number of valid tokens (B,)."""
-    features, logits, hidden = model(batch["inputs"], hidden_states=True)
-    return {
-        "features": features,
-        "logits": logits,
-        "hidden": hidden,
-        "tokens": count_tokens(model.backbone, model.modality, hidden.shape[1], batch["inputs"]),
-    }
+def as_rows(found):
+    """(arrays, rows of each turn) for the store; of hidden layers only the tokens that are not padding."""
+    if "hidden" not in found:
+        return found, None
+    counts = found.pop("tokens").astype(int).tolist()
+    tokens = [layers[:n] for layers, n in zip(found["hidden"], counts)]
+    ones = [1] * len(counts)
+    arrays = {**found, "hidden": np.concatenate(tokens).astype(np.float16)}  # (tokens, L, D)
+    return arrays, {"features": ones, "logits": ones, "hidden": counts}
 
 
-def extract(accelerator, manifest, folder):
-    """Write the feature store of one model, or what is missing of it. Returns (store, turns written, seconds)."""
-    encoder, processor, description = load_encoder(folder)
-    encoder.to(accelerator.device)
-    modality = description["modality"]
-    turns = [t for t in manifest.turns if has_modality(t, modality)]
-    shape = input_shape(str(folder), modality)
-    cache, problems = cache_inputs(
-        manifest,
-        turns,
-        shape,
-        processor,
-        Clipping(**description["clipping"]),
-        Path(DATA_ROOT) / "cache" / manifest.corpus,
-        WORKERS,
+def extract_features(accelerator, manifest, folder):
+    """The Store of the features and logits of all turns by the model in `folder`."""
+    encoder, linear, description = load_finetuned(folder)
+    if description["manifest"] != manifest.fingerprint():
+        raise UserError(f"{folder}: trained on another manifest.csv; run 02_finetune_unimodal.py again")
+    model = encoder.to(accelerator.device), linear.to(accelerator.device)
+    modality, clipping = description["modality"], Clipping(**description["clipping"])
+    inputs = read_inputs(manifest, modality, str(folder), clipping, DATA_ROOT, WORKERS)
+
+    def compute(turns):
+        batch = to_device(inputs.collate(turns), accelerator.device)
+        return as_rows(forward_batch(accelerator, model, represent, batch))
+
+    # By length, so that little is padding; turns of one length in random order: in that of the corpus, which
+    # often goes by label, a classifier could read the label off the rounding of a batch.
+    order = np.random.default_rng(0).permutation(len(inputs))
+    order = order[np.argsort(np.array(inputs.lengths)[order], kind="stable")]
+    middle, _ = compute([inputs[order[len(order) // 2], None]])
+    return extract(
+        items={inputs.ids[i]: i for i in order},
+        read=lambda i: inputs[i, None],
+        compute=compute,
+        folder=store_folder(folder),
+        identity={**description, **inputs.made_of, "precision": PRECISION, "hidden_states": HIDDEN_STATES},
+        how=Extraction(EVAL_BATCH_SIZE, WORKERS),
+        what=f"{modality} features",
+        need_bytes=len(order) * sum(array.nbytes for array in middle.values()),
     )
-    bad = {utterance_id for utterance_id, _ in problems}
-    turns = [t for t in turns if t.utterance_id not in bad]
-    inputs = TurnInputs(turns, manifest.classes, shape, processor, cache)
-    meta = {**description, "weights": fingerprint(best_weights(folder)), "precision": PRECISION}
-    writer = StoreWriter(store_folder(folder), meta)
-    hidden = StoreWriter(store_folder(folder) / "hidden", meta) if HIDDEN_STATES else None
-    done = {
-        i
-        for i, t in enumerate(turns)
-        if t.utterance_id in writer.done and (hidden is None or t.utterance_id in hidden.done)
-    }
-    started = time.monotonic()
-    forward = represent_all_layers if HIDDEN_STATES else represent
-    for indices, found in predict_batches(
-        accelerator, encoder, forward, inputs, BATCH_SIZE, WORKERS, skip=done
-    ):
-        write_batch(writer, hidden, [turns[i].utterance_id for i in indices], found)
-    if hidden:
-        hidden.finish()
-    return writer.finish(), len(turns) - len(done), time.monotonic() - started
 
 
-def write_batch(writer, hidden, ids, found):
-    """Append one batch; the turns of it that a killed run had already written to one of the stores are left out."""
-    new = [k for k, i in enumerate(ids) if i not in writer.done]
-    if new:
-        writer.add([ids[k] for k in new], {name: found[name][new] for name in ("features", "logits")})
-    new = [k for k, i in enumerate(ids) if hidden and i not in hidden.done]
-    if new:
-        counts = [int(found["tokens"][k]) for k in new]
-        rows = np.concatenate([found["hidden"][k, :n] for k, n in zip(new, counts)])  # (tokens, L, D)
-        hidden.add([ids[k] for k in new], {"hidden": rows.astype(np.float16)}, counts)
-
-
-def fingerprint(path):
-    """First 16 hex digits of a file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+def store_folder(model_folder):
+    """The feature store of a fold: the same path below features/ as that of its models below models/."""
+    return Path(DATA_ROOT) / "features" / model_folder.parent.relative_to(Path(DATA_ROOT) / "models")
 
 
 def compare_with_02(store, folder):
-    """Share of the test turns that the stored logits decide otherwise than 02's did; UserError beyond TOLERANCE."""
-    outcome = read_json(folder / "test.json")
-    row = {utterance_id: i for i, utterance_id in enumerate(store.ids)}
-    here = store["logits"][[row[i] for i in outcome["ids"]]].argmax(1)
-    differ = float(np.mean(here != np.argmax(outcome["logits"], axis=1)))
+    """Share of the test turns that are decided otherwise than by 02; UserError beyond TOLERANCE."""
+    test = read_json(folder / "test.json")["tests"]["test"]
+    here = store["logits"][[store.row_of(i) for i in test["ids"]]].argmax(1)
+    differ = float(np.mean(here != np.argmax(test["outputs"]["logits"], axis=1)))
     if differ > TOLERANCE:
         raise UserError(
-            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; run 02 and 03 again, "
+            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; run both again, "
             "or raise TOLERANCE if the precisions differ"
         )
     return differ
-
-
-# ---- Main ----------------------------------------------------------------------------------
 
 
 def main():
     manifest = read_manifest(DATA_ROOT, CORPUS)
     accelerator = make_accelerator(PRECISION)
     if accelerator.num_processes > 1:
-        raise UserError(
-            "03_extract_features.py: a store has one writer; start it with python, not accelerate launch"
-        )
-    run = start_run(
-        __file__, SETTINGS, manifest, "features of the models of 02, every turn", accelerator.device
-    )
-    speeds = {}
+        raise UserError("a store has one writer; start 03 with python, not accelerate launch")
+    protocol = "features of the models of 02, every turn"
+    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
+    stores = {}
     for modality in MODALITIES:
         folders = model_folders(manifest.corpus, modality)
         if not folders:
             print(f"  {modality}: no fine-tuned models of seeds {', '.join(map(str, SEEDS))}; left out")
         for folder in folders:
-            store, n_new, seconds = extract(accelerator, manifest, folder)
-            differ = compare_with_02(store, folder)
-            speed = f"{n_new / seconds:7.1f} turns/s" if n_new else "already there"
-            print(
-                f"{modality:<6} {folder.parent.name} {folder.name:<8} {len(store.ids):6,} turns x {store['features'].shape[1]}"
-                f"  {speed}   test decisions as in 02: {1 - differ:.2%}",
-                flush=True,
-            )
-            speeds[f"{modality}/{folder.parent.name}/{folder.name}"] = {
-                "turns": len(store.ids),
-                "new": n_new,
-                "seconds": round(seconds, 2),
-                "differ_from_02": differ,
-            }
-    if not speeds:
-        raise UserError(
-            f"{DATA_ROOT}/models/{manifest.corpus}: no fine-tuned models; run 02_finetune_unimodal.py first"
-        )
-    run.finish(stores=speeds)
+            store = extract_features(accelerator, manifest, folder)
+            differ, width = compare_with_02(store, folder), store["features"].shape[1]
+            print(f"  {len(store):,} turns x {width}; test decisions as in 02: {1 - differ:.2%}", flush=True)
+            stores[str(folder)] = {"turns": len(store), "width": width, "differ_from_02": differ}
+    if not stores:
+        raise UserError(f"{DATA_ROOT}/models/{manifest.corpus}: empty; run 02_finetune_unimodal.py first")
+    run.finish(stores=stores)
 
 
 if __name__ == "__main__":

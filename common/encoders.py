@@ -1,8 +1,7 @@
-"""Pretrained transformers, and utterance encoders made of them: one vector of D numbers per turn, a linear layer on it.
+"""Pretrained transformers as encoders: one vector of D numbers per turn, the same in every batch.
 
-"These models are fine-tuned by adding a fully connected layer and a softmax layer on top of each of them"
-(Babaali & Shayaninasab, Sec. 3.2). What is said once here, for whoever loads a pretrained model: how token outputs
-become one vector, and that padding never changes a result. common/inputs.py makes the inputs.
+Said once here, for whoever loads a pretrained model: where it comes from, how its tokens become one vector,
+and that padding never changes a result. common/inputs.py makes the inputs.
 
 B batch, T time steps, S tokens, D feature, C classes.
 """
@@ -18,7 +17,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, A
 from transformers.utils.logging import disable_progress_bar
 
 from common.errors import UserError
-from common.files import read_json, write_json
+from common.files import file_hash, hash_of, read_json, write_json
 from common.training import best_weights
 
 disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
@@ -26,33 +25,27 @@ disable_progress_bar()  # a bar per loaded checkpoint would drown the training l
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
-SPECTROGRAM = (
-    "audio-spectrogram-transformer"  # the audio architecture that takes a spectrogram of fixed length
-)
+WEIGHTS = (".safetensors", ".bin")  # endings of files of weights
+RATE_HZ = 16000  # of every checkpoint used here
+SHORTEST_S = 0.4  # of a waveform: SpecAugment's spans of 10 frames must fit in
+SPECTROGRAM = "audio-spectrogram-transformer"  # the audio architecture that takes spectrograms of one length
 
 
-def checkpoints_folder(checkpoints, data_root, corpus):
-    """What the constant CHECKPOINTS means to `locate`: "" for "hub", else the folder of one checkpoint per model."""
-    if checkpoints == "hub":
-        return ""
-    return Path(data_root) / "checkpoints" / corpus if checkpoints == "local" else Path(checkpoints)
+# ---- Load ----------------------------------------------------------------------------------
 
 
-def locate(name, checkpoints):
-    """Where a checkpoint is loaded from.
+def locate(name, checkpoints, data_root, corpus):
+    """Where a model is loaded from: its hub name, or the folder of its short name.
 
-    name         hub name such as "bert-base-uncased", or a local folder
-    checkpoints  "" for the hub (or the local cache of it); else a folder with one sub-folder per model,
-                 called by the last part of the hub name
+    checkpoints  "hub", "local" (the folders that 01 wrote for the corpus), or a folder of such folders
     """
-    if not checkpoints:
+    if checkpoints == "hub":
         return name
-    folder = Path(checkpoints) / Path(name).name
+    root = Path(data_root) / "checkpoints" / corpus if checkpoints == "local" else Path(checkpoints)
+    folder = root / short_name(name)
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder}: no checkpoint there; write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny "
-            "or small, or set CHECKPOINTS=hub"
-        )
+        remedy = "write one with 01_prepare_data.py --WRITE_CHECKPOINTS=tiny or small, or set CHECKPOINTS=hub"
+        raise UserError(f"{folder}: no checkpoint there; {remedy}")
     return str(folder)
 
 
@@ -61,20 +54,34 @@ def short_name(name):
     return Path(name).name
 
 
-def _pretrained(auto_class, source, **options):
+def load_pretrained(auto_class, source):
+    """auto_class.from_pretrained(source), or a UserError in one line."""
     try:
-        return auto_class.from_pretrained(source, **options)
+        return auto_class.from_pretrained(source)
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{source}: cannot be loaded with {auto_class.__name__} ({first}); check the name, the network "
-            "or name a local folder written by save_pretrained"
-        ) from error
+        reason = f"cannot be loaded with {auto_class.__name__} ({str(error).strip().splitlines()[0]})"
+        remedy = "check the name and the network, or name a local folder written by save_pretrained"
+        raise UserError(f"{source}: {reason}; {remedy}") from error
+
+
+_pretrained = load_pretrained  # until its last users are gone
+
+
+def weights_fingerprint(source):
+    """What identifies the weights at `source`: their hash if they lie in a folder, else the hub's name."""
+    if not Path(source).is_dir():
+        return str(source)
+    return hash_of([file_hash(path) for path in sorted(Path(source).glob("*")) if path.suffix in WEIGHTS])
 
 
 def load_processor(source, modality):
     """The tokenizer, feature extractor or image processor that belongs to a checkpoint."""
-    return _pretrained(PROCESSORS[modality], source)
+    return load_pretrained(PROCESSORS[modality], source)
+
+
+def load_backbone(source):
+    """The pretrained model at `source`, a hub name or a folder, with outputs that padding does not change."""
+    return ignore_padding(load_pretrained(AutoModel, source))
 
 
 @dataclass
@@ -89,7 +96,7 @@ class InputShape:
 
 def input_shape(source, modality):
     """The InputShape of the checkpoint at `source`."""
-    config = _pretrained(AutoConfig, source)
+    config = load_pretrained(AutoConfig, source)
     if modality == "text":
         return InputShape("tokens", max_tokens=min(512, config.max_position_embeddings))
     if modality == "video":
@@ -99,38 +106,26 @@ def input_shape(source, modality):
     return InputShape("waveform")
 
 
-class EmotionEncoder(nn.Module):
-    """A pretrained transformer, pooled to one vector per turn, with a linear classification layer on it.
+# ---- One vector per turn -------------------------------------------------------------------
 
-    backbone   a transformers model, of load_backbone
-    modality   "text", "audio" or "video"
-    n_classes  C
-    dropout    probability in front of the linear layer
+
+class TurnEncoder(nn.Module):
+    """A pretrained transformer, pooled to one vector of `width` numbers per turn.
+
+    backbone  of load_backbone
+    modality  "text", "audio" or "video"
     """
 
-    def __init__(self, backbone, modality, n_classes, dropout):
+    def __init__(self, backbone, modality):
         super().__init__()
-        self.backbone = backbone
-        self.modality = modality
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(backbone.config.hidden_size, n_classes)
-        nn.init.normal_(self.classifier.weight, std=0.02)
-        nn.init.zeros_(self.classifier.bias)
+        self.backbone, self.modality, self.width = backbone, modality, backbone.config.hidden_size
 
-    def forward(self, inputs, hidden_states=False):
-        """inputs: what a collator of this module made.
-
-        Returns representation (B, D), logits (B, C) and, if asked for, all L hidden layers (B, S, L, D).
-        """
-        output = self.backbone(**inputs, output_hidden_states=hidden_states)
-        representation = self.pool(output, inputs)  # (B, D)
-        logits = self.classifier(self.dropout(representation))  # (B, C)
-        if hidden_states:
-            return representation, logits, torch.stack(output.hidden_states, dim=2)
-        return representation, logits
+    def forward(self, inputs):
+        """inputs: keyword arguments of the backbone, made by common/inputs.py. Returns (B, D)."""
+        return self.pool(self.backbone(**inputs), inputs)
 
     def pool(self, output, inputs):
-        """One vector per turn: the CLS token where the architecture has one, else the mean over valid tokens."""
+        """The CLS token where the architecture has one, else the mean over tokens that are not padding."""
         tokens = output.last_hidden_state  # (B, S, D)
         if self.modality == "text":
             return tokens[:, 0]
@@ -141,16 +136,47 @@ class EmotionEncoder(nn.Module):
         return (tokens * visible[..., None]).sum(1) / counts.to(tokens.dtype)
 
 
+def save_finetuned(folder, source, processor, description):
+    """Put what load_finetuned needs beside the weights of a model that began as the checkpoint at `source`.
+
+    description  JSON-ready dict with at least modality and classes
+    """
+    load_pretrained(AutoConfig, source).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_json(Path(folder) / "encoder.json", description)
+
+
+def load_finetuned(folder):
+    """What 02 left in a folder, in evaluation mode: (TurnEncoder, classification layer, description)."""
+    description = read_json(Path(folder) / "encoder.json")
+    backbone = ignore_padding(AutoModel.from_config(load_pretrained(AutoConfig, str(folder))))
+    encoder = TurnEncoder(backbone, description["modality"])
+    linear = nn.Linear(encoder.width, len(description["classes"]))
+    nn.ModuleDict({"encoder": encoder, "linear": linear}).load_state_dict(load_file(best_weights(folder)))
+    return encoder.eval(), linear.eval(), description
+
+
 # ---- Padding -------------------------------------------------------------------------------
 
 
-def count_tokens(backbone, modality, n_tokens, inputs):
-    """How many of a model's output tokens are not padding; padding is at the end.
+def collate_waveforms(processor, waveforms):
+    """Waveforms (T,) zero-padded at the end to the longest: input_values (B, T) and attention_mask (B, T).
 
-    backbone  a transformers model; modality: "text", "audio" or "video"
-    n_tokens  S, tokens of each turn that the model gives
-    inputs    its keyword arguments, of a collator of common/inputs.py
-    Returns (B,) int64 on the inputs' device, each >= 1.
+    Each is normalised to zero mean and unit variance where the checkpoint asks for it; those shorter than
+    SHORTEST_S last that long, with silence.
+    """
+    shortest = int(SHORTEST_S * RATE_HZ)
+    longest = max(shortest, max(len(waveform) for waveform in waveforms))
+    options = dict(padding="max_length", max_length=longest, return_attention_mask=True, return_tensors="pt")
+    batch = dict(processor(list(waveforms), sampling_rate=RATE_HZ, **options))
+    batch["attention_mask"][:, :shortest] = 1
+    return batch
+
+
+def count_tokens(backbone, modality, n_tokens, inputs):
+    """How many of the n_tokens that a model gives per turn are not padding, which is at the end: (B,) int64.
+
+    inputs  the keyword arguments of the model, from common/inputs.py
     """
     mask = inputs.get("attention_mask")
     if mask is None:
@@ -164,40 +190,12 @@ def count_tokens(backbone, modality, n_tokens, inputs):
 def ignore_padding(backbone):
     """Make a transformers model give each turn the same outputs in every batch; returns the model.
 
-    Text models do so by their attention mask alone, spectrograms and videos have one length. For waveforms
-    (wav2vec 2.0, HuBERT, WavLM) the attention mask hides padded steps from the position convolution and from
-    attention, but not padded samples from normalisation over time, nor a turn of no whole step from anything.
+    For text the attention mask is enough; spectrograms and clips have one length. But base models for
+    waveforms (wav2vec 2.0, HuBERT, WavLM) begin with a GroupNorm of one group per channel, which takes mean
+    and variance over time, padding included. Here only frames without padding count.
     """
-    if hasattr(backbone.config, "conv_kernel"):
-        show_first_step(backbone)
-    if getattr(backbone.config, "feat_extract_norm", "") == "group":
-        ignore_padding_in_group_norm(backbone)
-    return backbone
-
-
-def show_first_step(backbone):
-    """Let a turn that is shorter than one step of a waveform model last for one step, with silence.
-
-    transformers would take the last step of the batch for its end, and show it all the padding.
-    """
-    samples, hop = 1, 1
-    for kernel, stride in zip(backbone.config.conv_kernel, backbone.config.conv_stride):
-        samples, hop = samples + (kernel - 1) * hop, hop * stride
-
-    def lengthen(module, args, kwargs):
-        mask = kwargs["attention_mask"].clone()
-        mask[:, :samples] = 1
-        return args, {**kwargs, "attention_mask": mask}
-
-    backbone.register_forward_pre_hook(lengthen, with_kwargs=True)
-
-
-def ignore_padding_in_group_norm(backbone):
-    """Make the first convolution of the base models (wav2vec 2.0, HuBERT, WavLM) blind to padding.
-
-    Its GroupNorm has one group per channel, that is, it takes mean and variance over time, padding included, so
-    a turn's features would depend on the longest turn of its batch. Here only frames that see no padding count.
-    """
+    if getattr(backbone.config, "feat_extract_norm", "") != "group":
+        return backbone
     layer = backbone.feature_extractor.conv_layers[0]
     kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
     n_samples = {}  # set at each forward pass of the backbone, read by its first layer
@@ -217,41 +215,4 @@ def ignore_padding_in_group_norm(backbone):
 
     backbone.register_forward_pre_hook(remember, with_kwargs=True)
     layer.layer_norm.register_forward_hook(masked)
-
-
-# ---- Load and describe ---------------------------------------------------------------------
-
-
-def load_backbone(source):
-    """The pretrained model at `source`, a hub name or a folder, with outputs that padding does not change."""
-    return ignore_padding(_pretrained(AutoModel, source))
-
-
-def build_encoder(source, modality, n_classes, dropout, seed):
-    """A fresh EmotionEncoder on the checkpoint at `source`; the new layer's weights depend on `seed` alone."""
-    torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
-    return EmotionEncoder(load_backbone(source), modality, n_classes, dropout)
-
-
-def describe_encoder(folder, encoder, processor, description):
-    """Complete a folder of `training.fit` so that load_encoder can read it: configuration, processor, description.
-
-    description  JSON-ready dict with at least modality, classes and dropout
-    """
-    encoder.backbone.config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_json(Path(folder) / "encoder.json", description)
-
-
-def load_encoder(folder):
-    """Read a fine-tuned encoder: (encoder in eval mode, processor, description)."""
-    folder = Path(folder)
-    if not (folder / "encoder.json").exists():
-        raise UserError(f"{folder}: no fine-tuned model there; run 02_finetune_unimodal.py first")
-    description = read_json(folder / "encoder.json")
-    backbone = ignore_padding(AutoModel.from_config(_pretrained(AutoConfig, str(folder))))
-    encoder = EmotionEncoder(
-        backbone, description["modality"], len(description["classes"]), description["dropout"]
-    )
-    encoder.load_state_dict(load_file(best_weights(folder)))
-    return encoder.eval(), load_processor(str(folder), description["modality"]), description
+    return backbone

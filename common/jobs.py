@@ -1,10 +1,18 @@
 """Independent trainings side by side, in processes of this machine."""
 
+import copyreg
 import os
 import threading
 import time
+from importlib import import_module
 
+import torch
 from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky import process_executor
+
+# A function that names torch and any attribute `classes` or `ops` takes these along; they cannot be pickled.
+for module in (torch.classes, torch.ops):
+    copyreg.pickle(type(module), lambda module: (import_module, (module.__name__,)))
 
 
 def side_by_side(function, tasks, jobs):
@@ -33,6 +41,7 @@ def side_by_side(function, tasks, jobs):
 def run_task(parent, function, task):
     """function(*task), in a process that ends when its parent is gone."""
     end_with_parent(parent)
+    process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # models grow it; a new process imports torch again
     return function(*task)
 
 

@@ -9,7 +9,7 @@ import io
 import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from torchaudio.functional import resample
 from tqdm import tqdm
 
-from common.files import atomic_path, writing
+from common.files import atomic_path
 
 AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}  # what libsndfile reads by itself
 HEADED_FILES = {".wav", ".flac"}  # ... of which it need read no more than the header to know the length
@@ -29,7 +29,6 @@ MAX_HIDDEN_FRAMES = 2  # an edit list that is off by the encoder's delay hides n
 COUNT_ALL = 20_000  # up to this many recordings the length of each is read from its header ...
 COUNT_SAMPLE = 2_000  # ... of more, that of so many, drawn at random
 COUNT_THREADS = 16  # reading headers waits for the disk, not for a processor
-END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
 MAX_RATE_FACTOR = (
     1000  # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
 )
@@ -57,28 +56,6 @@ class MediaInfo:
     height: int = 0
     fps: float = 0.0
     n_frames: int = 0
-
-
-@dataclass
-class Cut:
-    """One clip to cut: [start_s, end_s) of a video, None = from its start or to its end.
-
-    half is the part of a split screen to keep: "left", "right", or "" for the whole frame.
-    """
-
-    output: Path
-    start_s: float | None = None
-    end_s: float | None = None
-    half: str = ""
-
-
-@dataclass
-class CutResult:
-    """What became of a Cut: frames written (0 = no file), their length, and what is amiss if anything."""
-
-    n_frames: int = 0
-    seconds: float = 0.0
-    problem: str = ""
 
 
 def check_file(path):
@@ -341,159 +318,3 @@ def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_thre
         order = np.searchsorted(np.unique(wanted), wanted).clip(max=len(pictures) - 1)
         return np.stack([pictures[k] for k in order]), np.array([times[k] for k in order])
     return np.stack(pictures), np.array(times)
-
-
-# ---- Video out --------------------------------------------------------------------------------
-
-
-class _ClipWriter:
-    """One muted MP4 in the making; frames keep the time stamps of the source, from 0."""
-
-    def __init__(self, path, stream, crf, preset):
-        self.path, self.stream, self.crf, self.preset = path, stream, crf, preset
-        self.n_threads = stream.codec_context.thread_count
-        self.stack, self.first_pts, self.n_frames = ExitStack(), None, 0
-
-    def add(self, frame, pts):
-        """Encode one yuv420p frame shown at `pts` of the source."""
-        with writing(self.path):
-            if self.first_pts is None:
-                temporary = self.stack.enter_context(atomic_path(self.path))
-                self.container = self.stack.enter_context(av.open(str(temporary), "w", format="mp4"))
-                self.encoder = self._encoder(frame)
-                self.first_pts = pts
-            frame.pts, frame.time_base = pts - self.first_pts, self.stream.time_base
-            self.container.mux(self.encoder.encode(frame))
-        self.n_frames += 1
-
-    def _encoder(self, frame):
-        has_x264 = "libx264" in av.codecs_available
-        options = (
-            {"crf": str(self.crf), "preset": self.preset}
-            if has_x264
-            else {"flags": "+qscale", "global_quality": str(2 * 118)}
-        )  # near-lossless MPEG-4
-        encoder = self.container.add_stream(
-            "libx264" if has_x264 else "mpeg4", rate=self.stream.average_rate or 30, options=options
-        )
-        encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
-        encoder.codec_context.time_base = self.stream.time_base
-        encoder.codec_context.thread_count = self.n_threads
-        return encoder
-
-    def close(self):
-        """Finish the file and rename it into place."""
-        with writing(self.path):
-            if self.first_pts is not None:
-                self.container.mux(self.encoder.encode(None))
-            self.stack.close()
-
-    def abandon(self):
-        """Drop the unfinished file."""
-        with suppress(Exception):  # closing it fails again where writing it failed
-            self.stack.__exit__(InterruptedError, InterruptedError(), None)
-
-
-def crop_half(frame, half):
-    """The left or right half of a yuv420p frame, or ("") all of it, with even sides as H.264 needs."""
-    x = frame.width // 2 if half == "right" else 0
-    width = (frame.width // 2 if half else frame.width) // 2 * 2
-    height = frame.height // 2 * 2
-    x = x // 2 * 2
-    cropped = av.VideoFrame(width, height, "yuv420p")
-    for source, target, scale in zip(frame.planes, cropped.planes, (1, 2, 2), strict=True):
-        rows = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
-        into = np.frombuffer(target, np.uint8).reshape(target.height, target.line_size)
-        into[:, : width // scale] = rows[: height // scale, x // scale : (x + width) // scale]
-    return cropped
-
-
-def cut_turns(path, cuts, crf, preset, n_threads=1):
-    """Cut all clips of one video in a single sequential pass, however they overlap, each to a muted MP4.
-
-    cuts       list of Cut
-    crf        constant rate factor of H.264: 18 is visually lossless, lower is larger
-    preset     speed preset of x264, "ultrafast" to "veryslow"
-    n_threads  of the decoder and of every encoder, 0 = as many as FFmpeg likes
-    Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
-    Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing
-    does.
-    """
-    writers = {}
-    results = [CutResult() for _ in cuts]
-    waiting = deque(sorted(range(len(cuts)), key=lambda k: cuts[k].start_s or 0.0))
-    time_s = step_s = 0.0
-    with open_video(path, n_threads) as (container, stream):
-        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        try:
-            n_decoded = 0
-            for frame, pts in timed_frames(container, stream):
-                time_s, n_decoded = float(pts * stream.time_base), n_decoded + 1
-                while waiting and (cuts[waiting[0]].start_s or 0.0) <= time_s:
-                    k = waiting.popleft()
-                    writers[k] = _ClipWriter(cuts[k].output, stream, crf, preset)
-                _finish(writers, results, cuts, time_s, step_s)
-                if not writers and not waiting:
-                    break
-                _encode(frame, pts, writers, cuts)
-            if not n_decoded:
-                raise MediaError(path, "no video frame could be decoded", "download it again")
-            _finish(writers, results, cuts, float("inf"), step_s)
-        except BaseException:
-            for writer in writers.values():
-                writer.abandon()
-            raise
-    _note_ends(cuts, results, time_s + step_s)
-    return results
-
-
-def _encode(frame, pts, writers, cuts):
-    """Give a frame to every clip that is open, cropped once per half."""
-    if writers and frame.format.name != "yuv420p":
-        frame = frame.reformat(format="yuv420p")
-    halves = {}
-    for k, writer in writers.items():
-        half = cuts[k].half
-        if half not in halves:
-            halves[half] = crop_half(frame, half)
-        writer.add(halves[half], pts)
-
-
-def _finish(writers, results, cuts, time_s, step_s):
-    """Close the clips that end at or before time_s."""
-    for k in [k for k in writers if time_s >= (float("inf") if cuts[k].end_s is None else cuts[k].end_s)]:
-        writers[k].close()
-        writer = writers.pop(k)
-        results[k].n_frames, results[k].seconds = writer.n_frames, writer.n_frames * step_s
-
-
-def _note_ends(cuts, results, end_s):
-    for cut, result in zip(cuts, results, strict=True):
-        if not result.n_frames:
-            result.problem = f"no frame from {cut.start_s or 0:.2f} s on: the video ends at {end_s:.2f} s"
-        elif cut.end_s is not None and cut.end_s > end_s + END_TOLERANCE_S:
-            result.problem = (
-                f"clip to {cut.end_s:.2f} s is past the end of the video at {end_s:.2f} s; cut there"
-            )
-
-
-def copy_muted(path, output):
-    """Copy the H.264 video of a recording into an MP4 without its sound and without encoding it again.
-
-    Returns the number of frames, 0 if the video is not H.264 and must be encoded. Raises MediaError.
-    """
-    with open_video(path, 1) as (source, stream):
-        if stream.codec_context.name != "h264":
-            return 0
-        with atomic_path(output) as temporary, av.open(str(temporary), "w", format="mp4") as target:
-            copy, n_frames = target.add_stream_from_template(stream), 0
-            for packet in source.demux(stream):
-                if packet.size:
-                    packet.stream = copy
-                    target.mux(packet)
-                    n_frames += 1
-        return n_frames
-
-
-# Until their last users are gone.
-_container, _open_video, _timed_frames = open_container, open_video, timed_frames

@@ -28,7 +28,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import make_folder, read_csv, write_csv, write_json, write_text, writing
 from common.manifest import corpus_name
-from common.metrics import cluster_bootstrap, compare, confusion, holm
+from common.metrics import cluster_bootstrap, confusion
 from common.settings import changed
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,28 +99,6 @@ def score_cells(row, metrics, *predictions, paper=None):
     """A `score_cell` for each of metrics {column: metric}, such as METRICS; paper: {column: its number}."""
     paper = paper or {}
     return [score_cell(row, name, score, *predictions, paper.get(name)) for name, score in metrics.items()]
-
-
-def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
-    """A table of paired tests: (its cells, what to say beneath).
-
-    column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
-    y_true    (N,) integers; speakers (N,): of the scored turns alone
-    """
-    found = [compare(y_true, *pair, speakers, n_resamples) for pair in pairs.values()]
-    gains, lows, highs, mcnemar_p, speaker_p = np.transpose(found).tolist()
-    tests = {"McNemar p": mcnemar_p, "McNemar, Holm": holm(mcnemar_p)}
-    tests |= {"by speaker p": speaker_p, "by speaker, Holm": holm(speaker_p)}
-    cells, n, n_speakers = [], len(y_true), len(set(speakers))
-    for j, row in enumerate(pairs):
-        interval = {"low": 100 * lows[j], "high": 100 * highs[j]}
-        cells.append(Cell(row, column, [100 * gains[j]], **interval, n=n, unit="points"))
-        cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
-    return cells, (
-        "McNemar: exact, turns taken as independent, the largest p of the seeds. By speaker: whole speakers "
-        f"swapped; {n_speakers} of them give no p below {2 / 2 ** min(n_speakers, 30):.2g}. "
-        "Holm: corrected over the rows of this table."
-    )
 
 
 def prediction_rows(turns, classes, runs, predicted):
@@ -405,3 +383,11 @@ def hardware(device=None):
         models = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{device}: {models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
+
+
+def __getattr__(name):  # until all papers import it from common.comparison
+    if name in ("paired_test_cells",):
+        from common import comparison
+
+        return getattr(comparison, name)
+    raise AttributeError(name)

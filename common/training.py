@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class Recipe:
     micro_batch: int = 0  # samples per forward pass to start with; 0 = as many as a step has
     seed: int = 0
     workers: int = 0  # processes that prepare batches; 0 = this one
-    save_every_s: float = 600.0  # a state to resume from is written this often, in seconds
+    save_every_s: float = 600.0  # seconds; a state is written at the end of the first epoch after so long
     warmup_steps: int = 0  # steps with a rising rate, of "inverse_sqrt" alone
     eps: float = 1e-8  # of AdamW
 
@@ -75,9 +76,6 @@ class State:
     """What a killed run needs to resume, besides model and optimiser."""
 
     epoch: int = 0
-    step: int = 0  # steps done in this epoch
-    loss_sum: float = 0.0  # over the samples of this epoch so far
-    loss_count: float = 0.0
     micro_batch: int = 0  # samples per forward pass and process
     best: float | None = None
     best_epoch: int = -1
@@ -85,8 +83,9 @@ class State:
     log: list = field(default_factory=list)
 
 
+@cache
 def make_accelerator(precision):
-    """The device context; precision "auto" = bf16 on a GPU that has it, fp16 on others, fp32 on a CPU."""
+    """The device context of this process; precision "auto" = bf16 or fp16 on a GPU, fp32 on a CPU."""
     if precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp16" if torch.cuda.is_available() else "no"
@@ -121,29 +120,23 @@ def length_batches(lengths, batch_size, seed, epoch):
 
 
 class StepKeys:
-    """Batch sampler: this process's share of each step's samples as (index, seed) pairs."""
+    """Batch sampler: this process's share of each step's samples in an epoch, as (index, seed) pairs."""
 
     def __init__(self, dataset, recipe, accelerator):
         self.lengths, self.recipe = dataset.lengths, recipe
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.begin(0, 0)
+        self.begin(0)
 
-    def begin(self, epoch, step):
-        """Set the epoch and the first of its steps to give out."""
-        self.epoch, self.first_step = epoch, step
+    def begin(self, epoch):
+        self.epoch = epoch
         self.batches = length_batches(self.lengths, self.recipe.batch_size, self.recipe.seed, epoch)
 
-    def counts(self, step):
-        """Whether this process has a share of a step; a small last batch may be too small for all."""
-        return len(self.batches[step]) > self.rank
-
     def __len__(self):
-        return len(self.batches) - self.first_step
+        return len(self.batches)
 
     def __iter__(self):
-        for step in range(self.first_step, len(self.batches)):
-            batch = self.batches[step]
-            share = batch[self.rank :: self.world] if self.counts(step) else batch[:1]
+        for batch in self.batches:  # a small last one may not reach all processes: the others' do not count
+            share = batch[self.rank :: self.world] if self.rank < len(batch) else batch[:1]
             yield [(int(i), (self.recipe.seed, self.epoch, int(i))) for i in share]
 
 
@@ -250,42 +243,38 @@ class Training:
         self.saved_at = time.monotonic()
 
     def train_epoch(self, bar):
-        """Run what is left of the current epoch and return its mean training loss."""
-        state = self.state
-        self.keys.begin(state.epoch, state.step)
+        """Train for an epoch and return its mean loss."""
+        self.keys.begin(self.state.epoch)
         self.model.train()
-        pending = []
-        for batch in self.loader:
-            pending.append(self.step(to_device(batch, self.accelerator.device)))
-            state.step += 1
+        sums, pending = np.zeros(2), []
+        for step, batch in enumerate(self.loader):
+            pending.append(self.step(step, to_device(batch, self.accelerator.device)))
             bar.update()
-            if len(pending) >= CHECK_EVERY_STEPS or state.step == self.steps:
-                self.count_losses(pending)
+            if len(pending) >= CHECK_EVERY_STEPS or step + 1 == self.steps:
+                sums += self.checked(pending)
                 pending = []
-                self.save_if_due()
-        return state.loss_sum / max(1.0, state.loss_count)
+        return float(sums[0] / max(1.0, sums[1]))
 
-    def count_losses(self, pending):
-        """Add the (sum, count) pairs of some steps to the epoch's; stop if one is not finite."""
-        sums = torch.stack(pending).cpu().double()  # (steps, 2)
-        if not torch.isfinite(sums).all():
+    def checked(self, pending):
+        """The sum (2,) of the (loss, count) pairs of some steps; UserError if one is not finite."""
+        sums = torch.stack(pending).cpu().double().numpy()  # (steps, 2)
+        if not np.isfinite(sums).all():
             raise UserError(
                 f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}, within the last "
                 f"{len(pending)} steps; lower the learning rate or set PRECISION=no"
             )
-        self.state.loss_sum += float(sums[:, 0].sum())
-        self.state.loss_count += float(sums[:, 1].sum())
+        return sums.sum(0)
 
-    def step(self, batch):
+    def step(self, step, batch):
         """One optimiser step; after an out-of-memory error it is repeated in smaller micro-batches."""
-        while (totals := attempt(self.accumulate, batch)) is None:
+        while (totals := attempt(self.accumulate, step, batch)) is None:
             self.halve_micro_batch()
-        totals = self.share_gradients(totals)
-        recipe, per_step = self.recipe, self.recipe.rate_per == "step"
-        steps = self.steps if per_step else 1
-        number = self.state.epoch * steps + (self.state.step if per_step else 0)
+        totals, recipe = self.share_gradients(totals), self.recipe
+        number, total = self.state.epoch, recipe.epochs
+        if recipe.rate_per == "step":
+            number, total = number * self.steps + step, total * self.steps
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * rate_factor(recipe, number, steps * recipe.epochs)
+            group["lr"] = recipe.learning_rate * rate_factor(recipe, number, total)
         if recipe.clip_norm:
             self.accelerator.clip_grad_norm_(self.parameters, recipe.clip_norm)
         self.optimizer.step()
@@ -299,13 +288,13 @@ class Training:
         self.state.micro_batch = n = -(-self.state.micro_batch // 2)
         print(f"out of memory: {n} samples per forward pass from now on, {self.recipe.batch_size} per step")
 
-    def accumulate(self, batch):
+    def accumulate(self, step, batch):
         """Gradients of the summed loss over this process's share; returns (loss sum, count) as (2,)."""
         totals = torch.zeros(2, device=self.accelerator.device)
-        if not self.keys.counts(self.state.step):
+        if self.keys.rank >= len(self.keys.batches[step]):
             return totals
         for start in range(0, size_of(batch), self.state.micro_batch):
-            seed_step(self.recipe.seed, self.state.epoch, self.state.step, self.keys.rank, start)
+            seed_step(self.recipe.seed, self.state.epoch, step, self.keys.rank, start)
             with self.accelerator.autocast():
                 total, count = self.loss(self.model, cut(batch, start, start + self.state.micro_batch))
             # Divided by a constant only to stay within fp16's range; share_gradients divides by the count.
@@ -348,16 +337,13 @@ class Training:
             state.best, state.best_epoch = float(value), state.epoch
             if self.recipe.keep == "best":
                 self.keep_weights()
-        state.epoch, state.step, state.loss_sum, state.loss_count = state.epoch + 1, 0, 0.0, 0.0
-        self.save_if_due()
+        state.epoch += 1
+        if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
+            self.save()
         return better
 
     def keep_weights(self):
         self.write(best_weights(self.folder), lambda path: save_file(trained_state(self.model), path))
-
-    def save_if_due(self):
-        if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
-            self.save()
 
     def save(self):
         scaler = self.accelerator.scaler
@@ -473,7 +459,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
         for outdated in (finished, run.folder / "test.json"):
             outdated.unlink(missing_ok=True)
     if run.resume():
-        print(f"{title}: resumed after epoch {run.state.epoch}, step {run.state.step}")
+        print(f"{title}: resumed after epoch {run.state.epoch}")
     train_epochs(run, evaluate, title, epoch_lines)
     if recipe.keep == "last":
         run.keep_weights()
@@ -489,7 +475,7 @@ def fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity,
 def train_epochs(run, evaluate, title, epoch_lines):
     """The epochs that are left of a Training."""
     state, recipe, quiet = run.state, run.recipe, not run.accelerator.is_main_process
-    done, total = state.epoch * run.steps + state.step, run.steps * recipe.epochs
+    done, total = state.epoch * run.steps, run.steps * recipe.epochs
     with tqdm(total=total, initial=done, desc=title, disable=quiet or None, leave=False) as bar:
         while not run.is_over():
             started = time.monotonic()

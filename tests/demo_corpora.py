@@ -1,21 +1,20 @@
-"""What tests of the synthetic corpora share. `sizes` is {name: (function that writes the corpus, its arguments)}."""
+"""What tests of the synthetic corpora share; a table of sizes is {corpus: arguments of its write_demo_*}."""
 
 from pathlib import Path
 
 
-def write_all(root, sizes):
-    """Each corpus in <root>/<name>, of seed 3; returns root."""
-    for name, (write, arguments) in sizes.items():
-        write(root / name, 3, **arguments, workers=2)
+def write_all(module, root, sizes, workers=0):
+    """Each corpus of a module in <root>/<corpus>, of seed 3; returns root."""
+    for corpus, arguments in sizes.items():
+        getattr(module, f"write_{corpus}")(root / corpus, 3, **arguments, workers=workers)
     return root
 
 
-def planned(monkeypatch, module, sized, seed, **changes):
-    """What a corpus of a module, one of the values of `sizes`, would consist of, without speaking it."""
-    write, arguments = sized
+def planned(monkeypatch, module, corpus, seed, **sizes):
+    """What a corpus would consist of, without speaking it."""
     found = []
-    monkeypatch.setattr(module, "write_corpus", lambda root, recordings, *more: found.extend(recordings))
-    write(Path("unused"), seed, **{**arguments, **changes}, workers=1)
+    monkeypatch.setattr(module, "write_corpus", lambda root, items, *more: found.extend(items))
+    getattr(module, f"write_{corpus}")(Path("unused"), seed, **sizes)
     return found
 
 

@@ -16,7 +16,7 @@ from conftest import ROOT, load_script, shared_data
 from miniature import luma, write_avi, write_iemocap, write_tone
 
 from common import files, settings
-from common.corpora.readers import EMODB_LETTERS, EMODB_TEXTS
+from common.corpora import emodb
 from common.files import read_csv, read_json
 from common.manifest import read_manifest
 from common.media import count_frames, read_audio
@@ -37,7 +37,7 @@ def arguments(tmp_path, corpus, root, *more):
         f"--CORPUS_ROOT={root}",
         f"--DATA_ROOT={tmp_path / 'data'}",
         f"--RESULTS_ROOT={tmp_path / 'results'}",
-        "--WORKERS=1",
+        "--WORKERS=0",
         *more,
     ]
 
@@ -59,8 +59,8 @@ def write_emodb(root, n_speakers=2, seconds=0.2):
     names = [
         f"{speaker:02d}{text}{letter}a"
         for speaker in range(3, 3 + n_speakers)
-        for text in EMODB_TEXTS
-        for letter in EMODB_LETTERS
+        for text in emodb.TEXTS
+        for letter in emodb.LETTERS
     ]
     for name in names:
         write_tone(root / "wav" / f"{name}.wav", seconds)
@@ -109,7 +109,7 @@ def test_iemocap_end_to_end(tmp_path, capsys):
     assert read_json(results / "metrics.json")["labelled"] == 5
 
 
-def test_several_processes_write_the_same(tmp_path):
+def test_threads_write_the_same(tmp_path):
     root = write_iemocap(tmp_path / "raw")
     one = prepare(tmp_path / "one", "iemocap", root)
     two = prepare(tmp_path / "two", "iemocap", root, "--WORKERS=2")
@@ -147,6 +147,36 @@ def test_own_folder(tmp_path, capsys):
     assert "only one speaker" in capsys.readouterr().out
 
 
+def test_own_turns_are_cut_from_one_long_recording(tmp_path, capsys):
+    """Sound and picture; the AVI has luma 20 + i on its left half and 220 - i on its right one."""
+    root, lines = tmp_path / "mine", ["utterance_id,dialogue_id,speaker,label,start_s,end_s,audio,video"]
+    tone = np.concatenate([np.full(16000, level) for level in (0.1, 0.2, 0.3, 0.4)])
+    root.mkdir()
+    soundfile.write(str(root / "a.wav"), tone, 16000)
+    write_avi(root / "a.avi")
+    lines += [f"u{k},d,{'AB'[k % 2]},{'xy'[k % 2]},{k}.0,{k}.9,a.wav,a.avi" for k in range(4)]
+    (root / "manifest.csv").write_text("\n".join(lines) + "\n")
+    manifest = prepare(tmp_path, str(root), "")
+    for k, turn in enumerate(manifest.turns):
+        samples = read_audio(manifest.path(turn.audio))
+        assert len(samples) == 14400 and samples == pytest.approx(0.1 * (k + 1), abs=1e-3)
+        assert abs(count_frames(manifest.path(turn.video)) - 27) <= 1
+        assert (turn.turn, turn.start_s, turn.end_s) == (k, k, k + 0.9)
+    assert "audio: 4 turns are parts of 1 longer recordings" in capsys.readouterr().out
+    assert "must be cut" in refusal(capsys, tmp_path / "placed", str(root), "", "--MEDIA_IN_PLACE=true")
+
+
+def test_two_folders_of_one_name_are_kept_apart(tmp_path, capsys):
+    for name, label in (("A/clips", "sad"), ("B/clips", "glad"), ("C/iemocap", "sad")):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "manifest.csv").write_text(f"text,label,speaker\nHi,{label},S\n")
+    prepare(tmp_path, str(tmp_path / "A/clips"), "")
+    line = refusal(capsys, tmp_path, str(tmp_path / "B/clips"), "")
+    assert f"prepared/clips: holds the corpus of {tmp_path / 'A/clips'}" in line
+    assert read_manifest(tmp_path / "data", str(tmp_path / "A/clips")).classes == ("sad",)
+    assert "known by name" in refusal(capsys, tmp_path, str(tmp_path / "C/iemocap"), "")
+
+
 def test_demo_small(tmp_path):
     """--demo from eSpeak to checkpoints, at its smallest, in a process of its own."""
     pytest.importorskip("espeakng_loader")
@@ -154,9 +184,8 @@ def test_demo_small(tmp_path):
         sys.executable,
         str(ROOT / SCRIPT),
         "--demo",
-        "--DEMO_DIALOGUES_PER_SESSION=1",
-        "--DEMO_TURNS_PER_DIALOGUE=4",
-        "--WORKERS=1",
+        "--DEMO_SIZE=0.02",
+        "--WORKERS=0",
         f"--DATA_ROOT={tmp_path}",
         f"--RESULTS_ROOT={tmp_path / 'r'}",
     ]
@@ -165,7 +194,7 @@ def test_demo_small(tmp_path):
     assert len({t.session for t in manifest.turns}) == 5 and len({t.speaker for t in manifest.turns}) >= 5
     assert all(t.audio and t.video and t.text for t in manifest.turns)
     assert (tmp_path / "checkpoints" / "demo_iemocap" / "bert-base-uncased" / "config.json").exists()
-    assert not (tmp_path / "raw" / "demo_iemocap" / "IEMOCAP_full_release" / "demo.json").exists()
+    assert not list((tmp_path / "raw" / "demo_iemocap").glob("*.json"))  # the note of its size lies beside it
 
 
 def write_voxceleb2(root, n_speakers=3):
@@ -203,20 +232,14 @@ def test_voxceleb2_odd_names_count_as_problems(tmp_path, capsys):
     root = write_voxceleb2(tmp_path / "raw")
     (root / "dev/aac/id00000/-1Uxsk56VDQ/copy of 00001.m4a").touch()
     line = refusal(capsys, tmp_path, "voxceleb2", root)
-    assert "problems.csv: 1 of 6 turns" in line and "not a VoxCeleb2 name" in line
+    assert "problems.csv: 1 of 7 turns" in line and "not a VoxCeleb2 name" in line
     assert len(prepare(tmp_path, "voxceleb2", root, "--MAX_PROBLEM_SHARE=0.5").turns) == 6
 
 
 def test_demo_of_the_other_synthetic_corpora(tmp_path, capsys):
     """--demo --CORPUS=...: written once per size, both channels of RAVDESS, no checkpoints."""
     pytest.importorskip("espeakng_loader")
-    sizes = (
-        "--demo",
-        "--DEMO_ACTORS=2",
-        "--DEMO_CLIPS_PER_EMOTION=1",
-        "--DEMO_VOXCELEB2_SPEAKERS=1",
-        "--DEMO_VOXCELEB2_CLIPS=2",
-    )
+    sizes = ("--demo", "--DEMO_SIZE=0.01")
     ravdess = prepare(tmp_path, "demo_ravdess", "", *sizes)
     assert len(ravdess.turns) == 2 * (8 + 6) and {t.extra["channel"] for t in ravdess.turns} == {
         "speech",
@@ -225,17 +248,18 @@ def test_demo_of_the_other_synthetic_corpora(tmp_path, capsys):
     assert all(soundfile.info(str(ravdess.path(t.audio))).samplerate == 16000 for t in ravdess.turns)
     voxceleb2 = prepare(tmp_path, "demo_voxceleb2", "", *sizes)
     assert (
-        len(voxceleb2.turns) == 2 and len(read_audio(voxceleb2.path(voxceleb2.turns[0].audio))) >= 4 * 16000
+        len(voxceleb2.turns) == 4 and len(read_audio(voxceleb2.path(voxceleb2.turns[0].audio))) >= 4 * 16000
     )
     printed = capsys.readouterr().out
     assert (
-        printed.count("writing the synthetic corpus") == 2 and "synthetic, in VoxCeleb2's layout" in printed
+        printed.count("writing the synthetic corpus") == 2
+        and "synthetic, in the layout of voxceleb2" in printed
     )
     assert not (tmp_path / "data" / "checkpoints").exists()
     song = prepare(tmp_path, "demo_ravdess", "", *sizes, "--RAVDESS_CHANNEL=song")
     assert {t.extra["channel"] for t in song.turns} == {"song"}
     assert "writing the synthetic corpus" not in capsys.readouterr().out
-    prepare(tmp_path, "demo_voxceleb2", "", *sizes, "--DEMO_VOXCELEB2_CLIPS=1")
+    prepare(tmp_path, "demo_voxceleb2", "", *sizes, "--DEMO_SIZE=0.02")
     assert "writing the synthetic corpus" in capsys.readouterr().out
 
 
@@ -273,7 +297,19 @@ def test_problems_are_listed_and_turns_kept(tmp_path, capsys):
     turns = {t.utterance_id: t for t in manifest.turns}
     assert not turns["Ses01F_impro01_F000"].audio and turns["Ses01F_impro01_F000"].video
     assert turns["Ses03M_impro05a_M000"].video and not turns["Ses03M_impro05a_F000"].video
-    assert "8 in 7 turns" in capsys.readouterr().out
+    assert "8 in 7 of 7 turns" in capsys.readouterr().out
+
+
+def test_problems_count_turns_once_and_show_the_commonest_kind(tmp_path, capsys):
+    root = write_emodb(tmp_path / "raw", 1)
+    for path in sorted((root / "wav").iterdir())[1:]:
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    (root / "wav" / "03a01Aa.wav").write_bytes(b"")  # the first one has another problem
+    for k in range(30):
+        write_tone(root / "wav" / f"copy{k}.wav", 0.1)
+    line = refusal(capsys, tmp_path, "emodb", root)
+    assert "100 of 100 turns or files have problems, most often (69 ×)" in line
+    assert "a git-lfs pointer" in line and "run git lfs pull" in line
 
 
 def test_too_many_problems_stop_the_run(tmp_path, capsys):
@@ -309,8 +345,8 @@ def test_bad_settings(tmp_path, capsys):
         "--WRITE_CHECKPOINTS=huge",
         "--SEEDS=",
         "--VOXCELEB2_SPEAKERS=-1",
-        "--DEMO_ACTORS=25",
-        "--DEMO_CLIPS_PER_EMOTION=0",
+        "--DEMO_SIZE=0",
+        "--WORKERS=-1",
     ):
         assert word.split("=")[0] in refusal(capsys, tmp_path, "emodb", tmp_path, word)
 

@@ -1,22 +1,21 @@
 """Readers on hand-written miniatures of the genuine layouts, and on real files where they are at hand."""
 
 import csv
+import os
 import re
 
 import pytest
 from conftest import shared_data
-from miniature import write_iemocap
+from miniature import write_iemocap, write_tone
 
-from common.corpora import readers as corpora
-from common.corpora.readers import (
-    IEMOCAP_COUNTS,
-    read_corpus,
-    read_emodb,
-    read_folder,
-    read_iemocap,
-    read_meld,
-    read_ravdess,
-)
+from common import corpora
+from common.corpora import meld, ravdess
+from common.corpora.emodb import read as read_emodb
+from common.corpora.iemocap import COUNTS as IEMOCAP_COUNTS
+from common.corpora.iemocap import read as read_iemocap
+from common.corpora.meld import read as read_meld
+from common.corpora.own import read as read_folder
+from common.corpora.ravdess import read as read_ravdess
 from common.errors import UserError
 
 
@@ -220,7 +219,7 @@ def test_ravdess_real_folder_is_half_of_the_release():
     release = read_ravdess(shared_data("ravdess"), "speech")
     assert len(release.turns) == 720 and not release.problems
     labels = [source.turn.label for source in release.turns]
-    assert labels.count("neutral") == 48 and all(labels.count(c) == 96 for c in corpora.RAVDESS_CLASSES[1:])
+    assert labels.count("neutral") == 48 and all(labels.count(c) == 96 for c in ravdess.CLASSES[1:])
     assert "the full release has 1,440" in release.notes[0] and "13, 14" in release.notes[1]
 
 
@@ -245,9 +244,18 @@ def test_emodb_german_letters(tmp_path):
         read_emodb(touch(tmp_path, "empty/readme.txt") / "empty")
 
 
+def test_emodb_by_speaker_beside_other_files(tmp_path):
+    """As people pass it on; a copy in a nested folder counts once."""
+    touch(tmp_path, "Speaker 03/03a01Fa.wav", "Speaker 16/16b10Ab.wav", "Speaker 16/old/03a01Fa.wav", "a.txt")
+    sources = by_id(read_emodb(tmp_path))
+    assert list(sources) == ["03a01Fa", "16b10Ab"]
+    assert sources["03a01Fa"].audio == tmp_path / "Speaker 03/03a01Fa.wav"
+
+
 def test_emodb_real_counts():
     release = read_emodb(shared_data("emodb"))
     assert release.notes == ["recordings: 535 (as in the release)"] and not release.problems
+    assert release.complete and not read_ravdess(shared_data("ravdess"), "speech").complete
 
 
 # ---- MELD -------------------------------------------------------------------------------------
@@ -289,7 +297,7 @@ def test_meld_real_tables():
     assert {name: splits.count(name) for name in set(splits)} == {"train": 9989, "dev": 1109, "test": 2610}
     assert len({source.turn.dialogue_id for source in release.turns}) == 1038 + 114 + 280
     labels = [s.turn.label for s in release.turns if s.turn.extra["split"] == "test"]
-    assert [labels.count(c) for c in corpora.MELD_CLASSES] == [1256, 402, 281, 345, 208, 68, 50]
+    assert [labels.count(c) for c in meld.CLASSES] == [1256, 402, 281, 345, 208, 68, 50]
     assert [p.utterance_id for p in release.problems] == ["test_dia0155_utt03"]
     with pytest.raises(UserError, match="no train_sent_emo.csv"):
         read_meld(shared_data("emodb"))
@@ -346,7 +354,7 @@ def test_folder_with_manifest(tmp_path):
             },
         ],
     )
-    release = read_corpus(str(root) + "/", root)
+    release = corpora.reader_of(str(root) + "/").read(root)
     assert release.classes == ("glad", "sad")
     first, second, third = release.turns
     assert (first.turn.turn, second.turn.turn, third.turn.turn) == (1, 0, 0)
@@ -387,9 +395,123 @@ def test_folder_needs_columns_labels_and_manifest(tmp_path):
         read_folder(tmp_path / "c")
 
 
+ROW = {"utterance_id": "a", "speaker": "A", "label": "sad", "text": "Oh, no"}
+TABLE = "utterance_id,speaker,label,text\na,A,sad,It\u2019s\nb,B,glad,Ho\n"
+
+
+@pytest.mark.parametrize(
+    "table, encoding",
+    [
+        (TABLE, "utf-8-sig"),
+        (TABLE, "utf-16"),
+        (TABLE.replace(",", ";"), "utf-8"),
+        (TABLE.replace(",", "\t"), "utf-8"),
+        (TABLE.replace("\n", "\r\n"), "utf-8"),
+        (TABLE.replace("\n", "\r"), "utf-8"),
+        (TABLE.replace("speaker,label", "Speaker, Label "), "utf-8"),
+        (TABLE + "\n,,,\n\n", "utf-8"),
+        (TABLE.replace("\n", ",,\n"), "utf-8"),
+    ],
+)
+def test_folder_tables_as_spreadsheets_write_them(tmp_path, table, encoding):
+    (tmp_path / "manifest.csv").write_bytes(table.encode(encoding))
+    release = read_folder(tmp_path)
+    found = {name: (s.turn.speaker, s.turn.label, s.turn.text) for name, s in by_id(release).items()}
+    assert found == {"a": ("A", "sad", "It\u2019s"), "b": ("B", "glad", "Ho")}
+    assert release.turns[0].turn.extra == {} and not release.warnings
+
+
+@pytest.mark.parametrize(
+    "table, message",
+    [
+        (TABLE.replace("Ho", "Oh, no, never"), r"manifest.csv:3: 6 cells, the header has 4; put a text"),
+        (TABLE.replace("sad", '"sa\nd"').replace("Ho", "Ho,x"), r"manifest.csv:4: 5 cells"),
+        (TABLE.replace("Ho", "H\0o"), r"manifest.csv:3: holds a NUL"),
+        (TABLE.replace("text", " Speaker"), r"manifest.csv:1: column speaker is there twice"),
+        (TABLE.split("\n")[0], "has no rows"),
+        ("", "lacks the column speaker"),
+    ],
+)
+def test_folder_tables_that_cannot_be_read(tmp_path, table, message):
+    (tmp_path / "manifest.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        read_folder(tmp_path)
+    (tmp_path / "manifest.csv").write_bytes("caf\u00e9".encode("cp1252"))
+    with pytest.raises(UserError, match="save it as UTF-8"):
+        read_folder(tmp_path)
+
+
+def test_folder_labels_that_may_be_one_or_none(tmp_path):
+    labels = ("angry", "Angry", "angry ", "very sad", "very_sad", "nan", "N/A", "", "?")
+    rows = [{**ROW, "utterance_id": f"u{k}", "label": label} for k, label in enumerate(labels)]
+    assert read_folder(write_rows(tmp_path / "mine", rows)).warnings == [
+        "classes that differ in case or blanks only: Angry 1, angry 2; are they one?",
+        "a class of this name may be an empty cell: N/A 1; leave it empty if so",
+        "a class of this name may be an empty cell: nan 1; leave it empty if so",
+        "classes that differ in case or blanks only: very sad 1, very_sad 1; are they one?",
+    ]
+
+
+def test_folder_names_with_a_blank_folders_and_pipes(tmp_path):
+    touch(tmp_path / "mine", " a.wav", "b/c.wav")
+    os.mkfifo(tmp_path / "mine" / "pipe.wav")
+    [source] = read_folder(write_rows(tmp_path / "mine", [{**ROW, "audio": " a.wav"}])).turns
+    assert source.audio == tmp_path / "mine" / " a.wav"
+    for name in ("b", "pipe.wav"):
+        with pytest.raises(UserError, match=f"manifest.csv:2: audio {name} is not a file but a folder"):
+            read_folder(write_rows(tmp_path / "mine", [{**ROW, "audio": name}]))
+
+
+def test_folder_parts_of_longer_recordings(tmp_path):
+    """By several rows of one file, or by its length; a turn's own file is whole."""
+    for name, seconds in (("long", 4.0), ("one", 9.0), ("own", 1.5)):
+        write_tone(tmp_path / f"{name}.wav", seconds)
+    spans = {
+        "a": ("long", 0, 1),
+        "b": ("long", 1, 4),
+        "c": ("one", 2, 3.5),
+        "d": ("own", 30, 31.5),
+        "e": ("own", 0, 0),
+    }
+    rows = [
+        {**ROW, "utterance_id": name, "audio": f"{file}.wav", "start_s": start_s, "end_s": end_s}
+        for name, (file, start_s, end_s) in spans.items()
+    ]
+    release = read_folder(write_rows(tmp_path, rows))
+    assert {name: source.audio_span for name, source in by_id(release).items()} == {
+        "a": (0.0, 1.0),
+        "b": (1.0, 4.0),
+        "c": (2.0, 3.5),
+        "d": None,
+        "e": None,
+    }
+    assert release.notes == ["audio: 3 turns are parts of 2 longer recordings"]
+
+
+# ---- By name ----------------------------------------------------------------------------------
+
+
+def test_a_new_corpus_is_one_file(tmp_path, monkeypatch):
+    (tmp_path / "tiny.py").write_text(
+        "from common.corpora.release import Release, by_stem, files_in, single\n"
+        'FOLDERS = ("Tiny",)\n'
+        "def read(root):\n"
+        '    release = Release(("a", "b"))\n'
+        '    for name, path in by_stem(files_in(root, ".wav")).items():\n'
+        "        release.turns.append(single(name, name[0], path, label=name[1]))\n"
+        '    release.expect(("recordings", len(release.turns), 2))\n'
+        "    return release\n"
+    )
+    monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
+    touch(tmp_path / "raw" / "Tiny", "sa.wav", "tb.wav")
+    assert "tiny" in corpora.corpus_names() and "own" not in corpora.corpus_names()
+    release = corpora.reader_of("tiny").read(corpora.find_root("tiny", tmp_path))
+    assert [source.turn.label for source in release.turns] == ["a", "b"] and release.complete
+
+
 def test_find_root_by_name_folder_and_typo(tmp_path):
     assert corpora.find_root("iemocap", tmp_path) == tmp_path / "raw" / "IEMOCAP_full_release"
     (tmp_path / "raw" / "ravdess").mkdir(parents=True)
     assert corpora.find_root("ravdess", tmp_path).name == "ravdess"
-    with pytest.raises(UserError, match="CORPUS=iemocp: choose one of iemocap"):
+    with pytest.raises(UserError, match="CORPUS=iemocp: choose one of audioset, cremad"):
         corpora.find_root("iemocp", tmp_path)

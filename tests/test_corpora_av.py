@@ -1,4 +1,4 @@
-"""CREMA-D, Lombard GRID and AudioSet: small trees with the traps of the genuine releases, and what 01 makes of them."""
+"""CREMA-D, Lombard GRID and AudioSet: small trees with the releases' traps, and what 01 makes of them."""
 
 import json
 import os
@@ -11,15 +11,11 @@ from conftest import shared_data
 from miniature import write_avi, write_tone
 from test_01_prepare_data import prepare, problems_of, refusal
 
-from common.corpora.readers_av import (
-    CREMAD_COUNTS,
-    CREMAD_SENTENCES,
-    LOMBARD_COUNTS,
-    grid_sentence,
-    read_audioset,
-    read_cremad,
-    read_lombard,
-)
+from common.corpora import cremad, lombard
+from common.corpora.audioset import read as read_audioset
+from common.corpora.cremad import read as read_cremad
+from common.corpora.lombard import grid_sentence
+from common.corpora.lombard import read as read_lombard
 from common.errors import UserError
 from common.media import count_frames, read_audio
 
@@ -176,8 +172,8 @@ def test_cremad_roots_and_audio_alone(tmp_path):
 
 
 def test_cremad_facts():
-    assert sum(CREMAD_COUNTS.values()) == 7442 and len(CREMAD_SENTENCES) == 12
-    assert sum(LOMBARD_COUNTS.values()) == 54 * 100 - 10
+    assert sum(cremad.COUNTS.values()) == 7442 and len(cremad.SENTENCES) == 12
+    assert sum(lombard.COUNTS.values()) == 54 * 100 - 10
 
 
 def test_cremad_end_to_end(tmp_path, capsys):
@@ -436,7 +432,7 @@ def test_audioset_video_in_the_manifests_folder(tmp_path):
 
 def test_audioset_official_tables(tmp_path):
     (tmp_path / "balanced_train_segments.csv").write_text(
-        "# Segments csv created Sun Mar  5\n# num_ytids=4\n# YTID, start_seconds, end_seconds, positive_labels\n"
+        "# Segments csv created Sun Mar  5\n# num_ytids=4\n# YTID, start_seconds, end_seconds, labels\n"
         '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n-kGfBX12345, 0.000, 10.000, "/m/04rlf"\n'
         'Yabcdefghij, 20.000, 30.000, "/m/04rlf"\nvanished000, 0.000, 10.000, "/m/04rlf"\n'
         'listed_here, 0.000, 10.000, "/m/1"\ncut off\n'
@@ -470,7 +466,7 @@ def test_audioset_official_tables(tmp_path):
 
 
 def test_audioset_refusals_and_odd_manifests(tmp_path):
-    with pytest.raises(UserError, match="neither a CAV-MAE manifest"):
+    with pytest.raises(UserError, match="no CAV-MAE manifest"):
         read_audioset(touch(tmp_path / "a", "x.wav"))
     cavmae(tmp_path / "b/m.json", [{"video_id": "x", "wav": "/gone/x.wav"}])
     with pytest.raises(UserError, match="none of its 1 segments is there, for example /gone/x.wav"):

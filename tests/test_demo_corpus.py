@@ -2,16 +2,19 @@
 
 import re
 import sys
-from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from demo_corpora import file_bytes
 
-from common.demo.iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, speak, write_demo_iemocap
-from common.demo.sentences import AMBIGUOUS, SENTENCES, fill
+from common import demo
+from common.demo.espeak import load_espeak
+from common.demo.iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, write_demo_iemocap
+from common.demo.text import all_sentences, fill, sentences
 from common.errors import UserError
+from common.files import read_json
 
 N_DIALOGUES, N_TURNS = 2, 8  # per session, per dialogue: one dialogue of each marker wearer
 # Both expressions fit every line of the genuine release (FORMATS.md, section 1).
@@ -25,7 +28,7 @@ LABELS = {"neu", "hap", "exc", "sad", "ang", "fru", "sur", "fea", "dis", "oth", 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     root = tmp_path_factory.mktemp("demo") / "IEMOCAP_full_release"
-    write_demo_iemocap(root, seed=5, n_dialogues_per_session=N_DIALOGUES, turns_per_dialogue=N_TURNS)
+    write_demo_iemocap(root, 5, N_DIALOGUES, N_TURNS, workers=0)
     return root
 
 
@@ -44,14 +47,6 @@ def read_turns(path):
 
 def dialogue_file(root, name, folder, suffix):
     return root / f"Session{name[4]}" / "dialog" / folder / f"{name}{suffix}"
-
-
-def file_bytes(root):
-    return {
-        path.relative_to(root): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.suffix != ".avi"
-    }
 
 
 def read_frames(path):
@@ -128,12 +123,9 @@ def test_the_marker_wearer_is_on_the_left(corpus, wearer):
 
 
 def test_same_seed_same_corpus(corpus, tmp_path):
-    """Text and samples to the byte, frames to the pixel, whatever the number of processes."""
-    again = tmp_path / "again"
-    write_demo_iemocap(again, 5, N_DIALOGUES, N_TURNS, workers=1)
-    assert file_bytes(again) == file_bytes(corpus)
-    avi = Path("Session3/dialog/avi/DivX/Ses03M_impro01.avi")
-    assert np.array_equal(read_frames(again / avi), read_frames(corpus / avi))
+    """To the byte, whatever the number of processes."""
+    write_demo_iemocap(tmp_path / "again", 5, N_DIALOGUES, N_TURNS, workers=2)
+    assert file_bytes(tmp_path / "again") == file_bytes(corpus)
 
 
 def test_another_seed_another_corpus():
@@ -142,10 +134,8 @@ def test_another_seed_another_corpus():
 
 
 def test_every_choice_in_the_sentence_bank_can_be_filled():
-    rng = np.random.default_rng(0)
-    lines = [*AMBIGUOUS, *(line for bank in SENTENCES.values() for line in bank)]
-    assert len(set(lines)) == len(lines) >= 120
-    assert set(SENTENCES) == set(EMOTIONS)
+    rng, lines = np.random.default_rng(0), all_sentences()
+    assert len(set(lines)) == len(lines) >= 120 and set(EMOTIONS) < set(sentences())
     for line in lines:
         for _ in range(20):
             assert not re.search(r"[(){}|]", fill(line, rng))
@@ -159,12 +149,49 @@ def test_emotion_lasts():
     assert np.mean([emotion == "sad" for emotion in drawn]) == pytest.approx(0.40 + 0.25 + 0.35 / 4, abs=0.03)
 
 
+# ---- The entry points of common.demo ------------------------------------------------------------
+
+
 def test_missing_espeak_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)  # import then fails
     with pytest.raises(UserError, match="espeakng-loader"):
-        speak([])
+        load_espeak.__wrapped__()
 
 
-def test_too_many_dialogues_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="n_dialogues_per_session"):
-        write_demo_iemocap(tmp_path / "corpus", 0, n_dialogues_per_session=17)
+def test_sizes_scale_the_recordings_within_the_limits():
+    for corpus in demo.SYNTHETIC:
+        limits = demo.SIZES[corpus].values()
+        for size, number in ((1.0, 0), (1e-6, 1), (1e9, 2)):
+            found = demo.sizes(corpus, size).values()
+            assert list(found) == [numbers[number] for numbers in limits]
+    assert demo.sizes("demo_iemocap", 0.25) == {"n_dialogues_per_session": 4, "turns_per_dialogue": 9}
+    assert demo.sizes("demo_audioset", 0.25) == {"n_clips": 30}
+
+
+def test_a_corpus_is_written_once_per_seed_and_size(monkeypatch, tmp_path, capsys):
+    written = []
+
+    def write(root, seed, clips_per_speaker, workers):
+        root.mkdir(exist_ok=True)
+        written.append((seed, clips_per_speaker, workers))
+
+    monkeypatch.setattr("common.demo.speech.write_demo_emodb", write)
+    for seed, size, workers in ((0, 1.0, 2), (0, 1.0, None), (1, 1.0, None), (1, 0.5, 0)):
+        demo.write("demo_emodb", tmp_path / "demo_emodb", seed, size, workers)
+    assert written == [(0, 18, 2), (1, 18, None), (1, 9, 0)]
+    assert read_json(tmp_path / "demo_emodb.json") == {
+        "corpus": "demo_emodb",
+        "seed": 1,
+        "clips_per_speaker": 9,
+    }
+    assert capsys.readouterr().out.count("writing the synthetic corpus") == 3
+    (tmp_path / "demo_emodb").rmdir()
+    demo.write("demo_emodb", tmp_path / "demo_emodb", 1, 0.5)
+    assert len(written) == 4
+
+
+def test_every_corpus_has_a_writer():
+    from common.demo import av, iemocap, mosei, speech
+
+    writers = {name for module in (av, iemocap, mosei, speech) for name in vars(module)}
+    assert {f"write_{corpus}" for corpus in demo.SIZES} < writers and set(demo.SIZES) == set(demo.SYNTHETIC)

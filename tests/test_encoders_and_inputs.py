@@ -1,11 +1,11 @@
-"""Encoders and their inputs: padding changes nothing, what was saved is what is loaded, clips are the right frames."""
+"""Encoders and inputs: padding changes nothing, what was saved is loaded, clips are the right frames."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from conftest import shared_data
+from conftest import load_script, shared_data
 from safetensors.torch import save_file
 from transformers import (
     HubertConfig,
@@ -18,27 +18,27 @@ from transformers import (
 )
 
 from common.encoders import (
-    EmotionEncoder,
-    build_encoder,
+    TurnEncoder,
+    collate_waveforms,
     count_tokens,
-    describe_encoder,
     ignore_padding,
     input_shape,
     load_backbone,
-    load_encoder,
+    load_finetuned,
     load_processor,
     locate,
+    save_finetuned,
+    weights_fingerprint,
 )
 from common.errors import UserError
 from common.inputs import (
     Clipping,
     TurnInputs,
-    cache_inputs,
     choose_frames,
     collate_frames,
-    collate_waveforms,
     decode_frames,
     decode_waveform,
+    read_inputs,
 )
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
@@ -71,7 +71,11 @@ def checkpoints(tmp_path_factory):
 
 def audio_model(model_class, config_class):
     torch.manual_seed(0)
-    return EmotionEncoder(ignore_padding(model_class(config_class(**TINY))), "audio", 4, 0.1).eval()
+    return TurnEncoder(ignore_padding(model_class(config_class(**TINY))), "audio").eval()
+
+
+def text_inputs(source, turns, classes):
+    return TurnInputs(turns, classes, input_shape(source, "text"), load_processor(source, "text"), None)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +84,9 @@ def audio_model(model_class, config_class):
 def test_waveforms_do_not_depend_on_their_batch(classes):
     model, extractor = audio_model(*classes), Wav2Vec2FeatureExtractor(return_attention_mask=False)
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 16123, 30001)]
-    together, _ = model(collate_waveforms(extractor, waveforms))
+    together = model(collate_waveforms(extractor, waveforms))
     for row, waveform in zip(together, waveforms):
-        alone, _ = model(collate_waveforms(extractor, [waveform]))
+        alone = model(collate_waveforms(extractor, [waveform]))
         assert torch.allclose(row, alone[0], atol=1e-5)
         # and equals transformers' own model on the waveform without any padding
         values = torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7))[None]
@@ -115,16 +119,11 @@ def test_no_hidden_state_of_wavlm_depends_on_the_batch(norm, stable):
     model = wavlm(norm, stable)
     assert len(model.feature_extractor.conv_layers) == 3 and model.config.num_hidden_layers == 2
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
-    samples = (
-        9000,
-        6401,
-        30001,
-        100,
-    )  # the last one is shorter than a step: 10 + 5 * 7 + 40 * 7 = 325 samples
+    samples = (9000, 6401, 30001, 100)  # a step is 10 + 5 * 7 + 40 * 7 = 325 samples; 0.4 s at least
     waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in samples]
     with torch.no_grad():
         together, counts = hidden_layers(model, collate_waveforms(extractor, waveforms))
-        assert counts.tolist() == [(n - 325) // 320 + 1 if n > 325 else 1 for n in samples]
+        assert counts.tolist() == [(max(n, 6400) - 325) // 320 + 1 for n in samples]
         for row, waveform, n in zip(together, waveforms, counts):
             alone, n_alone = hidden_layers(model, collate_waveforms(extractor, [waveform]))
             assert n_alone.item() == n and alone.shape[2] == 3
@@ -132,11 +131,11 @@ def test_no_hidden_state_of_wavlm_depends_on_the_batch(norm, stable):
 
 
 def test_hooks_are_there_once_and_a_copy_has_its_own_weights(checkpoints):
-    """EmotionEncoder adds none to those of load_backbone; the hook on the norm reads the norm that it is called on."""
+    """TurnEncoder adds none to those of load_backbone; the hook reads the norm that it is called on."""
     backbone = load_backbone(str(checkpoints / "wav2vec2-base"))
     norm = backbone.feature_extractor.conv_layers[0].layer_norm
-    for model in (backbone, EmotionEncoder(backbone, "audio", 4, 0.1).backbone):
-        assert len(model._forward_pre_hooks) == 2 and len(norm._forward_hooks) == 1
+    for model in (backbone, TurnEncoder(backbone, "audio").backbone):
+        assert len(model._forward_pre_hooks) == 1 and len(norm._forward_hooks) == 1
     inputs = collate_waveforms(
         Wav2Vec2FeatureExtractor(), [np.random.default_rng(0).normal(size=9000).astype(np.float32)]
     )
@@ -204,70 +203,68 @@ def test_without_the_mask_padding_would_leak():
 def test_texts_do_not_depend_on_their_batch(checkpoints):
     for name in ("bert-base-uncased", "roberta-base", "distilbert-base-uncased"):
         source = str(checkpoints / name)
-        model = build_encoder(source, "text", 4, 0.1, 0).eval()
-        shape, tokenizer = input_shape(source, "text"), load_processor(source, "text")
-        turns = [
-            Turn(str(i), "d", i, "s", "", 0, 1, text)
-            for i, text in enumerate(["so sad", "i am so happy today, am i", "x"])
-        ]
-        data = TurnInputs(turns, ("a",), shape, tokenizer, None)
-        together, _ = model(data.collate([data[i, None] for i in range(3)])["inputs"])
+        model = TurnEncoder(load_backbone(source), "text").eval()
+        texts = ["so sad", "i am so happy today, am i", "x"]
+        turns = [Turn(str(i), "d", i, "s", "", 0, 1, text) for i, text in enumerate(texts)]
+        data = text_inputs(source, turns, ("a",))
+        together = model(data.collate([data[i, None] for i in range(3)])["inputs"])
         for i in range(3):
-            alone, _ = model(data.collate([data[i, None]])["inputs"])
+            alone = model(data.collate([data[i, None]])["inputs"])
             assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
-def test_a_described_encoder_loads_as_it_was(checkpoints, tmp_path):
+def test_a_saved_classifier_loads_as_it_was(checkpoints, tmp_path):
     source = str(checkpoints / "videomae-base")
-    model = build_encoder(source, "video", 3, 0.1, 0).eval()
-    processor = load_processor(source, "video")
+    model = load_script("02_finetune_unimodal.py").EmotionClassifier(source, "video", 3).eval()
+    processor, shape = load_processor(source, "video"), input_shape(source, "video")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "best.safetensors")
-    describe_encoder(
-        tmp_path, model, processor, {"modality": "video", "classes": ["a", "b", "c"], "dropout": 0.1}
-    )
-    loaded, _, description = load_encoder(tmp_path)
-    shape = input_shape(source, "video")
-    clip = np.random.default_rng(0).integers(
-        0, 255, (shape.frames, shape.size, shape.size, 3), dtype=np.uint8
-    )
-    batch = collate_frames(processor, [clip], [False])
-    assert torch.equal(model(batch)[1], loaded(batch)[1]) and description["classes"] == ["a", "b", "c"]
-    hidden = loaded(batch, hidden_states=True)[2]
-    assert hidden.shape[2] == loaded.backbone.config.num_hidden_layers + 1
+    save_finetuned(tmp_path, source, processor, {"modality": "video", "classes": ["a", "b", "c"]})
+    encoder, linear, description = load_finetuned(tmp_path)
+    size = (shape.frames, shape.size, shape.size, 3)
+    batch = collate_frames(processor, [np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)])
+    assert torch.equal(model(batch), linear(encoder(batch))) and description["classes"] == ["a", "b", "c"]
 
 
 def test_checkpoint_that_is_not_there(checkpoints):
-    assert locate("facebook/wav2vec2-base", "") == "facebook/wav2vec2-base"
+    assert locate("facebook/wav2vec2-base", "hub", "data", "toy") == "facebook/wav2vec2-base"
+    assert locate("facebook/wav2vec2-base", str(checkpoints), "", "") == str(checkpoints / "wav2vec2-base")
     with pytest.raises(UserError, match="WRITE_CHECKPOINTS"):
-        locate("google/absent", checkpoints)
+        locate("google/absent", "local", checkpoints, "toy")
     with pytest.raises(UserError, match="cannot be loaded"):
-        build_encoder(str(checkpoints / "absent"), "text", 2, 0.1, 0)
-    with pytest.raises(UserError, match="02_finetune"):
-        load_encoder(checkpoints)
+        load_backbone(str(checkpoints / "absent"))
+
+
+def test_weights_are_known_by_their_bytes(checkpoints, tmp_path):
+    assert weights_fingerprint("facebook/wav2vec2-base") == "facebook/wav2vec2-base"
+    for i, content in enumerate((b"one", b"one", b"two")):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "model.safetensors").write_bytes(content)
+    found = [weights_fingerprint(str(tmp_path / str(i))) for i in range(3)]
+    assert found[0] == found[1] != found[2]
 
 
 def test_overfits_eight_samples(checkpoints):
-    source = str(checkpoints / "bert-base-uncased")
-    model, tokenizer, shape = (
-        build_encoder(source, "text", 2, 0.0, 0),
-        load_processor(source, "text"),
-        input_shape(source, "text"),
-    )
-    turns = [
-        Turn(str(i), "d", i, "s", "", 0, 1, f"{word} day", label)
-        for i, (word, label) in enumerate(
-            [("happy", "p"), ("sad", "n"), ("so happy", "p"), ("so sad", "n")] * 2
-        )
-    ]
-    data = TurnInputs(turns, ("p", "n"), shape, tokenizer, None)
+    script, source = load_script("02_finetune_unimodal.py"), str(checkpoints / "bert-base-uncased")
+    script.DROPOUT = 0.0
+    torch.manual_seed(0)
+    model = script.EmotionClassifier(source, "text", 2)
+    words = [("happy", "p"), ("sad", "n"), ("so happy", "p"), ("so sad", "n")] * 2
+    turns = [Turn(str(i), "d", i, "s", "", 0, 1, f"{w} day", label) for i, (w, label) in enumerate(words)]
+    data = text_inputs(source, turns, ("p", "n"))
     batch = data.collate([data[i, 0] for i in range(8)])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(60):
-        loss = torch.nn.functional.cross_entropy(model(batch["inputs"])[1], batch["labels"])
+        total, count = script.cross_entropy(model, batch)
         optimizer.zero_grad()
-        loss.backward()
+        (total / count).backward()
         optimizer.step()
-    assert loss.item() < 0.05
+    assert (total / count).item() < 0.05
+
+
+def test_epochs_of_models_without_their_own_are_those_of_the_first():
+    script = load_script("02_finetune_unimodal.py")
+    script.TEXT_MODELS, script.TEXT_EPOCHS = ("a", "b", "c"), (3, 2)
+    assert [script.settings_of("text", model, 0)[0].epochs for model in "abc"] == [3, 2, 3]
 
 
 def test_choose_frames():
@@ -277,58 +274,57 @@ def test_choose_frames():
     assert starts == set(range(11))
 
 
-def test_mirrored_clips():
+def test_clips_are_normalised():
     class Processor:
         image_mean, image_std = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]
 
     clip = np.arange(2 * 2 * 4 * 3, dtype=np.uint8).reshape(2, 2, 4, 3)
-    pixels = collate_frames(Processor, [clip, clip], [False, True])["pixel_values"]  # (B, T, 3, H, W)
-    assert torch.equal(pixels[0].flip(-1), pixels[1]) and pixels[0, 1, 2, 0, 3] == clip[1, 0, 3, 2] / 255
+    pixels = collate_frames(Processor, [clip])["pixel_values"]  # (B, T, 3, H, W)
+    assert pixels.shape == (1, 2, 3, 2, 4) and pixels[0, 1, 2, 0, 3] == clip[1, 0, 3, 2] / 255
 
 
-def test_training_clips_vary_by_seed_only(checkpoints, tmp_path):
+def test_training_clips_vary_by_seed_only(checkpoints):
     source = str(checkpoints / "videomae-base")
     shape, processor = input_shape(source, "video"), load_processor(source, "video")
 
     class Store:
-        frames = np.random.default_rng(0).integers(0, 255, (40, shape.size, shape.size, 3), dtype=np.uint8)
-
         def rows(self, utterance_id, name):
-            return self.frames
+            frames = np.random.default_rng(0).integers(0, 255, (40, shape.size, shape.size, 3))
+            return frames.astype(np.uint8)
 
-    data = TurnInputs(
-        [Turn("a", "d", 0, "s", "", 0, 1, label="x")], ("x",), shape, processor, Store(), mirror=0.5
-    )
+    turns = [Turn("a", "d", 0, "s", "", 0, 1, label="x")]
+    data = TurnInputs(turns, ("x",), shape, processor, Store(), mirror=0.5)
+    plain = TurnInputs(turns, ("x",), shape, processor, Store())
     assert np.array_equal(data[0, (1, 2, 3)][0], data[0, (1, 2, 3)][0])
     assert len({data[0, (0, 0, i)][0].tobytes() for i in range(30)}) > 5
-    assert 5 < sum(data[0, (0, 0, i)][1] for i in range(40)) < 35 and data[0, None][1] is False
+    pairs = [(data[0, (0, 0, i)][0], plain[0, (0, 0, i)][0]) for i in range(40)]
+    mirrored = [not np.array_equal(*pair) for pair in pairs]
+    assert all(np.array_equal(x[:, :, ::-1] if m else x, y) for m, (x, y) in zip(mirrored, pairs))
+    assert 5 < sum(mirrored) < 35 and np.array_equal(data[0, None][0], plain[0, None][0])
 
 
-def test_cache_decodes_once_counts_bad_files_and_is_extended(checkpoints, tmp_path, capsys):
+def test_inputs_are_decoded_once_and_bad_files_left_out(checkpoints, tmp_path, capsys):
     folder = tmp_path / "prepared"
     rng = np.random.default_rng(0)
     turns = [Turn(f"u{i}", "d", i, "s", "", 0, 1.0, label="x", audio=f"audio/u{i}.wav") for i in range(4)]
+    turns.append(Turn("u4", "d", 4, "s", "", 0, 1.0, text="no sound"))
     waves = [rng.uniform(-0.5, 0.5, 16000 * (i + 1)).astype(np.float32) for i in range(4)]
     for turn, wave in zip(turns, waves):
         write_wav(folder / turn.audio, wave)
     (folder / turns[2].audio).write_bytes(b"RIFF not a wave file")
     manifest = Manifest("toy", folder, ("x",), turns)
     write_manifest(manifest)
-    source = str(checkpoints / "wav2vec2-base")
-    shape, processor, clip = (
-        input_shape(source, "audio"),
-        load_processor(source, "audio"),
-        Clipping(3.0, 3.0, 30.0, 4),
+    source, clip = str(checkpoints / "wav2vec2-base"), Clipping(3.0, 3.0, 30.0, 4)
+    inputs = read_inputs(manifest, "audio", source, clip, tmp_path, 0)
+    assert inputs.ids == ["u0", "u1", "u3"] and inputs.lengths == [16000, 32000, 48000]
+    assert list(inputs.store.problems) == ["u2"] and "left out: 1 of 4" in capsys.readouterr().out
+    assert np.allclose(inputs[2, None][0], waves[3][:48000], atol=1e-4)
+    assert np.array_equal(
+        decode_waveform(folder / turns[0].audio, 0.5), inputs.store.rows("u0", "inputs")[:8000]
     )
-    first, bad = cache_inputs(manifest, turns[:2], shape, processor, clip, tmp_path / "cache", 1)
-    assert first.ids == ["u0", "u1"] and bad == []
-    store, bad = cache_inputs(manifest, turns, shape, processor, clip, tmp_path / "cache", 1)
-    assert store.ids == ["u0", "u1", "u3"] and [utterance_id for utterance_id, _ in bad] == ["u2"]
-    assert "skipped: u2" in capsys.readouterr().out
-    assert store.length("u3") == 48000 and np.allclose(
-        store.rows("u3", "inputs") / 32768, waves[3][:48000], atol=1e-4
-    )
-    assert np.array_equal(decode_waveform(folder / turns[0].audio, 0.5), store.rows("u0", "inputs")[:8000])
+    (folder / turns[0].audio).unlink()  # not read again
+    again = read_inputs(manifest, "audio", source, clip, tmp_path, 0)
+    assert again.of([*reversed(turns), turns[4]]).ids == ["u3", "u1", "u0"]
 
 
 def test_real_video_gives_a_frame_per_step():

@@ -175,7 +175,7 @@ def test_a_batch_holds_each_utterance_once_in_windows_of_the_dialogue(corpus, ke
     assert batch["audio"].window.tolist() == [[0], [1], [2]]
     assert set(data.lengths) == {1}  # batches at random
     lengths = data_of(corpus, kept, by_length=True).lengths
-    assert lengths[:2] == [800, int(min(0.7 * 16000, kept["audio"].store.length("Ses01_imp_1")))]
+    assert lengths[:2] == [6400, int(min(0.7 * 16000, kept["audio"].store.length("Ses01_imp_1")))]
 
 
 def test_kept_states_are_those_of_transformers(corpus, kept):
@@ -189,7 +189,7 @@ def test_kept_states_are_those_of_transformers(corpus, kept):
         expected = torch.stack(layers, 2)[0].numpy()
         assert kept["text"].kept[turn.utterance_id].shape == expected.shape
         assert np.allclose(kept["text"].kept[turn.utterance_id], expected, atol=3e-3)
-    assert len(kept["audio"].kept["Ses01_imp_0"]) == 1  # 50 ms: less than a step
+    assert len(kept["audio"].kept["Ses01_imp_0"]) == 8  # 50 ms, lasting SHORTEST_S with silence
 
 
 def test_labels_are_never_an_input(corpus, kept):
@@ -441,7 +441,7 @@ def test_a_turn_without_audio_is_heard_as_silence(corpus):
     assert utterances.absent == {"Ses01_imp_1", "Ses01_imp_2"}  # none, and one that cannot be read
     inputs = utterances.collate_inputs(["Ses01_imp_0", "Ses01_imp_1"])
     assert inputs["input_values"].shape == (2, 6400) and not inputs["input_values"][1].any()  # 0.4 s
-    assert inputs["attention_mask"].sum(1).tolist() == [800, 6400] and inputs["input_values"][0].any()
+    assert inputs["attention_mask"].sum(1).tolist() == [6400, 6400] and inputs["input_values"][0].any()
     rows = utterances.kept["Ses01_imp_1"]
     assert np.array_equal(rows, utterances.kept["Ses01_imp_2"]) and np.isfinite(rows).all() and len(rows) > 1
     assert data_of(corpus, {"audio": utterances}, by_length=True).lengths[1] == 6400

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from common.corpora.mosei import EMOTIONS
 from common.errors import UserError
 from common.khare import data as khare_data
-from common.khare.features import ClipFeatures, Transcripts, WordsFile, write_store
+from common.khare.words import Vectors, word_error_rate
 from common.manifest import Manifest, Turn
+from common.store import StoreWriter
 
 SCORES = {
     "train": ("1", "0", "0", "0.333", "0", "0"),
@@ -63,12 +63,19 @@ def labelled(tmp_path, split=True):
     return Manifest("meld", tmp_path, ("x", "y"), turns)
 
 
-def store_of(tmp_path, words):
-    clips = [
-        ClipFeatures(name, 2.0, words=[(word, None, None) for word in text.split()])
-        for name, text in words.items()
-    ]
-    return write_store(clips, tmp_path / "store", {}, 0.05, 0.5, 200, 4096, 10)
+def store_of(folder, words, scores=None):
+    writer = StoreWriter(folder, {"video_step_s": 0.5})
+    for name, text in words.items():
+        n, content = len(text.split()), "".join(f"{word}\n" for word in text.split()).encode()
+        arrays = {
+            "audio": np.zeros((4, 200), np.float16),
+            "video": np.zeros((0, 4096), np.float16),
+            "words": np.frombuffer(content, np.uint8),
+            "word_times": np.zeros((n, 2), np.float32),
+            "facts": np.float32([[2.0, (scores or {}).get(name, np.nan), 0]]),
+        }
+        writer.add([name], arrays, {key: [len(array)] for key, array in arrays.items()})
+    return writer.finish()
 
 
 def test_emotions_of_mosei_are_several_at_once(tmp_path):
@@ -104,7 +111,7 @@ def test_one_label_is_one_emotion_of_as_many_as_classes(tmp_path):
 def test_a_corpus_pretrained_on_itself_gives_no_turn_of_its_test_part(tmp_path, split):
     manifest = labelled(tmp_path, split)
     fold = khare_data.fold_of(manifest, 3)
-    train, held_out = khare_data.own_turns(manifest, fold)
+    train, held_out = khare_data.own_turns(manifest, fold).values()
     speakers = {turn.speaker for turn in fold.train}
     assert {turn.utterance_id for turn in train} == {
         turn.utterance_id for turn in manifest.turns if turn.speaker in speakers
@@ -127,110 +134,155 @@ def voxceleb(tmp_path):
     )
 
 
+def fold_of_videos(*videos):
+    turns = [Turn("x", video, 0, video, "", 0.0, 0.0) for video in videos]
+    return SimpleNamespace(valid=turns[:1], test=turns[1:])
+
+
 def test_held_out_speakers_of_another_corpus(tmp_path):
     manifest = voxceleb(tmp_path)
-    train, held_out = khare_data.other_turns(manifest, 0.3, 0, set())
+    parts = khare_data.other_turns(manifest, 0.3, 0, fold_of_videos())
+    train, held_out = parts["train"], parts["valid"]
     assert len({turn.speaker for turn in held_out}) == 3 and len(train) + len(held_out) == 60
     assert not {turn.speaker for turn in train} & {turn.speaker for turn in held_out}
-    assert khare_data.other_turns(manifest, 0.3, 0, set()) == (train, held_out)
-    assert khare_data.other_turns(manifest, 0.3, 1, set())[1] != held_out
-    assert len({turn.speaker for turn in khare_data.other_turns(manifest, 0.001, 0, set())[1]}) == 1
+    assert khare_data.other_turns(manifest, 0.3, 0, fold_of_videos()) == parts
+    assert khare_data.other_turns(manifest, 0.3, 1, fold_of_videos())["valid"] != held_out
+    few = khare_data.other_turns(manifest, 0.001, 0, fold_of_videos())["valid"]
+    assert len({turn.speaker for turn in few}) == 1
 
 
 def test_clips_of_videos_that_are_tested_are_left_out(tmp_path, capsys):
-    """Both corpora are from YouTube: a VoxCeleb2 dialogue is <speaker>_<video>, a MOSEI dialogue the video."""
+    """Both are from YouTube: a VoxCeleb2 dialogue is <speaker>_<video>, a MOSEI dialogue the video."""
     manifest = voxceleb(tmp_path)
-    used = [
-        turn for part in khare_data.other_turns(manifest, 0.3, 0, {"v00", "v91", "else"}) for turn in part
-    ]
-    gone = {turn.dialogue_id for turn in manifest.turns} - {turn.dialogue_id for turn in used}
-    assert (
-        gone == {"id0_v00", "id9_v91"}
-        and "6 clips of videos that validate or test" in capsys.readouterr().out
-    )
+    for turn in manifest.turns[12:18]:
+        turn.extra["set"] = "test"  # VoxCeleb2's own; the paper uses its development part
+    parts = khare_data.other_turns(manifest, 0.3, 0, fold_of_videos("v00", "v91", "else"))
+    used = {turn.dialogue_id for part in parts.values() for turn in part}
+    gone = {turn.dialogue_id for turn in manifest.turns} - used
+    assert gone == {"id0_v00", "id9_v91", "id2_v20", "id2_v21"}
+    assert "left out 6 test clips, 6 of videos that validate or test" in capsys.readouterr().out
     with pytest.raises(UserError, match="1 speakers to pretrain on"):
-        khare_data.other_turns(Manifest("v", tmp_path, (), manifest.turns[:6]), 0.3, 0, set())
+        khare_data.other_turns(Manifest("v", tmp_path, (), manifest.turns[:6]), 0.3, 0, fold_of_videos())
+
+
+def test_english_clips_are_those_with_words_and_a_high_score(tmp_path, capsys):
+    store = store_of(tmp_path / "s", {"a": "yes", "b": "nein", "c": "", "d": "well"}, {"a": -0.2, "b": -0.9})
+    turns = {name: SimpleNamespace(utterance_id=name) for name in "abcde"}
+    parts = {"train": [turns[name] for name in "abce"], "valid": [turns["d"]]}
+    found = khare_data.english(store, parts, -0.3)
+    assert [turn.utterance_id for part in found.values() for turn in part] == ["a", "d"]
+    with pytest.raises(UserError, match="MIN_SCORE=0: no clip with words is left to train"):
+        khare_data.english(store, parts, 0.0)
+
+
+def test_cases_are_ids_or_numbers_of_the_transcripts(tmp_path):
+    manifest = mosei(tmp_path, (("-HeZS2-Prhc", "test"), ("b", "test")))
+    for turn, clip in zip(manifest.turns, "8391"):
+        turn.extra["clip"] = clip
+    turns = manifest.turns
+    assert khare_data.find_cases((), turns) == ["-HeZS2-Prhc[0]"]  # the paper's [8], less its dash
+    assert khare_data.find_cases(("b[1]", "b[9]", "HeZS2-Prhc[3]"), turns) == [
+        "b[1]",
+        "b[0]",
+        "-HeZS2-Prhc[1]",
+    ]
+    with pytest.raises(UserError, match=r"CASES=10219\[11\]: no such clip"):
+        khare_data.find_cases(("10219[11]", "b[1]"), turns)
 
 
 def test_sources_have_the_words_that_were_prepared(tmp_path):
     manifest = mosei(tmp_path)
-    source = khare_data.sources_of(manifest, manifest.turns[1:2], True)[0]
+    source = khare_data.sources_of(manifest, [manifest.turns[1:2]], True)[0]
     assert (source.start_s, source.end_s, source.audio) == (2.0, 3.5, "/wav")
     assert source.words == [("Yes,", None, None), ("it", None, None), ("is!", None, None)]
     (tmp_path / "words.csv").write_text("utterance_id,word,start_s,end_s\na[1],yes,0.1,0.4\n")
-    with_times = khare_data.sources_of(manifest, manifest.turns[:2], True)
+    parts = [manifest.turns[1:2], manifest.turns[:1]]
+    with_times = khare_data.sources_of(manifest, parts, True)
     assert [source.words for source in with_times] == [[], [("yes", 0.1, 0.4)]]  # none is not unknown
-    silent = khare_data.sources_of(voxceleb(tmp_path / "other"), voxceleb(tmp_path).turns[:1], True)[0]
+    assert [s.words for s in khare_data.sources_of(manifest, parts, True, with_words=False)] == [None, None]
+    silent = khare_data.sources_of(voxceleb(tmp_path / "other"), [voxceleb(tmp_path).turns[:1]], True)[0]
     assert silent.words is None and (silent.start_s, silent.end_s) == (0.0, 0.0)
 
 
 def test_a_video_without_other_sound_is_kept_for_it(tmp_path):
     turn = Turn("u", "d", 0, "s", "", 0.0, 0.0, video="clip.mp4", audio="clip.wav")
     manifest = Manifest("v", tmp_path, (), [turn])
-    assert khare_data.sources_of(manifest, [turn], False)[0].video == ""
+    assert khare_data.sources_of(manifest, [[turn]], False)[0].video == ""
     turn.audio = ""
-    assert khare_data.sources_of(manifest, [turn], False)[0].video == str(tmp_path / "clip.mp4")
+    assert khare_data.sources_of(manifest, [[turn]], False)[0].video == str(tmp_path / "clip.mp4")
 
 
-def test_where_words_come_from(tmp_path):
-    (tmp_path / "words.csv").write_text("utterance_id,word,start_s,end_s\n")
-    (tmp_path / "texts").mkdir()
-    assert khare_data.open_words("", tmp_path, "cpu", "no") is None
-    assert isinstance(khare_data.open_words("words.csv", tmp_path, "cpu", "no"), WordsFile)
-    assert isinstance(khare_data.open_words(str(tmp_path / "texts"), "/nowhere", "cpu", "no"), Transcripts)
-    with pytest.raises(UserError):
-        khare_data.open_words("no/such/recogniser", tmp_path, "cpu", "no")
-    with pytest.raises(UserError, match="other.csv: no such file"):
-        khare_data.open_words("other.csv", tmp_path, "cpu", "no")
-
-
-def test_random_vectors_depend_on_the_spelling_alone(tmp_path):
-    store = store_of(tmp_path, {"u": "Hello, world! -- hello", "v": "other"})
-    vectors = khare_data.Vectors([store], "", None)
-    assert vectors.words == ("hello", "other", "world") and set(vectors.row_of) == set(vectors.words)
-    again = khare_data.Vectors([store_of(tmp_path / "b", {"u": "zero hello"})], "", None)
+def test_random_vectors_depend_on_the_spelling_alone():
+    vectors = Vectors(Counter(["Hello,", "world!", "--", "hello", "other"]), "", None, False)
+    assert vectors.words == ["hello", "other", "world"] and set(vectors.row_of) == set(vectors.words)
+    again = Vectors(Counter(["zero", "hello"]), "", None, False)
     assert np.array_equal(vectors.vectors[0], again.vectors[again.row_of["hello"]])
     assert not np.allclose(*vectors.vectors[:2]) and 0.35 < vectors.vectors.std() < 0.45
-
-
-def test_the_vocabulary_is_of_some_clips_and_has_vectors(tmp_path):
-    store = store_of(tmp_path, {"u": "Hello hello strange", "v": "world", "w": "Hello, secret"})
-    path = tmp_path / "glove.txt"
-    numbers = " ".join(["0.5"] * 300)
-    path.write_text(f"hello {numbers}\nworld {numbers}\nsecret {numbers}\n")
-    vectors = khare_data.Vectors([store], path, None)
-    rows = [store.row_of("u"), store.row_of("v")]
-    words, counts = khare_data.count_vocabulary(store, rows, vectors)
-    assert (words, counts.tolist()) == (["hello", "world"], [2, 1]) and "3 of 4 words have" in vectors.note
-    assert Counter(map(len, khare_data.spoken_words(store, ["w", "absent"]))) == {2: 1, 0: 1}
-    assert khare_data.spoken_words(store, ["w"]) == [["hello", "secret"]]
-
-
-def test_the_identity_of_vectors_is_that_of_the_stores_own_words(tmp_path):
-    a, b = (store_of(tmp_path / name, {"u": text}) for name, text in (("a", "hello"), ("b", "world wide")))
-    alone, both = khare_data.Vectors([a], "", None), khare_data.Vectors([a, b], "", None)
-    assert alone.identity(a) == both.identity(a) != both.identity(b)
-    assert set(both.row_of) == {"hello", "world", "wide"}
-
-
-def test_inputs_left_out():
-    batch = {
-        "text": torch.ones(2, 3, 300),
-        "text_length": torch.tensor([3, 1]),
-        "audio": torch.ones(2, 1, 200),
-        "audio_length": torch.tensor([1, 0]),
-        "video": torch.ones(2, 1, 9),
-        "video_length": torch.tensor([1, 1]),
-        "labels": torch.ones(2, 6),
-        "word_ids": torch.ones(2, 3),
-    }
-    assert set(khare_data.only(batch, ("text", "video"))) == set(batch) - {"audio", "audio_length"}
-    assert set(khare_data.only(batch, ())) == {"labels", "word_ids"}
-
-
-def test_modalities_that_some_clips_have():
-    store = SimpleNamespace(
-        n_words=np.array([0, 2]), audio_rows=np.array([1, 1]), video_rows=np.array([0, 0])
+    assert vectors.rows(["Hello", "--", "none", "world?"]).tolist() == [0, -1, -1, 2]
+    assert (vectors.of(["none"]) == 0).all() and np.array_equal(
+        vectors.of(["hello!"])[0], again.of(["hello"])[0]
     )
-    assert khare_data.modalities_of(store, [0]) == ("audio",)
-    assert khare_data.modalities_of(store, [0, 1]) == ("text", "audio")
+    assert vectors.identity(["hello"]) == again.identity(["Hello", "absent"]) != vectors.identity(["world"])
+
+
+def corpus_of(store, **parts):
+    turns = {
+        name: [SimpleNamespace(utterance_id=i, speaker=i, label="", extra={}) for i in ids]
+        for name, ids in parts.items()
+    }
+    manifest = SimpleNamespace(corpus="x", turns=turns["train"], classes=("x",))
+    return khare_data.corpus_of(manifest, store, turns, ("text", "video"))
+
+
+def test_the_vocabulary_is_of_training_clips_and_has_vectors(tmp_path, capsys):
+    texts = {"u": "Hello hello strange", "v": "world", "w": "Hello, secret"}
+    corpus = corpus_of(store_of(tmp_path / "s", texts), train=["u", "v", "gone"], valid=["w"])
+    assert corpus.inputs == ("text",) and corpus.parts["train"].ids == ["u", "v"]
+    path, numbers = tmp_path / "glove.txt", " ".join(["0.5"] * 300)
+    path.write_text(f"hello {numbers}\nworld {numbers}\nsecret {numbers}\n")
+    khare_data.give_vectors([corpus], None, path, None, False)
+    assert corpus.numbers == {"hello": 0, "world": 1} and corpus.counts.tolist() == [2, 1]
+    assert "3 of 4 words have" in capsys.readouterr().out
+    facts = khare_data.vocabulary_facts(corpus)
+    assert (facts["clips"], facts["held_out"], facts["vocabulary"], facts["majority"]) == (2, 1, 2, 1.0)
+    assert facts["unigram_perplexity"] == pytest.approx(1.5)
+    assert khare_data.words_of(corpus.store, "w") == ["hello", "secret"]
+    assert khare_data.words_of(corpus.store, "absent") == []
+    with pytest.raises(UserError, match="no clip of the valid part could be read"):
+        corpus_of(corpus.store, train=["u"], valid=["gone"])
+
+
+def test_recognised_words_leave_the_identity_of_a_corpus(tmp_path):
+    corpora = [
+        corpus_of(store_of(tmp_path / n, {"u": "hello", "v": "you"}), train=["u"], valid=["v"]) for n in "ab"
+    ]
+    khare_data.give_vectors(corpora[:1], None, "", None, False)
+    khare_data.give_vectors(corpora[1:], store_of(tmp_path / "c", {"u": "halo"}), "", None, False)
+    assert corpora[0].identity() == corpora[1].identity()
+
+
+# ---- Word error rate -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "reference, hypothesis, edits",
+    [
+        ("a b c", "a b c", 0),
+        ("a b", "", 2),
+        ("a b c", "a x c", 1),
+        ("a b c d", "b c d e", 2),
+        ("a", "b c d a", 3),
+    ],
+)
+def test_word_edits_by_hand(reference, hypothesis, edits):
+    rate = word_error_rate([reference.split()], [hypothesis.split()])
+    assert rate == pytest.approx(edits / len(reference.split()))
+
+
+def test_word_error_rate_counts_words_not_transcripts():
+    references, hypotheses = [["a", "b", "c", "d"], ["e"]], [["a", "b", "c", "d"], ["f", "g"]]
+    assert word_error_rate(references, hypotheses) == pytest.approx(2 / 5)
+    with pytest.raises(ValueError, match="no word"):
+        word_error_rate([[]], [["a"]])
+    with pytest.raises(ValueError):
+        word_error_rate([["a"], ["b"]], [["a"]])

@@ -1,11 +1,11 @@
-"""Scores, intervals and tests against scikit-learn, scipy and numbers worked out by hand."""
+"""Scores, intervals and paired tests against scikit-learn, scipy and numbers worked out by hand."""
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics as sk
 
-from common import metrics
+from common import comparison, metrics
 
 
 @pytest.fixture(params=[2, 4, 8])
@@ -80,7 +80,7 @@ def test_bootstrap_is_wider_by_speaker_than_by_turn_when_speakers_differ():
 
 def test_gain_is_the_difference_in_accuracy():
     a, b = np.array([1, 1, 1, 0]), np.array([1, 0, 0, 1])
-    assert metrics.gain(metrics.confusion(a, b)) == pytest.approx(a.mean() - b.mean())
+    assert comparison.gain(metrics.confusion(a, b)) == pytest.approx(a.mean() - b.mean())
 
 
 @pytest.mark.parametrize("only_a, only_b", [(0, 0), (1, 0), (9, 2), (30, 30), (400, 330)])
@@ -88,8 +88,8 @@ def test_mcnemar_equals_scipys_binomial_test(only_a, only_b):
     a = np.array([True] * only_a + [False] * only_b + [True] * 5)
     b = np.array([False] * only_a + [True] * only_b + [True] * 5)
     expected = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    assert metrics.mcnemar(a, b)[:2] == (only_a, only_b)
-    assert metrics.mcnemar(a, b)[2] == pytest.approx(expected)
+    assert comparison.mcnemar(a, b)[:2] == (only_a, only_b)
+    assert comparison.mcnemar(a, b)[2] == pytest.approx(expected)
 
 
 def test_sign_flips_by_hand():
@@ -97,12 +97,12 @@ def test_sign_flips_by_hand():
     # (4, 2, 2, 0 and their mirror images), and the observed difference is 2 of 6 turns.
     who = np.array([0, 0, 1, 1, 2, 2])
     a, b = np.array([1, 1, 1, 0, 0, 1]), np.array([0, 0, 0, 0, 1, 1])
-    assert metrics.paired_permutation(a, b, who, 10, 0) == (pytest.approx(2 / 6), 6 / 8)
+    assert comparison.paired_permutation(a, b, who, 10, 0) == (pytest.approx(2 / 6), 6 / 8)
 
 
 def test_ten_speakers_cannot_go_below_2_in_1024():
     who = np.repeat(np.arange(10), 7)
-    assert metrics.paired_permutation(np.ones(70), np.zeros(70), who, 10, 0)[1] == 2 / 1024
+    assert comparison.paired_permutation(np.ones(70), np.zeros(70), who, 10, 0)[1] == 2 / 1024
 
 
 def test_drawn_sign_flips_agree_with_scipy():
@@ -111,14 +111,14 @@ def test_drawn_sign_flips_agree_with_scipy():
     who = rng.integers(0, 20, 400)
     sums = np.array([(a[who == k].astype(float) - b[who == k]).sum() for k in range(20)])
     test = stats.permutation_test((sums,), np.sum, permutation_type="samples", n_resamples=20000, rng=0)
-    assert metrics.paired_permutation(a, b, who, 20000, 0)[1] == pytest.approx(test.pvalue, abs=0.02)
-    assert metrics.paired_permutation(a, b, who, 20000, 0)[0] == pytest.approx(a.mean() - b.mean())
+    assert comparison.paired_permutation(a, b, who, 20000, 0)[1] == pytest.approx(test.pvalue, abs=0.02)
+    assert comparison.paired_permutation(a, b, who, 20000, 0)[0] == pytest.approx(a.mean() - b.mean())
 
 
 def test_holm_by_hand():
     # Sorted .01 .02 .04 times 3 2 1: .03 .04 .04
-    np.testing.assert_allclose(metrics.holm([0.04, 0.01, 0.02]), [0.04, 0.03, 0.04])
-    np.testing.assert_allclose(metrics.holm([0.6, 0.5]), [1, 1])
+    np.testing.assert_allclose(comparison.holm([0.04, 0.01, 0.02]), [0.04, 0.03, 0.04])
+    np.testing.assert_allclose(comparison.holm([0.6, 0.5]), [1, 1])
 
 
 def test_chance_is_the_majority_and_one_in_c():

@@ -16,23 +16,21 @@ from common.corpora.mosei import (
     EMOTIONS,
     clip_words,
     read_csd,
-    read_features,
     read_folds,
-    read_metadata,
-    read_mosei,
     read_words,
     read_words_csd,
     video_of,
 )
+from common.corpora.mosei import read as read_mosei
 from common.errors import UserError
-from common.files import read_csv
+from common.files import read_csv, write_csv
 from common.manifest import read_manifest
 from common.splits import has_official_split
 
 # The videos of the miniature: an id that begins with -, a numeric one, one that ends with _, one in no fold.
 DASH, NUMBER, UNDERSCORE, OUTSIDE = "--qXJuDtHP_", "10219", "abcdefghij_", "_outside-id"
 FOLDS = {"train": [DASH, "not-there-1"], "valid": [NUMBER], "test": [UNDERSCORE]}
-# Label rows by video: (start, end, sentiment, happy, sad, anger, surprise, disgust, fear), in no order of time.
+# Label rows by video: (start, end, sentiment, happy, sad, anger, surprise, disgust, fear), in no order.
 ROWS = {
     DASH: [(5.0, 8.0, 1, 2 / 3, 0, 0, 0, 0, 0), (-0.25, 2.5, -1.5, 0, 1, 1 / 3, 0, 0, 0)],
     NUMBER: [(0.0, 4.0, 0, 0, 0, 0, 0, 0, 0)],
@@ -41,7 +39,8 @@ ROWS = {
 }
 # The transcripts number clips in another order than the csd and print times with fewer digits.
 TRANSCRIPTS = {
-    DASH: "--qXJuDtHP____5___-0.25___2.5___So, it began.\n--qXJuDtHP____12___4.99___8.01___A line___with three.\n",
+    DASH: "--qXJuDtHP____5___-0.25___2.5___So, it began.\n"
+    "--qXJuDtHP____12___4.99___8.01___A line___with three.\n",
     NUMBER: "10219___0___0.0___4.0___Fine: it's 3___4.\n",
     UNDERSCORE: "abcdefghij____2___1.0___3.0___the long one\nabcdefghij____1___1.0___2.0___the short one\n",
     OUTSIDE: "_outside-id___0___0___1___oh\n",
@@ -121,6 +120,10 @@ def write_raw(raw):
             (raw / folder / name).touch()
 
 
+def sources_of(release):
+    return {source.turn.utterance_id: source for source in release.turns}
+
+
 def turns_of(release):
     return {source.turn.utterance_id: source.turn for source in release.turns}
 
@@ -128,7 +131,7 @@ def turns_of(release):
 # ---- Computational sequences ------------------------------------------------------------------
 
 
-def test_the_root_name_is_the_first_key_and_metadata_is_json_or_text(tmp_path):
+def test_the_root_name_is_the_first_key(tmp_path):
     write_csd(
         tmp_path / "CMU_MOSEI_COVAREP.csd",
         "COAVAREP",
@@ -137,20 +140,6 @@ def test_the_root_name_is_the_first_key_and_metadata_is_json_or_text(tmp_path):
     )
     [(entry, features, intervals)] = read_csd(tmp_path / "CMU_MOSEI_COVAREP.csd")
     assert entry == "abc" and features.shape == (2, 74) and intervals.tolist() == [[0, 1], [1, 2]]
-    assert read_metadata(tmp_path / "CMU_MOSEI_COVAREP.csd") == (
-        "COAVAREP",
-        {"version": {"a": [1]}, "text": "plain"},
-    )
-
-
-def test_infinite_and_absent_features_become_0(tmp_path):
-    write_csd(
-        tmp_path / "a.csd",
-        "COVAREP",
-        {"abc": (np.array([[-np.inf, 1.5], [np.nan, np.inf]]), np.zeros((2, 2)))},
-    )
-    [(_, features, _)] = read_features(tmp_path / "a.csd")
-    assert features.dtype == np.float32 and features.tolist() == [[0, 1.5], [0, 0]]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +172,8 @@ def test_words_are_bytes_or_text_and_silence_is_dropped(tmp_path):
         file["words/data/text/features"] = np.array(["x", "sp"], dtype=h5py.string_dtype())
         file["words/data/text/intervals"] = np.array([[0, 1.0], [1, 2]])
     words = read_words_csd(tmp_path / "a.csd")
-    assert words["abc"].words == ["one", "two"] and words["abc"].start_s.tolist() == [0, 1]
-    assert words["latin"].words == ["caf\u00e9"] and words["text"].words == ["x"]
+    assert words["abc"] == [(0.0, 0.5, "one"), (1.0, 2.0, "two")]
+    assert words["latin"] == [(0.0, 1.0, "caf\u00e9")] and words["text"] == [(0.0, 1.0, "x")]
     assert set(words) == {"abc", "latin", "text"}
 
 
@@ -196,7 +185,7 @@ def test_words_of_an_aligned_csd_count_once(tmp_path):
             {"abc[10]": [("b", 1.0, 2.0), ("c", 2.0, 3.0)], "abc[2]": [("a", 0.0, 1.0), ("b", 1.0, 2.0)]}
         ),
     )
-    assert read_words_csd(tmp_path / "a.csd")["abc"].words == ["a", "b", "c"]
+    assert [word for _, _, word in read_words_csd(tmp_path / "a.csd")["abc"]] == ["a", "b", "c"]
 
 
 def test_damaged_csd_is_named_with_a_remedy(tmp_path):
@@ -260,8 +249,8 @@ def test_folds_of_text_and_csv_files(tmp_path):
             "standard_train_fold=['a']\nstandard_valid_fold=['b']\nstandard_test_fold=['a']\n",
             "video a is in train and in test",
         ),
-        ("standard_train_fold=list('a')\n", "not lists of ids"),
-        ("standard_train_fold=['a',\n", "not lists of ids"),
+        ("standard_train_fold=list('a')\n", "no ids of the train fold"),
+        ("standard_train_fold=['a',\n", "no ids of the train fold"),
     ],
 )
 def test_folds_that_cannot_be_used(tmp_path, text, what):
@@ -366,7 +355,8 @@ def test_a_row_without_a_line_at_its_times_takes_its_words(tmp_path):
 def test_words_are_on_the_clips_own_clock(tmp_path):
     release = read_mosei(write_release(tmp_path / "mosei"), "")
     words = {}
-    for row in release.words:
+    rows, columns = release.tables["words.csv"]
+    for row in rows:
         words.setdefault(row["utterance_id"], []).append((row["word"], row["start_s"], row["end_s"]))
     assert words[f"{DASH}[1]"] == [
         ("so", 0.0, 0.5),
@@ -375,8 +365,8 @@ def test_words_are_on_the_clips_own_clock(tmp_path):
     ]  # half or more is inside
     assert words[f"{DASH}[0]"] == [("a", 0.0, 1.0), ("line", 1.0, 3.0)]
     assert words[f"{UNDERSCORE}[0]"] == [("the", 0.0, 0.5), ("one", 0.5, 1.0)]
-    assert f"{OUTSIDE}[0]" not in words and clip_words(None, 0.0, 1.0) == []
-    mosei.write_words(tmp_path, release.words)
+    assert f"{OUTSIDE}[0]" not in words and clip_words([], 0.0, 1.0) == []
+    write_csv(tmp_path / "words.csv", rows, columns)
     assert read_words(tmp_path) == words
     (tmp_path / "words.csv").write_text("utterance_id,word,start_s,end_s\na,b,x,1\n")
     with pytest.raises(UserError, match="words.csv: cannot be read"):
@@ -448,7 +438,6 @@ def test_counts_are_said_beside_the_releases_and_never_asserted(tmp_path):
         "test segments: 2 (the full release has 4,662)",
         "in no fold: 1 segments of 1 videos",
         "1 segments start before their video does",
-        "root name 'All Labels', version 1.0",
         "transcripts: 6 of 6",
         "4 videos: 2 wav, 4 mp4; sound from the mp4 of 2",
         "`label` stays empty",
@@ -461,11 +450,12 @@ def test_counts_are_said_beside_the_releases_and_never_asserted(tmp_path):
 
 def test_recordings_of_the_raw_release(tmp_path):
     root = write_release(tmp_path / "mosei")
-    turns = turns_of(read_mosei(root, ""))
+    sources = sources_of(read_mosei(root, ""))
     wav, mp4 = root / "Raw" / "Audio" / "Full" / "WAV_16000", root / "Raw" / "Videos" / "Full" / "Combined"
-    assert turns[f"{DASH}[0]"].audio == turns[f"{DASH}[1]"].audio == str(wav / f"{DASH}.wav")
-    assert turns[f"{DASH}[0]"].video == str(mp4 / f"{DASH}.mp4")  # not the cut one of the same name
-    assert turns[f"{UNDERSCORE}[0]"].audio == str(mp4 / f"{UNDERSCORE}.mp4")  # no wav: sound of the mp4
+    assert sources[f"{DASH}[0]"].audio == sources[f"{DASH}[1]"].audio == wav / f"{DASH}.wav"
+    assert sources[f"{DASH}[0]"].video == mp4 / f"{DASH}.mp4"  # not the cut one of the same name
+    assert sources[f"{UNDERSCORE}[0]"].audio == mp4 / f"{UNDERSCORE}.mp4"  # no wav: sound of the mp4
+    assert sources[f"{DASH}[0]"].audio_span == sources[f"{DASH}[0]"].video_span == (5.0, 8.0)
     (mp4 / f"{UNDERSCORE}.mp4").unlink()
     (mp4 / f"{NUMBER}.mp4").unlink()
     release = read_mosei(root, "")
@@ -473,15 +463,14 @@ def test_recordings_of_the_raw_release(tmp_path):
         (f"{NUMBER}.mp4", "no mp4"),
         (f"{UNDERSCORE}.mp4", "no recording"),
     ]
-    turn = turns_of(release)[f"{UNDERSCORE}[0]"]
-    assert turn.audio == turn.video == "" and turns_of(release)[f"{NUMBER}[0]"].audio.endswith("10219.wav")
+    source = sources_of(release)[f"{UNDERSCORE}[0]"]
+    assert source.audio is source.video is None
+    assert sources_of(release)[f"{NUMBER}[0]"].audio.name == "10219.wav"
 
 
 def test_the_csd_files_alone_give_text_without_recordings(tmp_path):
     release = read_mosei(write_release(tmp_path / "mosei", raw=False), "")
-    assert not release.problems and all(
-        not source.turn.audio and not source.turn.video for source in release.turns
-    )
+    assert not release.problems and all(not source.audio and not source.video for source in release.turns)
     assert (
         turns_of(release)[f"{DASH}[1]"].text == "so it began"
         and turns_of(release)[f"{OUTSIDE}[0]"].text == ""
@@ -533,7 +522,7 @@ def test_label_tables_where_there_is_no_labels_csd(tmp_path):
 
 
 def write_recordings(root):
-    """A stereo wav, which one segment lies behind, a mono one that is too short, mp4s without sound, a damaged one."""
+    """A stereo wav that ends before a segment, a mono one too short, mp4s without sound, a damaged one."""
     raw = root / "Raw"
     soundfile.write(raw / "Audio" / "Full" / "WAV_16000" / f"{DASH}.wav", np.zeros((4 * 16000, 2)), 16000)
     soundfile.write(raw / "Audio" / "Full" / "WAV_16000" / f"{NUMBER}.wav", np.zeros(2 * 16000), 16000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common import metrics, plots, results
+from common import metrics, panels, plots, results
 from common.errors import UserError
 from common.manifest import Manifest, Turn
 from common.results import Cell
@@ -216,7 +216,7 @@ def test_unwritable_results_are_one_line(start, tmp_path):
 def test_figures_are_written_twice_and_reproducibly(tmp_path):
     counts = np.array([[5, 1], [0, 7]])
     for folder in ("a", "b"):
-        fig = plots.confusion_map(counts, ("sad", "angry"))
+        fig = panels.confusion_map(counts, ("sad", "angry"))
         paths = plots.save(fig, tmp_path / folder, "fig", "Figure 12. n = 13.")
     assert [path.name for path in paths] == ["fig.png", "fig.pdf"]
     assert (tmp_path / "a" / "fig.pdf").read_bytes() == (tmp_path / "b" / "fig.pdf").read_bytes()
@@ -248,7 +248,7 @@ def test_curves_of_panels_can_be_told_apart():
     names = [*(f"system {i}" for i in range(8)), "pair, here", "pair, there"]
     varying = {name: ([10, 20], [i, i + 1], [i - 1, i], [i + 1, i + 2]) for i, name in enumerate(names)}
     levels = {name: ([10, 20], [5, 5], [5, 5], [5, 5]) for name in ("all", "none")}
-    fig = plots.curve_panels({"a": levels | varying, "b": dict(reversed(varying.items()))}, "x", "y", 50)
+    fig = panels.curve_panels({"a": levels | varying, "b": dict(reversed(varying.items()))}, "x", "y", 50)
     styles = [
         {
             bars.get_label(): (
@@ -272,13 +272,13 @@ def test_curves_of_panels_can_be_told_apart():
         and pair[0][1] != pair[1][1]
     )
     first = [bars[0].get_xdata()[0] for bars in fig.axes[0].containers]
-    assert first[:2] == [10, 10] and np.allclose(np.diff(first[2:]), 10 * plots.DODGE)
+    assert first[:2] == [10, 10] and np.allclose(np.diff(first[2:]), 10 * panels.DODGE)
     assert np.isclose(np.mean(first), 10)
     plots.plt.close(fig)
 
 
 def test_maps_share_one_scale():
-    fig = plots.value_maps({"a": {(0, 0): 1.0, (0, 5): 2.0, (5, 0): 3.0}, "b": {(0, 0): 9.0}}, "r", "c", "v")
+    fig = panels.value_maps({"a": {(0, 0): 1.0, (0, 5): 2.0, (5, 0): 3.0}, "b": {(0, 0): 9.0}}, "r", "c", "v")
     a, b, bar = fig.axes
     assert a.images[0].get_clim() == b.images[0].get_clim() == (1, 9) and bar.get_ylabel() == "v"
     assert [text.get_text() for text in a.texts] == ["1.0", "2.0", "3.0"] and b.get_title() == "b"
@@ -296,10 +296,10 @@ def test_a_word_is_shown_in_place_of_its_number():
 
 def test_a_grid_of_confusion_matrices():
     """A panel per matrix in rows of n_columns: title, counts, row shares as text, one colour bar for all."""
-    panels = {f"{n} system": np.array([[n, 1], [3, n]]) for n in range(1, 7)}
-    fig = plots.confusion_grid(panels, ("sad", "angry"), 3)
+    counts = {f"{n} system": np.array([[n, 1], [3, n]]) for n in range(1, 7)}
+    fig = panels.confusion_grid(counts, ("sad", "angry"), 3)
     *maps, bar = fig.axes
-    assert [axes.get_title() for axes in maps] == list(panels)
+    assert [axes.get_title() for axes in maps] == list(counts)
     assert {axes.get_subplotspec().rowspan.start for axes in maps} == {0, 1}
     assert maps[5].get_subplotspec().colspan.start == 2
     for n, axes in enumerate(maps, 1):

@@ -162,10 +162,8 @@ def test_worker_processes_change_nothing(tmp_path):
     assert curves(one) == curves(two) and torch.equal(weights(net), weights(same))
 
 
-def test_resume_within_an_epoch(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECK_EVERY_STEPS", 1)
-    recipe = replace(RECIPE, save_every_s=0.0)
-    whole, net = run(tmp_path / "whole", recipe)
+def test_a_run_killed_within_an_epoch_repeats_that_epoch(tmp_path):
+    whole, net = run(tmp_path / "whole")
     steps = []
 
     def killed(m, batch):
@@ -175,12 +173,12 @@ def test_resume_within_an_epoch(tmp_path, monkeypatch):
         return loss(m, batch)
 
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", recipe, loss=killed)
-    again, resumed = run(tmp_path / "cut", recipe)
+        run(tmp_path / "cut", loss=killed)
+    again, resumed = run(tmp_path / "cut")
     assert curves(again) == curves(whole) and torch.equal(weights(net), weights(resumed))
 
 
-def test_a_state_of_other_settings_is_not_gone_on_with(tmp_path):
+def test_a_state_of_other_settings_is_not_resumed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_after=2)
     history, _ = run(tmp_path, replace(RECIPE, learning_rate=2e-2))

@@ -1,44 +1,36 @@
-"""The media of a release made ready: 16 kHz mono wav and muted MP4 per turn, in parallel, resumable.
+"""The media of a release made ready: 16 kHz mono wav and muted MP4 per turn, by several threads, resumable.
 
 What is finished is noted turn by turn in `media.jsonl`, with the size and time of the files it came from; a
-rerun after a kill makes only what is missing or came from other files or settings. Recordings that are read where
-they lie are only asked for their lengths.
+rerun after a kill makes only what is missing or came from other files or settings. Recordings that are read
+where they lie are only asked for their lengths.
 """
 
-import hashlib
 import json
-import multiprocessing
 import os
-import signal
-from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import re
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from common.corpora.release import Problem
+from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.errors import UserError
-from common.media import (
-    Cut,
-    MediaError,
-    check_rate,
-    copy_muted,
-    count_frames,
-    cut_turns,
-    probe,
-    read_audio,
-    write_wav,
-)
+from common.files import hash_of, write_csv
+from common.manifest import Problem
+from common.media import MediaError, check_rate, count_frames, probe, read_audio, write_wav
 from common.results import append_log
-from common.shares import end_with_parent
 
-TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one video stay together
+TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one recording stay together
 PROBE_THREADS = 8  # headers are waited for, not computed
-LENGTH_TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
+TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
+PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()  # of x264
+KINDS = ("audio", "video")
+COMPARE = "compare the file with the release"
 
 
 @dataclass
@@ -54,70 +46,56 @@ class MediaSettings:
 
 @dataclass
 class Outcome:
-    """What became of one turn's media: paths in the prepared folder or absolute ("" = none), length, problems."""
+    """What became of one turn's media: paths in the prepared folder or absolute ("" = none), and lengths."""
 
     utterance_id: str
-    fingerprint: str
+    fingerprint: str = ""
     audio: str = ""
     video: str = ""
     audio_s: float = 0.0
     video_s: float = 0.0
     problems: list = field(default_factory=list)  # of dicts, as Problem
 
+    def report(self, path, problem, remedy=COMPARE):
+        self.problems.append(asdict(Problem(self.utterance_id, str(path), problem, remedy)))
+
 
 def fingerprint(source, settings):
     """A hash of the files that a turn comes from (name, size, time) and of how it is cut and coded."""
     files = []
     for path in (source.audio, source.video):
-        try:
-            stat = path.stat() if path else None
-            files.append([path.name, stat.st_size, stat.st_mtime_ns] if stat else None)
-        except OSError:
-            files.append([path.name, None, None])
-    facts = [
-        files,
-        source.audio_span,
-        source.video_span,
-        source.half,
-        source.times_known,
-        source.turn.start_s,
-        source.turn.end_s,
-        settings.rate_hz,
-        settings.crf,
-        settings.preset,
-        settings.min_turn_s,
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        facts = path.stat() if path and os.path.exists(path) else None
+        files.append([path.name, facts.st_size, facts.st_mtime_ns] if facts else str(path))
+    cut = [source.audio_span, source.video_span, source.half, source.times_known]
+    times = [source.turn.start_s, source.turn.end_s]
+    return hash_of([files, cut, times, settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s])
 
 
 def prepare_media(sources, settings, workers):
     """Make the audio and video of all turns that have any; what an earlier run finished is kept.
 
     sources   list of SourceTurn
-    workers   processes, 0 = one per core
-    Returns {utterance_id: Outcome}. Raises UserError where the disk or a process fails.
+    workers   threads, 0 = none
+    Returns {utterance_id: Outcome}. Raises UserError where the disk fails.
     """
     for leftover in settings.folder.glob("*/.*.tmp.*"):
         leftover.unlink()  # of a killed run
     log = settings.folder / "media.jsonl"
-    done = _read_done(log, settings.folder)
-    todo, outcomes = [], {}
+    done, todo, outcomes = _read_done(log, settings.folder), [], {}
     for source in sources:
-        if not (source.audio or source.video):
-            continue
-        mark = fingerprint(source, settings)
-        kept = done.get(source.turn.utterance_id)
-        if kept and kept.fingerprint == mark:
-            outcomes[kept.utterance_id] = kept
-        else:
-            todo.append((source, mark))
+        if source.audio or source.video:
+            name, mark = source.turn.utterance_id, fingerprint(source, settings)
+            if name in done and done[name].fingerprint == mark:
+                outcomes[name] = done[name]
+            else:
+                todo.append((source, Outcome(name, mark)))
     if outcomes:
         print(f"  kept      {len(outcomes):,} turns that an earlier run prepared")
     if todo:
         (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
     with tqdm(total=len(todo), desc="  media", unit="turn", disable=not todo) as bar:
         for batch in _run(_batches(todo), settings, workers):
-            for outcome in batch:
+            for _, outcome in batch:
                 append_log(log, asdict(outcome))
                 outcomes[outcome.utterance_id] = outcome
             bar.update(len(batch))
@@ -128,149 +106,107 @@ def _read_done(log, folder):
     """Outcomes of earlier runs whose files are still there; a line cut off by a kill is passed over."""
     done = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
-        try:
+        with suppress(ValueError, TypeError):
             outcome = Outcome(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        done[outcome.utterance_id] = outcome
-    return {
-        name: outcome
-        for name, outcome in done.items()
-        if all((folder / path).is_file() for path in (outcome.audio, outcome.video) if path)
-    }
+            done[outcome.utterance_id] = outcome
+    files = {name: [folder / path for path in (o.audio, o.video) if path] for name, o in done.items()}
+    return {name: outcome for name, outcome in done.items() if all(path.is_file() for path in files[name])}
 
 
 def _batches(todo):
-    """Turns of one video together, so that it is decoded once; the others in small groups."""
-    by_video, alone = defaultdict(list), []
+    """Turns of one recording together, so that it is decoded once; the others in small groups."""
+    by_file, alone = defaultdict(list), []
     for item in todo:
         source = item[0]
-        if source.video and source.video_span:
-            by_video[source.video].append(item)
-        else:
-            alone.append(item)
-    return [
-        *by_video.values(),
-        *(alone[i : i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH)),
-    ]
+        shared = source.video if source.video_span else source.audio if source.audio_span else None
+        (by_file[shared] if shared else alone).append(item)
+    groups = [alone[i : i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH)]
+    return [*by_file.values(), *groups]
 
 
 def _run(batches, settings, workers):
-    """Yield the outcomes of each batch as it is finished, from worker processes or from this one."""
-    workers = min(workers or os.cpu_count() or 1, len(batches))
-    if workers <= 1:
-        yield from (prepare_batch(batch, settings, os.cpu_count() or 1) for batch in batches)
+    """Yield each batch as it is finished, by threads or, without any, one after the other."""
+    if not workers:
+        yield from (_prepare_batch(batch, settings) for batch in batches)
         return
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(),),
-    )
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        jobs = [pool.submit(prepare_batch, batch, settings, 1) for batch in batches]
-        for job in as_completed(jobs):
+        for job in as_completed([pool.submit(_prepare_batch, batch, settings) for batch in batches]):
             yield job.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "WORKERS: a worker process was killed, perhaps for lack of memory; choose fewer and run "
-            "again, what is finished is kept"
-        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(parent):
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the pool
-    end_with_parent(parent)
-
-
-def prepare_batch(batch, settings, n_threads):
-    """Make the audio, then the video of a batch of (SourceTurn, fingerprint); returns an Outcome for each."""
-    outcomes = [Outcome(source.turn.utterance_id, mark) for source, mark in batch]
-    for (source, _), outcome in zip(batch, outcomes, strict=True):
+def _prepare_batch(batch, settings):
+    """Make the audio, then the video of a batch of (SourceTurn, Outcome); returns it."""
+    read = lru_cache(maxsize=4)(read_audio)  # of a recording that several turns are parts of
+    for source, outcome in batch:
         if source.audio:
-            _prepare_audio(source, outcome, settings)
-    cut = [
-        (source, outcome)
-        for (source, _), outcome in zip(batch, outcomes, strict=True)
-        if source.video and source.video_span
-    ]
-    if cut:
-        _cut_videos(cut, settings, n_threads)
-    for (source, _), outcome in zip(batch, outcomes, strict=True):
+            _prepare_audio(source, outcome, settings, read)
         if source.video and not source.video_span:
-            _copy_video(source, outcome, settings, n_threads)
-    return outcomes
+            _copy_video(source, outcome, settings)
+    cut = [(source, outcome) for source, outcome in batch if source.video and source.video_span]
+    if cut:
+        _cut_videos(cut, settings)
+    return batch
 
 
-def _report(outcome, path, problem, remedy=""):
-    outcome.problems.append(asdict(Problem(outcome.utterance_id, str(path), problem, remedy)))
-
-
-def _prepare_audio(source, outcome, settings):
+def _prepare_audio(source, outcome, settings, read):
     turn, relative = source.turn, f"audio/{source.turn.utterance_id}.wav"
+    first_s, last_s = source.audio_span or (0.0, 1e6)
     try:
-        samples = read_audio(source.audio, *(source.audio_span or (None, None)), rate_hz=settings.rate_hz)
+        samples = read(source.audio, rate_hz=settings.rate_hz)
+        samples = samples[round(first_s * settings.rate_hz) : round(last_s * settings.rate_hz)]
     except MediaError as error:
-        return _report(outcome, source.audio, error.reason, error.remedy)
+        return outcome.report(source.audio, error.reason, error.remedy)
     seconds = len(samples) / settings.rate_hz
-    if seconds < settings.min_turn_s:
-        return _report(
-            outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S"
-        )
-    if source.times_known and abs(seconds - turn.duration_s) > LENGTH_TOLERANCE_S:
-        _report(
-            outcome,
-            source.audio,
-            f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s",
-            "compare the file with the release",
-        )
+    if not seconds or seconds < settings.min_turn_s:
+        what = f"too short: {seconds:.3f} s; its audio is left out"
+        return outcome.report(source.audio, what, "MIN_TURN_S")
+    if source.times_known and abs(seconds - turn.duration_s) > TOLERANCE_S:
+        what = f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s"
+        outcome.report(source.audio, what)
     write_wav(settings.folder / relative, samples, settings.rate_hz)
     outcome.audio, outcome.audio_s = relative, seconds
 
 
-def _cut_videos(cut, settings, n_threads):
+def _cut_videos(cut, settings):
     """Cut the clips of several turns from the one video they share."""
-    path = cut[0][0].video
-    cuts = [
-        Cut(settings.folder / "video" / f"{source.turn.utterance_id}.mp4", *source.video_span, source.half)
-        for source, _ in cut
-    ]
+    path, cuts = cut[0][0].video, []
+    for source, outcome in cut:
+        output = settings.folder / f"video/{outcome.utterance_id}.mp4"
+        cuts.append(Cut(output, *source.video_span, source.half))
     try:
-        results = cut_turns(path, cuts, settings.crf, settings.preset, n_threads)
+        results = cut_turns(path, cuts, settings.crf, settings.preset)
     except MediaError as error:
         for _, outcome in cut:
-            _report(outcome, path, error.reason, error.remedy)
+            outcome.report(path, error.reason, error.remedy)
         return
-    for (source, outcome), result in zip(cut, results, strict=True):
+    for (_, outcome), result in zip(cut, results, strict=True):
         if result.problem:
-            _report(outcome, path, result.problem, "compare the file with the release")
+            outcome.report(path, result.problem)
         if result.n_frames:
-            outcome.video = f"video/{outcome.utterance_id}.mp4"
-            outcome.video_s = result.seconds
+            outcome.video, outcome.video_s = f"video/{outcome.utterance_id}.mp4", result.seconds
 
 
-def _copy_video(source, outcome, settings, n_threads):
+def _copy_video(source, outcome, settings):
     """The whole video of a file, muted: copied if it is H.264, else encoded."""
-    output = settings.folder / "video" / f"{outcome.utterance_id}.mp4"
+    relative = f"video/{outcome.utterance_id}.mp4"
+    output = settings.folder / relative
     try:
         info = probe(source.video)
+        if not info.width:
+            raise MediaError(source.video, "no picture track", "name it as audio only")
         n_frames = copy_muted(source.video, output)
         if not n_frames:
-            [result] = cut_turns(source.video, [Cut(output)], settings.crf, settings.preset, n_threads)
+            [result] = cut_turns(source.video, [Cut(output)], settings.crf, settings.preset)
             n_frames = result.n_frames
     except MediaError as error:
-        return _report(outcome, source.video, error.reason, error.remedy)
+        return outcome.report(source.video, error.reason, error.remedy)
     if n_frames < info.n_frames:
-        _report(
-            outcome,
-            source.video,
-            f"holds {n_frames} of the {info.n_frames} frames it states",
-            "download it again",
-        )
-    outcome.video, outcome.video_s = f"video/{outcome.utterance_id}.mp4", n_frames / (info.fps or 25.0)
+        what = f"holds {n_frames} of the {info.n_frames} frames it states"
+        outcome.report(source.video, what, "download it again")
+    outcome.video, outcome.video_s = relative, n_frames / (info.fps or 25.0)
 
 
 # ---- Recordings that stay where they are ------------------------------------------------------
@@ -283,50 +219,112 @@ def place_media(sources, rate_hz, min_turn_s):
     rate_hz     sampling rate that the later scripts will ask for
     min_turn_s  shorter audio is left out
     Returns {utterance_id: Outcome} with absolute paths; a file that cannot be opened is a problem, and "".
-    Raises UserError where a turn is only a part of a recording.
     """
-    part = next((s for s in sources if s.audio_span or s.video_span or s.half), None)
-    if part:
-        raise UserError(
-            f"MEDIA_IN_PLACE: {part.turn.utterance_id} is a part of a longer recording and must be cut; "
-            "leave it false for this corpus"
-        )
     sources = [source for source in sources if source.audio or source.video]
-    ask = partial(_place_turn, rate_hz=rate_hz, min_turn_s=min_turn_s)
+    files = [(getattr(source, kind), kind) for source in sources for kind in KINDS if getattr(source, kind)]
+    files = list(dict.fromkeys(files))  # several turns may lie in one recording
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        outcomes = list(
-            tqdm(pool.map(ask, sources), desc="  media", total=len(sources), unit="turn", delay=2)
-        )
-    return {outcome.utterance_id: outcome for outcome in outcomes}
+        answers = pool.map(partial(_stated_length, rate_hz=rate_hz), files)
+        lengths = dict(zip(files, tqdm(answers, "  media", len(files), unit="file", delay=2), strict=True))
+    return {source.turn.utterance_id: _place_turn(source, lengths, min_turn_s) for source in sources}
 
 
-def _place_turn(source, rate_hz, min_turn_s):
-    outcome = Outcome(source.turn.utterance_id, "")
-    if source.audio:
-        try:
-            seconds = _stated_length(source.audio, "audio", rate_hz)
-            if seconds >= min_turn_s:
-                outcome.audio, outcome.audio_s = os.path.abspath(source.audio), seconds
-            else:
-                _report(
-                    outcome, source.audio, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S"
-                )
-        except MediaError as error:
-            _report(outcome, source.audio, error.reason, error.remedy)
-    if source.video:
-        try:
-            outcome.video_s = _stated_length(source.video, "video", rate_hz)
-            outcome.video = os.path.abspath(source.video)
-        except MediaError as error:
-            _report(outcome, source.video, error.reason, error.remedy)
+def _stated_length(item, rate_hz):
+    """Seconds of (path, "audio" or "video"), or the MediaError; frames are counted where it states none."""
+    path, kind = item
+    try:
+        info = probe(path)
+        if not (info.rate_hz if kind == "audio" else info.width):
+            raise MediaError(path, f"no {kind} track")
+        if kind == "audio":
+            check_rate(path, info.rate_hz, rate_hz)
+        elif not info.duration_s and info.fps:
+            return count_frames(path) / info.fps
+    except MediaError as error:
+        return error
+    return info.duration_s
+
+
+def _place_turn(source, lengths, min_turn_s):
+    outcome = Outcome(source.turn.utterance_id)
+    for kind in KINDS:
+        path, span = getattr(source, kind), getattr(source, f"{kind}_span")
+        seconds = lengths.get((path, kind))
+        if isinstance(seconds, MediaError):
+            outcome.report(path, seconds.reason, seconds.remedy)
+        elif span and path:
+            if 0 < seconds < span[1] - TOLERANCE_S:
+                outcome.report(path, f"lasts {seconds:.2f} s, the segment ends at {span[1]:.2f} s")
+            if not 0 < seconds <= span[0]:
+                setattr(outcome, kind, os.path.abspath(path))
+        elif path and kind == "audio" and seconds < min_turn_s:
+            outcome.report(path, f"too short: {seconds:.3f} s; its audio is left out", "MIN_TURN_S")
+        elif path:
+            setattr(outcome, kind, os.path.abspath(path))
+            setattr(outcome, f"{kind}_s", seconds)
     return outcome
 
 
-def _stated_length(path, kind, rate_hz):
-    """Seconds of a recording that has a track of this kind; a video that states none has its frames counted."""
-    info = probe(path)
-    if not (info.rate_hz if kind == "audio" else info.width):
-        raise MediaError(path, f"no {kind} track")
-    if kind == "audio":
-        check_rate(path, info.rate_hz, rate_hz)
-    return info.duration_s or (count_frames(path) / info.fps if kind == "video" and info.fps else 0.0)
+def report_lengths(outcomes):
+    """Say how many turns have sound and picture of different length, which need not be an error."""
+    both = [outcome for outcome in outcomes.values() if outcome.audio_s and outcome.video_s]
+    apart = [outcome for outcome in both if abs(outcome.audio_s - outcome.video_s) > TOLERANCE_S]
+    if apart:
+        worst = max(apart, key=lambda outcome: abs(outcome.audio_s - outcome.video_s))
+        print(
+            f"  lengths   sound and picture differ by more than {TOLERANCE_S} s in {len(apart):,} of "
+            f"{len(both):,} turns, most in {worst.utterance_id}: {worst.audio_s:.2f} s and "
+            f"{worst.video_s:.2f} s"
+        )
+
+
+# ---- Turns with their media, and what is wrong with them --------------------------------------
+
+
+def finish_turns(release, outcomes):
+    """Fill in audio, video and missing times; returns all problems, of the reader and of the media."""
+    problems = list(release.problems)
+    has_text = any(source.turn.text for source in release.turns)
+    for source in release.turns:
+        turn, outcome = source.turn, outcomes.get(source.turn.utterance_id)
+        if has_text and not turn.text:
+            what, remedy = "no transcript; kept with an empty text", "add its text, or ignore"
+            problems.append(Problem(turn.utterance_id, "", what, remedy))
+        if outcome:
+            turn.audio, turn.video = outcome.audio, outcome.video
+            if not source.times_known and (outcome.audio_s or outcome.video_s):
+                turn.end_s = turn.start_s + round(outcome.audio_s or outcome.video_s, 4)
+            problems += [Problem(**row) for row in outcome.problems]
+    return problems
+
+
+def report_problems(problems, release, folder, root, max_share):
+    """Write problems.csv and print a summary; UserError if too many turns are affected.
+
+    A turn counts once, however many problems it has; so does a file that is not a turn's.
+    """
+    path = folder / "problems.csv"
+    rows = [{**asdict(problem), "file": problem.file.removeprefix(f"{root}/")} for problem in problems]
+    write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
+    if not problems:
+        return print(f"  problems  none; {path} is empty")
+    kinds = Counter(_kind(problem) for problem in problems)
+    affected = {problem.utterance_id or problem.file for problem in problems}
+    total = len(affected | {source.turn.utterance_id for source in release.turns})
+    share, what = len(affected) / total, f"{len(affected):,} of {total:,} turns or files"
+    shown = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common(4))
+    print(f"  problems  {len(problems):,} in {what} ({share:.1%}): {shown}; see {path}")
+    if share > max_share:
+        (folder / "manifest.csv").unlink(missing_ok=True)
+        [(kind, count)] = kinds.most_common(1)
+        worst = next(problem for problem in problems if _kind(problem) == kind)
+        where, remedy = worst.file or worst.utterance_id, worst.remedy or "no remedy known"
+        raise UserError(
+            f"{path}: {what} have problems, most often ({count:,} ×) as in {where}: {worst.problem} "
+            f"({remedy}); mend them or raise MAX_PROBLEM_SHARE ({max_share:g})"
+        )
+
+
+def _kind(problem):
+    """The first words of a problem, without its numbers."""
+    return re.sub(r"[\d.]+", "…", re.split("[;:(]", problem.problem)[0].strip())

@@ -1,11 +1,20 @@
-"""What a reader of a corpus release returns, and the helpers that all readers share."""
+"""What a reader of a corpus release returns, and the helpers that all readers share.
 
+Readers look at names and text only; recordings are opened later. What a release is known to hold is compared
+and said, never assumed: anything odd becomes a Problem with the file's name.
+"""
+
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import UserError
-from common.manifest import Problem, Turn  # noqa: F401
+from common.manifest import Problem, Turn
+
+AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3")
+VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 
 @dataclass
@@ -27,45 +36,119 @@ class SourceTurn:
     times_known: bool = False
 
 
+def single(name, speaker, audio=None, video=None, text="", label="", **extra):
+    """The SourceTurn of a recording that stands alone and is as long as its file says."""
+    turn = Turn(name, name, 0, speaker, "", 0.0, 0.0, text, label, extra=extra)
+    return SourceTurn(turn, audio, video=video)
+
+
 @dataclass
 class Release:
     """What a reader found: class names in reporting order, turns, problems, and lines to print about it.
 
-    media_in_place  True where the recordings are read where they lie and nothing is copied. Only the lengths that
-                    their headers state are then asked for; not even these where the reader has filled in the turn's
-                    own `audio` with the absolute path (VoxCeleb2, a million files)
+    emotions        columns with the scores of emotions that may be present together, instead of classes
+    media_in_place  True where the recordings are read where they lie. Their headers are asked for lengths,
+                    but not where the reader fills in the turn's own absolute `audio` (VoxCeleb2)
+    tables          {file name: (rows, columns)}: what else is kept beside the manifest
+    checks          one bool per published count that was held against what is there
     """
 
-    classes: tuple
-    turns: list
+    classes: tuple = ()
+    turns: list = field(default_factory=list)
     problems: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    warnings: list = field(default_factory=list)
+    emotions: tuple = ()
     media_in_place: bool = False
+    tables: dict = field(default_factory=dict)
+    checks: list = field(default_factory=list)
+
+    @property
+    def complete(self):
+        """True if the release has all of its published counts."""
+        return bool(self.checks) and all(self.checks)
+
+    def problem(self, name, file, problem, remedy="none"):
+        """Note a Problem of a turn or, with the name "", of a file."""
+        self.problems.append(Problem(name, str(file), problem, remedy))
+
+    def expect(self, *counts, before="", after=""):
+        """Add a note that holds counts, each (what, found, published), against those of the release."""
+        parts = []
+        for what, found, published in counts:
+            self.checks.append(found == published)
+            verdict = "as in the release" if found == published else f"the full release has {published:,}"
+            parts.append(f"{what}: {found:,} ({verdict})")
+        self.notes.append(before + "; ".join(parts) + after)
+
+    def expect_labels(self, found, published):
+        """Hold a Counter of recordings by label against {label: published}; labels that differ get a line."""
+        self.expect(("recordings", found.total(), sum(published.values())))
+        for label, count in published.items():
+            if found[label] != count:
+                self.expect((label, found[label], count))
+
+
+def decode(data):
+    """Bytes as text in UTF-8, or in Latin-1 where it is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def read_lines(path):
-    """The lines of a text file in UTF-8, or in Latin-1 where it is not UTF-8."""
-    data = Path(path).read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    return text.replace("\r\n", "\n").split("\n")
+    """The lines of a text file in UTF-8 or Latin-1."""
+    return decode(Path(path).read_bytes()).replace("\r\n", "\n").split("\n")
 
 
-def visible_files(folder, pattern="*", recursive=False):
-    """Files that match, sorted by path, without hidden ones such as the "._" twins of macOS archives."""
-    found = folder.rglob(pattern) if recursive else folder.glob(pattern)
-    return sorted(path for path in found if path.is_file() and not path.name.startswith("."))
-
-
-def require_folder(root, corpus):
+def need_folder(root, corpus):
     """`root` as a Path; UserError where there is no such folder."""
     if not Path(root).is_dir():
-        raise UserError(
-            f"{root}: no such folder; put the {corpus} release there or set CORPUS_ROOT to where it is"
-        )
+        remedy = f"put the {corpus} release there or set CORPUS_ROOT to where it is"
+        raise UserError(f"{root}: no such folder; {remedy}")
     return Path(root)
+
+
+def nothing_in(root, what, remedy):
+    """The UserError where a folder holds nothing of a release; remedy: what CORPUS_ROOT should be."""
+    return UserError(f"{root}: no {what} in it or below; set CORPUS_ROOT to {remedy}")
+
+
+def visible_files(folder, pattern):
+    """Files of a folder that match, sorted, without hidden ones such as the "._" twins of macOS archives."""
+    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+
+
+def walk(root):
+    """os.walk in order of names without hidden ones; links are followed, each folder once."""
+    seen = set()
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            yield Path(folder), below, sorted(name for name in names if not name.startswith("."))
+
+
+def files_in(root, *endings):
+    """Visible files in or below a folder, with these endings where any are given, the outermost first."""
+    paths = (folder / name for folder, _, names in walk(root) for name in names)
+    found = (path for path in paths if (not endings or path.suffix.lower() in endings) and path.is_file())
+    return sorted(found, key=lambda path: (len(path.parts), path))
+
+
+def by_stem(paths):
+    """{name without its last ending: path}; of several the first."""
+    found = {}
+    for path in paths:
+        found.setdefault(path.stem, path)
+    return found
+
+
+def file_name(text):
+    """A text as an utterance id, which becomes a file name."""
+    return re.sub(r"[^\w.+=@-]", "-", text)
 
 
 def number_turns(turns):
@@ -74,10 +157,3 @@ def number_turns(turns):
     for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):  # ties keep their order
         source.turn.turn = position[source.turn.dialogue_id]
         position[source.turn.dialogue_id] += 1
-    return turns
-
-
-def compare_counts(what, found, expected):
-    """One line that says whether a count is that of the release, for the notes of a Release."""
-    verdict = "as in the release" if found == expected else f"the full release has {expected:,}"
-    return f"{what}: {found:,} ({verdict})"

@@ -1,22 +1,7 @@
 """Checkpoints with random weights for every architecture that the scripts fine-tune, each with its processor.
 
-They stand in for the downloads from the Hugging Face hub: "tiny" ones in the demo, "small" ones to train
-from scratch on a real corpus with two CPU cores. `AutoModel.from_pretrained(folder)` and the matching Auto
-class of the tokeniser, feature extractor or image processor load them without a network. They know nothing
-yet: no weight was trained.
-
-What differs from the published configurations besides size, so that a few hundred clips suffice to learn
-from:
-- no SpecAugment masking and no LayerDrop;
-- a wider spread of the initial weights (INITIALIZER_RANGE), patches of AST and VideoMAE scaled to unit
-  size;
-- VideoMAE joins four frames to a token instead of two;
-- wav2vec 2.0 and HuBERT have three convolutions instead of seven, and start from a filter bank instead of
-  noise: the first one deals out the samples, the second one holds band-pass (Gabor) filters at mel-spaced
-  frequencies, the third one smooths (start_as_filter_bank). All of it is trained on like any other weight;
-- WavLM-Large has two convolutions instead of seven; the first one holds the filters, the second one sums them
-  to the envelope of each band (start_as_envelopes). Its layers are as published: pre-norm ("stable"), layer
-  normalisation after each convolution, a gated relative position bias.
+They stand in for the downloads from the Hugging Face hub; the Auto classes' `from_pretrained(folder)` loads
+them without a network. What differs from the published configurations: see README.md.
 """
 
 import json
@@ -25,120 +10,66 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    ASTConfig,
-    ASTFeatureExtractor,
-    ASTModel,
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    DistilBertConfig,
-    DistilBertModel,
-    DistilBertTokenizer,
-    HubertConfig,
-    HubertModel,
-    RobertaConfig,
-    RobertaModel,
-    RobertaTokenizer,
-    VideoMAEConfig,
-    VideoMAEImageProcessor,
-    VideoMAEModel,
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
-    WavLMConfig,
-    WavLMModel,
-)
-from transformers.utils.logging import disable_progress_bar
+import transformers as hf
+from tokenizers import normalizers, pre_tokenizers
 
-from common.files import atomic_path, make_folder
+from common.files import atomic_path, hash_of, make_folder, read_json, write_json
 
-disable_progress_bar()  # a bar per written shard would drown what 01 prints
+hf.utils.logging.disable_progress_bar()  # a bar per written shard would drown what 01 prints
 
-SIZES = {
+# fmt: off
+SIZES = {  # vocabulary: largest; tokens: longest text; wavlm_stride: 40 and 20 ms a step
     "tiny": {
-        "hidden": 64,
-        "layers": 2,
-        "heads": 4,
-        "vocabulary": 1000,
-        "tokens": 128,  # largest vocabulary, longest text
-        "conv_dim": (10, 48, 64),
-        "conv_kernel": (10, 64, 8),
-        "conv_stride": (5, 32, 4),
-        "conv_positions": 16,
-        "wavlm_dim": (128, 64),
-        "wavlm_kernel": (320, 8),
-        "wavlm_stride": (160, 4),  # 40 ms a step
-        "mel_bins": 64,
-        "mel_frames": 256,
-        "mel_stride": 16,  # 10 ms a frame
-        "image_px": 48,
-        "patch_px": 12,
-        "frames": 16,
-        "tubelet": 4,
+        "hidden": 64, "layers": 2, "heads": 4, "vocabulary": 1000, "tokens": 128,
+        "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
+        "wavlm_dim": (128, 64), "wavlm_kernel": (320, 8), "wavlm_stride": (160, 4),
+        "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,
+        "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
     },
     "small": {
-        "hidden": 128,
-        "layers": 4,
-        "heads": 4,
-        "vocabulary": 4000,
-        "tokens": 256,
-        "conv_dim": (10, 80, 128),
-        "conv_kernel": (10, 64, 6),
-        "conv_stride": (5, 32, 3),
-        "conv_positions": 32,
-        "wavlm_dim": (256, 128),
-        "wavlm_kernel": (320, 4),
-        "wavlm_stride": (160, 2),  # 20 ms, as published
-        "mel_bins": 128,
-        "mel_frames": 512,
-        "mel_stride": 16,
-        "image_px": 112,
-        "patch_px": 16,
-        "frames": 16,
-        "tubelet": 4,
+        "hidden": 128, "layers": 4, "heads": 4, "vocabulary": 4000, "tokens": 256,
+        "conv_dim": (10, 80, 128), "conv_kernel": (10, 64, 6), "conv_stride": (5, 32, 3),
+        "wavlm_dim": (256, 128), "wavlm_kernel": (320, 4), "wavlm_stride": (160, 2), "conv_positions": 32,
+        "mel_bins": 128, "mel_frames": 512, "mel_stride": 16,
+        "image_px": 112, "patch_px": 16, "frames": 16, "tubelet": 4,
     },
 }
+# fmt: on
 INITIALIZER_RANGE = 0.05  # published: 0.02, too faint a start for a hidden size of 64
 DROPOUT = 0.1
 AUDIO_RATE_HZ = 16000
 LOWEST_HIGHEST_HZ = (80, 7000)  # centres of the filter banks that the waveform models start from
-FILTER_GAIN = 1.0
 ENVELOPE_GAIN = 0.01  # see start_as_envelopes; at 0.001 a learning rate of 1e-4 harms it
 SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0  # of the log-mel; AudioSet's are -4.27, 4.57
 
 
 def write_checkpoints(folder, texts, size, seed):
-    """Write one random checkpoint per architecture into folder/<last part of the hub name>/.
+    """Write folder/<last part of the hub name>/ of each architecture, unless they are there as asked for.
 
-    folder  Path that receives the checkpoint folders; each appears whole or not at all
-    texts   list of str, the transcripts on which the tokenisers are trained
-    size    key of SIZES: "tiny" or "small"
-    seed    int; the same seed and texts give the same weights and vocabularies
-    Returns the list of checkpoint folders.
+    texts  list of str, the transcripts on which the tokenisers are trained
+    size   key of SIZES
+    seed   int; the same seed and texts give the same weights and vocabularies
     """
-    dims = SIZES[size]
     folder = make_folder(Path(folder))
-    written = []
+    note = folder / "made_with.json"
+    made_with = {"size": size, "seed": seed, "texts": hash_of(texts), "models": list(makers())}
+    if note.exists() and read_json(note) == made_with:
+        return
     for number, (name, make) in enumerate(makers().items()):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1000 * seed + number)  # transformers draws from torch's own
-            model, processor = make(dims, texts)
+            model, processor = make(SIZES[size], texts)
         with atomic_path(folder / name) as temporary:
             model.save_pretrained(temporary)
             processor.save_pretrained(temporary)
-        written.append(folder / name)
-    return written
+    write_json(note, made_with)
 
 
 def makers():
-    """The function that makes each architecture, by the last part of its hub name.
-
-    A new one goes last: the position seeds the weights.
-    """
-    return {
+    """The function that makes each architecture, by the last part of its hub name."""
+    return {  # a new one goes last: the position seeds the weights
         "bert-base-uncased": make_bert,
         "roberta-base": make_roberta,
         "distilbert-base-uncased": make_distilbert,
@@ -161,7 +92,7 @@ def encoder_shape(dims):
     }
 
 
-# ---- Text ---------------------------------------------------------------------------------------
+# ---- Text -------------------------------------------------------------------------------------
 def train_wordpiece(texts, size):
     """The vocabulary {piece: id} of a lower-casing WordPiece tokeniser with at most `size` pieces.
 
@@ -180,9 +111,9 @@ def train_wordpiece(texts, size):
 
 def train_byte_bpe(texts, size):
     """The vocabulary {piece: id} and the merges of a byte-level BPE tokeniser with at most `size` pieces."""
-    tokenizer = Tokenizer(models.BPE())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
@@ -195,107 +126,70 @@ def train_byte_bpe(texts, size):
 
 def make_bert(dims, texts):
     vocabulary = train_wordpiece(texts, dims["vocabulary"])
-    tokenizer = BertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=dims["tokens"],
-        hidden_dropout_prob=DROPOUT,
-        attention_probs_dropout_prob=DROPOUT,
-        **encoder_shape(dims),
-    )
-    return BertModel(config), tokenizer
-
-
-def make_distilbert(dims, texts):
-    vocabulary = train_wordpiece(texts, dims["vocabulary"])
-    tokenizer = DistilBertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
-    config = DistilBertConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=dims["tokens"],
-        dim=dims["hidden"],
-        n_layers=max(1, dims["layers"] // 2),  # distilled to half the depth
-        n_heads=dims["heads"],
-        hidden_dim=4 * dims["hidden"],
-        dropout=DROPOUT,
-        attention_dropout=DROPOUT,
-        initializer_range=INITIALIZER_RANGE,
-    )
-    return DistilBertModel(config), tokenizer
+    tokenizer = hf.BertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
+    return hf.BertModel(hf.BertConfig(**text_shape(dims, tokenizer))), tokenizer
 
 
 def make_roberta(dims, texts):
     vocabulary, merges = train_byte_bpe(texts, dims["vocabulary"])
-    tokenizer = RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=dims["tokens"])
-    config = RobertaConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=dims["tokens"] + 2,  # positions start after pad_token_id = 1
-        type_vocab_size=1,
-        hidden_dropout_prob=DROPOUT,
-        attention_probs_dropout_prob=DROPOUT,
-        **encoder_shape(dims),
-    )
-    return RobertaModel(config), tokenizer
+    tokenizer = hf.RobertaTokenizer(vocab=vocabulary, merges=merges, model_max_length=dims["tokens"])
+    shape = text_shape(dims, tokenizer) | {"type_vocab_size": 1}
+    shape["max_position_embeddings"] += 2  # positions start after pad_token_id = 1
+    return hf.RobertaModel(hf.RobertaConfig(**shape)), tokenizer
 
 
-# ---- Speech -------------------------------------------------------------------------------------
+def make_distilbert(dims, texts):
+    vocabulary = train_wordpiece(texts, dims["vocabulary"])
+    tokenizer = hf.DistilBertTokenizer(vocab=vocabulary, model_max_length=dims["tokens"])
+    depth = {"n_layers": max(1, dims["layers"] // 2), "n_heads": dims["heads"]}  # distilled to half the depth
+    width = {"dim": dims["hidden"], "hidden_dim": 4 * dims["hidden"], "initializer_range": INITIALIZER_RANGE}
+    dropout = {"dropout": DROPOUT, "attention_dropout": DROPOUT}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": dims["tokens"]}
+    return hf.DistilBertModel(hf.DistilBertConfig(**depth, **width, **dropout, **text)), tokenizer
+
+
+def text_shape(dims, tokenizer):
+    """The arguments that the configurations of BERT and RoBERTa share."""
+    dropout = {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": dims["tokens"]}
+    return encoder_shape(dims) | dropout | text
+
+
+# ---- Speech -----------------------------------------------------------------------------------
 def make_wav2vec2(dims, _texts):
-    model = Wav2Vec2Model(Wav2Vec2Config(**waveform_shape(dims)))
+    model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
     return model, waveform_processor(return_attention_mask=False)
 
 
 def make_hubert(dims, _texts):
-    model = HubertModel(HubertConfig(**waveform_shape(dims)))
+    model = hf.HubertModel(hf.HubertConfig(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
     return model, waveform_processor(return_attention_mask=False)
 
 
 def make_wavlm(dims, _texts):
     """WavLM-Large in small; WavLM-Base has neither "layer" nor "stable" normalisation."""
-    model = WavLMModel(
-        WavLMConfig(
-            **waveform_shape(dims)
-            | {
-                "do_stable_layer_norm": True,
-                "feat_extract_norm": "layer",
-                "conv_dim": dims["wavlm_dim"],
-                "conv_kernel": dims["wavlm_kernel"],
-                "conv_stride": dims["wavlm_stride"],
-            }
-        )
-    )
+    shape = waveform_shape(dims) | {"do_stable_layer_norm": True, "feat_extract_norm": "layer"}
+    shape |= {f"conv_{name}": dims[f"wavlm_{name}"] for name in ("dim", "kernel", "stride")}
+    model = hf.WavLMModel(hf.WavLMConfig(**shape))
     start_as_envelopes(model.feature_extractor)
     return model, waveform_processor(return_attention_mask=True)
 
 
 def waveform_shape(dims):
     """The arguments that the configurations of wav2vec 2.0, HuBERT and WavLM share."""
-    return encoder_shape(dims) | {
-        "feat_extract_norm": "group",
-        "conv_dim": dims["conv_dim"],
-        "conv_kernel": dims["conv_kernel"],
-        "conv_stride": dims["conv_stride"],
-        "num_conv_pos_embeddings": dims["conv_positions"],
-        "num_conv_pos_embedding_groups": 4,
-        "hidden_dropout": DROPOUT,
-        "activation_dropout": DROPOUT,
-        "attention_dropout": DROPOUT,
-        "feat_proj_dropout": DROPOUT,
-        "final_dropout": 0.0,
-        "layerdrop": 0.0,
-        "apply_spec_augment": False,
-        "mask_time_prob": 0.0,
-    }
+    dropouts = ("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout")
+    shape = encoder_shape(dims) | dict.fromkeys(dropouts, DROPOUT)
+    shape |= {name: dims[name] for name in ("conv_dim", "conv_kernel", "conv_stride")}
+    shape |= {"num_conv_pos_embeddings": dims["conv_positions"], "num_conv_pos_embedding_groups": 4}
+    shape |= {"final_dropout": 0.0, "layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0}
+    return shape | {"feat_extract_norm": "group"}
 
 
 def waveform_processor(return_attention_mask):
-    """Zero mean and unit variance per clip; the published large model takes a mask, the base ones do not."""
-    return Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=AUDIO_RATE_HZ,
-        do_normalize=True,
-        return_attention_mask=return_attention_mask,
-    )
+    """Zero mean and unit variance per clip of 16 kHz; published large models take a mask, base ones none."""
+    return hf.Wav2Vec2FeatureExtractor(return_attention_mask=return_attention_mask)
 
 
 def start_as_filter_bank(encoder, dims):
@@ -305,8 +199,9 @@ def start_as_filter_bank(encoder, dims):
     both signs. Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second
     convolution restore the waveform and filter it. The third one averages over time.
     """
-    weights = [layer.conv.weight.data for layer in encoder.conv_layers]  # each (C_out, C_in, kernel)
-    deal, filters, average = weights
+    deal, filters, average = (
+        layer.conv.weight.data for layer in encoder.conv_layers
+    )  # (C_out, C_in, kernel)
     stride = dims["conv_stride"][0]
     deal.zero_()
     for phase in range(stride):
@@ -316,29 +211,31 @@ def start_as_filter_bank(encoder, dims):
     waves = mel_filters(n_filters, kernel * stride).reshape(n_filters, kernel, stride).transpose(1, 2)
     filters[:, 0::2], filters[:, 1::2] = waves, -waves
     average *= 0.1
-    window = torch.hann_window(average.shape[2] + 2)[1:-1]
     for channel in range(min(average.shape[:2])):
-        average[channel, channel] += window / window.sum()
+        average[channel, channel] += smoothing(average)
 
 
 def start_as_envelopes(encoder):
     """Set the initial weights of the two convolutions of a WavLM-Large feature encoder.
 
-    start_as_filter_bank would need feat_extract_norm "group", as WavLM-Base has it: layer normalisation would
-    bring every five dealt-out samples to one size. So the filters come first: each as cosine and sine with
-    both signs, whose sum after GELU follows the band's envelope at any phase; the second convolution takes
-    that sum and averages over time. The normalisation in between divides each step by its level; where the
-    speech is soft, filters as faint as ENVELOPE_GAIN leave it the epsilon to divide by, which keeps some of
-    the loudness.
+    Its layer normalisation would bring samples dealt out as above to one size, so the filters come first: as
+    cosine and sine with both signs, whose sum after GELU follows the band's envelope at any phase. The second
+    convolution takes that sum and averages over time. The normalisation between divides by the level: filters
+    as faint as ENVELOPE_GAIN leave soft speech the epsilon to divide by, which keeps some of the loudness.
     """
-    filters, envelopes = [layer.conv.weight.data for layer in encoder.conv_layers]  # (C_out, C_in, kernel)
+    filters, envelopes = (layer.conv.weight.data for layer in encoder.conv_layers)  # (C_out, C_in, kernel)
     n_bands, n_samples = filters.shape[0] // 4, filters.shape[2]
     cosines, sines = mel_filters(n_bands, n_samples), mel_filters(n_bands, n_samples, math.pi / 2)
-    filters[:, 0] = ENVELOPE_GAIN / FILTER_GAIN * torch.cat([cosines, -cosines, sines, -sines])
+    filters[:, 0] = ENVELOPE_GAIN * torch.cat([cosines, -cosines, sines, -sines])
     envelopes *= 0.1
-    window = torch.hann_window(envelopes.shape[2] + 2)[1:-1]
     for band in range(n_bands):
-        envelopes[band, band::n_bands] += window / window.sum()
+        envelopes[band, band::n_bands] += smoothing(envelopes)
+
+
+def smoothing(weight):
+    """A window that averages over the kernel of a convolution with this weight; (kernel,)."""
+    window = torch.hann_window(weight.shape[2] + 2)[1:-1]
+    return window / window.sum()
 
 
 def mel_filters(n_filters, n_samples, phase=0.0):
@@ -351,26 +248,15 @@ def mel_filters(n_filters, n_samples, phase=0.0):
     centres_hz = 700 * (10 ** (np.linspace(low, high, n_filters) / 2595) - 1)
     time_s = (np.arange(n_samples) - (n_samples - 1) / 2) / AUDIO_RATE_HZ
     waves = np.cos(2 * np.pi * np.outer(centres_hz, time_s) - phase) * np.hanning(n_samples + 2)[1:-1]
-    waves *= (FILTER_GAIN * (1 + centres_hz / 500) / np.linalg.norm(waves, axis=1))[:, None]
+    waves *= ((1 + centres_hz / 500) / np.linalg.norm(waves, axis=1))[:, None]
     return torch.tensor(waves, dtype=torch.float32)
 
 
 def make_ast(dims, _texts):
-    processor = ASTFeatureExtractor(
-        sampling_rate=AUDIO_RATE_HZ,
-        num_mel_bins=dims["mel_bins"],
-        max_length=dims["mel_frames"],
-        mean=SPECTROGRAM_MEAN,
-        std=SPECTROGRAM_STD,
-    )
-    config = ASTConfig(
-        num_mel_bins=dims["mel_bins"],
-        max_length=dims["mel_frames"],
-        frequency_stride=dims["mel_stride"],
-        time_stride=dims["mel_stride"],
-        **encoder_shape(dims),
-    )
-    model = ASTModel(config)
+    size = {"num_mel_bins": dims["mel_bins"], "max_length": dims["mel_frames"]}
+    processor = hf.ASTFeatureExtractor(mean=SPECTROGRAM_MEAN, std=SPECTROGRAM_STD, **size)
+    stride = {"frequency_stride": dims["mel_stride"], "time_stride": dims["mel_stride"]}
+    model = hf.ASTModel(hf.ASTConfig(**size, **stride, **encoder_shape(dims)))
     scale_patches(model)
     return model, processor
 
@@ -381,19 +267,13 @@ def scale_patches(model):
     weight /= weight.std() * math.sqrt(weight[0].numel())
 
 
-# ---- Video --------------------------------------------------------------------------------------
+# ---- Video ------------------------------------------------------------------------------------
 def make_videomae(dims, _texts):
     side = dims["image_px"]
-    processor = VideoMAEImageProcessor(
-        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
-    config = VideoMAEConfig(
-        image_size=side,
-        patch_size=dims["patch_px"],
-        num_frames=dims["frames"],
-        tubelet_size=dims["tubelet"],
-        **encoder_shape(dims),
-    )
-    model = VideoMAEModel(config)
+    size, crop = {"shortest_edge": side}, {"height": side, "width": side}
+    processor = hf.VideoMAEImageProcessor(size=size, crop_size=crop)
+    shape = encoder_shape(dims) | {"image_size": side, "patch_size": dims["patch_px"]}
+    shape |= {"num_frames": dims["frames"], "tubelet_size": dims["tubelet"]}
+    model = hf.VideoMAEModel(hf.VideoMAEConfig(**shape))
     scale_patches(model)
     return model, processor

@@ -1,123 +1,32 @@
-"""Two synthetic corpora of people who talk into a camera, in the layouts of CMU-MOSEI and VoxCeleb2, and word vectors.
+"""Two synthetic corpora of people who talk into a camera, like CMU-MOSEI and VoxCeleb2 (README.md)."""
 
-They stand in for the genuine corpora in the demo and in the tests of 07: a small one with emotions, of which a segment
-can have several, and a larger one without labels to pretrain on. Nobody's voice or face is in them: the speech is
-eSpeak NG's, the faces are drawn, the sentences are PATTERNS filled with the words of FIELDS.
-
-The generative model
-  1. Emotions. A segment has a main emotion or none and at times others that go with it (COMPANIONS), in about the
-     shares of the genuine corpus: happy is common, surprise and fear are rare. Three annotators score each emotion
-     from 0 to 3 and see some that are not there. In VoxCeleb2 all emotions are equally frequent.
-  2. Words. A sentence is a pattern, the same for every emotion, with blanks for nouns, verbs and adjectives. These
-     come from the field of what the sentence is about (ABOUT), with the chance IN_FIELD, else from the plain words. So
-     words of a field keep each other's company, as words do, and many are rare in the labelled corpus. Its segments
-     also tell less of what is felt than the larger corpus does, so that every word that is understood counts.
-  3. Vectors. Words of a part of speech are alike, those of a field hardly (SHARED): genuine vectors too say less of
-     the emotion than of the use of a word, and put "happy" close to "sad". What else there is to know about a word is
-     its company, and the voice and face that it is said with: that is what pretraining can find out.
-  4. Voice and face. Each shows one of the segment's emotions with the chance SHOWS, else none, and with a strength of
-     its own, as in demo_speech and demo_av.
-  5. Recogniser. Words of VoxCeleb2 come with errors, most of them in short words, and a score; clips in German become
-     words at random with a low score, so that a threshold on the score tells them apart.
-Frames are smaller and fewer than the genuine ones, so that the demo is fast.
-"""
-
-import csv
-import io
 import json
-import string
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
-import av
 import h5py
 import numpy as np
-from PIL import Image
-from scipy.signal import lfilter
 
-from common.corpora.mosei import EMOTIONS, FOLDS_FILE, LABELS_CSD, SILENCE, WORDS_CSD
-from common.corpora.readers import EMODB_TEXTS
-from common.demo.av import (
-    X264,
-    Actor,
-    add_sound,
-    draw_actor,
-    draw_seed,
-    encode_sound,
-    loudness,
-    set_face,
-    write_movie,
-)
-from common.demo.iemocap import AUDIO_RATE_HZ, draw_face, speak_words
-from common.demo.speech import STRENGTH, finish, set_voice, write_pcm
-from common.files import atomic_path
+from common.demo.faces import Actor, draw_actor, film, set_face
+from common.demo.sounds import RATE_HZ, draw_noise, loudness
+from common.demo.speech import vox2_meta
+from common.demo.text import choose, draw_name, sentences, sentences_of
+from common.demo.voices import STRENGTH, set_voice, with_tremor
+from common.demo.writing import Sound, draw_seed, write_corpus, write_m4a, write_movie, write_text, write_wav
+from common.files import read_csv
 
 # ---- The language -------------------------------------------------------------------------
-FIELDS = {  # nouns, verbs and adjectives, the most frequent first
-    "happy": (
-        "party holiday gift wedding birthday laughter joy victory cake festival picnic hug",
-        "laughed smiled danced celebrated cheered won sang played hugged kissed relaxed grinned",
-        "happy lovely wonderful sweet beautiful proud sunny cheerful delightful fantastic joyful bright",
-    ),
-    "sad": (
-        "loss funeral tears farewell grief grave divorce sorrow illness heartbreak loneliness widow",
-        "cried lost missed wept mourned suffered sighed sobbed parted grieved faded withered",
-        "sad lonely broken gloomy hopeless empty tragic tearful weary miserable dying forgotten",
-    ),
-    "anger": (
-        "lie fight insult fraud fault betrayal quarrel war injustice traitor bully robbery",
-        "shouted argued fought yelled cheated accused cursed attacked protested threatened raged slammed",
-        "angry unfair furious rude mad cruel selfish outrageous hostile corrupt violent arrogant",
-    ),
-    "surprise": (
-        "miracle secret trick twist magic stranger jackpot coincidence discovery riddle comet revelation",
-        "gasped wondered stared discovered jumped guessed appeared stumbled blinked vanished exclaimed marveled",
-        "sudden strange amazing unexpected incredible weird shocking mysterious curious unbelievable astonishing "
-        "bizarre",
-    ),
-    "disgust": (
-        "garbage dirt mold stench vomit rot toilet filth slime sewer cockroach maggot",
-        "gagged spat puked stank rotted dripped smelled recoiled leaked oozed smeared retched",
-        "disgusting dirty nasty filthy gross rotten smelly greasy slimy sticky foul stale",
-    ),
-    "fear": (
-        "danger nightmare monster darkness ghost storm threat panic shadow horror knife spider",
-        "feared screamed fled trembled hid froze panicked escaped shivered ran shook crept",
-        "afraid dark scary dangerous terrifying creepy nervous horrible frightened haunted deadly anxious",
-    ),
-    "": (  # plain words
-        "report movie market table office price meeting camera phone chapter budget street number train kitchen "
-        "window bottle recipe letter garden paper shop teacher computer",
-        "talked worked looked waited walked called listened answered counted paid stopped started moved drove read "
-        "sat stood arrived",
-        "new small long simple regular early blue local average square wooden plain second quick digital yearly round "
-        "narrow",
-    ),
-}
-FIELDS = {
-    emotion: dict(zip("NVA", (words.split() for words in parts), strict=True))
-    for emotion, parts in FIELDS.items()
-}
-PATTERNS = (
-    "the {A} {N} {V} and {V}",
-    "that {N} was {A} and {A} so i {V}",
-    "we {V} and {V} about the {A} {N}",
-    "my {A} {N} and that {A} {N} {V}",
-    "this {N} and the {N} {V}",
-    "then a {A} and {A} {N} came",
-)
+FIELDS = defaultdict(dict)  # {emotion, "" = plain words: {"N", "V" or "A": words, the most frequent first}}
+for _row in read_csv(Path(__file__).with_name("words.csv")):
+    FIELDS[_row["field"]][_row["part"]] = _row["words"].split()
+EMOTIONS = tuple(field for field in FIELDS if field)
+PATTERNS = sentences()["pattern"]
 OPENERS = ("well", "so", "um", "but", "okay", "zlatka", "and", "vlogwise")
-FUNCTION_WORDS = sorted(
-    {word for pattern in PATTERNS for word in pattern.split() if word[0] != "{"} | {*OPENERS}
-)
-LEXICON = (
-    *FUNCTION_WORDS,
-    *(word for parts in FIELDS.values() for words in parts.values() for word in words),
-)
+FUNCTION_WORDS = sorted({*OPENERS, *(word for line in PATTERNS for word in line.split() if word[0] != "{")})
+LEXICON = FUNCTION_WORDS + [word for parts in FIELDS.values() for words in parts.values() for word in words]
 NO_VECTOR = ("zlatka", "vlogwise", "puked", "retched", "hid")
 OPENER_SHARE = 0.3
 IN_FIELD = {"mosei": 0.65, "voxceleb2": 0.90}  # chance that a blank gets a word of the sentence's field
@@ -147,15 +56,7 @@ COMPANIONS = {  # weights of what goes with a main emotion
 }
 SECOND, THIRD = 0.35, 0.25  # chance of another emotion, and of one more
 SEEN_WHERE_NONE = 0.01  # chance that one annotator sees an emotion that is not there
-STYLE = {
-    "": "neutral",
-    "happy": "happy",
-    "sad": "sad",
-    "anger": "angry",
-    "surprise": "surprised",
-    "disgust": "disgust",
-    "fear": "fearful",
-}  # in demo_speech and demo_av
+STYLE = dict(zip(("", *EMOTIONS), "neutral happy sad angry surprised disgust fearful".split(), strict=True))
 SHOWS = {"voice": 0.75, "face": 0.70}
 PACE = 1.30  # of the speaking rate
 GERMAN_SHARE = 0.12  # clips of VoxCeleb2 in another language
@@ -163,7 +64,7 @@ SCORE, GERMAN_SCORE, SCORE_SD = -0.12, -0.9, 0.08  # mean log-probability of a w
 MISHEARD = {"voxceleb2": 0.08, "mosei": 0.29}  # word error rate; the paper's in MOSEI (Sec. 4.1)
 SHORT_LETTERS, SHORT_ERRORS = 4, 3.0  # words of so many letters are misheard this much more often
 
-# ---- Layout and media ---------------------------------------------------------------------
+# ---- Layout and media (FORMATS 2, 3) --------------------------------------------------------
 FOLDS = {"train": 0.655, "valid": 0.10, "test": 0.245}
 SPECIAL_IDS = ("-demo_id-a1", "10219", "demo__id__")  # begins with -, is numeric, ends with _: all in train
 GAP_S = (0.15, 0.6)  # silence between segments
@@ -181,10 +82,11 @@ class Take:
 
     emotions: tuple  # those of EMOTIONS that are there
     text: str
-    voice: dict  # for `speak_words`
+    voice: dict  # for `speak`
     face: dict  # features at the height of the expression
-    language: str = "en"
-    samples: np.ndarray | None = None  # once it is spoken
+    is_german: bool = False
+    start_s: float = 0.0  # in its recording, once it is spoken
+    end_s: float = 0.0
     words: tuple = ()  # (word, start_s, end_s), on the take's own clock
 
 
@@ -197,23 +99,19 @@ class Video:
     takes: list
     seed: tuple  # of everything drawn after speaking
     has_wav: bool = True
-    starts_s: tuple = ()  # of the takes
+    starts_early: bool = False  # its first segment begins with the recording
+
+    @property
+    def lines(self):
+        return [(take.text, take.voice) for take in self.takes]
 
 
-# ---- The two corpora ----------------------------------------------------------------------
+# ---- The two corpora --------------------------------------------------------------------------
+def write_demo_mosei(root, seed, n_videos, segments_per_video, workers=None):
+    """Write segments with emotions in CMU-MOSEI's layout below `root`; one video more is in no fold.
 
-
-def write_demo_mosei(root, seed, n_videos, segments_per_video, workers):
-    """Write segments with emotions in CMU-MOSEI's layout below `root`, replacing what is there.
-
-    root                Path of the corpus; it appears whole or not at all
-    seed                int; the same seed gives the same files
-    n_videos            at least 8, for three folds; one more is in no fold
-    segments_per_video  mean; a video has up to 2 more or fewer
-    workers             threads that write files; the result does not depend on it
-    Writes labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
-    recognised_synthetic.csv: the words that a recogniser would hear, as the columns of words.csv with a score.
-    Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
+    Labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
+    recognised_synthetic.csv: the words that a recogniser would hear, with times and a score.
     """
     rng = np.random.default_rng((seed, 8))
     ids = [*SPECIAL_IDS, *(draw_name(rng) for _ in range(n_videos + 1 - len(SPECIAL_IDS)))]
@@ -223,81 +121,34 @@ def write_demo_mosei(root, seed, n_videos, segments_per_video, workers):
         actor = draw_actor(number, "en-us", own)
         n_segments = max(1, segments_per_video + int(own.integers(-2, 3)))
         takes = [plan_take("mosei", draw_emotions(MAIN, own), actor, own) for _ in range(n_segments)]
-        videos.append(Video(name, actor, takes, draw_seed(own), has_wav=bool(own.random() > WITHOUT_WAV)))
-    speak_takes(videos)
-    for video in videos:
-        place_takes(video, starts_early=video is videos[1])
-    texts = {FOLDS_FILE: folds_text(ids[:-1], draw_name(rng)), GLOVE_FILE: glove_text(seed)}
-    write_files(
-        root, videos, write_mosei_video, workers, texts, partial(write_labels, videos=videos, seed=seed)
-    )
+        video_seed, has_wav = draw_seed(own), bool(own.random() > WITHOUT_WAV)
+        videos.append(Video(name, actor, takes, video_seed, has_wav, starts_early=number == 1))
+    texts = {"cmu_mosei_std_folds.py": folds_text(ids[:-1], draw_name(rng)), GLOVE_FILE: glove_text(seed)}
+    finish = partial(write_labels, rng=np.random.default_rng((seed, 11)))
+    write_corpus(root, videos, write_mosei_video, workers, texts, finish)
 
 
-def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers):
+def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers=None):
     """Write speech without labels in VoxCeleb2's layout below `root`: dev/aac, dev/mp4 and vox2_meta.csv.
 
-    clips_per_speaker  spread over videos of at most CLIPS_PER_VIDEO; other arguments as write_demo_mosei
-    words.csv is no part of the genuine release: what a recogniser would hear, with the times of the words and a score
-    that is low where the clip is not English (columns utterance_id, word, start_s, end_s, score).
+    words.csv is no part of the genuine release: what a recogniser would hear, with times and a score.
     """
-    videos, rows = [], ["VoxCeleb2 ID ,VGGFace2 ID ,Gender ,Set "]
+    videos, sexes = [], {}
+    moods = dict.fromkeys(("", *EMOTIONS), 1)
     for number in range(n_speakers):
         rng = np.random.default_rng((seed, 9, number))
         identity = f"id{15 + 7 * number:05d}"
         actor = draw_actor(number, "en-us", rng)
-        rows.append(f"{identity} ,n{number + 1:06d} ,{actor.sex} ,dev ")
+        sexes[identity] = actor.sex
         for first in range(0, clips_per_speaker, CLIPS_PER_VIDEO):
             n_clips = min(CLIPS_PER_VIDEO, clips_per_speaker - first)
-            moods = [draw_emotions(dict.fromkeys(("", *EMOTIONS), 1), rng) for _ in range(n_clips)]
-            takes = [plan_take("voxceleb2", mood, actor, rng) for mood in moods]
+            drawn = [draw_emotions(moods, rng) for _ in range(n_clips)]
+            takes = [plan_take("voxceleb2", emotions, actor, rng) for emotions in drawn]
             videos.append(Video(f"{identity}/{draw_name(rng)}", actor, takes, draw_seed(rng)))
-    speak_takes(videos)
-    heard = [row for video in sorted(videos, key=lambda video: video.place) for row in heard_in_clips(video)]
-    texts = {"vox2_meta.csv": "\n".join(rows) + "\n", "words.csv": words_text(heard)}
-    write_files(root, videos, write_clips, workers, texts)
+    write_corpus(root, videos, write_clips, workers, {"vox2_meta.csv": vox2_meta(sexes)}, write_clip_words)
 
 
-def speak_takes(videos):
-    """Let eSpeak say all takes, and note when it said which word."""
-    takes = [take for video in videos for take in video.takes]
-    # eSpeak's noise and pitch flutter depend on all that it said before: one fresh process says everything.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        spoken = pool.submit(speak_words, [(take.text, take.voice) for take in takes]).result()
-    for take, (samples, starts_s) in zip(takes, spoken, strict=True):
-        take.samples = samples
-        ends_s = [*starts_s[1:], len(samples) / AUDIO_RATE_HZ]
-        take.words = tuple(
-            (word.strip(".,?!").lower(), float(start_s), float(end_s))
-            for word, start_s, end_s in zip(take.text.split(), starts_s, ends_s, strict=True)
-        )
-
-
-def write_files(root, videos, write, workers, texts, finish_folder=None):
-    """Make the files of each video by write(folder, video), and the texts: {name: content}."""
-    with atomic_path(Path(root)) as temporary, ThreadPoolExecutor(workers) as pool:
-        temporary.mkdir()
-        for name, content in texts.items():
-            (temporary / name).write_text(content, encoding="utf-8")
-        if finish_folder:
-            finish_folder(temporary)
-        for _ in pool.map(partial(write, temporary), videos):
-            pass  # an error in a thread is raised here
-
-
-# ---- What is said and shown ---------------------------------------------------------------
-
-
-def draw_name(rng):
-    """An id as YouTube's: 11 characters."""
-    return "".join(rng.choice(list(string.ascii_letters + string.digits + "-_"), 11))
-
-
-def choose(weights, rng):
-    """A key of {key: weight}."""
-    shares = np.array(list(weights.values()), float)
-    return list(weights)[rng.choice(len(shares), p=shares / shares.sum())]
-
-
+# ---- What is said and shown -------------------------------------------------------------------
 def draw_emotions(main, rng):
     """The emotions of a take: none, or a main one and at most two that go with it."""
     found = [choose(main, rng)]
@@ -314,25 +165,26 @@ def draw_emotions(main, rng):
 
 def plan_take(corpus, emotions, actor, rng):
     """A Take of "mosei" or "voxceleb2" with these emotions; in MOSEI it has a sentence for each of them."""
-    is_labelled = corpus == "mosei"
-    n_sentences = (
-        max(len(emotions), 1 + (rng.random() < TWO_SENTENCES)) if is_labelled else SENTENCES_PER_CLIP
-    )
-    sentences = [
-        draw_sentence(corpus, emotions[k % len(emotions)] if emotions else "", rng)
-        for k in range(n_sentences)
-    ]
-    shown = {name: choose_shown(emotions, SHOWS[name], rng) for name in SHOWS}
-    strengths = {"voice": actor.speaker.expressiveness, "face": actor.face_expressiveness}
-    strengths = {name: value * rng.beta(*STRENGTH["strong"]) for name, value in strengths.items()}
-    voice = set_voice(actor.speaker, STYLE[shown["voice"]], strengths["voice"], rng)
+    is_labelled, n_sentences = corpus == "mosei", SENTENCES_PER_CLIP
+    if is_labelled:
+        n_sentences = max(len(emotions), 1 + (rng.random() < TWO_SENTENCES))
+    asked = [emotions[k % len(emotions)] if emotions else "" for k in range(n_sentences)]
+    sentences = [draw_sentence(corpus, emotion, rng) for emotion in asked]
+    shown = dict.fromkeys(SHOWS, "")  # none
+    for modality, chance in SHOWS.items():
+        if emotions and rng.random() < chance:
+            shown[modality] = emotions[rng.integers(len(emotions))]
+    expressiveness = actor.speaker.expressiveness, actor.face_expressiveness
+    loud, strong = (own * rng.beta(*STRENGTH["strong"]) for own in expressiveness)
+    voice = set_voice(actor.speaker, STYLE[shown["voice"]], loud, rng)
     voice["rate_wpm"] = round(PACE * voice["rate_wpm"])
-    face = set_face(actor, STYLE[shown["face"]], strengths["face"], rng)
+    face = set_face(actor, STYLE[shown["face"]], strong, rng)
     is_german = not is_labelled and rng.random() < GERMAN_SHARE
     if is_german:
-        sentences = [list(EMODB_TEXTS.values())[rng.integers(len(EMODB_TEXTS))].rstrip(".")]
+        bank = list(sentences_of("emodb").values())
+        sentences = [bank[rng.integers(len(bank))].rstrip(".")]
         voice["name"] = voice["name"].replace("en-us", "de")
-    return Take(emotions, ", ".join(sentences) + ".", voice, face, "de" if is_german else "en")
+    return Take(emotions, ", ".join(sentences) + ".", voice, face, is_german)
 
 
 def draw_sentence(corpus, emotion, rng):
@@ -343,12 +195,11 @@ def draw_sentence(corpus, emotion, rng):
     pattern = PATTERNS[rng.integers(len(PATTERNS))]
     if rng.random() < OPENER_SHARE:
         pattern = f"{OPENERS[rng.integers(len(OPENERS))]} {pattern}"
-    return " ".join(
-        draw_word(piece[1], emotion if rng.random() < IN_FIELD[corpus] else "", rng)
-        if piece.startswith("{")
-        else piece
-        for piece in pattern.split()
-    )
+    words = pattern.split()
+    for k, word in enumerate(words):
+        if word[0] == "{":
+            words[k] = draw_word(word[1], emotion if rng.random() < IN_FIELD[corpus] else "", rng)
+    return " ".join(words)
 
 
 def draw_word(part, emotion, rng):
@@ -357,30 +208,23 @@ def draw_word(part, emotion, rng):
     return choose({word: 1 / (rank + RARITY) for rank, word in enumerate(words)}, rng)
 
 
-def choose_shown(emotions, chance, rng):
-    """The emotion that a voice or a face shows, "" = none."""
-    return emotions[rng.integers(len(emotions))] if emotions and rng.random() < chance else ""
-
-
-# ---- Word vectors -------------------------------------------------------------------------
-
-
+# ---- Word vectors -----------------------------------------------------------------------------
 def glove_text(seed):
     """The lines of a GloVe file with a vector for all words but NO_VECTOR, and two of the oddities of 840B.
 
     A vector is the sum of what its part of speech shares, what its field shares, and what is its own.
     """
     rng = np.random.default_rng((seed, 10))
-    kinds = {(emotion, part): words for emotion, parts in FIELDS.items() for part, words in parts.items()}
+    kinds = {(field, part): words for field, parts in FIELDS.items() for part, words in parts.items()}
     kinds["", "function"] = FUNCTION_WORDS
     of_part = {part: draw_direction(rng) for part in ("N", "V", "A", "function")}
-    of_field = {emotion: draw_direction(rng) for emotion in FIELDS}
+    of_field = {field: draw_direction(rng) for field in FIELDS}
     own = 1 - sum(SHARED.values())
     vectors = {
         word: np.sqrt(SHARED["part"]) * of_part[part]
-        + np.sqrt(SHARED["field"]) * of_field[emotion]
+        + np.sqrt(SHARED["field"]) * of_field[field]
         + np.sqrt(own) * draw_direction(rng)
-        for (emotion, part), words in kinds.items()
+        for (field, part), words in kinds.items()
         for word in words
     }
     lines = [(word, vector) for word, vector in vectors.items() if word not in NO_VECTOR]
@@ -397,25 +241,18 @@ def draw_direction(rng):
     return rng.standard_normal(GLOVE_DIM) / np.sqrt(GLOVE_DIM)
 
 
-# ---- The recogniser -----------------------------------------------------------------------
-
-
+# ---- The recogniser ---------------------------------------------------------------------------
 def mishear(take, error_rate, rng):
     """[(word, start_s, end_s, score)]: what a recogniser makes of a take, most errors in short words."""
-    if take.language != "en":
-        return [
-            (
-                LEXICON[rng.integers(len(LEXICON))],
-                start_s,
-                end_s,
-                GERMAN_SCORE + SCORE_SD * rng.standard_normal(),
-            )
-            for _, start_s, end_s in take.words
-        ]
+    heard = []
+    if take.is_german:
+        for _, start_s, end_s in take.words:
+            word = LEXICON[rng.integers(len(LEXICON))]
+            heard.append((word, start_s, end_s, GERMAN_SCORE + SCORE_SD * rng.standard_normal()))
+        return heard
     is_short = np.array([len(word) <= SHORT_LETTERS for word, _, _ in take.words])
     weights = np.where(is_short, SHORT_ERRORS, 1.0)
     chances = np.minimum(error_rate * weights / weights.mean(), 0.9)
-    heard = []
     for (word, start_s, end_s), short, chance in zip(take.words, is_short, chances, strict=True):
         wrong, score = rng.random() < chance, SCORE - abs(SCORE_SD * rng.standard_normal())
         if wrong and short and rng.random() < 0.3:
@@ -427,42 +264,20 @@ def mishear(take, error_rate, rng):
     return heard
 
 
-def heard_in_clips(video):
-    """Rows of words.csv for the clips of a video of VoxCeleb2."""
-    rng = np.random.default_rng((*video.seed, 1))
-    return [
-        (f"{video.place.replace('/', '_')}_{number:05d}", *word)
-        for number, take in enumerate(video.takes, 1)
-        for word in mishear(take, MISHEARD["voxceleb2"], rng)
+def write_words(path, rows):
+    """Write words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
+    lines = [
+        f"{name},{word},{start_s:.3f},{end_s:.3f},{score:.4f}\n" for name, word, start_s, end_s, score in rows
     ]
+    write_text(path, "".join(["utterance_id,word,start_s,end_s,score\n", *lines]))
 
 
-def words_text(rows):
-    """words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("utterance_id", "word", "start_s", "end_s", "score"))
-    writer.writerows(
-        (name, word, f"{start_s:.3f}", f"{end_s:.3f}", f"{score:.4f}")
-        for name, word, start_s, end_s, score in rows
-    )
-    return text.getvalue()
+def write_clip_words(folder, heard_in_videos):
+    """words.csv of a demo_voxceleb2_av, sorted by video."""
+    write_words(folder / "words.csv", [row for _, rows in sorted(heard_in_videos) for row in rows])
 
 
-# ---- Labels, words and transcripts of CMU-MOSEI -------------------------------------------
-
-
-def place_takes(video, starts_early):
-    """Set where the takes of a video begin; in one that starts early, the first begins with the recording."""
-    rng = np.random.default_rng((*video.seed, 2))
-    starts_s, now_s = [], 0.0
-    for take in video.takes:
-        now_s += 0.0 if starts_early and not starts_s else rng.uniform(*GAP_S)
-        starts_s.append(now_s)
-        now_s += len(take.samples) / AUDIO_RATE_HZ
-    video.starts_s = tuple(starts_s)
-
-
+# ---- Labels, words and transcripts of CMU-MOSEI -----------------------------------------------
 def annotate(emotions, rng):
     """Scores (7,) of a segment, sentiment first: means over three annotators, so thirds."""
     answers = np.zeros((3, len(EMOTIONS)))
@@ -478,40 +293,36 @@ def annotate(emotions, rng):
     return np.array([sentiment.mean(), *answers.mean(axis=0)], np.float32)
 
 
-def write_labels(folder, videos, seed):
-    """The csd files, transcripts and recognised_synthetic.csv of a demo_mosei; label rows are in no order of time."""
-    rng = np.random.default_rng((seed, 11))
+def write_labels(folder, videos, rng):
+    """The csd files, whose label rows are not in order of time, transcripts and recognised_synthetic.csv."""
     labels, words, heard = {}, {}, []
     for video in videos:
-        spans_s = [
-            (start_s - MARGIN_S, start_s + len(take.samples) / AUDIO_RATE_HZ + MARGIN_S)
-            for take, start_s in zip(video.takes, video.starts_s, strict=True)
-        ]
-        scores = [annotate(take.emotions, rng) for take in video.takes]
-        order = rng.permutation(len(video.takes))
+        takes = video.takes
+        spans_s = [(take.start_s - MARGIN_S, take.end_s + MARGIN_S) for take in takes]
+        scores = [annotate(take.emotions, rng) for take in takes]
+        order = rng.permutation(len(takes))
         labels[video.place] = np.array([scores[k] for k in order]), np.array([spans_s[k] for k in order])
-        words[video.place] = words_with_silence(video)
+        words[video.place] = words_with_silence(takes)
         write_transcripts(folder / "Raw" / "Transcript", video, spans_s)
         for row, k in enumerate(order):
-            shift_s = video.starts_s[k] - max(0.0, spans_s[k][0])
-            heard += [
-                (f"{video.place}[{row}]", word, start_s + shift_s, end_s + shift_s, score)
-                for word, start_s, end_s, score in mishear(video.takes[k], MISHEARD["mosei"], rng)
-            ]
-    write_csd(folder / "labels" / LABELS_CSD, "All Labels", labels)
-    write_csd(folder / "languages" / WORDS_CSD, "words", words)
-    (folder / "recognised_synthetic.csv").write_text(words_text(heard), encoding="utf-8")
+            shift_s = takes[k].start_s - max(0.0, spans_s[k][0])
+            for word, start_s, end_s, score in mishear(takes[k], MISHEARD["mosei"], rng):
+                heard.append((f"{video.place}[{row}]", word, start_s + shift_s, end_s + shift_s, score))
+    write_csd(folder / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", labels)
+    write_csd(folder / "languages" / "CMU_MOSEI_TimestampedWords.csd", "words", words)
+    write_words(folder / "recognised_synthetic.csv", heard)
 
 
-def words_with_silence(video):
+def words_with_silence(takes):
     """(features (W, 1) bytes, intervals (W, 2)) of a video's words and the silences between its segments."""
     rows, now_s = [], 0.0
-    for take, start_s in zip(video.takes, video.starts_s, strict=True):
-        if start_s > now_s:
-            rows.append((SILENCE, now_s, start_s))
-        rows += [(word, start_s + own_s, start_s + end_s) for word, own_s, end_s in take.words]
+    for take in takes:
+        if take.start_s > now_s:
+            rows.append((b"sp", now_s, take.start_s))
+        for word, start_s, end_s in take.words:
+            rows.append((word.encode(), take.start_s + start_s, take.start_s + end_s))
         now_s = rows[-1][2]
-    return np.array([[word.encode()] for word, _, _ in rows]), np.array([times for _, *times in rows])
+    return np.array([[word] for word, _, _ in rows]), np.array([times for _, *times in rows])
 
 
 def write_csd(path, root_name, entries):
@@ -532,101 +343,76 @@ def write_csd(path, root_name, entries):
 
 
 def write_transcripts(folder, video, spans_s):
-    """Segmented/Combined/<id>.txt, a line per segment with clip number and times, and Full/Combined/<id>.txt."""
+    """Segmented/Combined/<id>.txt, a line per segment with clip number and times; Full/Combined/<id>.txt."""
     texts = [take.text[0].upper() + take.text[1:] for take in video.takes]
     lines = [
         f"{video.place}___{clip}___{start_s:.4f}___{end_s:.4f}___{text}"
         for clip, ((start_s, end_s), text) in enumerate(zip(spans_s, texts, strict=True))
     ]
-    for version, content in (("Segmented", "\n".join(lines)), ("Full", " ".join(texts))):
-        path = folder / version / "Combined" / f"{video.place}.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content + "\n", encoding="utf-8")
+    write_text(folder / "Segmented" / "Combined" / f"{video.place}.txt", "\n".join(lines) + "\n")
+    write_text(folder / "Full" / "Combined" / f"{video.place}.txt", " ".join(texts) + "\n")
 
 
 def folds_text(ids, absent):
-    """The SDK's file of folds, by video; the test fold lists one video that is not there, as the genuine one does."""
+    """The SDK's file of folds; the test fold lists one video that is not there, as the genuine one does."""
     ends = np.round(len(ids) * np.cumsum(list(FOLDS.values()))).astype(int)
-    parts = dict(zip(FOLDS, np.split(np.array(ids, object), ends[:-1]), strict=True))
-    return "".join(
-        f"standard_{name}_fold={[*own, *((absent,) if name == 'test' else ())]!r}\n"
-        for name, own in parts.items()
-    )
+    parts = [part.tolist() for part in np.split(np.array(ids, object), ends[:-1])]
+    parts[-1].append(absent)
+    return "".join(f"standard_{name}_fold={part!r}\n" for name, part in zip(FOLDS, parts, strict=True))
 
 
-# ---- Recordings ---------------------------------------------------------------------------
+# ---- Recordings -------------------------------------------------------------------------------
+def place_take(take, said, start_s):
+    """Note when a take and its words are said, from its Speech."""
+    take.start_s, take.end_s = start_s, start_s + said.seconds
+    words, starts_s = [word.strip(".,?!").lower() for word in take.text.split()], said.starts_s.tolist()
+    take.words = tuple(zip(words, starts_s, [*starts_s[1:], said.seconds], strict=True))
 
 
-def render(takes, starts_s, seconds, actor, rng):
-    """(the sound (T,), the face at each frame) of takes that begin at these times."""
-    track = np.zeros(round(seconds * AUDIO_RATE_HZ))
+def render(takes, speech, seconds, actor, rng):
+    """(the sound (T,), the face as `film` wants it) of takes placed in a recording."""
+    track = np.zeros(round(seconds * RATE_HZ))
     n_frames = max(1, round(seconds * FPS))
     times_s = np.arange(n_frames) / float(FPS)
-    frames = {name: np.full(n_frames, rest) for name, rest in actor.habit.items()} | {
-        "open": np.ones(n_frames)
-    }
-    for take, start_s in zip(takes, starts_s, strict=True):
-        first, end_s = round(start_s * AUDIO_RATE_HZ), start_s + len(take.samples) / AUDIO_RATE_HZ
-        spoken = finish(take.samples, take.voice, rng)[: len(track) - first]
-        track[first : first + len(spoken)] = spoken
-        shown = (times_s >= start_s) & (times_s < end_s)
+    face = {name: np.full(n_frames, rest) for name, rest in (*actor.habit.items(), ("open", 1.0))}
+    for take, said in zip(takes, speech, strict=True):
+        first = round(take.start_s * RATE_HZ)
+        samples = with_tremor(said.samples, said.voice, rng)[: len(track) - first]
+        track[first : first + len(samples)] = samples
+        shown = (times_s >= take.start_s) & (times_s < take.end_s)
         for name, value in take.face.items():
-            frames[name][shown] = value + (actor.habit[name] if name != "open" else 0.0)
-    frames["open"] *= loudness(track, times_s, 0.10)
-    frames["eyes"] = np.maximum(frames["eyes"], -1.0)
+            face[name][shown] = value + actor.habit.get(name, 0.0)
+    face["open"] *= loudness(track, times_s, 0.10)
+    face["eyes"] = np.maximum(face["eyes"], -1.0)
     sway = np.cumsum(0.4 * rng.standard_normal((n_frames, 2)), axis=0)
-    frames["sway_x"], frames["sway_y"] = np.clip(sway + rng.normal(0, 1.5, 2), -6, 6).T
-    noise = lfilter([1], [1, -actor.noise_colour], rng.standard_normal(len(track)))
-    faces = [dict(zip(frames, values, strict=True)) for values in zip(*frames.values(), strict=True)]
-    return track + NOISE_RMS * noise / np.std(noise), faces
+    face["sway_x"], face["sway_y"] = np.clip(sway + rng.normal(0, 1.5, 2), -6, 6).T
+    return track + draw_noise(len(track), actor.noise_colour, NOISE_RMS, rng), face
 
 
-def film(faces, actor, size):
-    """Images of a face, one after the other."""
-    for face in faces:
-        image = Image.new("RGB", size, actor.backdrop)
-        draw_face(image, actor.looks, face)
-        yield image
-
-
-def write_mosei_video(folder, video):
-    """Raw/Videos/Full/Combined/<id>.mp4 with sound, and most Raw/Audio/Full/WAV_16000/<id>.wav."""
-    rng = np.random.default_rng(video.seed)
-    seconds = video.starts_s[-1] + len(video.takes[-1].samples) / AUDIO_RATE_HZ + GAP_S[0]
-    track, faces = render(video.takes, video.starts_s, seconds, video.actor, rng)
+def write_mosei_video(folder, video, speech):
+    """Raw/Videos/Full/Combined/<id>.mp4 with sound, and most Raw/Audio/Full/WAV_16000/<id>.wav; the Video."""
+    rng, gaps, now_s = np.random.default_rng(video.seed), np.random.default_rng((*video.seed, 2)), 0.0
+    for number, (take, said) in enumerate(zip(video.takes, speech, strict=True)):
+        now_s += 0.0 if video.starts_early and number == 0 else gaps.uniform(*GAP_S)
+        place_take(take, said, now_s)
+        now_s += said.seconds
+    track, face = render(video.takes, speech, take.end_s + GAP_S[0], video.actor, rng)
     if video.has_wav:
-        write_pcm(
-            folder / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{video.place}.wav", track, AUDIO_RATE_HZ
-        )
-    write_movie(
-        folder / "Raw" / "Videos" / "Full" / "Combined" / f"{video.place}.mp4",
-        film(faces, video.actor, MOSEI_FRAME),
-        MOSEI_FRAME,
-        FPS,
-        X264,
-        (track, AUDIO_RATE_HZ, "mono", "aac"),
-    )
+        write_wav(folder / "Raw" / "Audio" / "Full" / "WAV_16000" / f"{video.place}.wav", track)
+    path = folder / "Raw" / "Videos" / "Full" / "Combined" / f"{video.place}.mp4"
+    write_movie(path, film(video.actor.looks, face, MOSEI_FRAME), FPS, sound=Sound(track))
+    return video
 
 
-def write_clips(folder, video):
-    """dev/aac/<place>/NNNNN.m4a and dev/mp4/<place>/NNNNN.mp4, silent, of each clip."""
-    rng = np.random.default_rng(video.seed)
-    for number, take in enumerate(video.takes, 1):
-        track, faces = render([take], [0.0], len(take.samples) / AUDIO_RATE_HZ, video.actor, rng)
-        write_aac(folder / "dev" / "aac" / video.place / f"{number:05d}.m4a", track)
-        write_movie(
-            folder / "dev" / "mp4" / video.place / f"{number:05d}.mp4",
-            film(faces, video.actor, VOXCELEB2_FRAME),
-            VOXCELEB2_FRAME,
-            FPS,
-            X264,
-            None,
-        )
-
-
-def write_aac(path, track):
-    """Write a track (T,) as AAC in an MP4 container."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        stream = add_sound(container, AUDIO_RATE_HZ, "mono", "aac")
-        container.mux(encode_sound(stream, track, AUDIO_RATE_HZ, "mono"))
+def write_clips(folder, video, speech):
+    """dev/aac/<place>/NNNNN.m4a and dev/mp4/<place>/NNNNN.mp4, silent, of each clip; (place, words heard)."""
+    rng, ears, heard = np.random.default_rng(video.seed), np.random.default_rng((*video.seed, 1)), []
+    for number, (take, said) in enumerate(zip(video.takes, speech, strict=True), 1):
+        place_take(take, said, 0.0)
+        track, face = render([take], [said], take.end_s, video.actor, rng)
+        write_m4a(folder / "dev" / "aac" / video.place / f"{number:05d}.m4a", Sound(track))
+        path = folder / "dev" / "mp4" / video.place / f"{number:05d}.mp4"
+        write_movie(path, film(video.actor.looks, face, VOXCELEB2_FRAME), FPS)
+        name = f"{video.place.replace('/', '_')}_{number:05d}"
+        heard += [(name, *row) for row in mishear(take, MISHEARD["voxceleb2"], ears)]
+    return video.place, heard

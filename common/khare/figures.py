@@ -1,4 +1,4 @@
-"""Figures of 07: the case studies of Khare et al. 2021, Section 4.2, and what both pretrainings learn in what time."""
+"""Figures of 07: the case studies of Khare et al. 2021, Section 4.2, and how fast the pretrainings learn."""
 
 from dataclasses import dataclass
 
@@ -6,51 +6,33 @@ import numpy as np
 import torch
 
 from common import plots
-from common.errors import UserError
-from common.khare import tables
-from common.khare.data import only
+from common.khare.tables import LABELS, RECOGNISED, named, names_of
 from common.training import to_device
 
 
-def write(run, study, load_best):
-    """Both figures. load_best: load_best(study, row) -> the model of a row's best initialisation."""
-    if study.pretrained:
-        pretraining_figure(run, study)
-    cases_figure(run, study, load_best(study, study.main_rows[0]))
-
-
-# ---- Pretraining ---------------------------------------------------------------------------
-
-
-def pretraining_figure(run, study):
+def pretraining_figure(run, results):
     """Held-out loss and hidden words found of both pretrainings, by step and by second."""
     fig, grid = plots.plt.subplots(2, 2, figsize=(9.6, 6.4), sharex="col", sharey="row")
-    for i, (method, (_, history)) in enumerate(study.pretrained.items()):
+    facts = results.pretraining
+    for i, (method, history) in enumerate(results.pretrained.items()):
         log = history["log"]
         clocks = [entry["step"] for entry in log], np.cumsum([entry["seconds"] for entry in log])
-        for axes, clock in zip(grid.T, clocks):
-            look = {"color": plots.OKABE_ITO[i], "marker": plots.MARKERS[i], "markersize": 4}
-            axes[0].plot(clock, [entry["valid_loss"] for entry in log], **look, label=tables.LABELS[method])
-            axes[1].plot(clock, [100 * entry["valid_accuracy"] for entry in log], **look)
-            axes[1].axhline(
-                100 * study.pretraining_facts["majority"], color="black", linestyle=":", linewidth=1
-            )
+        look = {"color": plots.OKABE_ITO[i], "marker": plots.MARKERS[i], "markersize": 4}
+        for (above, below), clock in zip(grid.T, clocks):
+            above.plot(clock, [entry["valid_loss"] for entry in log], **look, label=LABELS[method])
+            below.plot(clock, [100 * entry["valid_accuracy"] for entry in log], **look)
+            below.axhline(100 * facts["majority"], color="black", linestyle=":", linewidth=1)
     grid[0, 0].legend()
     grid[0, 0].set(ylabel="held-out loss per hidden word (nats)")
     grid[1, 0].set(ylabel="hidden words found (%)", xlabel="step")
     grid[1, 1].set(xlabel="seconds")
-    facts = study.pretraining_facts
-    run.figure(
-        plots.save(
-            fig,
-            run.folder,
-            "khare_fig_pretraining",
-            f"Masked language model on {facts['corpus']}, {facts['clips']:,} clips, a vocabulary of "
-            f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips. The loss is that of "
-            "the full softmax for both; seconds include its computation. Dotted: the most frequent word "
-            f"for all. Seed {study.c.SEEDS[0]}; not in the paper.",
-        )
+    caption = (
+        f"Masked language model on {facts['corpus']}, {facts['clips']:,} clips, a vocabulary of "
+        f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips. The loss is that of the full "
+        "softmax for both; seconds include its computation. Dotted: the most frequent word for all. Seed "
+        f"{results.seeds[0]}; not in the paper."
     )
+    run.figure(plots.save(fig, run.folder, "khare_fig_pretraining", caption))
 
 
 # ---- Case studies (Section 4.2) ------------------------------------------------------------
@@ -61,177 +43,135 @@ class Case:
     """A test clip to look at: its number, and why it was chosen."""
 
     i: int
-    reason: str
+    reason: str = ""
 
 
-def cases_figure(run, study, model):
-    """For chosen clips: where the baseline looks, and what is predicted with and without each modality."""
-    cases = chosen_cases(study)
-    fig, grid = plots.plt.subplots(
-        len(cases), 2, figsize=(13, 3.4 * len(cases)), squeeze=False, width_ratios=(2.2, 1)
-    )
-    dataset = study.clips("test")
+def cases_figure(run, results, model, clips, named_cases):
+    """For some clips: where the baseline looks, and what is predicted with and without each modality.
+
+    model, clips  the baseline's best initialisation and the data set of the test part
+    named_cases   ids of clips; [] = one for each modality, chosen by rule
+    """
+    ids = results.test.ids
+    cases = [Case(ids.index(name)) for name in named_cases if name in ids] or chosen_cases(results)
+    size = (13, 3.4 * len(cases))
+    fig, grid = plots.plt.subplots(len(cases), 2, figsize=size, squeeze=False, width_ratios=(2.2, 1))
     for (left, right), case in zip(grid, cases):
-        batch = to_device(dataset.collate([dataset[case.i, None]]), study.accelerator.device)
-        draw_attention(left, study, case, batch, attention_of(model, batch, study.present))
-        image = draw_predictions(right, study, case)
+        draw_attention(left, results, case, clips, attention_of(model, clips, case.i))
+        image = draw_predictions(right, results, case)
     fig.colorbar(image, ax=grid[:, 1], label="probability", shrink=0.7)
-    how = (
-        "named by CASES"
-        if study.c.CASES
-        else (
-            "chosen by rule: for each modality the present emotion whose probability falls most when it is taken away"
-        )
+    rule = "chosen by rule: for each modality the emotion whose probability falls most when it is taken away"
+    caption = (
+        f"Case studies, {run.corpus}: test clips {'as named' if named_cases else rule}. Left: attention "
+        "of the baseline, mean over layers, heads and queries, as a multiple of equal attention: the anchor "
+        f"({results.anchor}) to itself and to the others. Right: probabilities given these modalities alone, "
+        "by the best initialisation of the baseline, of models with another anchor (without text the paper's "
+        "has audio as anchor), and (*) of the one robust to missing modalities; framed: emotions that are "
+        f"present. {len(results.test):,} test clips, seeds {', '.join(map(str, results.seeds))}."
     )
-    run.figure(
-        plots.save(
-            fig,
-            run.folder,
-            "khare_fig_cases",
-            f"Case studies, {run.corpus}: test clips {how}. Left: attention of the baseline, mean over "
-            "layers, heads and asking steps, as a multiple of equal attention: words to words, and the "
-            f"anchor ({study.c.ANCHOR}) to the others. Right: probabilities given these modalities alone "
-            "by the best initialisation of the baseline and, marked *, of the variant that survives "
-            f"missing modalities; framed: emotions that are present. {len(study.parts['test']):,} test "
-            f"clips, seeds {', '.join(map(str, study.c.SEEDS))}.",
-        )
-    )
+    run.figure(plots.save(fig, run.folder, "khare_fig_cases", caption))
 
 
-def chosen_cases(study):
-    """The Cases of CASES, or one for each modality; UserError for an id that is not in the test part."""
-    ids = [turn.utterance_id for turn in study.parts["test"].turns]
-    unknown = [name for name in study.c.CASES if name not in ids]
-    if unknown:
-        raise UserError(
-            f"CASES={','.join(unknown)}: no such clip in the test part; ids are as in predictions.csv"
-        )
-    if study.c.CASES:
-        return [Case(ids.index(name), "") for name in study.c.CASES]
-    found = [case_of(study, name) for name in study.present]
-    found = [case for case in found if case] or [Case(0, "the first test clip")]
+def chosen_cases(results):
+    """One Case for each modality, no clip twice."""
+    found = [case for name in results.inputs if (case := case_of(results, name))] or [
+        Case(0, "the first clip")
+    ]
     return list({case.i: case for case in reversed(found)}.values())[::-1]
 
 
-def case_of(study, lost):
+def case_of(results, lost):
     """The Case in which a modality tells most, None where no model was tested without it."""
-    rest = tuple(name for name in study.present if name != lost)
-    row = next(
-        (
-            row
-            for row in study.outcomes
-            if row.first == "scratch"
-            and row.inputs == study.present
-            and {rest, study.present} <= set(study.outcomes[row].logits)
-        ),
-        None,
-    )
-    if row is None:
+    whole, rest = named(results.inputs), named(name for name in results.inputs if name != lost)
+    rows = [row for row in results.outcomes if {whole, rest} <= set(results.conditions(row))]
+    if not rows:
         return None
-    k, logits, true = tables.best_seed(study, row), study.outcomes[row].logits, study.parts["test"].targets
-    whole, without = (sigmoid(logits[inputs][k]) for inputs in (study.present, rest))
-    drop = np.where(true, whole - without, -1.0)  # (N, E)
-    turned = np.where(
-        (whole > 0.5) & (without <= 0.5), drop, -1.0
-    )  # first those that are right with it alone
+    k, true = results.best(rows[0]), results.test.targets
+    having, without = (sigmoid(results.logits(rows[0], condition)[k]) for condition in (whole, rest))
+    drop = np.where(true, having - without, -1.0)  # (N, E)
+    turned = np.where((having > 0.5) & (without <= 0.5), drop, -1.0)  # first those that it alone makes right
     i, emotion = np.unravel_index(np.argmax(turned if turned.max() > 0 else drop), drop.shape)
-    return Case(int(i), f"{study.emotions[emotion]} needs {lost}")
+    return Case(int(i), f"{results.emotions[emotion]} needs {lost}")
 
 
 def sigmoid(logits):
     return 1 / (1 + np.exp(-np.asarray(logits, float)))
 
 
-@torch.no_grad()
-def attention_of(model, batch, present):
-    """{modality: weights (S,)} of one clip: how much its steps are looked at, 1 = as much as all others."""
-    *_, attention = model.encoder(only(batch, present), return_attention=True)
-    anchor, found = model.encoder.anchor, {}
-    for name in present:
-        weights = attention.get(name if name == anchor else f"{name}->{anchor}")
-        if weights is not None and int(batch[f"{name}_length"][0]):
-            steps = int(batch[f"{name}_length"][0])
-            asking = max(1, int(batch[f"{anchor}_length"][0]))
-            mean = weights[0, :, :, :asking, :steps].float().mean((0, 1, 2))  # (S,)
-            found[name] = (mean * steps).cpu().numpy()
-    return found
+@torch.inference_mode()
+def attention_of(model, clips, i):
+    """{modality: weights (S,)} of a clip: how much its steps are looked at, 1 = as much as all others.
+
+    A hook on every layer computes softmax(Q K^T / sqrt(d)) again, which the fused attention never holds.
+    """
+    encoder, seen = model.encoder, {}
+
+    def hook(name):
+        def look(layer, arguments, output):
+            x, source, is_step = arguments
+            q, k = (
+                part.unflatten(2, (layer.heads, -1)).transpose(1, 2)
+                for part in (layer.query(x), layer.key(source))
+            )
+            scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5  # (1, heads, S, S')
+            weights = scores.masked_fill(~is_step[:, None, None], -torch.inf).softmax(3)
+            seen.setdefault(name, []).append(weights.mean((0, 1, 2)))
+
+        return look
+
+    layers = [(encoder.anchor, layer) for layer in encoder.unimodal[encoder.anchor]]
+    layers += [(name, layer) for name, encoder_of in encoder.cross.items() for layer in encoder_of]
+    hooks = [layer.register_forward_hook(hook(name)) for name, layer in layers]
+    batch = to_device(clips.collate([clips[i, None]]), next(model.parameters()).device)
+    model(batch)
+    for each in hooks:
+        each.remove()
+    means = {name: torch.stack(weights).mean(0).cpu().numpy() for name, weights in seen.items()}
+    steps = {name: int(batch[f"{name}_length"][0]) for name in means}
+    return {name: (mean * steps[name])[: steps[name]] for name, mean in means.items() if steps[name]}
 
 
-def draw_attention(axes, study, case, batch, weights):
+def draw_attention(axes, results, case, clips, weights):
     """Words as bars over their time, audio as a line, video as steps; on one axis in seconds."""
-    turn = study.parts["test"].turns[case.i]
     if "text" in weights:
-        words, spans = shown_words(study, case.i, len(weights["text"]))
+        words, spans = clips.words(case.i)
+        if not np.isfinite(spans).all():
+            spans = [(k, k + 1) for k in range(len(words))]
         for word, (start, end), weight in zip(words, spans, weights["text"]):
-            axes.bar(
-                start,
-                weight,
-                max(end - start, 0.02),
-                align="edge",
-                color=plots.OKABE_ITO[5],
-                edgecolor="white",
-            )
+            look = {"align": "edge", "color": plots.OKABE_ITO[5], "edgecolor": "white"}
+            axes.bar(start, weight, max(end - start, 0.02), **look)
             axes.text((start + end) / 2, 0.03, word, rotation=90, ha="center", va="bottom", fontsize=7)
-    for name, colour in (("audio", plots.OKABE_ITO[3]), ("video", plots.OKABE_ITO[2])):
+    for name, colour, width in (("audio", plots.OKABE_ITO[3], 1.2), ("video", plots.OKABE_ITO[2], 2)):
         if name in weights:
-            step_s = float(batch[f"{name}_step_s"][0])
-            edges = np.arange(len(weights[name]) + 1) * step_s
-            axes.stairs(
-                weights[name],
-                edges,
-                baseline=None,
-                color=colour,
-                linewidth=1.2 if name == "audio" else 2,
-                label=name,
-            )
+            edges = np.arange(len(weights[name]) + 1) * clips.step_s[name]
+            axes.stairs(weights[name], edges, baseline=None, color=colour, linewidth=width, label=name)
+            axes.legend(loc="upper right")
     axes.axhline(1, color="black", linestyle=":", linewidth=1)
-    present = tables.names_of(study, study.parts["test"].targets[case.i]) or "none"
-    axes.set(
-        xlabel="time (s)",
-        ylabel="attention (1 = equal)",
-        title=f"{turn.utterance_id}: {present}" + (f" ({case.reason})" if case.reason else ""),
-    )
-    if "audio" in weights or "video" in weights:
-        axes.legend(loc="upper right")
+    present = names_of(results.emotions, results.test.targets[case.i]) or "none"
+    title = f"{results.test.ids[case.i]}: {present}" + (f" ({case.reason})" if case.reason else "")
+    axes.set(xlabel="time (s)", ylabel="attention (1 = equal)", title=title)
 
 
-def shown_words(study, i, n):
-    """The n words that the model reads of test clip i, and their (start_s, end_s); evenly spaced where not known."""
-    dataset = study.clips("test")
-    item = dataset[i, None]
-    words = [dataset.word_store.vocabulary[k] for k in item["words"]]
-    known = np.isfinite(item["times"]).all()
-    return words, item["times"] if known else [(k, k + 1) for k in range(n)]
-
-
-def draw_predictions(axes, study, case):
+def draw_predictions(axes, results, case):
     """A map of probabilities, conditions by emotions; the emotions that are present are framed."""
-    rows, values = [], []
-    for row, outcome in study.outcomes.items():
-        if row.first == "scratch" and row.inputs == study.present and row.anchor == study.c.ANCHOR:
-            k = tables.best_seed(study, row)
-            for inputs, logits in outcome.logits.items():
-                if isinstance(inputs, tuple) and not (row.survives and study.c.ANCHOR in inputs):
-                    rows.append(" + ".join(inputs) + " *" * row.survives)
-                    values.append(sigmoid(logits[k, case.i]))
+    names, values = [], []
+    for row in results.outcomes:
+        if row.first == "scratch" and row.inputs == results.inputs:
+            other = row.robust or row.anchor != results.anchor
+            for condition in results.conditions(row):
+                if condition == RECOGNISED or other and results.anchor in condition.split("+"):
+                    continue  # of other models only what the baseline cannot do
+                anchor = f" (anchor {row.anchor})" if row.anchor != results.anchor else ""
+                names.append(condition.replace("+", " + ") + anchor + " *" * row.robust)
+                values.append(sigmoid(results.logits(row, condition)[results.best(row), case.i]))
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(np.array(values)):
-        axes.text(
-            j,
-            i,
-            f"{value:.2f}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if value < 0.55 else "black",
-        )
-    for j in np.flatnonzero(study.parts["test"].targets[case.i]):
-        axes.add_patch(
-            plots.plt.Rectangle(
-                (j - 0.5, -0.5), 1, len(rows), fill=False, edgecolor=plots.OKABE_ITO[3], linewidth=2
-            )
-        )
-    axes.set_xticks(range(len(study.emotions)), study.emotions, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+        colour = "white" if value < 0.55 else "black"
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
+    for j in np.flatnonzero(results.test.targets[case.i]):
+        frame = {"fill": False, "edgecolor": plots.OKABE_ITO[3], "linewidth": 2}
+        axes.add_patch(plots.plt.Rectangle((j - 0.5, -0.5), 1, len(names), **frame))
+    axes.set_xticks(range(len(results.emotions)), results.emotions, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
     axes.grid(False)
     return image

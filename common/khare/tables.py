@@ -1,54 +1,35 @@
 """Tables 1 and 2 of Khare et al. 2021, the ASR experiment of Section 4.1, and what goes beyond them.
 
-`plan` lists every Row, a model that is trained with several initialisations; `conditions` what it is tested on; 07 does
-both; `write` makes the tables. Percent; the published numbers stand beside ours. The figures are khare_figures.py.
+`plan` lists every Row, a model that is trained with several initialisations, `conditions` what it is tested
+on; 07 does both, `write` makes the tables. Percent.
+
+Emotions are not exclusive: each is a binary task of its own. WA is what the literature of CMU-MOSEI calls
+weighted accuracy, (TP * N / P + TN) / (2 N) = (TPR + TNR) / 2 for P positive and N negative clips. Its F1 is
+weighted by how often each class occurs, which flatters rare emotions: "no" for every clip has a high one.
+N clips, E emotions, S initialisations, K videos, R resamples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
 from common import metrics
 from common.corpora import mosei
-from common.khare import metrics as khare_metrics
-from common.khare.data import is_multilabel
-from common.results import Cell, score_cell
+from common.khare.data import Part
+from common.results import Cell, paper_figures, score_cells
 
-SCORES = ("WA", "F1")
+SCORES = {  # of confusion counts (..., 2, 2), true class by row
+    "WA": metrics.unweighted_recall,
+    "F1": metrics.weighted_f1,
+    "macro F1": metrics.macro_f1,
+    "positive F1": lambda counts: metrics.f1(counts)[..., 1],
+}
+MAIN = ("WA", "F1")  # the paper's
 RECOGNISED = "recognised"  # the condition of the ASR experiment
-# Table 1: happy, sad, anger, surprise, disgust, fear, average.
-PUBLISHED = {
-    "M-ELMo + NN (A+T)": {
-        "WA": (67.0, 63.1, 65.8, 63.8, 74.2, 63.2, 66.2),
-        "F1": (65.2, 72.0, 74.7, 83.3, 81.7, 85.1, 77.0),
-    },
-    "Graph-MFN": {
-        "WA": (66.3, 60.4, 62.6, 53.7, 69.1, 62.0, 62.3),
-        "F1": (66.3, 66.9, 72.8, 85.5, 76.6, 89.9, 76.3),
-    },
-    "baseline": {
-        "WA": (67.4, 64.6, 68.2, 62.9, 74.8, 61.5, 66.6),
-        "F1": (67.1, 72.5, 74.7, 88.1, 82.4, 86.5, 78.5),
-    },
-    "pretrained, full softmax": {
-        "WA": (68.1, 65.1, 67.0, 65.1, 74.5, 64.5, 67.4),
-        "F1": (68.1, 72.1, 74.4, 88.0, 82.3, 86.4, 78.6),
-    },
-    "pretrained, NCE": {
-        "WA": (68.1, 64.3, 67.3, 65.1, 73.6, 63.0, 66.9),
-        "F1": (68.2, 72.4, 74.8, 87.7, 82.4, 86.6, 78.7),
-    },
-}
-# Table 2: averages of the baseline with missing inputs.
-ABLATION = {
-    ("text",): (64.5, 76.7),
-    ("text", "audio"): (65.3, 78.1),
-    ("text", "video"): (65.3, 78.5),
-    ("text", "audio", "video"): (66.6, 78.5),
-}
-PAPER_WER = 29.0  # of Section 4.1's commercial recogniser
 LABELS = {"scratch": "baseline", "softmax": "pretrained, full softmax", "nce": "pretrained, NCE"}
+PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 
 
 # ---- Rows ----------------------------------------------------------------------------------
@@ -58,360 +39,326 @@ LABELS = {"scratch": "baseline", "softmax": "pretrained, full softmax", "nce": "
 class Row:
     """A model: where its weights come from, and what it is trained on.
 
-    first     "scratch", or the pretraining: "softmax", "nce"
-    inputs    modalities that it is trained on
-    anchor    modality that asks
-    survives  with substitutes for missing modalities, trained on clips that lose some (not in the paper)
+    first   "scratch", or the pretraining: "softmax", "nce"
+    inputs  modalities that it is trained on
+    anchor  the query modality
+    robust  with substitutes for missing modalities, trained on clips that lose some (not in the paper)
     """
 
     first: str
     inputs: tuple
     anchor: str
-    survives: bool = False
+    robust: bool = False
 
     def slug(self):
         """Name of its folder, such as scratch_text+audio_anchor-text."""
-        return f"{self.first}_{'+'.join(self.inputs)}_anchor-{self.anchor}" + "_survives" * self.survives
+        return f"{self.first}_{'+'.join(self.inputs)}_anchor-{self.anchor}" + "_robust" * self.robust
 
 
 def subsets(names, having=None):
-    """All non-empty choices of some modalities, in the order of MODALITIES, small ones first; `having`: one of each."""
-    return [
-        chosen
-        for n in range(1, len(names) + 1)
-        for chosen in combinations(names, n)
-        if having is None or having in chosen
-    ]
+    """All non-empty choices of some modalities, small ones first; `having`: one that each must have."""
+    chosen = [some for n in range(1, len(names) + 1) for some in combinations(names, n)]
+    return [some for some in chosen if having is None or having in some]
 
 
-def plan(c, present):
-    """Every Row that the tables need, those of Table 1 first. present: the modalities that training clips have."""
-    rows = [Row(first, present, c.ANCHOR) for first in ("scratch", *(c.METHODS if c.PRETRAIN_CORPUS else ()))]
-    if c.EXTRA:
-        rows += [Row("scratch", inputs, c.ANCHOR) for inputs in subsets(present, c.ANCHOR)[:-1]]
-        rows += [Row("scratch", present, c.ANCHOR, True)] if len(present) > 1 else []
-        rows += [Row("scratch", present, name) for name in present if name != c.ANCHOR]
+def plan(inputs, anchor, methods, beyond_paper):
+    """Every Row that the tables need, those of Table 1 first; inputs: modalities that training clips have."""
+    rows = [Row(first, inputs, anchor) for first in ("scratch", *methods)]
+    if beyond_paper:
+        rows += [Row("scratch", some, anchor) for some in subsets(inputs, anchor)[:-1]]
+        rows += [Row("scratch", inputs, name) for name in inputs if name != anchor]
+        rows += [Row("scratch", inputs, anchor, robust=True)] if len(inputs) > 1 else []
     return rows
 
 
-def is_main(row, c, present):
-    """Whether a Row is one of Table 1's."""
-    return row.inputs == present and row.anchor == c.ANCHOR and not row.survives
-
-
-def conditions(row, c, present):
+def conditions(row, inputs):
     """The sets of modalities that a Row is tested with; all that it was trained on comes last."""
-    if row.survives:
-        return subsets(present)
-    if row.inputs == present and row.first == "scratch":
-        return subsets(present, row.anchor)
-    return [row.inputs]
+    if row.robust:
+        return subsets(inputs)
+    return subsets(inputs, row.anchor) if row.inputs == inputs and row.first == "scratch" else [row.inputs]
 
 
-# ---- Scores --------------------------------------------------------------------------------
+def is_main(row, inputs, anchor):
+    """Whether a Row is one of Table 1's."""
+    return (row.inputs, row.anchor, row.robust) == (inputs, anchor, False)
 
 
-def best_seed(study, row):
-    """The number of the initialisation that the dev set chooses (Section 4)."""
-    return int(np.argmax(study.outcomes[row].dev))
+def named(condition):
+    return "+".join(condition)
 
 
-def predictions(study, row, condition):
-    """(S, N, E) bool of all initialisations on the test part."""
-    return study.outcomes[row].logits[condition] > 0  # a probability above 0.5
+# ---- Scores (Section 4) --------------------------------------------------------------------
 
 
-def resampled(study, predicted):
-    """{score: (R, E + 1)} on resamples of videos, {} where there is one video only."""
-    test = study.parts["test"]
-    if len(set(test.speakers)) < 2:
-        return {}
-    return khare_metrics.resampled(test.targets, predicted, test.speakers, study.c.N_RESAMPLES, 0)
+def confusion(y_true, y_pred, member=None):
+    """Counts (..., E, 2, 2) of true class (row) against predicted class of y_true (N, E), y_pred (..., N, E).
 
-
-def scores_of(study, predicted):
-    """{score: (S, E + 1)} of predictions (S, N, E), in percent."""
-    found = khare_metrics.scores(khare_metrics.confusion(study.parts["test"].targets, predicted))
-    return {name: 100 * values for name, values in found.items()}
-
-
-def cells_of(study, label, predicted, columns, papers=None):
-    """Cells of one line: mean over runs and its interval.
-
-    predicted  (S, N, E)
-    columns    {heading: (score, place)}: which of khare_metrics.SCORES, and the number of the emotion, -1 = the average
-    papers     {heading: published number}
+    member  (N,) number of each clip's video: then (K, ..., E, 2, 2), the counts of each video
     """
-    found, drawn = scores_of(study, predicted), resampled(study, predicted)
-    seeds = study.c.SEEDS if len(predicted) > 1 else ()
-    cells = []
-    for heading, (score, place) in columns.items():
-        low, high = 100 * khare_metrics.interval(drawn[score][:, place]) if drawn else (None, None)
-        cells.append(
-            Cell(
-                label,
-                heading,
-                found[score][:, place].tolist(),
-                [(seed, "test") for seed in seeds],
-                (papers or {}).get(heading),
-                low,
-                high,
-                len(study.parts["test"]),
-            )
-        )
-    return cells
+    y_true, y_pred = np.asarray(y_true, bool), np.asarray(y_pred, bool)
+    videos = np.zeros(len(y_true), int) if member is None else member
+    n_videos, n_emotions = videos.max(initial=0) + 1, y_true.shape[1]
+    cell = (videos[:, None] * n_emotions + np.arange(n_emotions)) * 4 + 2 * y_true + y_pred  # (..., N, E)
+    size = n_videos * n_emotions * 4
+    counts = np.stack([np.bincount(run, minlength=size) for run in cell.reshape(-1, y_true.size)])
+    counts = counts.reshape(*y_pred.shape[:-2], n_videos, n_emotions, 2, 2).astype(float)
+    return counts[..., 0, :, :, :] if member is None else np.moveaxis(counts, y_pred.ndim - 2, 0)
 
 
-def best_of(study, row, condition):
-    """(1, N, E) predictions of the initialisation that dev chose."""
-    k = best_seed(study, row)
-    return predictions(study, row, condition)[k : k + 1]
+def scores(counts):
+    """All SCORES of counts (..., E, 2, 2): name -> (..., E + 1), the last one being the average."""
+    found = {name: score(counts) for name, score in SCORES.items()}  # (..., E)
+    return {name: np.concatenate([x, x.mean(-1, keepdims=True)], -1) for name, x in found.items()}
 
 
-def emotion_columns(study, scores=SCORES):
-    """{"happy WA": ("WA", 0), ...}, the average last."""
-    names = [*study.emotions, "average"]
-    return {
-        f"{name} {score}": (score, -1 if name == "average" else i)
-        for i, name in enumerate(names)
-        for score in scores
-    }
+def selection_score(y_true, y_pred):
+    """What chooses on dev (Sec. 4), of y_true and y_pred (N, E): the mean of average WA and average F1."""
+    found = scores(confusion(y_true, y_pred))
+    return (found["WA"][..., -1] + found["F1"][..., -1]) / 2
 
 
-def published(study, label):
-    """{heading: number} of a row of Table 1, {} for other emotions."""
-    if study.emotions != mosei.EMOTIONS or label not in PUBLISHED:
+def resampled(y_true, y_pred, videos, n_resamples, seed=0):
+    """Scores on resamples of whole videos, drawn with replacement: clips of one video are not independent.
+
+    y_pred  (S, N, E): the scores of runs are averaged within each resample
+    Returns name -> (R, E + 1). The same seed draws the same resamples, so that the difference of two systems'
+    results is that of a paired bootstrap. {} with a single video.
+    """
+    names, member = np.unique(np.asarray(videos), return_inverse=True)
+    if len(names) < 2:
         return {}
-    return {
-        heading: PUBLISHED[label][score][place] for heading, (score, place) in emotion_columns(study).items()
-    }
+    counts = confusion(y_true, y_pred, member)  # (K, S, E, 2, 2)
+    equal = np.full(len(names), 1 / len(names))
+    draws = np.random.default_rng(seed).multinomial(len(names), equal, n_resamples).astype(float)
+    return {name: x.mean(1) for name, x in scores(np.tensordot(draws, counts, 1)).items()}
 
 
-def note_of(study):
-    """What every table says."""
-    c, test = study.c, study.parts["test"]
-    counts = ", ".join(f"{name} {n:,}" for name, n in zip(study.emotions, test.targets.sum(0)))
-    return (
-        f"WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(c.SEEDS)} initialisations the one with "
-        f"the highest mean of average WA and F1 on dev, as in the paper; mean: over all of them. Test clips with "
-        f"{counts}. {study.vectors.note}."
-    )
+def interval(values):
+    """The 95 % percentile interval (low, high) of resampled scores (R,), in percent."""
+    return 100 * np.quantile(values, [0.025, 0.975])
+
+
+# ---- What was found ------------------------------------------------------------------------
+
+
+@dataclass
+class Results:
+    """What the tables show.
+
+    test        Part that is tested
+    inputs      modalities that training clips have; anchor: the query modality
+    outcomes    {Row: what train_and_test found, by seed}
+    pretrained  {method: history of its training}, {} without; pretraining: `facts` of it
+    recognised  (word error rate, whose words they are), None without
+    note        of the word vectors
+    """
+
+    emotions: tuple
+    test: Part
+    inputs: tuple
+    anchor: str
+    seeds: tuple
+    n_resamples: int
+    outcomes: dict
+    pretrained: dict = field(default_factory=dict)
+    pretraining: dict = field(default_factory=dict)
+    recognised: tuple | None = None
+    note: str = ""
+
+    @property
+    def main(self):
+        """The Rows of Table 1."""
+        return [row for row in self.outcomes if is_main(row, self.inputs, self.anchor)]
+
+    def best(self, row):
+        """The number of the initialisation that the dev set chooses (Section 4)."""
+        return int(np.argmax([outcome["history"]["best"] for outcome in self.outcomes[row]]))
+
+    def conditions(self, row):
+        """Names of what a Row was tested on."""
+        return list(self.outcomes[row][0]["tests"])
+
+    def logits(self, row, condition):
+        """(S, N, E) of all initialisations."""
+        return np.array([outcome["tests"][condition]["outputs"]["logits"] for outcome in self.outcomes[row]])
+
+    def predicted(self, row, condition, kind="mean"):
+        """(S, N, E) bool; kind "best": (1, N, E) of the chosen initialisation. A probability above 0.5."""
+        found = self.logits(row, condition) > 0
+        return found[[self.best(row)]] if kind == "best" else found
+
+    def columns(self, kinds=MAIN):
+        """{"happy WA": ("WA", 0), ...}, the average last, whose number is -1."""
+        places = {name: place for place, name in enumerate(self.emotions)} | {"average": -1}
+        return {f"{name} {kind}": (kind, place) for name, place in places.items() for kind in kinds}
+
+    def paper(self, table, row):
+        """{column: the paper's number} of a row of a table, {} for other emotions."""
+        found = {c: value for (t, r, c), value in PAPER.items() if (t, r) == (table, row)}
+        return found if self.emotions == mosei.EMOTIONS else {}
+
+    def cells(self, label, predicted, columns, papers=None, theirs=None):
+        """Cells of a line: mean over runs and its interval; with `theirs`, paired differences, in points.
+
+        predicted, theirs  (S, N, E)
+        columns            {heading: (score, number of the emotion)}
+        """
+        y, videos = self.test.targets, self.test.speakers
+        found, drawn = scores(confusion(y, predicted)), resampled(y, predicted, videos, self.n_resamples)
+        if theirs is not None:
+            base, other = scores(confusion(y, theirs)), resampled(y, theirs, videos, self.n_resamples)
+            found = {name: found[name].mean(0, keepdims=True) - base[name].mean(0) for name in found}
+            drawn = {name: drawn[name] - other[name] for name in drawn}
+        runs = [(seed, "test") for seed in self.seeds] if len(predicted) > 1 and theirs is None else []
+        cells = []
+        for heading, (score, place) in columns.items():
+            limits = interval(drawn[score][:, place]) if drawn else (None, None)
+            values, paper = (100 * found[score][:, place]).tolist(), (papers or {}).get(heading)
+            unit = "%" if theirs is None else "points"
+            cells.append(Cell(label, heading, values, runs, paper, *limits, len(y), unit))
+        return cells
+
+    def averages(self, label, row, condition, papers=None):
+        """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
+        best = self.predicted(row, condition, "best")
+        cells = self.cells(label, best, {kind: (kind, -1) for kind in MAIN}, papers)
+        every = self.predicted(row, condition)
+        return cells + self.cells(label, every, {f"{kind}, mean": (kind, -1) for kind in MAIN})
+
+    def caption(self):
+        """What every table says."""
+        counts = ", ".join(f"{n} {count:,}" for n, count in zip(self.emotions, self.test.targets.sum(0)))
+        return (
+            f"WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(self.seeds)} initialisations "
+            "that with the highest mean of average WA and F1 on dev, as in the paper; mean: over them all. "
+            f"Intervals resample test videos. Test clips with {counts}. {self.note}."
+        )
 
 
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def write(run, study):
-    """All tables. study: Study of 07."""
-    table_1(run, study)
-    if len(study.main_rows) > 1:
-        gain_table(run, study)
-    if len(study.present) > 1:
-        table_2(run, study)
-    f1_table(run, study)
-    if not is_multilabel(study.manifest):
-        classes_table(run, study)
-    if study.recognised is not None:
-        asr_table(run, study)
-    if study.pretrained:
-        cost_table(run, study)
+def write(run, results, multilabel):
+    """All tables; multilabel: whether a clip can have several emotions."""
+    table_1(run, results)
+    if len(results.main) > 1:
+        gain_table(run, results)
+    if len(results.inputs) > 1:
+        table_2(run, results)
+    f1_table(run, results)
+    if not multilabel:
+        classes_table(run, results)
+    if results.recognised:
+        asr_table(run, results)
+    if results.pretrained:
+        cost_table(run, results)
 
 
-def table_1(run, study):
+def table_1(run, results):
     """Table 1: baseline and pretraining, each emotion, best of the initialisations and their mean."""
-    columns, cells = emotion_columns(study), []
+    cells, whole = [], named(results.inputs)
     for label in ("M-ELMo + NN (A+T)", "Graph-MFN"):
-        cells += [Cell(label, heading, paper=number) for heading, number in published(study, label).items()]
-    for row in study.main_rows:
-        label = LABELS[row.first]
-        cells += cells_of(
-            study, f"{label}, best", best_of(study, row, study.present), columns, published(study, label)
-        )
-    for row in study.main_rows:
-        cells += cells_of(
-            study, f"{LABELS[row.first]}, mean", predictions(study, row, study.present), columns
-        )
-    run.table("khare_table_1", f"Table 1. Emotion recognition, {run.corpus}", cells, note_of(study))
+        papers = results.paper("1", label)
+        cells += [Cell(label, heading, paper=papers[heading]) for heading in papers]
+    for kind in ("best", "mean"):
+        for row in results.main:
+            label, found = LABELS[row.first], results.predicted(row, whole, kind)
+            papers = results.paper("1", label) if kind == "best" else None
+            cells += results.cells(f"{label}, {kind}", found, results.columns(), papers)
+    run.table("khare_table_1", f"Table 1. Emotion recognition, {run.corpus}", cells, results.caption())
 
 
-def gain_table(run, study):
+def gain_table(run, results):
     """What pretraining gains, paired: the same resamples of videos for both systems."""
-    columns, cells = emotion_columns(study), []
-    base = study.main_rows[0]
-    for row in study.main_rows[1:]:
-        for kind, of in (("best", best_of), ("mean", predictions)):
-            ours, theirs = (of(study, system, study.present) for system in (row, base))
-            cells += gain_cells(
-                study,
-                f"{LABELS[row.first]}, {kind}",
-                ours,
-                theirs,
-                columns,
-                published(study, LABELS[row.first]) if kind == "best" else {},
-            )
-    run.table(
-        "khare_table_gain",
-        f"Gain by pretraining, {run.corpus}",
-        cells,
-        f"Difference to the baseline in points, with the interval of the paired difference; paper: from its "
-        f"Table 1. {note_of(study)}",
+    cells, whole, base = [], named(results.inputs), results.main[0]
+    for row in results.main[1:]:
+        label, before = LABELS[row.first], results.paper("1", LABELS["scratch"])
+        papers = {c: round(x - before[c], 1) for c, x in results.paper("1", label).items()}
+        for kind, paper in (("best", papers), ("mean", None)):
+            found, theirs = (results.predicted(system, whole, kind) for system in (row, base))
+            cells += results.cells(f"{label}, {kind}", found, results.columns(), paper, theirs)
+    note = "Difference to the baseline in points, with its paired interval; paper: from its Table 1."
+    title = f"Gain by pretraining, {run.corpus}"
+    run.table("khare_table_gain", title, cells, f"{note} {results.caption()}")
+
+
+def table_2(run, results):
+    """Table 2: the baseline with missing inputs; models trained without them; models without text."""
+    cells = []
+    for row in results.outcomes:
+        kind = "baseline" if row in results.main else "trained on these"
+        kind = f"anchor {row.anchor}" if row.anchor != results.anchor else "robust" if row.robust else kind
+        for condition in results.conditions(row):
+            if row.first == "scratch" and condition != RECOGNISED:
+                names = condition.replace("+", " + ")
+                papers = results.paper("2", names) if kind == "baseline" and row.anchor == "text" else None
+                cells += results.averages(f"{kind}: {names}", row, condition, papers)
+    note = (
+        "Baseline: trained on all, the others are left out at test, as in the paper; without its anchor, the "
+        "query modality, nothing is left. Trained on these: models that never had the others. Anchor: alike "
+        "in the paper, which has no numbers. Robust: trained vectors stand in for a missing "
+        "modality, and training clips lose theirs at a rate of DROP_RATE; not in the paper."
     )
+    title = f"Table 2. Missing inputs, {run.corpus}"
+    run.table("khare_table_2", title, cells, f"{note} {results.caption()}")
 
 
-def gain_cells(study, label, ours, theirs, columns, papers):
-    """Cells of paired differences of (S, N, E) predictions, in points."""
-    found, other = scores_of(study, ours), scores_of(study, theirs)
-    drawn, other_drawn = resampled(study, ours), resampled(study, theirs)
-    base, cells = published(study, "baseline"), []
-    for heading, (score, place) in columns.items():
-        low = high = None
-        if drawn:
-            low, high = 100 * khare_metrics.interval(drawn[score][:, place] - other_drawn[score][:, place])
-        value = float(found[score][:, place].mean() - other[score][:, place].mean())
-        paper = round(papers[heading] - base[heading], 1) if heading in papers else None
-        cells.append(Cell(label, heading, [value], [], paper, low, high, len(study.parts["test"]), "points"))
-    return cells
-
-
-def average_cells(study, label, row, condition, paper=()):
-    """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
-    papers = dict(zip(("WA", "F1"), paper)) if study.emotions == mosei.EMOTIONS else {}
-    cells = cells_of(
-        study, label, best_of(study, row, condition), {score: (score, -1) for score in SCORES}, papers
-    )
-    return cells + cells_of(
-        study, label, predictions(study, row, condition), {f"{score}, mean": (score, -1) for score in SCORES}
-    )
-
-
-def table_2(run, study):
-    """Table 2: the baseline with missing inputs; models trained without them; one that survives without the anchor."""
-    c, cells = study.c, []
-    for row in study.outcomes:
-        for inputs in conditions(row, c, study.present):
-            paper = ABLATION.get(inputs, ()) if is_main(row, c, study.present) and c.ANCHOR == "text" else ()
-            label = table_2_label(row, inputs, c, study.present)
-            if label:
-                cells += average_cells(study, label, row, inputs, paper)
-    run.table(
-        "khare_table_2",
-        f"Table 2. Missing inputs, {run.corpus}",
-        cells,
-        "Baseline: trained on all, the others are left out at test, as in the paper; without its anchor it has "
-        "nothing to ask with. Trained on these: models that never had the others. Survives: trained vectors "
-        f"stand in for a missing modality, and training clips lose theirs at a rate of {c.DROP_RATE:g}. Neither "
-        "is in the paper. Anchor: the paper says that results with audio and video as anchors are similar, "
-        f"without numbers. {note_of(study)}",
-    )
-
-
-def table_2_label(row, inputs, c, present):
-    """The heading of a line of Table 2, "" for pretrained models."""
-    names = " + ".join(inputs)
-    if row.first != "scratch":
-        return ""
-    if row.survives:
-        return f"survives: {names}"
-    if row.anchor != c.ANCHOR:
-        return f"anchor {row.anchor}: {names}"
-    return f"baseline: {names}" if is_main(row, c, present) else f"trained on these: {names}"
-
-
-def f1_table(run, study):
+def f1_table(run, results):
     """F1 in three ways beside a classifier that finds nothing: weighted F1 flatters rare emotions."""
-    kinds, cells, test = ("F1", "macro F1", "positive F1"), [], study.parts["test"]
-    for kind in kinds:
-        columns = {
-            heading.removesuffix(f" {kind}"): where
-            for heading, where in emotion_columns(study, (kind,)).items()
-        }
+    cells, never = [], np.zeros((1, *results.test.targets.shape), bool)
+    for kind in ("F1", "macro F1", "positive F1"):
+        columns = {c.removesuffix(f" {kind}"): where for c, where in results.columns((kind,)).items()}
         name = "weighted F1" if kind == "F1" else kind
-        for row in study.main_rows:
-            cells += cells_of(
-                study, f"{name}: {LABELS[row.first]}, best", best_of(study, row, study.present), columns
-            )
-        cells += cells_of(
-            study, f"{name}: no emotion in any clip", np.zeros((1, *test.targets.shape), bool), columns
+        for row in results.main:
+            found = results.predicted(row, named(results.inputs), "best")
+            cells += results.cells(f"{name}: {LABELS[row.first]}, best", found, columns)
+        cells += results.cells(f"{name}: no emotion in any clip", never, columns)
+    note = (
+        "Weighted: mean of absent and present by class size; macro: plain mean; positive: of present alone."
+    )
+    title = f"F1 in three ways, {run.corpus}"
+    run.table("khare_table_f1", title, cells, f"{note} {results.caption()}")
+
+
+def classes_table(run, results):
+    """Of a corpus with one label per clip: the most probable of all classes, as other classifiers choose."""
+    y, cells = results.test.targets.argmax(1), []
+    for row in results.outcomes:
+        found = results.logits(row, named(row.inputs)).argmax(2)  # (S, N)
+        every = {(seed, "test"): (slice(i, i + 1), np.arange(len(y))) for i, seed in enumerate(results.seeds)}
+        cells += score_cells(
+            row.slug(), metrics.METRICS, y, found, results.test.speakers, every, results.n_resamples
         )
-    run.table(
-        "khare_table_f1",
-        f"F1 in three ways, {run.corpus}",
-        cells,
-        f"Weighted: mean over absent and present, by class size; macro: plain mean of the two; positive: of the "
-        f"present class alone. Not in the paper. {note_of(study)}",
+    majority, equal = metrics.chance(y, len(results.emotions))
+    note = (
+        f"Not in the paper. All initialisations, none chosen; the loss is balanced. Chance "
+        f"{100 * majority:.1f} % (majority class), {100 * equal:.1f} % (1 / C). {results.note}."
     )
+    run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells, note)
 
 
-def classes_table(run, study):
-    """Of a corpus with one label per clip: the most probable of all classes, to compare with other classifiers."""
-    y, cells = study.parts["test"].targets.argmax(1), []
-    for row in study.outcomes:
-        found = study.outcomes[row].logits[row.inputs].argmax(2)  # (S, N)
-        runs = {(seed, "test"): (slice(i, i + 1), np.arange(len(y))) for i, seed in enumerate(study.c.SEEDS)}
-        for column, metric in (
-            ("accuracy", metrics.accuracy),
-            ("UAR", metrics.unweighted_recall),
-            ("weighted F1", metrics.weighted_f1),
-        ):
-            cells.append(
-                score_cell(
-                    row.slug(),
-                    column,
-                    metric,
-                    y,
-                    found,
-                    study.parts["test"].speakers,
-                    runs,
-                    study.c.N_RESAMPLES,
-                )
-            )
-    majority, equal = metrics.chance(y, len(study.emotions))
-    run.table(
-        "khare_table_classes",
-        f"The most probable class, {run.corpus}",
-        cells,
-        f"Not in the paper. All initialisations, none chosen. Chance {100 * majority:.1f} % (majority class), "
-        f"{100 * equal:.1f} % (1 / C). {study.vectors.note}.",
-    )
-
-
-def asr_table(run, study):
+def asr_table(run, results):
     """Section 4.1: the models of Table 1 on recognised instead of reference words."""
-    cells = []
-    wer = Cell(
-        "words",
-        "word error rate",
-        [100 * study.recognised["wer"]],
-        paper=PAPER_WER if study.emotions == mosei.EMOTIONS else None,
-        digits=1,
-    )
-    for row in study.main_rows:
+    cells, whole = [], named(results.inputs)
+    changes = {f"change in {kind}": (kind, -1) for kind in MAIN}
+    for row in results.main:
         label = LABELS[row.first]
-        cells += average_cells(study, f"{label}: reference", row, study.present)
-        cells += average_cells(study, f"{label}: recognised", row, RECOGNISED)
-        lost = gain_cells(
-            study,
-            f"{label}: recognised",
-            best_of(study, row, RECOGNISED),
-            best_of(study, row, study.present),
-            {f"change in {s}": (s, -1) for s in SCORES},
-            {},
-        )
-        cells += lost
-    run.table(
-        "khare_table_asr",
-        f"Recognised words, {run.corpus}",
-        [*cells, wer],
-        f"Trained on reference transcripts, tested on {study.recognised['what']}; the paper observed no "
-        f"degradation. Change: of the best, paired, in points. {note_of(study)}",
-    )
+        cells += results.averages(f"{label}: reference", row, whole)
+        cells += results.averages(f"{label}: recognised", row, RECOGNISED)
+        after, before = (results.predicted(row, condition, "best") for condition in (RECOGNISED, whole))
+        cells += results.cells(f"{label}: recognised", after, changes, None, before)
+    wer, words = results.recognised
+    paper = results.paper("asr", "words").get("word error rate")
+    cells.append(Cell("words", "word error rate", [100 * wer], paper=paper, digits=1))
+    note = f"Trained on reference transcripts, tested on {words}. Change: of the best, paired, in points."
+    run.table("khare_table_asr", f"Recognised words, {run.corpus}", cells, f"{note} {results.caption()}")
 
 
-def cost_table(run, study):
+def cost_table(run, results):
     """What the two pretrainings cost and how well they find hidden words."""
-    cells = []
-    for method, (_, history) in study.pretrained.items():
-        row, log, best = LABELS[method], history["log"], history["log"][history["best_epoch"] - 1]
+    cells, facts = [], results.pretraining
+    for method, history in results.pretrained.items():
+        log, best = history["log"], history["log"][history["best_epoch"] - 1]
         seconds = history["seconds"] / len(log)
         for column, value, unit, digits in (
             ("an epoch", seconds, "s", 2),
@@ -421,49 +368,40 @@ def cost_table(run, study):
             ("perplexity", float(np.exp(best["valid_loss"])), "", 1),
             ("hidden words found", 100 * best["valid_accuracy"], "%", 2),
         ):
-            cells.append(Cell(row, column, [value], unit=unit, digits=digits))
-    facts = study.pretraining_facts
+            cells.append(Cell(LABELS[method], column, [value], unit=unit, digits=digits))
     cells.append(Cell("always the most frequent word", "hidden words found", [100 * facts["majority"]]))
-    cells.append(
-        Cell("word frequencies alone", "perplexity", [facts["unigram_perplexity"]], unit="", digits=1)
+    perplexity = [facts["unigram_perplexity"]]
+    cells.append(Cell("word frequencies alone", "perplexity", perplexity, unit="", digits=1))
+    note = (
+        f"{facts['clips']:,} clips, {facts['held_out']:,} held out; {facts['vocabulary']:,} words (paper: "
+        f"88,000), {history['parameters'] / 1e6:.1f} million parameters with the output layer. Loss and "
+        "perplexity are of the full softmax for both, per hidden word. An epoch includes its held-out loss."
     )
-    run.table(
-        "khare_table_cost",
-        f"Pretraining on {facts['corpus']}",
-        cells,
-        f"{facts['clips']:,} clips, {facts['held_out']:,} held out; vocabulary {facts['vocabulary']:,} words "
-        f"(the paper: 88,000), {facts['parameters'] / 1e6:.1f} million parameters with the output layer. Loss "
-        "and perplexity are of the full softmax for both, per hidden word. An epoch includes its held-out loss.",
-    )
+    run.table("khare_table_cost", f"Pretraining on {facts['corpus']}", cells, note)
 
 
-# ---- predictions.csv -----------------------------------------------------------------------
-
-
-def prediction_rows(study):
+def prediction_rows(results):
     """Rows of predictions.csv: all initialisations of Table 1, of other systems the one that dev chose.
 
     y_true and y_pred name the emotions, such as "happy+sad", "" = none.
     """
-    for row, outcome in study.outcomes.items():
-        for condition in outcome.logits:
-            predicted = predictions(study, row, condition)
-            name = condition if isinstance(condition, str) else "+".join(condition)
-            whole = is_main(row, study.c, study.present) and condition == study.present
-            for k in range(len(predicted)) if whole else [best_seed(study, row)]:
-                for turn, true, found in zip(
-                    study.parts["test"].turns, study.parts["test"].targets, predicted[k]
-                ):
+    test = results.test
+    for row in results.outcomes:
+        for condition in results.conditions(row):
+            found = results.predicted(row, condition)
+            every = row in results.main and condition == named(results.inputs)
+            for k in range(len(found)) if every else [results.best(row)]:
+                for i, clip_id in enumerate(test.ids):
                     yield {
-                        "utterance_id": turn.utterance_id,
-                        "speaker": turn.speaker,
+                        "utterance_id": clip_id,
+                        "speaker": test.speakers[i],
                         "fold": "test",
-                        "seed": study.c.SEEDS[k],
-                        "system": f"{row.slug()}: {name}",
-                        "y_true": names_of(study, true),
-                        "y_pred": names_of(study, found),
+                        "seed": results.seeds[k],
+                        "system": f"{row.slug()}: {condition}",
+                        "y_true": names_of(results.emotions, test.targets[i]),
+                        "y_pred": names_of(results.emotions, found[k, i]),
                     }
 
 
-def names_of(study, present):
-    return "+".join(name for name, is_there in zip(study.emotions, present) if is_there)
+def names_of(emotions, present):
+    return "+".join(name for name, is_there in zip(emotions, present) if is_there)

@@ -52,7 +52,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common import splits
-from common.encoders import checkpoints_folder, load_backbone, locate
+from common.encoders import load_backbone, locate
 from common.errors import UserError
 from common.files import write_json
 from common.inputs import has_modality
@@ -120,7 +120,7 @@ class Study:
         """The Utterances of a modality: of audio the labelled turns, of text all, since any can be context."""
         c, corpus = self.c, self.manifest.corpus
         name = {"audio": c.AUDIO_MODEL, "text": c.TEXT_MODEL}[modality]
-        source = locate(name, checkpoints_folder(c.CHECKPOINTS, c.DATA_ROOT, corpus))
+        source = locate(name, c.CHECKPOINTS, c.DATA_ROOT, corpus)
         turns = self.manifest.turns if modality == "text" else self.turns
         return Utterances(
             self.manifest,

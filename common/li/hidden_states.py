@@ -16,10 +16,18 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from common.encoders import input_shape, load_backbone, load_processor, short_name
+from common.encoders import (
+    RATE_HZ,
+    SHORTEST_S,
+    collate_waveforms,
+    input_shape,
+    load_backbone,
+    load_processor,
+    short_name,
+)
 from common.errors import UserError
 from common.files import free_bytes, read_json
-from common.inputs import RATE_HZ, SHORTEST_S, Clipping, cache_inputs, collate_waveforms
+from common.inputs import Clipping, cache_inputs
 from common.li.model import hidden_states
 from common.store import StoreWriter
 from common.training import forward_batch, predict_batches, to_device
@@ -161,10 +169,8 @@ class Utterances:
             )["input_ids"]
             self.tokens = {t.utterance_id: np.array(i) for t, i in zip(turns, ids)}
         else:
-            heard = [t for t in turns if t.audio]
-            self.store, _ = cache_inputs(
-                manifest, heard, shape, self.processor, Clipping(max_s, 0, 0, 0), cache_root, workers
-            )
+            clipping = Clipping(max_s, 0, 0, 0)
+            self.store = cache_inputs(manifest, "audio", shape, self.processor, clipping, cache_root, workers)
         self.ids = [t.utterance_id for t in turns]
         self.absent = {i for i in self.ids if self.store and i not in self.store.slices}
         self.steps = {i: len(self.tokens[i]) if modality == "text" else self.samples(i) for i in self.ids}
@@ -177,7 +183,8 @@ class Utterances:
 
     def samples(self, utterance_id):
         """Audio samples of a turn; one without audio is heard as silence of the shortest length."""
-        return int(SHORTEST_S * RATE_HZ) if utterance_id in self.absent else self.store.length(utterance_id)
+        length = 0 if utterance_id in self.absent else self.store.length(utterance_id)
+        return max(length, int(SHORTEST_S * RATE_HZ))
 
     def collate_inputs(self, ids):
         """The pretrained model's arguments for some utterances, padded: tensors (U, S)."""

@@ -4,7 +4,7 @@
 
 A synthetic dialogue of 3 minutes as IEMOCAP has them (720x480 split screen, 29.97 fps, MPEG-4 AVI, 45 turns
 of two speakers that overlap a little) is cut `runs` times (default 3) in each of these ways, taken in turn:
-- one pass        common.media.cut_turns with the settings of 01_prepare_data.py
+- one pass        common.corpora.cut.cut_turns with the settings of 01_prepare_data.py
 - seek per turn   for each turn: open, seek to the key frame before it, decode to its end, crop, encode; with
                   the same encoder settings, and with x264's own defaults as one gets without asking
 - from the start  for each turn: open, decode from the first frame (the way out where DivX seeks badly)
@@ -29,7 +29,8 @@ from measure import clock_and_processor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.media import Cut, count_frames, cut_turns, read_frames
+from common.corpora.cut import Cut, cut_turns
+from common.media import count_frames, read_frames
 from common.settings import read_constants
 
 SECONDS, RATE, N_TURNS = 180, Fraction(30000, 1001), 45

@@ -1,9 +1,9 @@
-"""Extraction in batches of similar length against one utterance at a time, and how long training waits for its data.
+"""Extraction in batches of similar length against one turn at a time, and how long training waits for data.
 
     python tests/benchmarks/bench_extract.py [folder of wav files]
 
-Prints, for a small wav2vec 2.0 on the device at hand, turns per second both ways and their ratio; then the share of an
-epoch that passes in fetching batches from the cache, first epoch and second.
+Prints, for a small wav2vec 2.0 on the device at hand, turns per second both ways and their ratio; then the
+share of an epoch that passes in fetching batches from the cache, first epoch and second.
 """
 
 import statistics
@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # conftest adds the root
+
+from conftest import load_script
 
 from common.demo.checkpoints import write_checkpoints
-from common.encoders import build_encoder, input_shape, load_processor
-from common.inputs import RATE_HZ, Clipping, TurnInputs, cache_inputs
+from common.encoders import RATE_HZ
+from common.inputs import Clipping, read_inputs
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
-from common.training import make_accelerator, parameter_groups, predict, to_device
+from common.training import make_accelerator, predict, to_device
 
 N_CLIPS = 256
 RUNS = 3
@@ -53,30 +55,17 @@ def main():
         write_checkpoints(Path(folder), ["a few words"], "small", 0)
         source = str(Path(folder) / "wav2vec2-base")
         manifest = corpus(folder, sys.argv[1] if len(sys.argv) > 1 else "")
-        shape, processor = input_shape(source, "audio"), load_processor(source, "audio")
-        started = time.monotonic()
-        store, _ = cache_inputs(
-            manifest,
-            manifest.turns,
-            shape,
-            processor,
-            Clipping(10.0, 10.0, 30.0, 4),
-            Path(folder) / "cache",
-            0,
-        )
-        print(
-            f"decoded {N_CLIPS} turns once in {time.monotonic() - started:.2f} s; device {accelerator.device}, "
-            f"{torch.get_num_threads()} threads"
-        )
-        data = TurnInputs(manifest.turns, manifest.classes, shape, processor, store)
-        model = build_encoder(source, "audio", 2, 0.1, 0).to(accelerator.device)
+        data = read_inputs(manifest, "audio", source, Clipping(10.0, 10.0, 30.0, 4), folder, 0)
+        print(f"device {accelerator.device}, {torch.get_num_threads()} threads")
+        model = load_script("02_finetune_unimodal.py").EmotionClassifier(source, "audio", 2)
+        model.to(accelerator.device)
         throughput(accelerator, model, data)
         waiting(accelerator, model, data)
 
 
 def throughput(accelerator, model, data):
     def forward(m, batch):
-        return {"features": m(batch["inputs"])[0]}
+        return {"logits": m(batch["inputs"])}
 
     rates = {}
     for size in (1, BATCH_SIZE):
@@ -91,7 +80,7 @@ def throughput(accelerator, model, data):
 
 
 def waiting(accelerator, model, data):
-    optimizer = torch.optim.AdamW(parameter_groups(model.train(), 0.01), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-4, weight_decay=0.01)
     for epoch in range(2):
         started, fetching = time.monotonic(), 0.0
         for start in range(0, len(data), 16):
@@ -99,14 +88,13 @@ def waiting(accelerator, model, data):
             batch = data.collate([data[i, (0, epoch, i)] for i in range(start, min(start + 16, len(data)))])
             fetching += time.monotonic() - before
             batch = to_device(batch, accelerator.device)
-            loss = torch.nn.functional.cross_entropy(model(batch["inputs"])[1], batch["labels"])
+            loss = torch.nn.functional.cross_entropy(model(batch["inputs"]), batch["labels"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         total = time.monotonic() - started
-        print(
-            f"epoch {epoch + 1}: {total:.2f} s, of which {fetching:.2f} s ({fetching / total:.1%}) in fetching batches"
-        )
+        share = f"{fetching:.2f} s ({fetching / total:.1%}) in fetching batches"
+        print(f"epoch {epoch + 1}: {total:.2f} s, of which {share}")
 
 
 if __name__ == "__main__":

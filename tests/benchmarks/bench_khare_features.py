@@ -2,16 +2,18 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_khare_features.py [mp4 file, such as one of VoxCeleb2]
 
-A clip is as long as VoxCeleb2's on average, 7.8 s: 224 x 224 pixels, 25 frames per second, H.264, and sound of 16 kHz,
-written to a temporary folder. All on one thread; the median of RUNS runs by the clock and in processor time, which
-other programs on the machine disturb less, and for how long 1.1 million such clips would keep one processor busy.
-Weights are random: they take as long as real ones.
+A clip is as long as VoxCeleb2's on average, 7.8 s: 224 x 224 pixels, 25 frames per second, H.264, and
+sound of 16 kHz, written to a temporary folder. All on one thread; the median of RUNS runs by the clock
+and in processor time, which other programs on the machine disturb less, and for how long 1.1 million such
+clips would keep one processor busy. Weights are random: they take as long as real ones.
 - filterbanks       40 bands every 10 ms, five stacked; beside it the sound's decoding
-- frames            2 per second, the video decoded once; beside it one read_frames of them all, scaled the same
+- frames            2 per second, the video decoded once; beside it one read_frames of them all, scaled
+  the same
 - VGG-16            these frames at 224 and at the demo's 32 pixels
 - wav2vec 2.0       a recogniser of the size of wav2vec2-base
 - extract           sound and frames to a store without networks
-- read              clips drawn at random, in batches of 32 as training gets them; then the masking of words
+- read              clips drawn at random, in batches of 32 as training gets them; then the masking of
+  words
 """
 
 import contextlib
@@ -20,6 +22,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import av
@@ -29,22 +32,17 @@ import torch
 from measure import clock_and_processor
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.khare.features import (
-    ClipFeatures,
-    Clips,
-    Extraction,
-    Recogniser,
-    Source,
-    extract,
-    filterbanks,
-    load_vgg,
-    mask_words,
-    read_views,
-    write_store,
-)
+from conftest import load_script
+
+from common.extraction import Extraction
+from common.khare.data import Clips, Corpus, Part
+from common.khare.features import VGG, Source, extract_clips, filterbanks, read_views
+from common.khare.words import Recogniser, Vectors
 from common.media import read_audio, read_frames
+from common.store import StoreWriter
 
 RUNS = 3
 SECONDS, RATE_HZ, FPS, WORDS_PER_S = 7.8, 16000, 2, 2.5
@@ -53,7 +51,7 @@ N_STORED, BATCH = 320, 32
 
 
 def write_faces(path):
-    """Pictures that move smoothly under a little noise, and noise to hear, as large and long as VoxCeleb2's clips."""
+    """Pictures that move smoothly under a little noise, with sound, as large and long as VoxCeleb2's."""
     rng, rate, side = np.random.default_rng(0), 25, 224
     coarse = torch.from_numpy(rng.uniform(40, 200, (1, 3, 40, 60)))
     scene = torch.nn.functional.interpolate(coarse, (640, 960), mode="bicubic")[0].permute(1, 2, 0).numpy()
@@ -83,7 +81,7 @@ class NoNetwork:
     size = 224
 
     def identity(self):
-        return {"vgg": None}
+        return "none"
 
     def features(self, pictures):
         return np.zeros((len(pictures), 4096), np.float32)
@@ -97,7 +95,8 @@ def report(what, run, n_clips=1, runs=RUNS):
         took.append(clock_and_processor(run))
     clock, processor = (statistics.median(column) / n_clips for column in zip(*took, strict=True))
     print(
-        f"{what:<40}{1 / clock:9.2f} clips/s   {1 / processor:9.2f} per s of processor, {processor * 1e3:8.2f} ms   "
+        f"{what:<40}{1 / clock:9.2f} clips/s   {1 / processor:9.2f} per s of processor, "
+        f"{processor * 1e3:8.2f} ms   "
         f"VoxCeleb2: {processor * N_VOXCELEB2 / 3600:7.1f} h",
         flush=True,
     )
@@ -116,7 +115,7 @@ def recogniser(folder):
     Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(letters))).save_pretrained(folder)
     Wav2Vec2CTCTokenizer(str(folder / "vocab.json")).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
-    return Recogniser(folder, "cpu", "no")
+    return Recogniser(folder, "cpu")
 
 
 def features(folder, video):
@@ -130,12 +129,12 @@ def features(folder, video):
     report(f"{len(pictures)} frames", lambda: read_views([source], FPS, 224))
     report("... by read_frames, every frame scaled", lambda: read_frames(video, size=(224, 224)))
     for size in (32, 224):
-        vgg, scaled = load_vgg("", size, 0, "cpu", "no"), np.ascontiguousarray(pictures[:, :size, :size])
+        vgg, scaled = VGG(None, size, 64, "cpu"), np.ascontiguousarray(pictures[:, :size, :size])
         report(f"VGG-16, {len(scaled)} frames of {size} px", lambda vgg=vgg, x=scaled: vgg.features(x))
         del vgg
     (folder / "ctc").mkdir()
     asr = recogniser(folder / "ctc")
-    report("wav2vec 2.0 base", lambda: asr.words("a", samples, SECONDS))
+    report("wav2vec 2.0 base", lambda: asr.words("a", samples))
 
 
 def whole(folder, video):
@@ -146,35 +145,42 @@ def whole(folder, video):
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            extract(
-                sources,
-                None,
-                NoNetwork(),
-                folder / f"s{next(count)}",
-                {},
-                Extraction(RATE_HZ, FPS, 4, 64, 0, 0.0),
+            extract_clips(
+                sources, None, NoNetwork(), RATE_HZ, FPS, folder / f"s{next(count)}", Extraction(batch=4)
             )
 
     report("extract without networks", run, len(sources))
     rng = np.random.default_rng(0)
     n_words, n_audio, n_video = round(SECONDS * WORDS_PER_S), round(SECONDS * 20), round(SECONDS * FPS)
     audio, video = rng.normal(size=(n_audio, 200)), rng.normal(size=(n_video, 4096))
-    words = [(f"w{k}", k / WORDS_PER_S, (k + 1) / WORDS_PER_S) for k in range(n_words)]
-    clips = (ClipFeatures(f"{k}", SECONDS, audio, video, list(words)) for k in range(N_STORED))
-    with contextlib.redirect_stdout(io.StringIO()):
-        store = write_store(clips, folder / "store", {}, 0.05, 1 / FPS, 200, 4096, 32)
-    vectors = rng.normal(size=(n_words, 300)).astype(np.float32)
-    data = Clips(store, np.arange(N_STORED), vectors, {f"w{k}": k for k in range(n_words)})
+    arrays = {
+        "audio": audio.astype(np.float16),
+        "video": video.astype(np.float16),
+        "words": np.frombuffer("".join(f"w{k}\n" for k in range(n_words)).encode(), np.uint8),
+        "word_times": (np.arange(n_words)[:, None] + [0, 1]).astype(np.float32) / WORDS_PER_S,
+        "facts": np.float32([[SECONDS, 0, 0]]),
+    }
+    writer, rows = (
+        StoreWriter(folder / "store", {"video_step_s": 1 / FPS}),
+        {name: [len(x)] for name, x in arrays.items()},
+    )
+    for k in range(N_STORED):
+        writer.add([f"{k}"], arrays, rows)
+    store, forms = writer.finish(), Counter(f"w{k}" for k in range(n_words))
+    part = Part(store.ids, np.arange(N_STORED), np.array(store.ids), np.zeros((N_STORED, 6), bool))
+    stats = {"audio": (audio.mean(0), audio.std(0)), "video": (video.mean(0), video.std(0))}
+    inputs, numbers = ("text", "audio", "video"), {form: k for k, form in enumerate(forms)}
+    vectors = Vectors(forms, "", None, False)
+    corpus = Corpus("x", store, {"train": part}, inputs, stats, forms, vectors, "", numbers)
+    data = Clips(corpus, "train", inputs, 0)
 
     def batch():
         return data.collate([data[i, 0] for i in rng.integers(N_STORED, size=BATCH)])
 
     report(f"read at random, batches of {BATCH}", batch, BATCH, 20)
-    ready = batch()
-    report("words masked", lambda: mask_words(dict(ready), 0.15, None), BATCH, 20)
-    print(
-        f"store: {sum(p.stat().st_size for p in (folder / 'store').rglob('*')) / N_STORED / 1e3:.1f} kB per clip"
-    )
+    ready, script = batch(), load_script("07_crossmodal_mosei.py")
+    report("words masked", lambda: script.mask_words(ready), BATCH, 20)
+    print(f"store: {sum(p.stat().st_size for p in store.folder.rglob('*')) / N_STORED / 1e3:.1f} kB per clip")
 
 
 def main():

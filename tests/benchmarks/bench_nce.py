@@ -1,33 +1,34 @@
-"""One pretraining step of the cross-modal transformer: full softmax against NCE, fused against unfused attention.
+"""One pretraining step of the cross-modal transformer: full softmax against NCE.
 
     python tests/benchmarks/bench_nce.py --threads=1 --batch=16
     python tests/benchmarks/bench_nce.py --device=cuda --precision=bf16 --batch=256
     python tests/benchmarks/bench_nce.py --threads=1 --text-only
 
-The model has the paper's size, 27.5 M parameters and 45.1 M in the output layer for 88,000 words. A batch is random
-clips of 8 s, complete or half as long, 15 % of the words hidden. Versions of the same model take turns, so that a busy
-machine slows all of them alike. Printed for each: forward and backward pass, the ratio to the full softmax, the share
-of the loss alone (output layer and loss, without the encoder), the step with Adam, clips/s, and peak memory during its
-steps (of the allocator on a GPU; of the process on Linux). Then Adam: torch's default, which `training` uses, and the
-fused one. Paper: Sec. 2.2 quotes a reduction by "up to 50 %" from [22], whose model was little more than its softmax.
+The model has the paper's size, 27.5 M parameters and 45.1 M in the output layer for 88,000 words. A batch
+is random clips of 8 s, complete or half as long, 15 % of the words hidden. Versions of the same model
+take turns, so that a busy machine slows all of them alike. Printed for each: forward and backward pass,
+the ratio to the full softmax, the share of the loss alone (output layer and loss, without the encoder),
+the step with Adam, clips/s, and peak memory during its steps (of the allocator on a GPU; of the process
+on Linux). Then Adam: torch's default, which `training` uses, and the fused one. Paper: Sec. 2.2 quotes a
+reduction by "up to 50 %" from [22], whose model was little more than its softmax.
 """
 
 import statistics
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from measure import DTYPES, forget_peak, load_before, machine, peak_gb, seconds_of, step_options
+from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.khare import model as khare_model
-from common.khare.model import CrossModalTransformer, MaskedLM, Noise, Sizes
-from common.sadok.vqmae import build, count_parameters
+from conftest import load_script
 
-SIZES = Sizes(width=512, depth=4, heads=4, feed_forward=200, dropout=0.1)
-N_FEATURES = {"text": 300, "audio": 200, "video": 4096}
+from common.layers import build, count_parameters
+
+script = load_script("07_crossmodal_mosei.py")
 N_VOCABULARY, HIDDEN_SHARE = 88_000, 0.15
 FULL = "full softmax"
 
@@ -49,31 +50,10 @@ def read_arguments():
 # ---- Versions ------------------------------------------------------------------------------
 
 
-def unfused(q, k, v, is_key):
-    """What the fused attention computes, with all of its weights written to memory."""
-    return khare_model.attention_weights(q, k, is_key) @ v
-
-
-@contextmanager
-def version(step, noise, attention):
-    """The model with a loss, and the module with an attention, for a while."""
-    before = step.model.noise, khare_model.attention
-    try:
-        step.model.noise, khare_model.attention = noise, attention
-        yield
-    finally:
-        step.model.noise, khare_model.attention = before
-
-
-def versions_of(step, arguments):
-    """name -> (noise, attention)."""
-    fused, k = khare_model.attention, arguments.noise
-    return {
-        FULL: (None, fused),
-        f"NCE, {k} noise words each": (step.noise(k, False), fused),
-        f"NCE, {40 * k} shared": (step.noise(40 * k, True), fused),
-        "full, unfused attention": (None, unfused),
-    }
+def versions_of(arguments):
+    """name -> (noise words, whether a batch shares them), None for the full softmax."""
+    k = arguments.noise
+    return {FULL: None, f"NCE, {k} noise words each": (k, False), f"NCE, {40 * k} shared": (40 * k, True)}
 
 
 class Step:
@@ -81,29 +61,33 @@ class Step:
 
     def __init__(self, arguments):
         self.device, self.dtype = arguments.device, DTYPES[arguments.precision]
-        encoder = build(0, CrossModalTransformer, N_FEATURES, SIZES, "text", (0.33, 0.33, 0.33), 0)
-        self.model = build(0, MaskedLM, encoder, N_VOCABULARY, None).to(self.device)
+        self.model = build(0, script.MaskedLM, N_VOCABULARY).to(self.device)
         self.batch = {name: x.to(self.device) for name, x in random_batch(arguments).items()}
         n_words = int(self.batch["hidden"].sum())
-        self.x = torch.randn(n_words, SIZES.width, device=self.device, requires_grad=True)
+        self.x = torch.randn(n_words, script.WIDTH, device=self.device, requires_grad=True)
         self.target = self.batch["word_ids"][self.batch["hidden"]]
 
-    def noise(self, n_words, shared):
-        """Frequencies of words as of rank 1 / r (Zipf)."""
-        return Noise(1 + 1_000_000 // torch.arange(1, N_VOCABULARY + 1), n_words, shared).to(self.device)
+    def choose(self, version):
+        """Frequencies of noise words as of rank 1 / r (Zipf)."""
+        self.noise = None
+        if version:
+            script.NOISE_WORDS, script.SHARED_NOISE = version
+            self.noise = script.Noise(1 + 1_000_000 // torch.arange(1, N_VOCABULARY + 1), self.device)
+
+    def loss(self, x, target):
+        if self.noise:
+            return script.nce_loss(self.model.output, x, target, self.noise)
+        return F.cross_entropy(self.model.output(x).float(), target, reduction="sum")
 
     def backward(self):
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            found = self.model(self.batch)
-        (found["loss"] / found["count"]).backward()
+            x, target, _ = self.model(self.batch)
+            loss = self.loss(x, target) / len(x)
+        loss.backward()
 
     def loss_alone(self):
-        weight, bias = self.model.output.weight, self.model.output.bias
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            if self.model.noise is None:
-                loss, _ = khare_model.softmax_loss(self.x, weight, bias, self.target)
-            else:
-                loss = khare_model.nce_loss(self.x, weight, bias, self.target, self.model.noise)
+            loss = self.loss(self.x, self.target)
         loss.backward()
 
     def clear(self):
@@ -114,15 +98,18 @@ class Step:
 def random_batch(arguments):
     """Clips of which every other one has half the steps; as many words hidden in each."""
     n, generator = arguments.batch, torch.Generator().manual_seed(0)
-    n_steps = {"text": arguments.words} | (
-        {} if arguments.text_only else {"audio": arguments.audio, "video": arguments.video}
+    media = (
+        {"audio": 0, "video": 0}
+        if arguments.text_only
+        else {"audio": arguments.audio, "video": arguments.video}
     )
+    n_steps = {"text": arguments.words} | media
     batch = {}
     for name, steps in n_steps.items():
         length = torch.where(torch.arange(n) % 2 == 0, steps, steps // 2)
         x, beyond = (
-            torch.randn(n, steps, N_FEATURES[name], generator=generator),
-            torch.arange(steps) >= length[:, None],
+            torch.randn(n, max(1, steps), script.DIMS[name], generator=generator),
+            torch.arange(max(1, steps)) >= length[:, None],
         )
         batch |= {name: x.masked_fill(beyond[..., None], 0.0), f"{name}_length": length}
     there = torch.arange(arguments.words) < batch["text_length"][:, None]
@@ -136,7 +123,7 @@ def random_batch(arguments):
 
 
 def adam_seconds(step, fused, runs):
-    """Adam on all parameters, the median of some runs; NCE's gradient is dense here, so that all versions need it."""
+    """Adam on all parameters, the median of some runs; NCE's gradient is dense here: all versions need it."""
     optimizer = torch.optim.AdamW(
         step.model.parameters(), lr=1e-6, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, fused=fused
     )
@@ -147,19 +134,19 @@ def measure(step, versions, n_steps):
     """name -> (seconds of forward and backward passes, seconds of the loss alone, peak memory in GB)."""
     passes, losses, peak = ({name: [] for name in versions} for _ in range(3))
     for _ in range(n_steps + 1):
-        for name, parts in versions.items():
-            with version(step, *parts):
-                losses[name].append(seconds_of(step.loss_alone, step.device))
-                step.clear()
-                forget_peak(step.device)
-                passes[name].append(seconds_of(step.backward, step.device))
-                peak[name].append(peak_gb(step.device))
-                step.clear()
+        for name, version in versions.items():
+            step.choose(version)
+            losses[name].append(seconds_of(step.loss_alone, step.device))
+            step.clear()
+            forget_peak(step.device)
+            passes[name].append(seconds_of(step.backward, step.device))
+            peak[name].append(peak_gb(step.device))
+            step.clear()
     return {name: (passes[name][1:], losses[name][1:], max(peak[name][1:])) for name in versions}
 
 
 def report(step, arguments):
-    found = measure(step, versions_of(step, arguments), arguments.steps)
+    found = measure(step, versions_of(arguments), arguments.steps)
     step.backward()
     plain, fused = (adam_seconds(step, fused, arguments.steps) for fused in (False, True))
     full = statistics.median(found[FULL][0])
@@ -179,7 +166,8 @@ def main():
     torch.set_num_threads(arguments.threads)
     load, step = load_before(), Step(arguments)
     print(
-        f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, batch {arguments.batch}, "
+        f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, "
+        f"batch {arguments.batch}, "
         f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
         f"{'text only' if arguments.text_only else 'text, audio and video'}{load}"
     )

@@ -54,7 +54,7 @@ GPU = torch.device("gpu:0")
 
 
 class OnGPU(torch.Tensor):
-    """A tensor that says it is on the device; `real` holds its numbers."""
+    """A tensor that says it is on the device; `held` holds its numbers."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -64,10 +64,10 @@ class OnGPU(torch.Tensor):
         return torch.Tensor._make_wrapper_subclass(cls, real.shape, **how, device=GPU)
 
     def __init__(self, real):
-        self.real = real
+        self.held = real
 
     def __repr__(self):
-        return f"OnGPU({self.real})"
+        return f"OnGPU({self.held})"
 
     def numpy(self, *args, **kwargs):
         raise TypeError("can't convert a device tensor to numpy; use Tensor.cpu() first")
@@ -85,7 +85,7 @@ class PretendDevice(TorchDispatchMode):
 
 
 def real_of(x):
-    return x.real if isinstance(x, OnGPU) else x
+    return x.held if isinstance(x, OnGPU) else x
 
 
 def where():
@@ -117,8 +117,8 @@ def run(function, args, kwargs):
         real_kwargs["device"] = "cpu"
     found = function(*real_args, **real_kwargs)
     if name == "_to_copy" and device is not None and not to_gpu:
-        return found.clone() if any(found is x.real for x in on_gpu) else found
-    known = {id(x.real): x for x in on_gpu} | {
+        return found.clone() if any(found is x.held for x in on_gpu) else found
+    known = {id(x.held): x for x in on_gpu} | {
         id(x): x for x in on_cpu
     }  # what is changed in place stays itself
     is_written = any(x.alias_info is not None and x.alias_info.is_write for x in function._schema.arguments)
@@ -185,7 +185,7 @@ def register():
 
 
 def patch_training(steps):
-    """Put accelerators on the device, keep weights on the CPU when they are written, count waits within steps."""
+    """Put accelerators on the device, weights on the CPU when they are written; count waits within steps."""
     import safetensors.torch
 
     from common import training
@@ -200,13 +200,13 @@ def patch_training(steps):
     def make_accelerator(precision):
         accelerator = make("no" if precision == "auto" else precision)
         accelerator.state.device = GPU
-        assert accelerator.device == GPU
+        type(accelerator).device = property(lambda self: GPU)
         return accelerator
 
-    def counted(self, batch):
+    def counted(self, number, batch):
         before = WAITS.copy()
         assert all(p.device == GPU for p in self.model.parameters()), "a parameter is not on the device"
-        found = step(self, batch)
+        found = step(self, number, batch)
         steps["steps"] += 1
         steps["waits"].update(WAITS - before)
         return found

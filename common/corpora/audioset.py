@@ -1,0 +1,175 @@
+"""AudioSet, ten seconds each of YouTube videos: Gemmeke et al. 2017, with CAV-MAE's manifests (FORMATS 8).
+
+The recordings stay where they are, at the rates they have.
+"""
+
+import csv
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.corpora.release import (
+    AUDIO_ENDINGS,
+    VIDEO_ENDINGS,
+    Release,
+    by_stem,
+    file_name,
+    files_in,
+    need_folder,
+    nothing_in,
+    read_lines,
+    single,
+)
+from common.errors import UserError
+
+FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
+N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; all of them are nowhere any more
+NAME = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)  # copies add Y, start, end to the id
+FRAME = re.compile(r"[/\\]frame_\d[/\\][^/\\]+\.jpg$", re.IGNORECASE)
+
+
+@dataclass
+class Segment:
+    """A row of a manifest or table; stem: the name of its recordings, wav and folder: paths of it."""
+
+    name: str
+    stem: str
+    labels: str
+    set: str  # the manifest's name
+    wav: str = ""
+    folder: str = ""
+
+
+def read(root):
+    """Read AudioSet segments in place: a turn per segment, no classes; the speaker is the YouTube video.
+
+    root  a folder with CAV-MAE manifests ({"data": [{"video_id", "wav", "video_path", "labels"}]}), or with
+          the official segment tables (csv) and media that are named by the YouTube id, with or without a "Y"
+          before and the times after it. Paths of a manifest that lead nowhere are looked for by name
+    Pictures come from a video with the same stem, beside the sound or in a folder `video`. CAV-MAE's ten JPEG
+    frames are no video: their folder is named in a column. Segments without media are counted, since videos
+    vanish from YouTube. Extra columns: labels (comma-joined ids), set (the manifest's name), frames_folder.
+    """
+    root = need_folder(root, "AudioSet").resolve()
+    release, files = Release(media_in_place=True), files_in(root)
+    sounds = by_stem(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
+    videos = by_stem(path for path in files if path.suffix.lower() in VIDEO_ENDINGS)
+    frames = by_stem(path for path in files if FRAME.search(str(path)))
+    segments = _all_segments(files, {*sounds, *videos}, release)
+    if not segments:
+        what = 'CAV-MAE manifest (json with a list "data") and no segment table'
+        raise nothing_in(root, what, "the folder that holds one")
+    turns, absent = {}, []
+    for segment in segments:
+        source = _turn(segment, sounds, videos, frames)
+        if source.audio is None:
+            absent.append(segment.wav or segment.name)
+        else:
+            turns.setdefault(source.turn.utterance_id, source)
+    if not turns:
+        what = f"none of its {len(segments):,} segments is there, for example {absent[0]}"
+        raise UserError(f"{root}: {what}; put the recordings below it, or correct the manifest")
+    release.turns = [turns[name] for name in sorted(turns)]
+    release.checks.append(len(turns) >= N_BALANCED)
+    release.notes += _notes(release.turns, segments, absent)
+    return release
+
+
+def _all_segments(files, stems, release):
+    """The Segments of all manifests, and of all tables those that no manifest lists."""
+    segments = []
+    for path in files:  # .info.json is of a downloader, one per video
+        if path.suffix.lower() == ".json" and not path.name.endswith(".info.json"):
+            segments += _manifest_segments(path, release)
+    listed = {_youtube_id(segment.name) for segment in segments}
+    names = {_youtube_id(stem): stem for stem in sorted(stems, reverse=True)}
+    for path in files:
+        if path.suffix.lower() == ".csv":
+            segments += [s for s in _table_segments(path, names, release) if s.name not in listed]
+    return segments
+
+
+def _youtube_id(name):
+    """The YouTube id in a file's or segment's name, the whole name where there is none."""
+    match = NAME.fullmatch(name)
+    return match[1] if match else name
+
+
+def _manifest_segments(path, release):
+    """The rows of a CAV-MAE manifest; none of another json file, such as the ontology."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        release.problem("", path, f"not valid JSON ({error})", "download it again")
+        return []
+    rows = data.get("data") if isinstance(data, dict) else None
+    segments = []
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        row = {key: str(value) for key, value in row.items()} if isinstance(row, dict) else {}
+        wav = row.get("wav", "")
+        stem = os.path.splitext(os.path.basename(wav))[0]  # ids may hold dots: abc_40.000.flac
+        name = row.get("video_id") or stem
+        if name:
+            folder, labels = row.get("video_path", ""), row.get("labels", "")
+            segments.append(Segment(name, stem or name, labels, path.stem, wav, folder))
+        else:
+            what = f"entry {number} has neither video_id nor wav; left out"
+            release.problem("", path, what, "compare the manifest with CAV-MAE's")
+    return segments
+
+
+def _table_segments(path, names, release):
+    """The rows of an official segment table (YTID, start, end, quoted labels); none of another csv file.
+
+    names  {YouTube id: stem of the media that are there}
+    """
+    lines = read_lines(path)
+    if not lines[0].startswith("#"):
+        return []  # class_labels_indices.csv and the like
+    segments = []
+    rows = (line for line in lines if line and not line.startswith("#"))
+    for row in csv.reader(rows, skipinitialspace=True):
+        if len(row) == 4:
+            segments.append(Segment(row[0], names.get(row[0], row[0]), row[3], path.stem))
+        else:
+            what = f"row {','.join(row)!r} cannot be read; left out"
+            release.problem("", path, what, "rows are YTID, start, end, labels")
+    return segments
+
+
+def _turn(segment, sounds, videos, frames):
+    """The turn of a segment; its source has no audio where nothing of it is there."""
+    name, stem, listed = segment.name, segment.stem, Path(segment.wav)
+    is_there = listed.is_absolute() and listed.is_file()
+    audio = listed if is_there else sounds.get(stem) or sounds.get(name)
+    video = videos.get(stem) or videos.get(name) or _video_beside(audio, segment)
+    folder = frames[name].parent.parent if name in frames else ""
+    if segment.folder and not folder:
+        pictures = (Path(segment.folder, f"frame_{k}", f"{name}.jpg") for k in range(10))
+        folder = segment.folder if any(path.is_file() for path in pictures) else ""
+    facts = {"labels": segment.labels, "set": segment.set, "frames_folder": str(folder)}
+    return single(file_name(name), _youtube_id(name), audio or video, video, **facts)
+
+
+def _video_beside(audio, segment):
+    """The video of a segment outside of root: in its manifest's folder, beside its sound, or in `video`."""
+    folders = [Path(segment.folder)] if segment.folder else []
+    folders += [audio.parent, audio.parent / "video", audio.parent.parent / "video"] if audio else []
+    paths = (folder / f"{segment.stem}{ending}" for folder in folders for ending in VIDEO_ENDINGS)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _notes(turns, segments, absent):
+    """Lines on what of the segments is there."""
+    listed = Counter(segment.set for segment in segments)
+    found = sorted(Counter(source.turn.extra["set"] for source in turns).items())
+    lines = [f"{name}: {count:,} of {listed[name]:,} segments are there" for name, count in found]
+    if absent:
+        lines.append(f"{len(absent):,} segments without a recording are left out, for example {absent[0]}")
+    frames = sum(bool(source.turn.extra["frames_folder"] and not source.video) for source in turns)
+    if frames:
+        lines.append(f"{frames:,} segments have single frames (JPEG) and no video: column frames_folder")
+    return lines

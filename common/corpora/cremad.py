@@ -1,0 +1,124 @@
+"""CREMA-D, twelve sentences acted by 91 actors, as sound and as video: Cao et al. 2014 (FORMATS 6).
+
+The recordings stay where they are: the audio networks of Chochlakis et al. read up to 12 kHz, and a
+conversion to 16 kHz would take the top octave away.
+"""
+
+import re
+from collections import Counter
+
+from common.corpora.release import VIDEO_ENDINGS, Release, by_stem, files_in, need_folder, nothing_in, single
+from common.files import read_csv
+
+FOLDERS = ("CREMA-D", "cremad", "CREMAD")
+CLASSES = ("neutral", "happy", "sad", "angry", "fearful", "disgust")  # RAVDESS's names and order
+EMOTIONS = dict(zip(("NEU", "HAP", "SAD", "ANG", "FEA", "DIS"), CLASSES, strict=True))
+LEVELS = {"LO": "low", "MD": "medium", "HI": "high", "XX": "unspecified"}  # the first three with IEO only
+SENTENCES = {
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
+    "ITH": "I think I have a doctor's appointment.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
+}
+COUNTS = {label: 1087 if label == "neutral" else 1271 for label in CLASSES}
+N_ACTORS = 91
+NAME = re.compile(r"^(\d{4})_([A-Z]{3})_([A-Z]{3})_(LO|MD|HI|XX?)$")  # some copies end one name in _X
+# Recordings that the release's own README calls bad.
+SILENT = "1076_MTI_SAD_XX"
+BAD_VIDEOS = {
+    "1076_MTI_NEU_XX": "is shorter than its recording",
+    "1064_TIE_SAD_XX": "has no duration",
+    "1064_IEO_DIS_MD": "lasts a minute and holds all six emotions",
+}
+
+
+def read(root):
+    """Read CREMA-D in place: sound from AudioWAV, pictures from VideoFlash (FLV, or converted).
+
+    root  the folder that holds AudioWAV, or the one above it
+    The label is the emotion that was acted, the text the sentence, which carries no label. 1076_MTI_SAD_XX,
+    which has no sound, is left out; three videos that the release calls bad are not used.
+    Extra columns: sentence (its code), level, and sex and age where VideoDemographics.csv is there.
+    """
+    root = _release_root(need_folder(root, "CREMA-D"))
+    release = Release(CLASSES, media_in_place=True)
+    sounds = _recordings(root / "AudioWAV", (".wav",), release)
+    if not sounds:
+        what = "CREMA-D recordings such as 1001_DFA_ANG_XX.wav"
+        raise nothing_in(root / "AudioWAV", what, "a release that is unpacked completely")
+    has_video = (root / "VideoFlash").is_dir()
+    videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
+    actors = _read_actors(root / "VideoDemographics.csv")
+    for name in sorted({*sounds, *videos}):
+        if name == SILENT:
+            path = sounds.get(name) or videos[name]
+            release.problem(name, path, "has no sound, as its README says; left out")
+        else:
+            video = _usable_video(name, sounds, videos, has_video, release)
+            release.turns.append(_turn(name, sounds.get(name), video, actors))
+    release.expect_labels(Counter(EMOTIONS[name[9:12]] for name in sounds), COUNTS)
+    release.expect(("actors", len({name[:4] for name in sounds}), N_ACTORS))
+    if not has_video:
+        release.notes.append(f"no folder VideoFlash in {root}: no turn has video")
+    return release
+
+
+def _release_root(root):
+    """The folder that holds AudioWAV: the one given, one just below it, or the one above."""
+    if root.name in ("AudioWAV", "VideoFlash"):
+        root = root.absolute().parent
+    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
+        if (folder / "AudioWAV").is_dir():
+            return folder
+    raise nothing_in(root, "folder AudioWAV", "the one that holds AudioWAV and VideoFlash")
+
+
+def _recordings(folder, endings, release):
+    """{release's name: path} of a folder's recordings; other names are Problems."""
+    found = {}
+    for stem, path in sorted(by_stem(files_in(folder, *endings)).items()):
+        match = NAME.match(stem)
+        if match and match[2] in SENTENCES and match[3] in EMOTIONS:
+            found.setdefault("_".join((*match.groups()[:3], "XX" if match[4] == "X" else match[4])), path)
+        else:
+            remedy = "names are actor, sentence, emotion, level: 1001_DFA_ANG_XX"
+            release.problem("", path, "not a CREMA-D name; left out", remedy)
+    return found
+
+
+def _read_actors(table):
+    """{actor: {"sex", "age"}}, empty where the table is absent."""
+    actors = {}
+    for row in read_csv(table) if table.is_file() else []:
+        actor, sex, age = ((row.get(name) or "").strip() for name in ("ActorID", "Sex", "Age"))
+        actors[actor] = {"sex": sex.lower(), "age": age}
+    return actors
+
+
+def _usable_video(name, sounds, videos, has_video, release):
+    """The video of a recording, None where it is absent or bad; Problems say what is missing."""
+    audio, video = sounds.get(name), videos.get(name)
+    if audio is None:
+        release.problem(name, video, "no wav in AudioWAV; kept without sound", "unpack AudioWAV completely")
+    if video and name in BAD_VIDEOS:
+        what = f"the video {BAD_VIDEOS[name]}, as its README says; not used"
+        release.problem(name, video, what, "none; its sound is kept")
+        return None
+    if video is None and has_video:
+        what = "no video in VideoFlash; kept without pictures"
+        release.problem(name, audio, what, "unpack VideoFlash completely")
+    return video
+
+
+def _turn(name, audio, video, actors):
+    actor, sentence, emotion, level = name.split("_")
+    facts = {"sentence": sentence, "level": LEVELS[level], **actors.get(actor, {"sex": "", "age": ""})}
+    return single(name, actor, audio, video, SENTENCES[sentence], EMOTIONS[emotion], **facts)

@@ -1,0 +1,49 @@
+"""EMO-DB (Berlin), German sentences acted by ten speakers: Burkhardt et al. 2005 (FORMATS 5)."""
+
+import re
+from collections import Counter
+
+from common.corpora.release import Release, by_stem, files_in, need_folder, nothing_in, single
+
+FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
+CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
+COUNTS = dict(zip(CLASSES, (127, 81, 46, 69, 71, 62, 79), strict=True))
+# German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
+LETTERS = dict(zip("WLEAFTN", CLASSES, strict=True))
+NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
+TEXTS = {
+    "a01": "Der Lappen liegt auf dem Eisschrank.",
+    "a02": "Das will sie am Mittwoch abgeben.",
+    "a04": "Heute abend könnte ich es ihm sagen.",
+    "a05": "Das schwarze Stück Papier befindet sich da oben neben dem Holzstück.",
+    "a07": "In sieben Stunden wird es soweit sein.",
+    "b01": "Was sind denn das für Tüten, die da unter dem Tisch stehen?",
+    "b02": "Sie haben es gerade hochgetragen und jetzt gehen sie wieder runter.",
+    "b03": "An den Wochenenden bin ich jetzt immer nach Hause gefahren und habe Agnes besucht.",
+    "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
+    "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
+}
+
+
+def read(root):
+    """Read the wav files, which are known by their names wherever they lie below `root`; copies count once.
+
+    The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
+    """
+    root = need_folder(root, "EMO-DB")
+    release = Release(CLASSES)
+    for name, path in sorted(by_stem(files_in(root, ".wav")).items()):
+        match = NAME.match(name)
+        if match is None or match[2] not in TEXTS:
+            remedy = "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
+            release.problem("", path, "not an EMO-DB name; left out", remedy)
+            continue
+        speaker, sentence, letter, version = match.groups()
+        text, label = TEXTS[sentence], LETTERS[letter]
+        release.turns.append(
+            single(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
+        )
+    if not release.turns:
+        raise nothing_in(root, "EMO-DB files such as 03a01Fa.wav", "the folder that holds them")
+    release.expect_labels(Counter(source.turn.label for source in release.turns), COUNTS)
+    return release

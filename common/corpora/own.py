@@ -1,0 +1,180 @@
+"""Corpora that users bring: a folder with a manifest.csv, one row per turn, and recordings below it."""
+
+import codecs
+import csv
+import io
+import math
+import re
+from collections import Counter, defaultdict
+from pathlib import PurePosixPath
+
+from common.corpora.release import Release, SourceTurn, need_folder, number_turns
+from common.errors import UserError
+from common.manifest import COLUMNS, Turn
+from common.media import MediaError, probe
+
+REQUIRED = ("speaker", "label")
+OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
+NO_LABELS = ("nan", "none", "null", "na")  # what programs write for an empty cell
+SAME_S = 0.5  # a recording that is longer than its turn by more is a longer one that the turn is cut from
+
+
+def read(root):
+    """Read a folder with a manifest.csv: speaker and label, and any of audio, video, text, one row per turn.
+
+    audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
+    each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
+    Where several rows name one recording, or it is longer than its row says, start_s and end_s are times in
+    it, and the turn is cut out. An empty label marks a turn that is context only. Other columns are kept. The
+    classes are the labels in alphabetical order. Cells may be separated by commas, semicolons or tabs.
+    Raises UserError with the row's line number for an absolute path, one that leaves the folder or is no
+    file, a repeated id, a missing column or speaker, more cells than columns, or a number that is none.
+    """
+    root = need_folder(root, "corpus")
+    path = root / "manifest.csv"
+    if not path.is_file():
+        remedy = "CORPUS must be the name of a corpus or a folder with a manifest.csv"
+        raise UserError(f"{path}: no such file; {remedy}")
+    header, rows = _read_rows(path)
+    absent = [f"lacks the column {name}" for name in REQUIRED if name not in header]
+    if absent or not rows:
+        needs = f"{', '.join(REQUIRED)} and some of {', '.join(OPTIONAL)}"
+        raise UserError(f"{path}: {absent[0] if absent else 'has no rows'}; it needs {needs}")
+    release, lines = Release(), {}
+    for number, (line, row) in enumerate(rows, start=1):
+        source = _turn(root, f"{path}:{line}", number, row)
+        name = source.turn.utterance_id
+        if name in lines:
+            what = f"utterance_id {name} is already on line {lines[name]}"
+            raise UserError(f"{path}:{line}: {what}; make it unique")
+        lines[name] = line
+        release.turns.append(source)
+    for kind in ("audio", "video"):
+        _find_parts(release, kind)
+    labels = Counter(source.turn.label for source in release.turns if source.turn.label)
+    if not labels:
+        raise UserError(f"{path}: no row has a label; fill in the column label")
+    release.classes, release.warnings = tuple(sorted(labels)), _odd_labels(labels)
+    if "turn" not in header:
+        number_turns(release.turns)
+    return release
+
+
+def _read_rows(path):
+    """(column names, [(line, {column: cell})]) of a table as spreadsheets write it, without empty rows."""
+    data = path.read_bytes()
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}:{line}: holds a NUL character; delete it or save the table again")
+    first = text.lstrip().split("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    header, rows, end = None, [], 0
+    for cells in lines:
+        line, end = end + 1, lines.line_num  # quoted cells may go over several lines
+        if not any(cell.strip() for cell in cells):
+            continue
+        if header is None:
+            header = [_column(cell) for cell in cells]
+            twice = [name for name, count in Counter(header).items() if name and count > 1]
+            if twice:
+                raise UserError(f"{path}:{line}: column {twice[0]} is there twice; rename one of them")
+            continue
+        if any(cell.strip() for cell in cells[len(header) :]):
+            what = f"{len(cells)} cells, the header has {len(header)}"
+            raise UserError(f"{path}:{line}: {what}; put a text with {delimiter!r} in it in double quotes")
+        cells += [""] * (len(header) - len(cells))
+        rows.append((line, {name: cell for name, cell in zip(header, cells) if name}))
+    return header or [], rows
+
+
+def _column(cell):
+    """A column's name as it stands, or in small letters where it is one that is known."""
+    name = cell.strip()
+    return name.lower() if name.lower() in (*COLUMNS, "split") else name
+
+
+def _turn(root, where, number, row):
+    """The turn of one row of a user's manifest; `where` is its file and line."""
+    audio, video = (_recording(root, row.get(kind, ""), f"{where}: {kind}") for kind in ("audio", "video"))
+    row = {key: cell.strip() for key, cell in row.items()}
+    if not row["speaker"]:
+        raise UserError(f"{where}: no speaker; the splits need one on every row")
+    name = row.get("utterance_id") or f"utt{number:06d}"
+    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
+        raise UserError(f"{where}: utterance_id {name!r} becomes a file name; use letters, digits, - and _")
+    try:
+        start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
+        position = int(row.get("turn") or 0)
+        if not math.isfinite(start_s + end_s):
+            raise ValueError(f"start_s {start_s}, end_s {end_s}")
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; turn is a whole number, start_s and end_s are seconds") from error
+    dialogue_id, session = row.get("dialogue_id") or name, row.get("session", "")
+    turn = Turn(name, dialogue_id, position, row["speaker"], session, start_s, end_s)
+    turn.text, turn.label = row.get("text", ""), row["label"]
+    turn.extra = {key: cell for key, cell in row.items() if key not in COLUMNS}
+    return SourceTurn(turn, audio=audio, video=video)
+
+
+def _recording(root, cell, where):
+    """The path in a cell, None for ""; UserError if it is absolute, leaves root or is no file."""
+    text = cell.strip()
+    if not text:
+        return None
+    relative = PurePosixPath(text.replace("\\", "/"))
+    if relative.is_absolute() or re.match(r"[A-Za-z]:", text):
+        raise UserError(f"{where} {text} is absolute; write it relative to {root}")
+    path = root / cell if (root / cell).is_file() else root / relative  # a name may begin with a blank
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{where} {text} leaves the folder {root}; keep the recordings inside it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{where} {text} is not a file but a folder or a pipe; name a recording")
+    return path
+
+
+def _find_parts(release, kind):
+    """Give turns that are parts of a longer recording their span in it."""
+    by_path, parts = defaultdict(list), set()
+    for source in release.turns:
+        if getattr(source, kind) and source.turn.end_s > source.turn.start_s:
+            by_path[getattr(source, kind)].append(source)
+    for path, own in by_path.items():
+        spans = {(source.turn.start_s, source.turn.end_s) for source in own}
+        if len(spans) > 1 or _is_longer(path, *min(spans)):
+            parts.add(path)
+            for source in own:
+                setattr(source, f"{kind}_span", (max(0.0, source.turn.start_s), source.turn.end_s))
+                source.times_known = True
+    if parts:
+        n_turns = sum(len(by_path[path]) for path in parts)
+        release.notes.append(f"{kind}: {n_turns:,} turns are parts of {len(parts):,} longer recordings")
+
+
+def _is_longer(path, start_s, end_s):
+    """True for a recording that goes on to a turn's end and is longer than the turn."""
+    try:
+        seconds = probe(path).duration_s
+    except MediaError:
+        return False  # found unreadable when it is read
+    return seconds > end_s - SAME_S and seconds > end_s - start_s + SAME_S
+
+
+def _odd_labels(labels):
+    """Warnings about classes that may be one, or none."""
+    spellings, lines = defaultdict(list), []
+    for label, count in sorted(labels.items()):
+        plain = re.sub(r"[\W_]", "", label).casefold() or label
+        spellings[plain].append(f"{label} {count:,}")
+    for plain, classes in spellings.items():
+        names = ", ".join(classes)
+        if len(classes) > 1:
+            lines.append(f"classes that differ in case or blanks only: {names}; are they one?")
+        if plain in NO_LABELS:
+            lines.append(f"a class of this name may be an empty cell: {names}; leave it empty if so")
+    return lines
