@@ -117,7 +117,8 @@ def main():
     load, step = load_before(), Step(arguments)
     print(
         f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, "
-        f"batch {arguments.batch}, {count_parameters(step.model) / 1e6:.1f} M parameters, {N_HIDDEN} of {N_CLIPS} clips hidden{load}"
+        f"batch {arguments.batch}, {count_parameters(step.model) / 1e6:.1f} M parameters, "
+        f"{N_HIDDEN} of {N_CLIPS} clips hidden{load}"
     )
     report_steps(step, arguments)
     report_latency(step, arguments)
