@@ -51,7 +51,8 @@ def sinusoidal(n_steps, width, device=None):
 
 def take(tokens, at):
     """Some tokens of each sample: tokens (B, S, w), at (B, V) -> (B, V, w)."""
-    return torch.take_along_dim(tokens, at[..., None], 1)
+    samples = torch.arange(len(tokens), device=at.device)[:, None]
+    return tokens[samples, at]  # its gradient adds whole tokens; that of take_along_dim single numbers
 
 
 # ---- Weights in files ----------------------------------------------------------------------

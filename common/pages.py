@@ -24,6 +24,7 @@ from common.files import read_csv, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("scripts", "figure", "best", "apart")
+LONGEST_TABLE = 2500  # letters of a table that stands on a page
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -68,7 +69,7 @@ def status(results, notes):
     for paper, note in notes.items():
         scripts = " ".join(f"`{number}`" for number in re.findall(r"\b0\d", note.facts["scripts"]))
         ours, corpus = best(results, note.facts["best"])
-        link = f"[{note.title}](results/{paper}.md)"
+        link = f"[{note.title.partition(':')[0]}](results/{paper}.md)"
         rows.append([link, scripts, note.facts["figure"], ours, corpus, note.facts["apart"]])
     return markdown(rows) + "\n"
 
@@ -96,7 +97,7 @@ def page(root, paper, note):
     parts += ["## The paper's numbers and ours", comparison(results, paper)]
     for corpus in corpora:
         parts += [f"## {corpus}", note.sections.get(corpus, "")]
-        parts += [path.read_text(encoding="utf-8").strip() for path in tables if path.parent.name == corpus]
+        parts += [inline(path, results) for path in tables if path.parent.name == corpus]
         figures = sorted(results.glob(f"*/{corpus}/{paper}_fig_*.png"))
         links = [f"[{p.stem.removeprefix(f'{paper}_fig_')}]({p.relative_to(results)})" for p in figures]
         parts += ["Figures:\n" + ",\n".join(links)] if links else []
@@ -105,6 +106,15 @@ def page(root, paper, note):
         text = deviations(root / name, paper)
         parts += [f"### {name}", text] if text else []
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def inline(path, results):
+    """A table as it stands on a page: as a whole, or where it is long its title as a link."""
+    text = path.read_text(encoding="utf-8").strip()
+    if len(text) <= LONGEST_TABLE:
+        return text
+    title = text.partition("\n")[0].split("**")[1].rstrip(".")
+    return f"[{title}]({path.relative_to(results)})"
 
 
 def comparison(results, paper):
