@@ -13,7 +13,8 @@ from conftest import ROOT, command, load_script, rows, run, run_here
 from common.manifest import Manifest
 from common.store import Store
 
-LI_SHORT = ["--SYSTEMS=WavLM+TE,BERT+FC,MMT", "--MAX_EPOCHS=2,1", "--STUDY_SIZES=0+0,2+0"]
+LI_SHORT = ["--SYSTEMS=WavLM+TE,BERT+FC,MMT", "--FROZEN_EPOCHS=2", "--FINETUNE_EPOCHS=1"]
+LI_SHORT += ["--CONTEXT_EPOCHS=2"]
 SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1", "--VIDEO_EPOCHS=1", "--N_RESAMPLES=200", "--JOBS=1"]
 
 
