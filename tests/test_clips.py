@@ -1,8 +1,7 @@
-"""Clips against frame-numbered videos, known sounds, full decoding and one real RAVDESS recording; their store."""
+"""Clips against frame-numbered videos, known sounds, full decoding and one real RAVDESS recording; their
+store."""
 
-import json
 from fractions import Fraction
-from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -13,12 +12,13 @@ from av.video.reformatter import VideoReformatter
 from conftest import shared_data
 from PIL import Image
 
-from common import media
-from common.chochlakis import clips
-from common.chochlakis.clips import Extraction, central_square, extract, read_clips, read_features
+from common import media, pictures
+from common.chochlakis.clips import Clips, clip_batches, clip_features, read_clips, read_part
 from common.errors import UserError
+from common.extraction import Extraction
 from common.manifest import Manifest, Turn
 from common.media import MediaError
+from common.pictures import central_square
 
 WIDTH, HEIGHT, SIZE = 96, 64, 16
 STEADY_MS = range(0, 2000, 40)  # 50 frames
@@ -52,7 +52,9 @@ def gray(value):
 
 
 def write_video(path, times_ms=STEADY_MS, sound=None, codec="libx264", picture=None, sound_s=0.0):
-    """A video whose frame i is gray, 10 + 4 * i, shown at times_ms[i]; sound (T, channels), 48 kHz, from sound_s."""
+    """A video whose frame i is gray, 10 + 4 * i, shown at times_ms[i]; sound (T, channels), 48 kHz, from
+    sound_s.
+    """
     if codec == "libx264" and codec not in av.codecs_available:
         pytest.skip("this FFmpeg has no libx264")
     with av.open(str(path), "w") as container:
@@ -106,7 +108,10 @@ def test_frames_are_those_that_a_player_shows(tmp_path, ending, codec, times_ms)
     assert found.video.shape == (5, FRAMES, SIZE, SIZE, 3) and found.video.dtype == np.uint8
     assert np.array_equal(numbers(found.video), newest(times_ms))
     assert (
-        found.has_video and not found.has_audio and not found.audio.any() and found.audio.shape == (5, 9600)
+        found.video_s.any()
+        and not found.audio_s.any()
+        and not found.audio.any()
+        and found.audio.shape == (5, 9600)
     )
     assert np.allclose(found.video_s[:4], 0.4, atol=1e-6) and found.video_s[4] > 0.3
 
@@ -116,16 +121,16 @@ def test_b_frames_that_are_not_wanted_are_not_decoded(tmp_path, monkeypatch):
         return np.roll(np.arange(HEIGHT * WIDTH * 3, dtype=np.uint8).reshape(HEIGHT, WIDTH, 3), 5 * i, 1)
 
     path = write_video(tmp_path / "b.mp4", range(0, 2000, 20), picture=moving)
-    decode, counts = media._timed_frames, []
+    decode, counts = pictures.timed_frames, []
 
     def counted(*args):
         frames = list(decode(*args))
         counts.append(len(frames))
         return iter(frames)
 
-    monkeypatch.setattr(media, "_timed_frames", counted)
+    monkeypatch.setattr(pictures, "timed_frames", counted)
     some = read_clips(None, path, **KIND)
-    monkeypatch.setattr(clips, "SWAPPED_STAMPS", 1000)  # all are wanted
+    monkeypatch.setattr(pictures, "SWAPPED_STAMPS", 1000)  # all are wanted
     assert np.array_equal(read_clips(None, path, **KIND).video, some.video)
     assert counts[1] == 100 and counts[0] < 90
     assert len({picture.tobytes() for picture in some.video.reshape(-1, SIZE * SIZE * 3)}) == 30
@@ -135,20 +140,22 @@ def test_only_wanted_frames_are_scaled_and_decoding_ends_with_the_last_clip(tmp_
     path = write_video(
         tmp_path / "long.mp4", range(0, 12000, 50), picture=lambda i: gray(i % 200), codec="mpeg4"
     )
-    scale, scaled, packets = clips.central_square, [], []
-    monkeypatch.setattr(clips, "central_square", lambda *args: scaled.append(1) or scale(*args))
-    demux = clips.Packets.demux
+    scale, scaled, packets = pictures.central_square, [], []
+    monkeypatch.setattr(pictures, "central_square", lambda *args: scaled.append(1) or scale(*args))
+    demux = pictures.Packets.demux
     monkeypatch.setattr(
-        clips.Packets, "demux", lambda self, *args: packets.extend(self.packets) or demux(self, *args)
+        pictures.Packets, "demux", lambda self, *args: packets.extend(self.packets) or demux(self, *args)
     )
     found = read_clips(None, path, **{**KIND, "n_clips": 2})
     assert len(scaled) == len({min(k, 15) for k in newest(range(0, 12000, 50))[:2].ravel()}) == 12
-    assert len(packets) < 0.8 / 0.05 + clips.DECODER_DELAY + 4 and np.allclose(found.video_s, 0.4, atol=1e-6)
+    assert len(packets) < 0.8 / 0.05 + pictures.DECODER_DELAY + 4 and np.allclose(
+        found.video_s, 0.4, atol=1e-6
+    )
 
 
 def test_repeated_frames_are_scaled_once(tmp_path, monkeypatch):
-    scale, scaled = clips.central_square, []
-    monkeypatch.setattr(clips, "central_square", lambda *args: scaled.append(1) or scale(*args))
+    scale, scaled = pictures.central_square, []
+    monkeypatch.setattr(pictures, "central_square", lambda *args: scaled.append(1) or scale(*args))
     found = read_clips(None, write_video(tmp_path / "slow.mov", [0, 500, 900], codec="mpeg4"), **KIND)
     assert len(scaled) == 3 and np.array_equal(numbers(found.video), newest([0, 500, 900]))
 
@@ -188,7 +195,7 @@ def test_a_sound_that_starts_late_is_preceded_by_silence(tmp_path):
 def test_a_video_that_starts_after_the_clips_is_none(tmp_path):
     path = write_video(tmp_path / "late.mov", [3000, 3040], tone(3.2)[:, None], "mpeg4")
     found = read_clips(path, path, **KIND)
-    assert found.has_audio and not found.has_video and not found.video.any()
+    assert found.audio_s.any() and not found.video_s.any() and not found.video.any()
 
 
 # ---- Sound ---------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ def test_stereo_is_mixed_and_resampled_clip_by_clip(tmp_path):
     assert np.allclose(same.audio.ravel(), stereo.mean(1), atol=1e-4)
     half = read_clips(None, path, **KIND)
     expected = (tone(2.0, 440, 24000) + 0.2 * tone(2.0, 1000, 24000)).reshape(5, 9600) / 2
-    assert half.audio.shape == (5, 9600) and half.has_audio
+    assert half.audio.shape == (5, 9600) and half.audio_s.any()
     assert np.abs(half.audio - expected)[:, 20:-20].max() < 2e-3  # the filter meets silence at the edges
 
 
@@ -210,7 +217,9 @@ def test_other_sampling_rates_fill_the_clips(tmp_path, rate_hz):
     soundfile.write(tmp_path / "a.wav", tone(2.0, rate_hz=rate_hz), rate_hz)
     found = read_clips(tmp_path / "a.wav", None, **KIND)
     assert (
-        found.audio.shape == (5, 9600) and found.video.shape == (5, 6, SIZE, SIZE, 3) and not found.has_video
+        found.audio.shape == (5, 9600)
+        and found.video.shape == (5, 0, SIZE, SIZE, 3)
+        and not found.video_s.any()
     )
     assert np.abs(found.audio - tone(2.0, rate_hz=24000).reshape(5, 9600))[:, 30:-30].max() < 5e-3
 
@@ -246,9 +255,13 @@ def test_what_lies_beyond_the_end_is_silence_and_the_last_frame(tmp_path):
 def test_flv_without_sound_takes_the_wav(tmp_path):
     path = write_video(tmp_path / "v.flv", codec="flv")
     soundfile.write(tmp_path / "a.wav", tone(2.0), 48000)
-    assert not read_clips(None, path, **KIND).has_audio and not read_clips(path, path, **KIND).has_audio
+    assert (
+        not read_clips(None, path, **KIND).audio_s.any() and not read_clips(path, path, **KIND).audio_s.any()
+    )
     both = read_clips(tmp_path / "a.wav", path, **KIND)
-    assert both.has_audio and both.has_video and np.array_equal(numbers(both.video), newest(STEADY_MS))
+    assert (
+        both.audio_s.any() and both.video_s.any() and np.array_equal(numbers(both.video), newest(STEADY_MS))
+    )
     assert np.array_equal(both.audio, read_clips(tmp_path / "a.wav", None, **KIND).audio)
 
 
@@ -291,8 +304,8 @@ def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
     path = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
     found = read_clips(path, path, 10, 0.4, 24000, 16, 224)
     frame_s = 1001 / 30000
-    with media._open_video(path, 1) as (container, stream):
-        shown = [frame for frame, _ in media._timed_frames(container, stream)]
+    with media.open_video(path, 1) as (container, stream):
+        shown = [frame for frame, _ in media.timed_frames(container, stream)]
     assert len(shown) == 99
     scaler = VideoReformatter()
     for n in range(10):
@@ -309,12 +322,12 @@ def test_real_ravdess_sound_without_any_video(tmp_path):
     files = sorted((shared_data("ravdess") / "Actor_01").glob("*.wav"))[:12]
     corpus, turns = corpus_of(tmp_path, [(str(path), "") for path in files])
     seen = []
-    backbone = MeanBackbone(lambda audio, video: seen.append(video))
-    store, figures = extract(corpus, turns, backbone, tmp_path / "s", {}, settings(batch_clips=20))
-    assert figures["without_video"] == 12 and figures["left_out"] == 0 and set(seen) == {None}
-    features = read_features(store, turns)
-    assert not features.has_video.any() and features.has_audio.all() and not features.video.any()
-    assert features.audio.any((1, 2)).all()
+    store = features(corpus, turns, MeanBackbone(lambda audio, video: seen.append(video)), tmp_path / "s")
+    part = read_part(store, turns)
+    assert (
+        set(seen) == {None} and len(part) == 12 and part.missing.tolist() == [[[False] * 5, [True] * 5]] * 12
+    )
+    assert not part.x[:, 1].any() and part.x[:, 0].any(2).any(1).all()
 
 
 # ---- The store -----------------------------------------------------------------------------
@@ -323,13 +336,16 @@ def test_real_ravdess_sound_without_any_video(tmp_path):
 class MeanBackbone:
     """Features to be worked out by hand: means of the samples, of their squares, of the pixels by colour.
 
-    A thousandth of the number of clips in the batch is added, so that other batches give other features.
+    A multiple of the number of clips in the batch is added, so that other batches can give other features.
     """
 
     rate_hz, fps, size, dim = 24000, 16, SIZE, 3
 
     def __init__(self, watch=lambda audio, video: None, by_batch=0.0):
         self.watch, self.by_batch = watch, by_batch
+
+    def identity(self):
+        return {"by_batch": str(self.by_batch)}
 
     def features(self, audio, video):
         self.watch(audio, video)
@@ -339,14 +355,15 @@ class MeanBackbone:
         return audio, None if video is None else video.float().mean((1, 2, 3)) + self.by_batch * len(video)
 
 
-def settings(n_clips=5, batch_clips=15, workers=0, share=0.5):
-    return Extraction(n_clips, 0.4, batch_clips, workers, share)
+def features(corpus, turns, backbone, folder, n_clips=5, workers=0):
+    return clip_features(corpus, turns, backbone, folder, n_clips, 0.4, Extraction(3, workers, 0.5))
 
 
 def corpus_of(folder, paths):
     """A Manifest of turns u00, u01, ... with (audio, video), and the turns."""
+    (folder / "manifest.csv").write_text("the fingerprint is taken of this")
     turns = [
-        Turn(f"u{i:02}", "d", i, "s", "", 0.0, 0.0, audio=str(a), video=str(v))
+        Turn(f"u{i:02}", "d", i, "s", "", 0.0, 0.0, label="sad", audio=str(a), video=str(v))
         for i, (a, v) in enumerate(paths)
     ]
     return Manifest("corpus", folder, (), turns), turns
@@ -354,7 +371,9 @@ def corpus_of(folder, paths):
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
-    """Eight recordings: wavs at a level of their own, and videos; number 2 is a pointer, 6 has sound alone."""
+    """Eight recordings: wavs at a level of their own, and videos; number 2 is a pointer, 6 has sound
+    alone.
+    """
     folder, paths = tmp_path_factory.mktemp("recordings"), []
     for i in range(8):
         audio, video = folder / f"{i}.wav", folder / f"{i}.mov"
@@ -367,15 +386,9 @@ def recordings(tmp_path_factory):
     return corpus_of(folder, paths)
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "extraction.json"}
-
-
 def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
     corpus, turns = recordings
-    store, figures = extract(
-        corpus, turns, MeanBackbone(), tmp_path / "s", {"weights": "w"}, settings(workers=2)
-    )
+    store = features(corpus, turns, MeanBackbone(), tmp_path / "s", workers=2)
     assert store.ids == [f"u{i:02}" for i in (0, 1, 3, 4, 5, 6, 7)] and store.length("u00") == 5
     for i in (0, 3, 7):
         level = (i + 1) / 16
@@ -385,137 +398,40 @@ def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
         assert np.allclose(store.rows(f"u{i:02}", "video_s"), [0.4, 0.4, 0.2, 0, 0], atol=1e-3)
     assert not store.rows("u06", "video").any() and not store.rows("u06", "video_s").any()
     assert store["audio"].dtype == store["video"].dtype == np.float32
-    counts = {
-        "new": 7,
-        "recorded_s": pytest.approx(14.0),
-        "recordings": 7,
-        "left_out": 1,
-        "shorter": 0,
-        "without_audio": 0,
-        "padded_audio": 0,
-        "partly_padded_audio": 0,
-        "without_video": 1,
-        "padded_video": 12,
-        "partly_padded_video": 6,
-    }
-    assert {name: figures[name] for name in counts} == counts and figures["seconds"] >= figures[
-        "backbone_s"
-    ] > 0
     said = capsys.readouterr().out
-    assert "extracting 8 recordings x 5 clips of 0.4 s" in said
     assert "left out: 1 of 8 recordings (12.5%): 1 x a git-lfs pointer" in said
-    assert "s of recording per s" in said and "without video: 1 of 7 recordings" in said
-    problems = (tmp_path / "s" / "problems.csv").read_text()
-    assert problems.startswith("utterance_id,file,problem,remedy\nu02,") and problems.count("\n") == 2
-    features = read_features(store, turns[::-1])
-    assert [turn.utterance_id for turn in features.turns] == store.ids[::-1] and features.audio.shape == (
-        7,
-        5,
-        3,
-    )
-    assert features.has_video.tolist() == [True, False] + [True] * 5
+    assert "audio: 0 clips padded; 0 recordings without" in said
+    assert "video: 18 clips padded; 1 recordings without, their features are 0" in said
     unused = MeanBackbone(lambda audio, video: pytest.fail("a finished store was extracted again"))
-    again, later = extract(corpus, turns, unused, tmp_path / "s", {"weights": "w"}, settings())
-    assert again.ids == store.ids and later == figures
-    assert "already extracted, 7 recordings; 1 left out" in capsys.readouterr().out
+    assert features(corpus, turns, unused, tmp_path / "s").ids == store.ids
+    assert features(corpus, turns, MeanBackbone(), tmp_path / "s", n_clips=3).length("u00") == 3
 
 
-@pytest.mark.parametrize("after, n_new", [(0, 7), (1, 5), (2, 2)])
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, recordings, after, n_new):
+def test_a_part_has_its_turns_in_their_order(tmp_path, recordings):
     corpus, turns = recordings
-    backbone, calls = MeanBackbone(by_batch=1e-3), []
-    extract(corpus, turns, backbone, tmp_path / "whole", {}, settings())
-
-    def kill(audio, video):
-        calls.append(1)
-        if len(calls) > after:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        extract(corpus, turns, MeanBackbone(kill, by_batch=1e-3), tmp_path / "s", {}, settings())
-    _, figures = extract(corpus, turns, backbone, tmp_path / "s", {}, settings(workers=2))
-    assert contents(tmp_path / "s") == contents(tmp_path / "whole") and figures["new"] == n_new
-
-
-def test_an_index_torn_within_a_batch_is_mended(tmp_path, recordings):
-    corpus, turns = recordings
-    extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "whole", {}, settings())
-    extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "s", {}, settings())
-    index = tmp_path / "s" / "index.csv"
-    index.write_text("\n".join(index.read_text().split("\n")[:4]) + "\nu04,1")  # 3 of 7 and a part
-    meta = json.loads((tmp_path / "s" / "meta.json").read_text())
-    (tmp_path / "s" / "meta.json").write_text(json.dumps({**meta, "complete": False}))
-    extract(corpus, turns, MeanBackbone(by_batch=1e-3), tmp_path / "s", {}, settings())
-    assert contents(tmp_path / "s") == contents(tmp_path / "whole")
-
-
-def test_other_weights_clips_or_recordings_start_over(tmp_path, recordings, capsys):
-    corpus, turns = recordings
-    extract(corpus, turns, MeanBackbone(), tmp_path / "s", {"weights": "a"}, settings())
-    for identity, which, kind in (
-        ({"weights": "b"}, turns, settings()),
-        ({"weights": "b"}, turns[:5], settings()),
-        ({"weights": "b"}, turns[:5], settings(n_clips=3)),
-    ):
-        capsys.readouterr()
-        store, figures = extract(corpus, which, MeanBackbone(), tmp_path / "s", identity, kind)
-        assert figures["new"] == len(which) - 1 and "starting over" in capsys.readouterr().out
-    assert store.length("u00") == 3
-
-
-def test_too_many_problems_stop_the_run_and_mended_files_are_taken(tmp_path, recordings):
-    corpus, turns = recordings
-    paths = [(corpus.folder / turn.audio, corpus.folder / turn.video) for turn in turns[:3]]
-    video = tmp_path / "2.mov"
-    video.write_bytes(b"")
-    corpus, turns = corpus_of(tmp_path, [*paths[:2], (paths[2][0], video)])
-    with pytest.raises(
-        UserError, match=r"problems.csv: 1 of 3 recordings cannot be used.*2.mov: the file is empty"
-    ):
-        extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.2))
-    video.write_bytes(paths[0][1].read_bytes())
-    store, figures = extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.2))
-    assert store.ids == ["u00", "u01", "u02"] and figures["new"] == 1 and figures["left_out"] == 0
-    assert (tmp_path / "s" / "problems.csv").read_text().count("\n") == 1
-    corpus, turns = corpus_of(tmp_path, [("", ""), ("absent.wav", "")])
-    with pytest.raises(UserError, match="2 of 2 recordings cannot be used"):
-        extract(corpus, turns, MeanBackbone(), tmp_path / "t", {}, settings(share=1.0))
-
-
-def test_a_hopeless_run_stops_early(tmp_path, recordings, monkeypatch):
-    monkeypatch.setattr(clips, "MANY_PROBLEMS", 3)
-    read = []
-    monkeypatch.setattr(
-        clips, "read_clips", lambda *args: read.append(1) or media.check_file(tmp_path / "absent")
-    )
-    corpus, turns = corpus_of(tmp_path, [("a", "")] * 60)
-    with pytest.raises(UserError, match="6 of 60 recordings"):
-        extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings(share=0.01))
-    assert len(read) == 6
+    store = features(corpus, turns, MeanBackbone(), tmp_path / "s")
+    part = read_part(store, turns[::-1], ("happy", "sad"))
+    assert [turn.utterance_id for turn in part.turns] == store.ids[::-1] and part.x.shape == (7, 2, 5, 3)
+    for row, turn in enumerate(part.turns):
+        for m, name in enumerate(("audio", "video")):
+            assert np.array_equal(part.x[row, m], store.rows(turn.utterance_id, name))
+    assert part.missing[1].tolist() == [[False] * 5, [True] * 5] and part.missing.sum() == 5
+    assert part.labels.tolist() == [1] * 7 and read_part(store, turns).labels.tolist() == [-1] * 7
+    seen = [part.x[:, 0].flatten(0, 1), part.x[[0, 2, 3, 4, 5, 6], 1].flatten(0, 1)]
+    torch.testing.assert_close(part.mean(), torch.stack([x.mean(0) for x in seen]))
+    some = part.rows(torch.tensor([3, 1]))
+    assert [turn.utterance_id for turn in some.turns] == [store.ids[3], store.ids[5]]
+    assert torch.equal(some.x, part.x[[3, 1]]) and torch.equal(some.missing, part.missing[[3, 1]])
+    identities = {part.identity(), some.identity(), part.rows(torch.tensor([1, 3])).identity()}
+    assert len(identities) == 3 and read_part(store, turns[::-1]).identity() in identities
+    with pytest.raises(UserError, match="none of the recordings could be read"):
+        read_part(store, [turns[2]])
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path, recordings):
     corpus, turns = recordings
-    broken = MeanBackbone(by_batch=float("nan"))
     with pytest.raises(UserError, match="u00: its audio features hold NaN"):
-        extract(corpus, turns, broken, tmp_path / "s", {}, settings())
-
-
-def test_a_full_disk_is_said_before_anything_is_decoded(tmp_path, recordings, monkeypatch):
-    corpus, turns = recordings
-    monkeypatch.setattr(clips.shutil, "disk_usage", lambda folder: SimpleNamespace(free=100))
-    monkeypatch.setattr(clips, "read_clips", lambda *args: pytest.fail("decoded"))
-    with pytest.raises(UserError, match="choose another DATA_ROOT"):
-        extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings())
-
-
-def test_workers_read_ahead_no_further_than_agreed(recordings, monkeypatch):
-    corpus, turns = recordings
-    started = []
-    monkeypatch.setattr(clips, "read_clips", lambda *args: started.append(1))
-    for k, (turn, _) in enumerate(clips.read_turns(corpus, turns * 5, MeanBackbone(), settings(workers=2))):
-        assert len(started) <= k + clips.AHEAD * 2 and turn is (turns * 5)[k]
-    assert len(started) == 40
+        features(corpus, turns, MeanBackbone(by_batch=float("nan")), tmp_path / "s")
 
 
 def test_features_depend_on_their_own_clip_alone(tmp_path):
@@ -527,17 +443,15 @@ def test_features_depend_on_their_own_clip_alone(tmp_path):
             sound[19200 : 2 * 19200] *= -0.7
             shown[30:40] = [200] * 10  # 1.2 to 1.6 s
         soundfile.write(tmp_path / f"{i}.wav", sound, 48000)
+
+        def picture(k, shown=shown):
+            return gray(shown[k])
+
         # Lossless, so that coding does not carry a change over to later frames.
-        paths.append(
-            (
-                tmp_path / f"{i}.wav",
-                write_video(
-                    tmp_path / f"{i}.mkv", codec="ffv1", picture=lambda k, shown=shown: gray(shown[k])
-                ),
-            )
-        )
+        video = write_video(tmp_path / f"{i}.mkv", codec="ffv1", picture=picture)
+        paths.append((tmp_path / f"{i}.wav", video))
     corpus, turns = corpus_of(tmp_path, paths)
-    store, _ = extract(corpus, turns, MeanBackbone(), tmp_path / "s", {}, settings())
+    store = features(corpus, turns, MeanBackbone(), tmp_path / "s")
     for name, changed in (("audio", 1), ("video", 3)):
         same = (store.rows("u00", name) == store.rows("u01", name)).all(1)
         assert same.tolist() == [n != changed for n in range(5)], name
@@ -545,9 +459,9 @@ def test_features_depend_on_their_own_clip_alone(tmp_path):
 
 def test_clip_batches_hold_whole_clips_alone(recordings):
     corpus, turns = recordings
-    batches = list(clips.clip_batches(corpus, turns, MeanBackbone(), settings()))
+    batches = list(clip_batches(corpus, turns, MeanBackbone(), 5, 0.4, 15))
     assert [len(audio) for audio, _ in batches] == [10, 15, 10]  # 2 s of sound each, one recording left out
     assert [len(video) for _, video in batches] == [4, 6, 2]  # 1 s of video: 2 whole clips each
-    assert isinstance(read_clips(corpus.folder / "0.wav", None, **KIND), clips.Clips)
-    [(audio, video)] = clips.clip_batches(corpus, [turns[6]], MeanBackbone(), settings())
+    assert isinstance(read_clips(corpus.folder / "0.wav", None, **KIND), Clips)
+    [(audio, video)] = clip_batches(corpus, [turns[6]], MeanBackbone(), 5, 0.4, 15)
     assert len(audio) == 5 and video is None

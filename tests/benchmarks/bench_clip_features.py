@@ -1,23 +1,27 @@
-"""Clips of recordings per second: every file decoded once against every clip decoded on its own; and peak memory.
+"""Clips of recordings per second: every file decoded once against every clip decoded on its own; and peak
+memory.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/bench_clip_features.py [folder of mp4, mov or flv files]
 
-The first N_FILES files of a folder, or 720p H.264 with AAC that is written to a temporary folder in the two ways that
-recordings are found: a key frame every second (as RAVDESS) and where x264 puts them, every 250 frames. Clips as for
-AVID-CMA: 10 of 0.4 s, 6 frames of 224 x 224 and 9,600 samples; those beyond the end of a file are not counted.
+The first N_FILES files of a folder, or 720p H.264 with AAC that is written to a temporary folder in the two
+ways that recordings are found: a key frame every second (as RAVDESS) and where x264 puts them, every 250
+frames. Clips as for AVID-CMA: 10 of 0.4 s, 6 frames of 224 x 224 and 9,600 samples; those beyond the end of a
+file are not counted.
 - decoded once     common.chochlakis.clips.read_clips
 - per clip         open, seek to the clip, decode it, for the picture and again for the sound; scaled as above
-- per clip, PIL    the same as the published loaders of AVID-CMA scale: whole RGB pictures, by Pillow, then cropped
+- per clip, PIL    the same as the published loaders of AVID-CMA scale: whole RGB pictures, by Pillow, then
+                   cropped
 - extract, 2 threads   the way to the store with a backbone that takes no time
-All on one thread save the last, taking turns; the median of RUNS runs by the clock, and in seconds of processor time,
-which other programs on the machine disturb less. The aim is five times the clips per second.
+All on one thread save the last, taking turns; the median of RUNS runs by the clock, and in seconds of
+processor time, which other programs on the machine disturb less. The aim is five times the clips per second.
 
-The genuine recording of RAVDESS (H.264, 720p, 30 frames per second, a key frame every 29, 9 clips) stays below that in
-processor time, at about three times, and must: decoding is nearly all there is to win. A clip of its own decodes what
-lies between the key frame and its end, 203 frames in all. Once decodes 67 of 99, those wanted (51) and those that they
-are predicted from; that takes 0.24 of 0.32 s, opening the file twice for sound and picture 0.02, scaling 0.04, sound
-0.02. If all but decoding were free it would be under four times. Several threads shorten the clock alone and are better
-spent on several recordings, as extract does; to decode less (no deblocking, lower resolution) changes the pictures.
+The genuine recording of RAVDESS (H.264, 720p, 30 frames per second, a key frame every 29, 9 clips) stays
+below that in processor time, at about three times, and must: decoding is nearly all there is to win. A clip
+of its own decodes what lies between the key frame and its end, 203 frames in all. Once decodes 67 of 99,
+those wanted (51) and those that they are predicted from; that takes 0.24 of 0.32 s, opening the file twice
+for sound and picture 0.02, scaling 0.04, sound 0.02. If all but decoding were free it would be under four
+times. Several threads shorten the clock alone and are better spent on several recordings, as extract does; to
+decode less (no deblocking, lower resolution) changes the pictures.
 """
 
 import contextlib
@@ -38,9 +42,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.chochlakis.clips import Extraction, central_square, extract, frames_at, read_clips
+from common.chochlakis.clips import clip_features, read_clips
+from common.extraction import Extraction
 from common.manifest import Manifest, Turn
 from common.media import probe
+from common.pictures import central_square, frames_at
 
 RUNS = 5
 N_FILES = 4
@@ -56,6 +62,9 @@ class NoBackbone:
 
     rate_hz, fps, size, dim = RATE_HZ, FPS, SIZE, 512
 
+    def identity(self):
+        return {}
+
     def features(self, audio, video):
         return tuple(None if x is None else torch.zeros(len(x), self.dim) for x in (audio, video))
 
@@ -64,7 +73,9 @@ class NoBackbone:
 
 
 def write_mp4(path, gop, seconds=4.2):
-    """Pictures that move smoothly under a little noise, and a tone: as hard to decode as a face before a wall."""
+    """Pictures that move smoothly under a little noise, and a tone: as hard to decode as a face before a
+    wall.
+    """
     rng, rate = np.random.default_rng(0), 30
     coarse = Image.fromarray(rng.integers(40, 200, (64, 110, 3), dtype=np.uint8))
     scene = np.asarray(coarse.resize((1760, 1024), Image.BICUBIC)).astype(np.int16)
@@ -164,7 +175,9 @@ def timed(ways, files):
 
 
 def check(path, n_clips):
-    """All ways must give the same clips, but for a last one cut short by an edit list and for shifts below a pixel."""
+    """All ways must give the same clips, but for a last one cut short by an edit list and for shifts below a
+    pixel.
+    """
     reference = once(path, n_clips)
     for scale, most in ((scale_as_ours, 0.01), (scale_by_pillow, 5.0)):
         audio, video = per_clip(path, n_clips, scale)
@@ -187,8 +200,9 @@ def compare(name, paths):
     base = medians["decoded once"]
     for way, (clock, processor) in medians.items():
         print(
-            f"  {way:<20} {n_clips / clock:7.1f} clips/s by the clock   {n_clips / processor:7.1f} per s of processor"
-            f"   ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}",
+            f"  {way:<20} {n_clips / clock:7.1f} clips/s by the clock   "
+            f"{n_clips / processor:7.1f} per s of processor   "
+            f"ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}",
             flush=True,
         )
     seconds = statistics.median(whole(paths) for _ in range(RUNS))
@@ -209,15 +223,10 @@ def whole(paths):
             for k in range(REPEATS)
             for i, path in enumerate(paths)
         ]
+        manifest, how = Manifest("bench", Path(folder), (), turns), Extraction(64 // N_CLIPS, 2, 0.0)
+        (manifest.folder / "manifest.csv").write_text("the fingerprint is taken of this")
         started = time.perf_counter()
-        extract(
-            Manifest("bench", Path(folder), (), turns),
-            turns,
-            NoBackbone(),
-            Path(folder) / "s",
-            {},
-            Extraction(N_CLIPS, CLIP_S, 64, 2, 0.0),
-        )
+        clip_features(manifest, turns, NoBackbone(), Path(folder) / "s", N_CLIPS, CLIP_S, how)
         return (time.perf_counter() - started) / REPEATS
 
 
