@@ -378,7 +378,7 @@ def test_fine_tuning_starts_from_the_frozen_phase_and_counts_on(finished):
     assert recipes[1]["epochs_since_best"] == history["epochs_since_best"]
     # One epoch at 1e-5 moves the logits a little from where the frozen phase left them, and does move them.
     before, after = (np.array(logits_of(outcome)) for outcome in (frozen, tuned))
-    assert 1e-7 < np.abs(before - after).max() < 0.05 * np.abs(before).max()
+    assert 1e-7 < np.abs(before - after).max() < 0.1 * np.abs(before).max()
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
