@@ -483,6 +483,8 @@ def main():
     modalities = modalities_of(manifest)
     chosen = {m: chosen_models(m) for m in modalities}
     needed = [(m, model) for m in modalities for model in (models_of(m) if "choice" in STAGES else chosen[m])]
+    for modality, model in needed:
+        settings_of(modality, model, 0)  # refuses wrong values before anything slow
     with accelerator.main_process_first():
         inputs = {(m, model): inputs_of(manifest, m, model) for m, model in needed}
 

@@ -1,21 +1,35 @@
 """Fuse modalities and classify emotions, in the ways of two papers.
 
 "babaali"  B. Babaali, M. Shayaninasab, "Multi-Modal Emotion Recognition by Text, Speech and Video Using
-           Pretrained Transformers": features of text, speech and video that 03 stored, fused and given to an
-           SVM, a small network and XGBoost. Code and DEVIATIONS: common/babaali/fusion.py
+           Pretrained Transformers", Sections 3.3, 3.4, 4.2 and 4.3: features of text, speech and video that
+           03 stored, concatenated, summed or multiplied, and given to an SVM, a small network and XGBoost.
 "li"       J. Li, S. Wang, Y. Chao, X. Liu, H. Meng, "Context-aware Multimodal Fusion for Emotion
-           Recognition": all layers of WavLM and BERT, the text with its neighbours in the dialogue, fused by
-           cross-modal attention; needs 01 only. Code and DEVIATIONS: common/li/fusion.py, network: li_model.py
+           Recognition", Interspeech 2022: all layers of WavLM and BERT, the text with its neighbours in the
+           dialogue, fused by cross-modal attention; needs 01 only. Fusion and classifier (Sections 2.2, 2.3)
+           are below; Section 2.1 is common/li/extractor.py, the training of Sections 2.4 and 3.2 and the
+           DEVIATIONS are common/li/training.py.
 
-    python 04_fuse_classify.py                      # both papers on IEMOCAP, after 01, 02 and 03
-    python 04_fuse_classify.py --PAPERS=li          # the second one, after 01
+    python 04_fuse_classify.py                             # both papers on IEMOCAP, after 01, 02 and 03
+    python 04_fuse_classify.py --PAPERS=li                 # the second one, after 01
     python 04_fuse_classify.py --demo --PAPERS=babaali     # 20 s on 2 CPU cores
     python 04_fuse_classify.py --PAPERS=babaali --FEATURES_ROOT=my_features --OUT_OF_FOLD=false
-                                                    # features from elsewhere
+                                                           # features from elsewhere
 
 Reads <DATA_ROOT>/prepared/<corpus>/ and, for "babaali", <FEATURES_ROOT>.
 Writes results/04_fuse_classify/<corpus>/: <paper>_table_*, <paper>_fig_*; predictions.csv and metrics.json of
 "babaali", li_predictions.csv and li_metrics.json of "li"; log.jsonl, shared.
+
+DEVIATIONS of "babaali"
+1. The paper does not say how it set its classifiers. Here C, the network's epochs and XGBoost's rounds are
+   chosen on the fold's validation speakers, then the classifier is fitted again on training and validation
+   turns. Where SELECT_ON = "test" leaves no such speakers, every fourth training speaker chooses.
+2. Vectors are fused as they are; the fused ones are standardised by the turns that fit the classifier.
+3. Kernel, C, network and XGBoost settings are not in the paper.
+4. Late fusion takes logits ("the classification results from the last layer"). An encoder is more certain of
+   its own training turns than of new speakers; OUT_OF_FOLD adds, beside the paper's way, classifiers fitted
+   on logits of encoders that saw neither the turn's session nor the test session (ten per modality).
+5. A turn that a modality lacks gets that modality's training mean and is counted below the tables, so that
+   every labelled turn is scored. The paper does not mention any.
 """
 
 from common import settings
@@ -23,166 +37,601 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
-from types import SimpleNamespace
+import math
+import time
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
-from common.babaali import fusion as babaali_fusion
+import numpy as np
+import torch
+import xgboost
+from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
+from sklearn.svm import SVC
+from torch import nn
+from torch.nn import functional as F
+
+from common import splits
+from common.babaali import tables as babaali_tables
+from common.babaali.features import StoredFeatures, fill_absent, standardise
+from common.babaali.tables import System, final_model
+from common.comparison import Scores
+from common.encoders import locate
 from common.errors import UserError
-from common.li import fusion as li_fusion
+from common.jobs import side_by_side
+from common.layers import sinusoidal
+from common.li import tables as li_tables
+from common.li.extractor import FeatureExtractor, average
+from common.li.hidden_states import keep_states, read_utterances
+from common.li.training import FROZEN, PHASES, TUNED, Study, possible_systems, train_all
 from common.manifest import read_manifest
+from common.results import prediction_rows, start_run
+from common.training import Recipe, make_accelerator
 
-# ---- Constants to tweak: shared by both papers ---------------------------------------------
-PAPERS = ("babaali", "li")  # which to run, in this order
-DATA_ROOT = "data"  # folder of corpora, checkpoints, features
-RESULTS_ROOT = "results"  # tables and figures go to <RESULTS_ROOT>/04_fuse_classify/<corpus>/
-CORPUS = "iemocap"  # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
-SEEDS = (0, 1, 2)  # one full run each; tables show mean ± sd over them. Not in the papers
-N_GROUPS = 5  # folds, where the corpus has neither sessions nor an official split
-N_RESAMPLES = 10000  # of speakers behind every interval; sign patterns of the permutation test
+# fmt: off
+# ---- Roots ---------------------------------------------------------------------------------
+DATA_ROOT = "data"                # folder of corpora, checkpoints, features
+RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/04_fuse_classify/<corpus>/
+FEATURES_ROOT = ""                # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
+CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a
+                                  # folder with one sub-folder per model
 
-# ---- Babaali & Shayaninasab ----------------------------------------------------------------
-FEATURES_ROOT = ""  # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
-MODALITIES = ("text", "audio", "video")  # those without a folder of features are left out, and said so
-FUSIONS = ("concatenation", "sum", "product")  # Sec. 3.3; sum and product need vectors of equal width
-OUT_OF_FOLD = True  # also fit late fusion on out-of-fold logits, which 02 and 03 must have made
+# ---- Corpus and protocol -------------------------------------------------------------------
+PAPERS = ("babaali", "li")        # which to run, in this order
+CORPUS = "iemocap"                # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
+SEEDS = (0, 1, 2)                 # one full run each; tables show mean ± sd over them. Not in the papers
+N_GROUPS = 5                      # folds, where the corpus has neither sessions nor an official split
+N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
 
-# Protocol, as in 02 and 03
-VALIDATE_ON = "group"  # "group" or "speaker": who validates. Not in the paper
-SELECT_ON = "validation"  # "test" is the paper's protocol (optimistic); tables name the one used
+# ---- Babaali & Shayaninasab: protocol and fusion (Sec. 3.3) --------------------------------
+VALIDATE_ON = "group"             # "group" or "speaker": who validates, as in 02 and 03. Not in the paper
+SELECT_ON = "validation"          # "test" is the paper's protocol (optimistic), as in 02 and 03
+MODALITIES = ("text", "audio", "video")              # those without features are left out, and said so
+FUSIONS = ("concatenation", "sum", "product")        # sum and product need vectors of equal width
+OUT_OF_FOLD = True                # also fit late fusion on out-of-fold logits, which 02 and 03 must have made
 
-# Classifiers (Sec. 3.4); none of these values is in the paper
-SVM_KERNEL = "rbf"  # "rbf", exp(-|a - b|^2 / D) of standardised vectors of width D, or "linear"
-SVM_C = (0.1, 1.0, 10.0)  # the best on the validation speakers is used, the smallest of equals
-NN_HIDDEN = 256  # units of the two-layer network's first layer
-NN_DROPOUT = 0.5  # after the first layer
-NN_LEARNING_RATE = 1e-3  # AdamW, weight decay 0.01
-NN_BATCH = 64  # turns per step
-NN_EPOCHS = 60  # at most; the epoch of the lowest validation loss is used
-NN_PATIENCE = 8  # epochs without a lower validation loss before the search stops
-XGB_ROUNDS = 300  # at most; the round of the lowest validation loss is used
-XGB_PATIENCE = 10  # rounds without a lower validation loss before the search stops
-XGB_DEPTH = 4  # depth of a tree
-XGB_LEARNING_RATE = 0.3  # shrinkage of a tree
-XGB_COLUMNS = 0.1  # share of the features that a tree may use, at least 16 of them
-XGB_THREADS = 1  # CPU threads; two on cores that others use were 12 times slower than one
+# ---- Babaali & Shayaninasab: classifiers (Sec. 3.4); none of these values is in the paper --
+CLASSIFIERS = ()                  # such as SVM,NN; () = all that CLASSIFY below names: SVM, NN, XGBoost
+SVM_KERNEL = "rbf"                # "rbf", exp(-|a - b|^2 / D) of standardised vectors of width D, or "linear"
+SVM_C = (0.1, 1.0, 10.0)          # the best on the validation speakers is used, the smallest of equals
+NN_HIDDEN = 256                   # units of the two-layer network's first layer
+NN_DROPOUT = 0.5                  # after the first layer
+NN_LEARNING_RATE = 1e-3           # AdamW, weight decay 0.01
+NN_BATCH_SIZE = 64                # turns per step
+NN_EPOCHS = 60                    # at most; the epoch of the lowest validation loss is used
+NN_PATIENCE = 8                   # epochs without a lower validation loss before the search stops
+XGB_ROUNDS = 300                  # at most; the round of the lowest validation loss is used
+XGB_PATIENCE = 10                 # rounds without a lower validation loss before the search stops
+XGB_DEPTH = 4                     # depth of a tree
+XGB_LEARNING_RATE = 0.3           # shrinkage of a tree
+XGB_COLUMNS = 0.1                 # share of the features that a tree may use, at least 16 of them
 
-# ---- Li et al. -----------------------------------------------------------------------------
-SYSTEMS = (
-    "WavLM+FC",
-    "WavLM+TE",
-    "BERT+FC",
-    "BERT+TE",
-    "CMT(A→T)",
-    "CMT(T→A)",
-    "EF",
-    "LF",
-    "MMT",
-)  # Table 1;
-# those whose modality the corpus lacks are left out, and said so
-CHECKPOINTS = "hub"  # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a folder
-# with one sub-folder per model
-AUDIO_MODEL = "microsoft/wavlm-large"  # Sec. 2.1
+# ---- Li et al.: systems and inputs (Sec. 2.1, 3.2) -----------------------------------------
+SYSTEMS = ()                      # such as BERT+FC,MMT; () = all of Table 1, which BRANCHES below names;
+                                  # those whose modality the corpus lacks are left out, and said so
+AUDIO_MODEL = "microsoft/wavlm-large"    # Sec. 2.1
 TEXT_MODEL = "bert-base-uncased"  # Sec. 2.1, 12 layers; cased or not is not in the paper
-AUDIO_MAX_S = 5.0  # seconds from the start of a turn (Sec. 3.2)
-TEXT_MAX_TOKENS = 512  # of each utterance (Sec. 3.2)
-CONTEXT_BEFORE = 4  # utterances of the dialogue before the target that its text sees (Sec. 3.2)
-CONTEXT_AFTER = 4  # ... and after it; 0 is what a live system could have (Sec. 3.2)
+AUDIO_MAX_S = 5.0                 # seconds from the start of a turn (Sec. 3.2)
+TEXT_MAX_TOKENS = 512             # of each utterance (Sec. 3.2)
+CONTEXT_BEFORE = 4                # utterances of the dialogue before the target that its text sees (Sec. 3.2)
+CONTEXT_AFTER = 4                 # ... and after it; 0 is what a live system could have (Sec. 3.2)
 
-# Network (Sec. 2)
-WIDTH = 16  # per step and modality after the projector (Sec. 2.1)
-SE_REDUCTION = 0  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
-LAYER_MERGE = "mean"  # "mean" of the calibrated layers, or "concatenate". Not in the paper
-PROJECTOR_HIDDEN = 128  # units of the projector's first layer, 0 = a single layer. Not in the paper
-CONTEXT_OVER = "utterances"  # the context convolution slides over "utterances" or "tokens". Not in the paper
-HEADS = 1  # of attention; Eq. 1 has one
-BLOCKS = 1  # Transformer blocks in a row. Not in the paper
-FEED_FORWARD = 64  # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
-NORM_FIRST = True  # LayerNorm before attention, as in its reference [29], or after, as in [31]
-CMT_RESIDUAL = True  # whether a cross-modal block adds its target to what it attends to. Not in the paper
-CLASSIFIER_HIDDEN = 64  # units of the classifier's first layer. Not in the paper
-DROPOUT = 0.5  # between every two modules (Sec. 3.2)
-BLOCK_DROPOUT = 0.1  # inside a Transformer block. Not in the paper
+# ---- Li et al.: network (Sec. 2) -----------------------------------------------------------
+WIDTH = 16                        # per step and modality after the projector (Sec. 2.1)
+SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
+LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
+PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
+CONTEXT_OVER = "utterances"       # the context convolution slides over "utterances" or "tokens" (Sec. 2.1)
+HEADS = 1                         # of attention; Eq. 1 has one
+BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
+FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
+NORM_FIRST = True                 # LayerNorm before attention, as in its reference [29], or after, as in [31]
+CMT_RESIDUAL = True               # a cross-modal block adds its target to its output. Not in the paper
+CLASSIFIER_HIDDEN = 64            # units of the classifier's first layer. Not in the paper
+DROPOUT = 0.5                     # between every two modules (Sec. 3.2)
+BLOCK_DROPOUT = 0.1               # inside a Transformer block. Not in the paper
 
-# Training (Sec. 2.4 and 3.2)
-FROZEN_LEARNING_RATE = 1e-3  # AdamW, while the pretrained models are frozen
-FINETUNE_LEARNING_RATE = 1e-5  # then
-WEIGHT_DECAY = 1e-3  # of weight matrices
-BATCH_SIZE = 32  # turns per step
-FINETUNED_PARTS = (
-    "bottom"  # "bottom": WavLM's CNN encoder and BERT's input embeddings (Sec. 2.4); "all" weights;
-)
-# "none": only the frozen phase
-FINETUNE_PATIENCE = 5  # epochs without a lower loss on the development speaker that start fine-tuning
-STOP_PATIENCE = 10  # ... and that end it
-MAX_EPOCHS = (100, 100)  # of the two phases at most. Not in the paper
-KEEP_EPOCH = "last"  # the weights tested: of the "last" epoch (Sec. 3.2), or the "best" on development
-DEVELOP_ON = "speaker"  # one random training "speaker" (Sec. 3.2), or the next "group" as in the first paper
+# ---- Li et al.: training (Sec. 2.4 and 3.2) ------------------------------------------------
+FROZEN_LEARNING_RATE = 1e-3       # AdamW, while the pretrained models are frozen
+FINETUNE_LEARNING_RATE = 1e-5     # then
+WEIGHT_DECAY = 1e-3               # of weight matrices
+BATCH_SIZE = 32                   # turns per step
+FINETUNED_PARTS = "bottom"        # "bottom": WavLM's CNN encoder and BERT's input embeddings (Sec. 2.4);
+                                  # "all" weights; "none": only the frozen phase
+FINETUNE_PATIENCE = 5             # epochs without a lower loss on the development speaker: fine-tuning starts
+STOP_PATIENCE = 10                # ... and that end it
+FROZEN_EPOCHS = 100               # at most. Not in the paper
+FINETUNE_EPOCHS = 100             # at most. Not in the paper
+KEEP_EPOCH = "last"               # test the weights of the "last" epoch (Sec. 3.2), or of the "best"
+DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or the next "group", as above
 
-# Beyond the paper: what context is worth
-STUDY_SYSTEMS = ("BERT+FC", "BERT+TE")  # trained with each of STUDY_SIZES
-STUDY_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")  # utterances before + after
-STUDY_PHASES = ("frozen",)  # "frozen", "fine-tuned"
-STUDY_SEEDS = ()  # () = SEEDS; more of them where single trainings differ by more than the gain
-STUDY_EPOCHS = 0  # of the frozen phase at most, 0 = as in MAX_EPOCHS
+# ---- Beyond the paper ----------------------------------------------------------------------
+BEYOND_PAPER = True               # also tests, subsets of modalities, styles, and what context is worth:
+CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained with each of CONTEXT_SIZES
+CONTEXT_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")    # utterances before + after
+CONTEXT_PHASES = ("frozen",)      # "frozen", "fine-tuned"
+CONTEXT_SEEDS = ()                # () = SEEDS; more of them where trainings differ by more than the gain
+CONTEXT_EPOCHS = 0                # of the frozen phase at most, 0 = FROZEN_EPOCHS
 
-# Machine
-HIDDEN_STATES = (
-    "auto"  # frozen hidden states: kept in "memory", on "disk" (<DATA_ROOT>/cache), "recompute" at
-)
-# every step, or "auto": memory up to MEMORY_GB, disk up to DISK_GB, else recompute.
-# WavLM-Large's are about 50 GB for IEMOCAP
-MEMORY_GB = 8.0  # GB of memory that "auto" may take
-DISK_GB = 30.0  # GB of disk that "auto" may take
-KEEP_MODELS = False  # also keep fine-tuned weights, about 100 MB per system, fold and seed
-EVAL_BATCH_SIZE = 32  # turns per forward pass outside training; changes the speed, not the result
-PRECISION = "auto"  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
-WORKERS = 4  # processes that prepare batches, 0 = none
+# ---- Machine -------------------------------------------------------------------------------
+CACHE_GB = 60.0                   # frozen hidden states up to this size are kept in <DATA_ROOT>/cache, larger
+                                  # ones computed anew at every step; WavLM-Large's take 50 GB for IEMOCAP
+KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
+EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
+PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+WORKERS = 4                       # processes that prepare batches, 0 = none
+JOBS = 1                          # trainings side by side, each in a process of its own
+XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {
-    "CORPUS": "demo_iemocap",
-    "SEEDS": (0,),
-    "OUT_OF_FOLD": False,
-    "NN_EPOCHS": 30,
-    "XGB_ROUNDS": 60,
-    "CHECKPOINTS": "local",
-    "WORKERS": 0,
-    "DROPOUT": 0.3,
-    "FROZEN_LEARNING_RATE": 2e-3,
-    "FINETUNE_LEARNING_RATE": 1e-4,
-    "FINETUNE_PATIENCE": 32,
-    "STOP_PATIENCE": 40,
-    "MAX_EPOCHS": (10, 1),
-    "STUDY_SYSTEMS": ("BERT+FC",),
-    "STUDY_SIZES": ("0+0", "4+0", "4+4"),
-    "STUDY_SEEDS": (0, 1),
-    "STUDY_EPOCHS": 24,
-}
-# synthetic corpus, tiny encoders with random weights; an epoch has 14 steps, hence
-# the longer patience; the gain by context shows after some 300 steps
-SCRATCH = {
-    "SEEDS": (0,),
-    "OUT_OF_FOLD": False,
-    "CHECKPOINTS": "local",
-    "WORKERS": 0,
-    "FINETUNED_PARTS": "all",
-    "FINETUNE_LEARNING_RATE": 3e-4,
-    "DROPOUT": 0.3,
-    "MAX_EPOCHS": (20, 5),
-}  # for what 01, 02 and 03 made with
-# --scratch: encoders with random weights, which fine-tuning trains whole
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
+        "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
+        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 10,
+        "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+0", "4+4"),
+        "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 24}
+                                  # synthetic corpus, tiny encoders with random weights; an epoch has 14
+                                  # steps, hence the patience; the gain by context shows after some 300 steps
+SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
+           "FINETUNED_PARTS": "all", "FINETUNE_LEARNING_RATE": 3e-4, "FROZEN_EPOCHS": 20,
+           "FINETUNE_EPOCHS": 5}
+                                  # two CPU cores, from random weights: for what 01 to 03 made with --scratch
+# fmt: on
 SETTINGS = {}  # filled by settings.run: what this run used
 
 
-def main():
-    run_paper = {"babaali": babaali_fusion.run, "li": li_fusion.run}
-    unknown = [paper for paper in PAPERS if paper not in run_paper]
+# ==== Babaali & Shayaninasab ================================================================
+# ---- Fusion (Section 3.3) ------------------------------------------------------------------
+
+FUSE = {
+    "concatenation": lambda vectors: np.concatenate(vectors, axis=1),
+    "sum": lambda vectors: np.sum(vectors, axis=0),
+    "product": lambda vectors: np.prod(vectors, axis=0),
+}
+
+
+def fuse(vectors, fusion):
+    """Join the modalities' vectors: {modality: (N, D_m)} -> (N, sum of D_m); sum and product: (N, D)."""
+    widths = {m: x.shape[1] for m, x in vectors.items()}
+    if fusion != "concatenation" and len(set(widths.values())) > 1:
+        raise UserError(
+            f"FUSIONS={fusion}: needs vectors of equal width, but they are "
+            + ", ".join(f"{m} {width}" for m, width in widths.items())
+            + "; set FUSIONS=concatenation, or extract features of equal width"
+        )
+    return FUSE[fusion](list(vectors.values()))
+
+
+# ---- Classifiers (Section 3.4) -------------------------------------------------------------
+# Each takes x (N, D), y (N,) and the rows that `parts` names: it is fitted on `fit` while its settings are
+# chosen by the score on `choose`, then fitted again on `refit`, which is both. Returns (class of every test
+# turn, accuracy on the turns that chose).
+
+
+def svm(x, y, parts, seed):
+    """Support vector machine, its C chosen among SVM_C."""
+
+    def kernel(a, b):
+        return (
+            linear_kernel(a, b) / a.shape[1] if SVM_KERNEL == "linear" else rbf_kernel(a, b, 1 / a.shape[1])
+        )
+
+    z, scores = standardise(x, parts.fit), []
+    for penalty in SVM_C:
+        machine = SVC(C=penalty, kernel=kernel).fit(z[parts.fit], y[parts.fit])
+        scores.append(machine.score(z[parts.choose], y[parts.choose]))
+    z = standardise(x, parts.refit)
+    machine = SVC(C=SVM_C[int(np.argmax(scores))], kernel=kernel).fit(z[parts.refit], y[parts.refit])
+    return machine.predict(z[parts.test]), max(scores)
+
+
+def network(x, y, parts, seed):
+    """Two-layer network, its number of epochs chosen."""
+    z, target = torch.from_numpy(standardise(x, parts.fit)).float(), torch.from_numpy(y)
+    losses, accuracies = [], []
+    for model in train_network(z, target, parts.fit, NN_EPOCHS, seed):
+        with torch.no_grad():
+            logits = model(z[parts.choose])
+        losses.append(F.cross_entropy(logits, target[parts.choose]).item())
+        accuracies.append((logits.argmax(1) == target[parts.choose]).float().mean().item())
+        if len(losses) - np.argmin(losses) > NN_PATIENCE:
+            break
+    best = int(np.argmin(losses))
+    z = torch.from_numpy(standardise(x, parts.refit)).float()
+    *_, model = train_network(z, target, parts.refit, best + 1, seed)
+    with torch.no_grad():
+        return model(z[parts.test]).argmax(1).numpy(), accuracies[best]
+
+
+def train_network(z, target, rows, epochs, seed):
+    """Train on some rows of z (N, D); give the model after every epoch, in evaluation mode."""
+    z, target, n_classes = z[rows], target[rows], int(target.max()) + 1
+    with torch.random.fork_rng(devices=[]):  # dropout and the first weights know no other generator
+        torch.manual_seed(seed)
+        first, last = nn.Linear(z.shape[1], NN_HIDDEN), nn.Linear(NN_HIDDEN, n_classes)
+        model = nn.Sequential(first, nn.ReLU(), nn.Dropout(NN_DROPOUT), last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=NN_LEARNING_RATE, weight_decay=0.01)
+        for _ in range(epochs):
+            model.train()
+            for batch in torch.randperm(len(z)).split(NN_BATCH_SIZE):
+                loss = F.cross_entropy(model(z[batch]), target[batch])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            yield model.eval()
+
+
+def boosted_trees(x, y, parts, seed):
+    """XGBoost, its number of rounds chosen."""
+    options = {
+        "objective": "multi:softprob",
+        "num_class": int(y.max()) + 1,
+        "tree_method": "hist",
+        "seed": seed,
+        "max_depth": XGB_DEPTH,
+        "eta": XGB_LEARNING_RATE,
+        "nthread": XGB_THREADS,
+        "colsample_bytree": max(XGB_COLUMNS, min(1, 16 / x.shape[1])),
+    }
+    rows = (parts.fit, parts.choose, parts.refit, parts.test)
+    fit, choose, refit, test = (xgboost.DMatrix(x[part], y[part], nthread=XGB_THREADS) for part in rows)
+    stopping = {"evals": [(choose, "choose")], "early_stopping_rounds": XGB_PATIENCE, "verbose_eval": False}
+    trial = xgboost.train(options, fit, XGB_ROUNDS, **stopping)
+    chosen = trial.predict(choose, iteration_range=(0, trial.best_iteration + 1)).argmax(1)
+    final = xgboost.train(options, refit, trial.best_iteration + 1)
+    return final.predict(test).argmax(1), np.mean(chosen == y[parts.choose])
+
+
+CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
+
+
+# ---- Cross-validation ----------------------------------------------------------------------
+
+
+def list_systems(features):
+    """All systems, each once: fusions x classifiers, and the SVM on every subset of modalities."""
+    systems, levels = [], {"early": features.modalities, "late": features.with_logits}
+    if features.out_of_fold:
+        levels["out-of-fold"] = features.with_logits
+    for level, modalities in levels.items():
+        if len(modalities) > 1:
+            names = CLASSIFIERS or CLASSIFY
+            systems += [System(level, fusion, name, modalities) for fusion in FUSIONS for name in names]
+        if level != "out-of-fold":
+            systems += [System(level, "concatenation", "SVM", some) for some in subsets(modalities)]
+    return list(dict.fromkeys(systems))
+
+
+def subsets(modalities):
+    """Every non-empty subset, small ones first: 7 for three modalities."""
+    return [some for size in range(1, len(modalities) + 1) for some in combinations(modalities, size)]
+
+
+def test_fold(features, systems, seed, k):
+    """Fit all systems on fold k and classify its test turns: {System: (labels (n,), accuracy that chose)}."""
+    manifest, fold, started = features.manifest, features.folds[k], time.monotonic()
+    y = np.array([manifest.classes.index(turn.label) for turn in manifest.labelled])
+    parts, found = splits.divide(fold, manifest.labelled), {}
+    data = features.read(seed, k)
+    for level in data:
+        data[level] = {m: fill_absent(x, parts.fit) for m, x in data[level].items()}
+    for system in systems:
+        x = fuse({m: data[system.level][m] for m in system.modalities}, system.fusion)
+        found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
+    shown = {f"{m} alone": final_model((m,)) for m in features.modalities}
+    shown["final model"] = final_model(features.modalities)
+    right = (f"{name} {100 * np.mean(found[s][0] == y[parts.test]):5.1f}" for name, s in shown.items())
+    print(f"seed {seed} {fold.name:<6} {'  '.join(right)}   {time.monotonic() - started:.1f} s", flush=True)
+    return found
+
+
+def run_babaali(manifest):
+    """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
+    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
+    protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
+    run = start_run(__file__, SETTINGS, manifest, protocol)
+    print(*splits.check_folds(folds, manifest), sep="\n")
+    root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
+    made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
+    features = StoredFeatures(root, manifest, folds, made_with, OUT_OF_FOLD, MODALITIES)
+    scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
+    tasks = [(features, list_systems(features), seed, k) for seed in SEEDS for k in range(len(folds))]
+    for (_, _, seed, k), found in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
+        for system, (labels, accuracy) in found.items():
+            scores.add(system, seed, k, labels, 1 - accuracy)
+        run.log({"event": "fold", "seed": seed, "fold": folds[k].name})
+    scores.check()
+    babaali_tables.fusion_tables(scores, run, FUSIONS, list(CLASSIFIERS or CLASSIFY))
+    babaali_tables.final_model_tables(scores, run)
+    babaali_tables.figures(scores, run)
+    if BEYOND_PAPER:
+        babaali_tables.subsets_table(scores, run)
+        babaali_tables.tests_table(scores, run)
+    run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
+    run.finish()
+
+
+# ==== Li et al. =============================================================================
+# B samples, T steps of a sequence, d = WIDTH. `visible` is True where a step is not padding.
+
+# Table 1, Figure 3: a system is a list of branches (target, source), each of which ends in one vector. No
+# source: the target is averaged over time as it is ("FC"); source = target: a Transformer encoder ("TE");
+# else the cross-modal Transformer, CMT(source -> target). EF, LF and MMT concatenate two branches.
+BRANCHES = {
+    "WavLM+FC": [("audio", None)],
+    "WavLM+TE": [("audio", "audio")],
+    "BERT+FC": [("text", None)],
+    "BERT+TE": [("text", "text")],
+    "CMT(A→T)": [("text", "audio")],
+    "CMT(T→A)": [("audio", "text")],
+    "EF": [("audio", None), ("text", None)],
+    "LF": [("audio", "audio"), ("text", "text")],
+    "MMT": [("text", "audio"), ("audio", "text")],
+}
+
+# ---- Cross-modal fusion (Section 2.2) ------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A Transformer block whose queries come from the target, keys and values from the source."""
+
+    def __init__(self, residual):
+        super().__init__()
+        self.residual = residual
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        first, last = nn.Linear(WIDTH, FEED_FORWARD), nn.Linear(FEED_FORWARD, WIDTH)
+        self.feed_forward = nn.Sequential(first, nn.ReLU(), last)
+        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.dropout = nn.Dropout(BLOCK_DROPOUT)
+
+    def forward(self, target, source, source_visible):
+        """target (B, T_t, d), source (B, T_s, d), source_visible (B, T_s) -> (B, T_t, d)."""
+        own = target if self.residual else 0
+        if NORM_FIRST:
+            x = own + self.attend(self.norm_attention(target), self.norm_attention(source), source_visible)
+            return x + self.dropout(self.feed_forward(self.norm_feed_forward(x)))
+        x = self.norm_attention(own + self.attend(target, source, source_visible))
+        return self.norm_feed_forward(x + self.dropout(self.feed_forward(x)))
+
+    def attend(self, target, source, source_visible):
+        """Equation 1: softmax(Q_t K_s^T / sqrt(d_k)) V_s, its heads joined: (B, T_t, d)."""
+        q, k, v = (split_heads(x) for x in (self.query(target), self.key(source), self.value(source)))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=source_visible[:, None, None])
+        return self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+
+
+def split_heads(x):
+    """(B, T, d) -> (B, heads, T, d / heads)"""
+    return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
+
+
+class Transformer(nn.Module):
+    """Blocks in a row: a Transformer encoder where source and target are one, else the cross-modal CMT."""
+
+    def __init__(self, cross_modal):
+        super().__init__()
+        self.cross_modal = cross_modal
+        self.blocks = nn.ModuleList(Block(CMT_RESIDUAL or not cross_modal) for _ in range(BLOCKS))
+        self.norm = nn.LayerNorm(WIDTH) if NORM_FIRST else nn.Identity()
+
+    def forward(self, target, source, source_visible):
+        """target (B, T_t, d), source (B, T_s, d), source_visible (B, T_s) -> (B, T_t, d)."""
+        x, source = place(target), place(source)
+        for block in self.blocks:
+            x = block(x, source if self.cross_modal else x, source_visible)
+        return self.norm(x)
+
+
+def place(x):
+    """Add positions to a sequence (B, T, d), scaled against them, as in the vanilla Transformer."""
+    return math.sqrt(WIDTH) * x + sinusoidal(x.shape[1], WIDTH, x.device).to(x.dtype)
+
+
+class FusionNetwork(nn.Module):
+    """One of the systems of Table 1.
+
+    name    key of BRANCHES
+    shapes  {modality: (L, D)}, layers of the pretrained models and their width
+    window  (utterances before, after) that the text sees
+    """
+
+    def __init__(self, name, shapes, window, n_classes):
+        super().__init__()
+        self.branches = BRANCHES[name]
+        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN, CONTEXT_OVER
+        self.extractors = nn.ModuleDict(
+            {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
+        )
+        self.transformers = nn.ModuleList(
+            nn.Identity() if source is None else Transformer(source != target)
+            for target, source in self.branches
+        )
+        self.dropout = nn.Dropout(DROPOUT)
+        first = nn.Linear(WIDTH * len(self.branches), CLASSIFIER_HIDDEN)
+        self.classifier = nn.Sequential(first, nn.ReLU(), nn.Linear(CLASSIFIER_HIDDEN, n_classes))  # Sec. 2.3
+
+    def forward(self, batch):
+        """batch: {modality: inputs of its FeatureExtractor, ...} -> logits (B, C)."""
+        streams = {}
+        for modality, extractor in self.extractors.items():
+            x, visible = extractor(batch[modality])  # (B, T, d), (B, T)
+            streams[modality] = self.dropout(x), visible
+        pooled = []
+        for (target, source), transformer in zip(self.branches, self.transformers):
+            x, visible = streams[target]
+            if source is not None:
+                x = transformer(x, *streams[source])
+            pooled.append(average(x, visible))  # (B, d)
+        return self.classifier(self.dropout(torch.cat(pooled, 1)))
+
+
+def modalities_of(name):
+    """The modalities that a system of Table 1 reads, audio first."""
+    return tuple(m for m in ("audio", "text") if any(m in branch for branch in BRANCHES[name]))
+
+
+# ---- Training (Sections 2.4 and 3.2) -------------------------------------------------------
+
+
+def cross_entropy(model, batch):
+    """Sum of the cross-entropy over the batch, and its size (Sec. 2.4)."""
+    return F.cross_entropy(model(batch).float(), batch["labels"], reduction="sum"), len(batch["labels"])
+
+
+def recipe(learning_rate, epochs, patience):
+    """AdamW at a constant rate until the development speaker's loss has not fallen for a while (Sec. 3.2)."""
+    stop = {"select_by": "loss", "higher_is_better": False, "patience": patience, "keep": KEEP_EPOCH}
+    constant = {"schedule": "constant", "clip_norm": 0.0, "workers": WORKERS}
+    return Recipe(learning_rate, epochs, BATCH_SIZE, WEIGHT_DECAY, **constant, **stop)
+
+
+def make_study(manifest):
+    """What every training of the second paper needs: systems, folds, inputs, network and recipes."""
+    systems = possible_systems({s: modalities_of(s) for s in SYSTEMS or BRANCHES}, manifest)
+    models = {"audio": (AUDIO_MODEL, AUDIO_MAX_S), "text": (TEXT_MODEL, TEXT_MAX_TOKENS)}
+    utterances = {}
+    for m in sorted({m for modalities in systems.values() for m in modalities}):
+        source = locate(models[m][0], CHECKPOINTS, DATA_ROOT, manifest.corpus)
+        utterances[m] = read_utterances(manifest, m, source, models[m][1])
+    recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, FROZEN_EPOCHS, FINETUNE_PATIENCE)}
+    if FINETUNED_PARTS != "none":
+        recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, FINETUNE_EPOCHS, STOP_PATIENCE)
+    network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "CONTEXT_OVER", "HEADS")
+    network += (
+        "BLOCKS",
+        "FEED_FORWARD",
+        "NORM_FIRST",
+        "CMT_RESIDUAL",
+        "CLASSIFIER_HIDDEN",
+        "DROPOUT",
+        "BLOCK_DROPOUT",
+    )
+    return Study(
+        manifest=manifest,
+        systems=systems,
+        numbered=list(BRANCHES),
+        window=(CONTEXT_BEFORE, CONTEXT_AFTER),
+        folds=development_folds(manifest, SEEDS),
+        utterances=utterances,
+        network=FusionNetwork,
+        loss=cross_entropy,
+        design={name: SETTINGS[name] for name in network},
+        recipes=recipes,
+        finetuned_parts=FINETUNED_PARTS,
+        keep_models=KEEP_MODELS,
+        eval_batch_size=EVAL_BATCH_SIZE,
+        precision=PRECISION,
+        folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
+    )
+
+
+def development_folds(manifest, seeds):
+    """{seed: folds}: each seed draws its own development speakers; the test parts are the same."""
+    return {seed: splits.make_folds(manifest, N_GROUPS, DEVELOP_ON, "validation", seed) for seed in seeds}
+
+
+def train_contexts(study, run):
+    """Beyond the paper: CONTEXT_SYSTEMS with each of CONTEXT_SIZES, by epochs and seeds of their own."""
+    systems = [system for system in CONTEXT_SYSTEMS if system in study.systems]
+    phases = [phase for phase in study.recipes if phase in CONTEXT_PHASES]
+    turns, sizes = study.manifest.turns, [parse_size(text) for text in CONTEXT_SIZES]
+    if len({turn.dialogue_id for turn in turns}) == len(turns) or not (systems and sizes and phases):
+        print("no table of context sizes: no dialogues, or nothing in CONTEXT_SYSTEMS, _SIZES, _PHASES")
+        return None
+    seeds, epochs, trained = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or FROZEN_EPOCHS, ""
+    if (seeds, epochs) != (SEEDS, FROZEN_EPOCHS):
+        recipes = {**study.recipes, FROZEN: replace(study.recipes[FROZEN], epochs=epochs)}
+        folder, folds = study.folder.with_name("li_contexts"), development_folds(study.manifest, seeds)
+        study = replace(study, folds=folds, recipes=recipes, folder=folder)
+        trained = f"Trained apart from Table 1: {epochs} epochs at most, seeds {', '.join(map(str, seeds))}. "
+    last = PHASES[: 1 + PHASES.index(phases[-1])]
+    scores = train_all(study, systems, sizes, last, N_RESAMPLES, JOBS, run)
+    li_tables.context_table(scores, run, systems, sizes, phases, trained)
+    return scores
+
+
+def parse_size(text):
+    """ "4+0" -> (4, 0): utterances before and after."""
+    parts = text.split("+")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise UserError(f"CONTEXT_SIZES={text}: write utterances before and after, such as 4+4 or 4+0")
+    return int(parts[0]), int(parts[1])
+
+
+def run_li(manifest):
+    """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
+    accelerator, study = make_accelerator(PRECISION), make_study(manifest)
+    folds = study.folds[SEEDS[0]]
+    protocol = (
+        f"{splits.folds_text(manifest, folds)}, training stopped by the loss of "
+        f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept"
+        + ", all weights fine-tuned"
+        * (FINETUNED_PARTS == "all")
+    )
+    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
+    print(*splits.check_folds(folds, manifest), sep="\n")
+    left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
+    for utterances in reversed(study.utterances.values()):  # text first, since it is small
+        left -= keep_states(utterances, manifest, accelerator, cache, left, EVAL_BATCH_SIZE, WORKERS)
+    systems, phases = list(study.systems), list(study.recipes)
+    scores, contexts = train_all(study, systems, [study.window], phases, N_RESAMPLES, JOBS, run), None
+    li_tables.table_1(scores, run)
+    li_tables.table_2(scores, run)
+    li_tables.figure_4(scores, run)
+    if BEYOND_PAPER:
+        li_tables.tests_table(scores, run)
+        li_tables.styles_table(scores, run)
+        contexts = train_contexts(study, run)
+    run.predictions(li_tables.named_predictions(scores, contexts))
+    run.finish()
+
+
+# ==== Both ==================================================================================
+
+
+def check_constants():
+    """Refuse what would fail later or mean nothing."""
+    choices = {
+        "babaali": {"FUSIONS": FUSE, "CLASSIFIERS": CLASSIFY, "SVM_KERNEL": ("rbf", "linear")},
+        "li": {
+            **dict.fromkeys(("SYSTEMS", "CONTEXT_SYSTEMS"), BRANCHES),
+            "CONTEXT_PHASES": PHASES,
+            "LAYER_MERGE": ("mean", "concatenate"),
+            "CONTEXT_OVER": ("utterances", "tokens"),
+            "FINETUNED_PARTS": ("bottom", "all", "none"),
+            "KEEP_EPOCH": ("last", "best"),
+            "DEVELOP_ON": ("speaker", "group"),
+        },
+    }
+    unknown = [paper for paper in PAPERS if paper not in choices]
     if unknown or not PAPERS:
-        raise UserError(f"PAPERS={','.join(unknown)}: choose from {', '.join(run_paper)}")
+        raise UserError(f"PAPERS={','.join(unknown)}: choose from {', '.join(choices)}")
+    for name, allowed in (pair for paper in PAPERS for pair in choices[paper].items()):
+        value = SETTINGS[name]
+        for word in [value] if isinstance(value, str) else value:
+            if word not in allowed:
+                raise UserError(f"{name}={word}: choose from {', '.join(allowed)}")
+    wrong = {
+        f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
+        "CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances": min(CONTEXT_BEFORE, CONTEXT_AFTER) < 0,
+        f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}": not (
+            0 < FINETUNE_PATIENCE < STOP_PATIENCE
+        ),
+        "FROZEN_EPOCHS and FINETUNE_EPOCHS: give 1 or more": min(FROZEN_EPOCHS, FINETUNE_EPOCHS) < 1,
+        f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs": CONTEXT_EPOCHS < 0,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong and "li" in PAPERS:
+            raise UserError(message)
+    for text in CONTEXT_SIZES:
+        parse_size(text)
+
+
+def main():
+    check_constants()
     manifest = read_manifest(DATA_ROOT, CORPUS)
-    c = SimpleNamespace(**SETTINGS)
     for paper in PAPERS:
-        print(f"---- {paper} (common/{paper}_fusion.py) ----")
-        run_paper[paper](c, manifest)
+        print(f"---- {paper} ----")
+        {"babaali": run_babaali, "li": run_li}[paper](manifest)
 
 
 if __name__ == "__main__":

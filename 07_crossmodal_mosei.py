@@ -199,10 +199,6 @@ class Layer(nn.Module):
         return self.norm_feed_forward(o + self.dropout(self.feed_forward(o)))
 
 
-def encoder(cross):
-    return nn.ModuleList(Layer(cross) for _ in range(DEPTH))
-
-
 # ---- 2. The model (Section 2.1, Equation 5) ------------------------------------------------
 
 
@@ -226,8 +222,11 @@ class CrossModalTransformer(nn.Module):
         if robust:
             trained = {name: vectors(TOKEN_STD, N_SUBSTITUTES, WIDTH) for name in DIMS}
             self.substitutes = nn.ParameterDict(trained)
-        self.unimodal = nn.ModuleDict({name: encoder(cross=False) for name in DIMS})
-        self.cross = nn.ModuleDict({name: encoder(cross=True) for name in DIMS if name != anchor})
+        unimodal = {name: nn.ModuleList(Layer(cross=False) for _ in range(DEPTH)) for name in DIMS}
+        cross = {
+            name: nn.ModuleList(Layer(cross=True) for _ in range(DEPTH)) for name in DIMS if name != anchor
+        }
+        self.unimodal, self.cross = nn.ModuleDict(unimodal), nn.ModuleDict(cross)
         self.apply(initialise)
 
     def forward(self, batch):
@@ -569,14 +568,6 @@ def classifier(row, n_emotions, pretrained):
     return model
 
 
-def best_model(results, row):
-    """The model of a Row's best initialisation, for the case studies."""
-    model = EmotionClassifier(len(results.emotions), row.anchor, row.robust)
-    folder = model_folder(CORPUS, row.slug(), f"seed{SEEDS[results.best(row)]}")
-    load_trained(model, load_file(best_weights(folder)))
-    return model.eval()
-
-
 # ---- Main ----------------------------------------------------------------------------------
 
 
@@ -646,7 +637,9 @@ def main():
     tables.write(run, results, data.is_multilabel(manifest))
     if unlabelled:
         figures.pretraining_figure(run, results)
-    model = best_model(results, rows[0]).to(accelerator.device)
+    best = model_folder(CORPUS, rows[0].slug(), f"seed{SEEDS[results.best(rows[0])]}")
+    model = EmotionClassifier(len(results.emotions), ANCHOR).to(accelerator.device).eval()
+    load_trained(model, load_file(best_weights(best)))
     figures.cases_figure(run, results, model, Clips(corpus, "test", corpus.inputs, MAX_S), cases)
     run.predictions(tables.prediction_rows(results))
     run.finish()

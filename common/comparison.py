@@ -1,10 +1,10 @@
-"""Is one system better than another, and could it be chance? Paired tests on the same utterances."""
+"""What systems predict of the same utterances; is one better than another, and could it be chance?"""
 
 from math import comb
 
 import numpy as np
 
-from common.metrics import cluster_bootstrap, ratio
+from common.metrics import chance, cluster_bootstrap, ratio
 from common.results import Cell
 
 EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
@@ -98,3 +98,84 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
         f"swapped; {n_speakers} of them give no p below {2 / 2 ** min(n_speakers, 30):.2g}. "
         "Holm: corrected over the rows of this table."
     )
+
+
+# ---- Predictions ---------------------------------------------------------------------------
+
+
+class Scores:
+    """What systems predict of the labelled turns of a corpus on all folds and seeds, for cells and tests.
+
+    source  whatever the makers of tables describe below them
+    """
+
+    def __init__(self, manifest, folds, seeds, n_resamples, source):
+        self.n_resamples = n_resamples
+        self.turns, self.classes = manifest.labelled, manifest.classes
+        self.corpus, self.folds, self.seeds, self.source = manifest.corpus, folds, seeds, source
+        self.y = np.array([self.classes.index(turn.label) for turn in self.turns])
+        self.speakers = np.array([turn.speaker for turn in self.turns])
+        row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
+        self.tested = [np.array([row[turn.utterance_id] for turn in fold.test]) for fold in folds]
+        self.scored = np.sort(np.concatenate(self.tested))
+        self.predicted = {}  # system -> (seeds, N) class numbers, -1 where not scored
+        self.losses = {}  # system -> (seeds, folds), on the turns that chose its settings
+
+    def add(self, system, seed, k, labels, loss):
+        """Take in the classes (n,) of the test turns of fold k."""
+        i, rows = self.seeds.index(seed), self.tested[k]
+        predicted = self.predicted.setdefault(system, np.full((len(self.seeds), len(self.turns)), -1))
+        assert (predicted[i, rows] == -1).all(), "a turn is in two test sets"
+        predicted[i, rows] = labels
+        self.losses.setdefault(system, np.zeros((len(self.seeds), len(self.folds))))[i, k] = loss
+
+    def check(self):
+        """Every labelled turn is scored exactly once by each system and seed."""
+        for system, labels in self.predicted.items():
+            assert (labels[:, self.scored] >= 0).all(), f"{system}: a labelled turn was not scored"
+        count = f"{len(self.predicted)} systems and {len(self.seeds)} seed(s)"
+        print(
+            f"pooled n = {len(self.scored):,}: every labelled turn is scored exactly once by each of {count}"
+        )
+
+    def runs(self, rows=None):
+        """{(seed, fold): (rows of predictions, turns tested)}; rows: only these turns."""
+        parts = [tested if rows is None else np.intersect1d(tested, rows) for tested in self.tested]
+        named = [(fold.name, part) for fold, part in zip(self.folds, parts) if len(part)]
+        n = len(self.seeds)
+        return {
+            (s, name): (slice(i, None, n), part) for i, s in enumerate(self.seeds) for name, part in named
+        }
+
+    def pooled(self):
+        """As `runs`, all folds taken together."""
+        every = len(self.seeds)
+        return {(seed, "pooled"): (slice(i, None, every), self.scored) for i, seed in enumerate(self.seeds)}
+
+    def data(self, predictions, runs=None):
+        """What score_cell takes, of predictions (seeds, N), or several below each other, on some runs."""
+        runs = runs or self.runs()
+        only = np.full_like(predictions, -1)
+        for rows, turns in runs.values():
+            only[rows, turns] = predictions[rows, turns]
+        return self.y, only, self.speakers, runs, self.n_resamples
+
+    def best(self, systems):
+        """Predictions (seeds, N) of the system of the lowest loss on each fold, and {system: how often}."""
+        losses = np.stack([self.losses[system] for system in systems])  # (systems, seeds, folds)
+        predictions, wins = np.full_like(self.predicted[systems[0]], -1), dict.fromkeys(systems, 0)
+        for i, k in np.ndindex(losses.shape[1:]):
+            system = systems[int(losses[:, i, k].argmin())]
+            predictions[i, self.tested[k]] = self.predicted[system][i, self.tested[k]]
+            wins[system] += 1
+        return predictions, {system: count for system, count in wins.items() if count}
+
+    def pairs(self, pairs):
+        """What paired_test_cells and compare take, of {row: (predictions, those of a rival)}."""
+        rows = self.scored
+        pairs = {name: (ours[:, rows], rival[:, rows]) for name, (ours, rival) in pairs.items()}
+        return pairs, self.y[rows], self.speakers[rows], self.n_resamples
+
+    def chance(self):
+        majority, uniform = chance(self.y[self.scored], len(self.classes))
+        return f"Chance: {100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."

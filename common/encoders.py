@@ -64,9 +64,6 @@ def load_pretrained(auto_class, source):
         raise UserError(f"{source}: {reason}; {remedy}") from error
 
 
-_pretrained = load_pretrained  # until its last users are gone
-
-
 def weights_fingerprint(source):
     """What identifies the weights at `source`: their hash if they lie in a folder, else the hub's name."""
     if not Path(source).is_dir():

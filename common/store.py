@@ -49,7 +49,7 @@ class Store:
         return self.arrays[name]
 
     def __contains__(self, utterance_id):
-        return utterance_id in self.positions or utterance_id in self.arrays
+        return utterance_id in self.positions
 
     def __len__(self):
         return len(self.ids)
@@ -58,11 +58,6 @@ class Store:
     def positions(self):
         """{utterance_id: its position in `ids`}"""
         return {utterance_id: i for i, utterance_id in enumerate(self.ids)}
-
-    @cached_property
-    def slices(self):  # until its last users are gone
-        spans = zip(*self.spans(next(iter(self.arrays), "")), strict=True)
-        return {i: slice(int(a), int(a + n)) for i, (a, n) in zip(self.ids, spans)}
 
     @cached_property
     def problems(self):
@@ -234,10 +229,6 @@ class StoreWriter:
 
 def row_bytes(dtype, shape):
     return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
-
-
-def open_store(folder):  # until its last users are gone
-    return Store(folder)
 
 
 def rows_of(store, turns):

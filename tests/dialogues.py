@@ -1,4 +1,4 @@
-"""A prepared corpus of invented dialogues with tiny random WavLM and BERT: three sessions, six speakers, 48 turns."""
+"""A prepared corpus of invented dialogues with tiny random WavLM and BERT: six speakers, 48 turns."""
 
 from pathlib import Path
 

@@ -1,18 +1,17 @@
-"""Which paper 04 runs; each paper's own code has its own tests (test_babaali_fusion, test_li_fusion)."""
+"""Which paper 04 runs; each paper's own code has its own tests (test_babaali_fusion, test_li_*)."""
 
 import pytest
 from conftest import load_script
 
 from common import settings
-from common.babaali import fusion as babaali_fusion
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 
 
-def run_04(root, *words):
+def load_04(root, *words):
     script = load_script("04_fuse_classify.py")
     settings.apply(vars(script), [f"--DATA_ROOT={root}", "--CORPUS=toy", *words])
-    script.main()
+    return script
 
 
 @pytest.mark.parametrize(
@@ -25,20 +24,28 @@ def run_04(root, *words):
 )
 def test_unknown_papers_are_refused_before_anything_runs(tmp_path, words, named):
     with pytest.raises(UserError) as caught:
-        run_04(tmp_path, *words)
+        load_04(tmp_path, *words).main()
     assert str(caught.value) == named and not list(tmp_path.iterdir())
 
 
-def test_a_paper_gets_the_constants_of_the_command_line_and_the_manifest(tmp_path, monkeypatch, capsys):
-    write_manifest(
-        Manifest(
-            "toy", tmp_path / "prepared" / "toy", ("sad",), [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
+def test_a_constant_of_the_other_paper_stops_nobody(tmp_path):
+    """Both are refused for want of a corpus, not for what they do not read."""
+    for words in (
+        ("--PAPERS=babaali", "--HEADS=7", "--SYSTEMS=none"),
+        ("--PAPERS=li", "--FUSIONS=nothing"),
+    ):
+        with pytest.raises(UserError, match="the corpus is not prepared"):
+            load_04(tmp_path, *words).main()
+
+
+def test_papers_run_in_the_order_given_with_the_manifest(tmp_path, monkeypatch, capsys):
+    turns = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
+    write_manifest(Manifest("toy", tmp_path / "prepared" / "toy", ("sad",), turns))
+    script, calls = load_04(tmp_path, "--PAPERS=li,babaali"), []
+    for paper in ("babaali", "li"):
+        monkeypatch.setattr(
+            script, f"run_{paper}", lambda m, p=paper: calls.append((p, m.turns[0].utterance_id))
         )
-    )
-    calls = []
-    monkeypatch.setattr(babaali_fusion, "run", lambda c, manifest: calls.append((c, manifest)))
-    run_04(tmp_path, "--PAPERS=babaali", "--SVM_C=2,4", "--SEEDS=7")
-    ((c, manifest),) = calls
-    assert (c.SVM_C, c.SEEDS, c.NN_BATCH, c.CORPUS) == ((2.0, 4.0), (7,), 64, "toy")
-    assert [turn.utterance_id for turn in manifest.turns] == ["u1"]
-    assert "babaali" in capsys.readouterr().out.splitlines()[0]
+    script.main()
+    assert calls == [("li", "u1"), ("babaali", "u1")]
+    assert capsys.readouterr().out.splitlines() == ["---- li ----", "---- babaali ----"]

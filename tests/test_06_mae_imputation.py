@@ -16,7 +16,7 @@ from common.chochlakis.clips import Part
 from common.chochlakis.splits import SHARES, SPLIT_SEED, draw_speakers, fold_of
 from common.demo import SIZES as demo_sizes
 from common.manifest import Turn, read_manifest
-from common.store import open_store
+from common.store import Store
 from common.training import make_accelerator
 
 pytest.importorskip("espeakng_loader")
@@ -156,7 +156,7 @@ def test_a_damaged_video_is_counted_reported_and_left_out(demo):
     printed = (demo / "printed.txt").read_text()
     assert printed.count("left out: 1 of 42 recordings (2.4%)") == 2
     for name in BACKBONES:
-        store = open_store(demo / "data" / "clips" / "demo_cremad" / f"{name}_5x0.4")
+        store = Store(demo / "data" / "clips" / "demo_cremad" / f"{name}_5x0.4")
         (problem,) = rows(store.folder / "problems.csv")
         assert problem["utterance_id"] == damaged(demo).stem and problem["file"] == str(damaged(demo))
         assert len(store.ids) == 41 and damaged(demo).stem not in store.ids
@@ -220,7 +220,7 @@ def lab(demo, tmp_path):
 def run_seed(script, seed=0):
     """What run_seed gives for AVID-CMA, from what the demo has extracted and trained."""
     manifest = read_manifest(script.DATA_ROOT, script.CORPUS)
-    store = open_store(f"{script.DATA_ROOT}/clips/demo_cremad/avid-cma_5x0.4")
+    store = Store(f"{script.DATA_ROOT}/clips/demo_cremad/avid-cma_5x0.4")
     first = script.best_weights(f"{script.DATA_ROOT}/models/demo_audioset/chochlakis/avid-cma/pretrained")
     return script.run_seed("avid-cma", seed, store, fold_of(manifest, script.CORPUS), manifest.classes, first)
 

@@ -37,7 +37,7 @@ SHORT = [
     "--NOISE_WORDS=4",
     "--FINETUNE_EPOCHS=2",
     "--N_RESAMPLES=50",
-    "--HELD_OUT=0.3",
+    "--HELD_OUT=0.2",
     "--N_SUBSTITUTES=2",
 ]
 MAIN = [f"{first}_text+audio+video_anchor-text" for first in ("scratch", "softmax", "nce")]
@@ -47,10 +47,8 @@ N_ROWS = 9
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("khare")
-    prepare(folder, "--CORPUS=demo_mosei", "--DEMO_MOSEI_VIDEOS=12", "--DEMO_MOSEI_SEGMENTS=4")
-    prepare(
-        folder, "--CORPUS=demo_voxceleb2_av", "--DEMO_VOXCELEB2_AV_SPEAKERS=6", "--DEMO_VOXCELEB2_AV_CLIPS=4"
-    )
+    for corpus in ("demo_mosei", "demo_voxceleb2_av"):
+        prepare(folder, f"--CORPUS={corpus}", "--DEMO_SIZE=0.04")
     run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:])
     return folder
 

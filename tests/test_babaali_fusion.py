@@ -3,18 +3,17 @@ what it refuses."""
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import load_script
 from sklearn.svm import SVC
 
-from common import settings, splits
-from common.babaali import features
-from common.babaali import fusion as babaali_fusion
+from common import results, settings, splits
+from common.babaali.features import StoredFeatures, standardise
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
@@ -52,7 +51,7 @@ def vectors(manifest, width, strength, seed):
 
 
 def make_store(folder, manifest, arrays, fold=None):
-    meta = {"classes": list(CLASSES)}
+    meta = {"classes": list(CLASSES), "manifest": manifest.fingerprint()}
     if fold:
         parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
         meta |= {
@@ -79,27 +78,20 @@ def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
             )
 
 
-def run_04(root, *words):
+def run_04(root, *words, script=None):
     """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
-    script = load_script("04_fuse_classify.py")
-    settings.apply(
-        vars(script),
-        [
-            f"--DATA_ROOT={root}",
-            f"--RESULTS_ROOT={root}/results",
-            "--CORPUS=demo_iemocap",
-            "--PAPERS=babaali",
-            *QUICK,
-            *words,
-        ],
-    )
+    script = script or load_script("04_fuse_classify.py")
+    roots = (f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results", "--CORPUS=demo_iemocap")
+    settings.apply(vars(script), [*roots, "--PAPERS=babaali", *QUICK, *words])
     script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
 
-def constants(*words):
-    """The constants of 04 as a command line leaves them."""
-    return SimpleNamespace(**settings.apply(vars(load_script("04_fuse_classify.py")), words))
+def script_with(*words):
+    """04 with the constants of a command line."""
+    script = load_script("04_fuse_classify.py")
+    settings.apply(vars(script), words)
+    return script
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +100,9 @@ def finished(tmp_path_factory):
     manifest = make_corpus(root)
     folds = splits.make_folds(manifest, 5, "group", "validation", 0)
     make_stores(root, manifest, folds + splits.leave_two_out(manifest, 5, 0))
-    return root, manifest, run_04(root)
+    with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
+        patch.setattr(results, "incomparable", lambda *run: "")
+        return root, manifest, run_04(root)
 
 
 def read_table(folder, name):
@@ -128,7 +122,8 @@ def test_tables_hold_the_papers_numbers_and_ours(finished):
     five, six = (read_table(finished[2], name) for name in "56")
     assert five["concatenation", "SVM"]["paper"] == "75.451" and six["sum", "average"]["paper"] == "72.47"
     assert five["product", "SVM"]["paper"] == "" and five["product", "SVM"]["mean"]
-    assert six["concatenation", "SVM, out of fold"]["mean"]
+    assert six["concatenation, out of fold", "SVM"]["mean"]
+    assert six["concatenation, out of fold", "SVM"]["paper"] == ""
     mean = np.mean([float(five["sum", name]["mean"]) for name in ("SVM", "NN", "XGBoost")])
     assert float(five["sum", "average"]["mean"]) == pytest.approx(mean, abs=1e-4)
     assert all(row["n"] == "80" and row["n_runs"] == "5" for row in five.values())
@@ -163,38 +158,56 @@ def test_fusion_beats_its_weakest_modality_by_a_tested_margin(finished):
 
 @pytest.mark.parametrize("name", ["SVM", "NN", "XGBoost"])
 def test_nothing_learns_from_test_turns(name):
-    classify, c = babaali_fusion.CLASSIFY[name], constants(*QUICK, "--NN_EPOCHS=30", "--NN_BATCH=8")
+    classify = script_with(*QUICK, "--NN_EPOCHS=30", "--NN_BATCH_SIZE=8").CLASSIFY[name]
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)
     x = (2 * rng.normal(size=(3, 5))[y] + rng.normal(size=(120, 5))).astype(np.float32)
     parts = splits.Parts(np.arange(60), np.arange(60, 80), np.arange(80), np.arange(80, 120))
-    before, chosen = classify(x, y, parts, 3, 0, c)
+    before, chosen = classify(x, y, parts, 0)
     altered_x, altered_y = x.copy(), y.copy()
     altered_y[80:] = 0  # the labels of all test turns
     altered_x[100:] += 1000  # the features of half of them
-    after, chosen_again = classify(altered_x, altered_y, parts, 3, 0, c)
+    after, chosen_again = classify(altered_x, altered_y, parts, 0)
     assert (before[:20] == after[:20]).all() and chosen == chosen_again
     assert np.mean(before == y[80:]) > 0.5
     altered_y[:80] = (y[:80] + 1) % 3  # the check can fail: other training labels, other answers
-    assert (classify(x, altered_y, parts, 3, 0, c)[0] != before).any()
+    assert (classify(x, altered_y, parts, 0)[0] != before).any()
 
 
-def test_the_svm_equals_scikit_learns_own_kernel():
+@pytest.mark.parametrize("kernel, own", [("rbf", {"gamma": 1 / 4}), ("linear", {"C": 0.5})])
+def test_the_svm_equals_scikit_learns_own_kernel(kernel, own):
     rng = np.random.default_rng(0)
     y, x = rng.integers(0, 3, 90), rng.normal(size=(90, 4))
     parts = splits.Parts(np.arange(40), np.arange(40, 60), np.arange(60), np.arange(60, 90))
     z = (x - x[:60].mean(0)) / x[:60].std(0)
-    expected = SVC(C=2.0, gamma=1 / 4).fit(z[:60], y[:60]).predict(z[60:])
-    assert (babaali_fusion.svm(x, y, parts, 3, 0, constants("--SVM_C=2.0"))[0] == expected).all()
+    expected = SVC(**{"C": 2.0, "kernel": kernel} | own).fit(z[:60], y[:60]).predict(z[60:])
+    svm = script_with("--SVM_C=2.0", f"--SVM_KERNEL={kernel}").svm  # linear kernel values are divided by D
+    assert (svm(x, y, parts, 0)[0] == expected).all()
+
+
+def test_an_added_classifier_is_a_column_and_the_average_stays_the_papers(small):
+    """One entry in CLASSIFY; it always says the first class."""
+    script = load_script("04_fuse_classify.py")
+    script.CLASSIFY["constant"] = lambda x, y, parts, seed: (np.zeros(len(parts.test), int), 0.0)
+    folder = run_04(small[0], "--OUT_OF_FOLD=false", "--FUSIONS=sum", script=script)
+    five = read_table(folder, "5")
+    assert float(five["sum", "constant"]["mean"]) == 25
+    mean = np.mean([float(five["sum", name]["mean"]) for name in ("SVM", "NN", "XGBoost")])
+    assert float(five["sum", "average"]["mean"]) == pytest.approx(mean, abs=1e-4)
+    folder = run_04(
+        small[0], "--OUT_OF_FOLD=false", "--FUSIONS=sum", "--CLASSIFIERS=NN", "--BEYOND_PAPER=false"
+    )
+    assert {column for _, column in read_table(folder, "5")} == {"NN"}
 
 
 def test_fusion_by_hand():
     arrays = {"text": np.array([[1.0, 2]]), "audio": np.array([[3.0, 4]]), "video": np.array([[5.0, 6]])}
-    assert babaali_fusion.fuse(arrays, "concatenation").tolist() == [[1, 2, 3, 4, 5, 6]]
-    assert babaali_fusion.fuse(arrays, "sum").tolist() == [[9, 12]]
-    assert babaali_fusion.fuse(arrays, "product").tolist() == [[15, 48]]
+    fuse = load_script("04_fuse_classify.py").fuse
+    assert fuse(arrays, "concatenation").tolist() == [[1, 2, 3, 4, 5, 6]]
+    assert fuse(arrays, "sum").tolist() == [[9, 12]]
+    assert fuse(arrays, "product").tolist() == [[15, 48]]
     with pytest.raises(UserError, match="text 2, audio 3.*FUSIONS=concatenation"):
-        babaali_fusion.fuse({"text": np.ones((1, 2)), "audio": np.ones((1, 3))}, "sum")
+        fuse({"text": np.ones((1, 2)), "audio": np.ones((1, 3))}, "sum")
 
 
 def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
@@ -211,11 +224,11 @@ def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
                 {"features": array, "logits": array},
                 fold,
             )
-    c = constants(f"--DATA_ROOT={tmp_path}", "--CORPUS=demo_iemocap")
-    study = babaali_fusion.Study(c, manifest, folds)
-    mixed = babaali_fusion.read_fold(study, 0, 1)["out-of-fold"]["text"][:, 0]
+    root = tmp_path / "features" / "demo_iemocap"
+    features = StoredFeatures(root, manifest, folds, {}, True, ("text", "audio", "video"))
+    mixed = features.read(0, 1)["out-of-fold"]["text"][:, 0]
     for j, name in ((0, "out_1_2"), (1, "fold2"), (2, "out_2_3"), (4, "out_2_5")):
-        assert set(mixed[study.parts[j].test]) == {marks[name]}
+        assert set(mixed[splits.divide(folds[j], manifest.labelled).test]) == {marks[name]}
 
 
 def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):
@@ -274,6 +287,10 @@ def rename_ids(index):
     index.write_text(index.read_text().replace("s", "other_"))
 
 
+def claim_another_manifest(meta):
+    meta.write_text(re.sub('"manifest": "[0-9a-f]+"', '"manifest": "0123456789abcdef"', meta.read_text()))
+
+
 def claim_to_have_seen(meta, speaker):
     meta.write_text(meta.read_text().replace('"train_speakers": [', f'"train_speakers": ["{speaker}", '))
 
@@ -307,6 +324,14 @@ def claim_to_have_seen(meta, speaker):
             (),
             "test speakers",
         ),
+        (
+            lambda f: claim_another_manifest(f / "text" / "seed0" / "fold1" / "meta.json"),
+            (),
+            "made from another manifest.csv than there is now; run 02 and 03 again",
+        ),
+        (lambda f: None, ("--FUSIONS=mean",), "FUSIONS=mean: choose from concatenation, sum, product"),
+        (lambda f: None, ("--CLASSIFIERS=SVM,MLP",), "CLASSIFIERS=MLP: choose from SVM, NN, XGBoost"),
+        (lambda f: None, ("--SVM_KERNEL=poly",), "SVM_KERNEL=poly: choose from rbf, linear"),
     ],
 )
 def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
@@ -321,5 +346,5 @@ def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
 def test_columns_of_float_noise_count_as_constant():
     rng = np.random.default_rng(0)
     x = np.stack([rng.normal(size=50), 0.7 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
-    z = features.standardise(x, np.arange(40))
+    z = standardise(x, np.arange(40))
     assert np.allclose(z[:, 0], (x[:, 0] - x[:40, 0].mean()) / x[:40, 0].std()) and not z[:, 1:].any()

@@ -9,7 +9,7 @@ import pytest
 from common import files
 from common.errors import UserError
 from common.manifest import Manifest, Turn, read_manifest, write_manifest
-from common.store import StoreWriter, open_store
+from common.store import Store, StoreWriter
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -127,7 +127,7 @@ def test_killed_writer_goes_on_with_the_same_bytes(tmp_path):
         file.write("c,3")
     del writer
     with pytest.raises(UserError, match="unfinished"):
-        open_store(tmp_path / "cut")
+        Store(tmp_path / "cut")
     again = write(tmp_path / "cut", {"k": 1}, PARTS).finish()
     assert again.ids == whole.ids
     assert all(
@@ -146,14 +146,14 @@ def test_other_meta_starts_afresh_and_same_meta_extends(tmp_path):
 def test_stores_from_elsewhere(tmp_path):
     np.save(tmp_path / "features.npy", np.eye(3))
     (tmp_path / "index.csv").write_text("utterance_id\nu1\nu2\nu3\n")
-    assert np.array_equal(open_store(tmp_path).rows("u2", "features"), [[0, 1, 0]])
+    assert np.array_equal(Store(tmp_path).rows("u2", "features"), [[0, 1, 0]])
     (tmp_path / "index.csv").write_text("utterance_id\nu1\nu2\nu3\nu4\n")
     with pytest.raises(UserError, match="fewer rows"):
-        open_store(tmp_path)
+        Store(tmp_path)
     (tmp_path / "index.csv").write_text("name\nu1\n")
     with pytest.raises(UserError, match="utterance_id"):
-        open_store(tmp_path)
+        Store(tmp_path)
     (tmp_path / "index.csv").write_text("utterance_id\nu1\n")
     np.save(tmp_path / "features.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="plain numpy array"):
-        open_store(tmp_path)
+        Store(tmp_path)

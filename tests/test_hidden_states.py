@@ -1,41 +1,27 @@
-"""Hidden states of frozen models and windows of dialogue: who is whose neighbour, that labels are never an input,
-and that it makes no difference where the states come from."""
+"""Hidden states of frozen models and windows of dialogue: who is whose neighbour, labels are never an input,
+and it makes no difference where the states come from."""
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from torch.utils.data import DataLoader
 
 from common.encoders import load_backbone
 from common.errors import UserError
-from common.files import free_bytes
+from common.layers import build
 from common.li import hidden_states
-from common.li.hidden_states import Steps, Utterances, Windows, choose_place, context_windows
-from common.li.model import Design, build_system
+from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
 from common.manifest import Manifest, Turn
-from common.training import cut, make_accelerator, predict, size_of, to_device
+from common.training import cut, make_accelerator, predict, size_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
-DESIGN = Design(
-    width=8,
-    reduction=0,
-    layer_merge="mean",
-    projector_hidden=12,
-    context_over="tokens",
-    heads=1,
-    blocks=1,
-    feed_forward=16,
-    norm_first=True,
-    target_residual=True,
-    classifier_hidden=10,
-    dropout=0.0,
-    block_dropout=0.0,
-)
 WINDOW = (2, 1)
 
 
@@ -58,22 +44,18 @@ TALKS = Manifest(
 )
 
 
-def in_test_part(turn):
-    return turn.speaker == "x"
-
-
 def windows_of(before, after):
-    windows, n_cut = context_windows(TALKS, TALKS.labelled, before, after, in_test_part)
+    windows, n_cut = context_windows(TALKS, TALKS.labelled, before, after, lambda turn: turn.speaker == "x")
     return dict(zip((t.utterance_id for t in TALKS.labelled), windows)), n_cut
 
 
 def test_context_windows_by_hand():
-    """In the order of the dialogue, unlabelled neighbours among them, none from another dialogue or the other part."""
+    """In the order of the dialogue, unlabelled ones too, none from another dialogue or the other part."""
     found, n_cut = windows_of(2, 1)
     assert found == {
         "a0": [None, None, "a0", "a1"],
         "a2": ["a0", "a1", "a2", None],  # a3 is tested
-        "a3": [None, None, "a3", None],  # tested: sees no training turn
+        "a3": [None, None, "a3", None],  # tested: gets no training turn
         "a5": [None, "a4", "a5", None],
         "b0": [None, None, "b0", "b1"],
         "b1": [None, "b0", "b1", None],
@@ -109,342 +91,220 @@ def corpus(tmp_path_factory):
     return root, write_corpus(root), write_checkpoints(root / "checkpoints")
 
 
-def read(corpus, modality, cache="cache", manifest=None, **changes):
-    root, original, checkpoints = corpus
-    manifest = manifest or original
-    turns = manifest.turns if modality == "text" else manifest.labelled
-    limits = {"max_s": 0.7, "max_tokens": 9} | changes
-    return Utterances(
-        manifest,
-        modality,
-        str(checkpoints / MODELS[modality]),
-        turns,
-        limits["max_s"],
-        limits["max_tokens"],
-        root / cache,
-        1,
-    )
+def read(corpus, modality, limits=None, manifest=None):
+    _, original, checkpoints = corpus
+    limit = ({"audio": 0.7, "text": 9} | (limits or {}))[modality]
+    return read_utterances(manifest or original, modality, str(checkpoints / MODELS[modality]), limit)
 
 
-def prepared(corpus, place, cache="cache", modalities=("audio", "text"), **changes):
-    """{modality: Utterances} whose states come from `place`."""
-    found = {m: read(corpus, m, cache, **changes) for m in modalities}
+def prepared(corpus, cache="cache", modalities=("audio", "text"), cache_gb=1.0, manifest=None, limits=None):
+    """{modality: Utterances} with their states on disk, or computed anew where cache_gb is 0."""
+    found = {m: read(corpus, m, limits, manifest) for m in modalities}
     for utterances in found.values():
-        utterances.prepare(make_accelerator("no"), place, 1.0, 1.0, 5, 0)
+        where = (manifest or corpus[1], make_accelerator("no"), corpus[0] / cache)
+        keep_states(utterances, *where, cache_gb, batch_size=5, workers=0)
     return found
 
 
-def data_of(corpus, utterances, live=(), manifest=None, window=WINDOW, by_length=False):
+def data_of(corpus, utterances, live=(), manifest=None, by_length=False):
     manifest = manifest or corpus[1]
-    windows, _ = context_windows(manifest, manifest.labelled, *window, lambda turn: False)
+    windows, _ = context_windows(manifest, manifest.labelled, *WINDOW, lambda turn: False)
     return Windows(manifest.labelled, CLASSES, utterances, windows, set(live), by_length)
 
 
 def leaves(batch):
-    """The tensors of a batch; of hidden states what is not padding, the rest is never written."""
+    """The tensors of a batch."""
     for value in batch.values():
-        if isinstance(value, Steps):
-            yield value.window
-            for name, tensor in value.inputs.items():
-                yield (
-                    tensor[value.inputs["visible"]]
-                    if name == "states" and tensor.device.type != "meta"
-                    else tensor
-                )
-        else:
-            yield value
+        yield from leaves(value) if isinstance(value, dict) else [value]
 
 
 @pytest.fixture(scope="module")
 def kept(corpus):
-    return prepared(corpus, "memory")
+    return prepared(corpus)
 
 
-def test_a_batch_holds_each_utterance_once_in_windows_of_the_dialogue(corpus, kept):
+def test_a_batch_holds_the_windows_of_the_dialogue(corpus, kept):
     data = data_of(corpus, kept)
     indices = [0, 2, 3]  # turns 0, 2 and 4 of the first dialogue; 3 is unlabelled
     batch = data.collate(indices)
     assert batch["labels"].tolist() == [CLASSES.index(corpus[1].labelled[i].label) for i in indices]
-    text = batch["text"]
-    order = ["0", "1", "2", "3", "4", "5"]  # numbered as they come in the windows
-    assert text.window.tolist() == [[-1, -1, 0, 1], [0, 1, 2, 3], [2, 3, 4, 5]]
-    for number, end in enumerate(order):
-        rows = kept["text"].kept[f"Ses01_imp_{end}"]
-        assert torch.equal(text.inputs["states"][number, : len(rows)], torch.from_numpy(rows))
-        assert text.inputs["visible"][number].sum() == len(rows) <= 9
-    assert batch["audio"].window.tolist() == [[0], [1], [2]]
+    text, states = batch["text"], kept["text"].states
+    for b, window in enumerate(([None, None, 0, 1], [0, 1, 2, 3], [2, 3, 4, 5])):
+        for n, number in enumerate(window):
+            rows = [] if number is None else states.rows(f"Ses01_imp_{number}", "states")
+            assert text["visible"][b, n].sum() == len(rows) <= 9
+            assert text["visible"][b, n, : len(rows)].all() and not text["states"][b, n, len(rows) :].any()
+            if len(rows):
+                assert torch.equal(text["states"][b, n, : len(rows)], torch.from_numpy(np.array(rows)))
+    assert batch["audio"]["states"].shape[:2] == (3, 1)
     assert set(data.lengths) == {1}  # batches at random
     lengths = data_of(corpus, kept, by_length=True).lengths
-    assert lengths[:2] == [6400, int(min(0.7 * 16000, kept["audio"].store.length("Ses01_imp_1")))]
+    assert lengths[0] == 0.7 * 16000  # at most, of turns that last 1 s
 
 
 def test_kept_states_are_those_of_transformers(corpus, kept):
     """Each utterance alone, without padding, through the plain model."""
     model = load_backbone(str(corpus[2] / MODELS["text"])).eval()
-    tokenizer = kept["text"].processor
     for turn in corpus[1].turns[:4]:
-        inputs = tokenizer([turn.text], truncation=True, max_length=9, return_tensors="pt")
+        inputs = kept["text"].processor([turn.text], truncation=True, max_length=9, return_tensors="pt")
         with torch.no_grad():
-            layers = model(**inputs, output_hidden_states=True).hidden_states
-        expected = torch.stack(layers, 2)[0].numpy()
-        assert kept["text"].kept[turn.utterance_id].shape == expected.shape
-        assert np.allclose(kept["text"].kept[turn.utterance_id], expected, atol=3e-3)
-    assert len(kept["audio"].kept["Ses01_imp_0"]) == 8  # 50 ms, lasting SHORTEST_S with silence
+            expected = torch.stack(model(**inputs, output_hidden_states=True).hidden_states, 2)[0].numpy()
+        found = kept["text"].states.rows(turn.utterance_id, "states")
+        assert found.shape == expected.shape and np.allclose(found, expected, atol=3e-3)
 
 
 def test_labels_are_never_an_input(corpus, kept):
     manifest, other = corpus[1], {c: CLASSES[(i + 1) % 4] for i, c in enumerate(CLASSES)}
-    changed = Manifest(
-        manifest.corpus,
-        manifest.folder,
-        CLASSES,
-        [replace(turn, label=other.get(turn.label, ""), extra={}) for turn in manifest.turns],
-    )
+    turns = [replace(turn, label=other.get(turn.label, ""), extra={}) for turn in manifest.turns]
+    changed = Manifest(manifest.corpus, manifest.folder, CLASSES, turns)
     before, after = (data_of(corpus, kept, manifest=m).collate(list(range(9))) for m in (manifest, changed))
-    assert not (before["labels"] == after["labels"]).any()
-    rest = [[leaf for leaf in leaves({m: batch[m] for m in ("audio", "text")})] for batch in (before, after)]
-    assert len(rest[0]) == 6 and all(torch.equal(a, b) for a, b in zip(*rest))
+    assert not (before.pop("labels") == after.pop("labels")).any()
+    assert all(torch.equal(a, b) for a, b in zip(leaves(before), leaves(after), strict=True))
 
 
 def test_an_unlabelled_neighbour_stays_one(corpus, kept):
     """Giving a label to the fourth turn makes it a sample of its own and changes no other."""
     manifest = corpus[1]
-    turns = [
-        replace(turn, label="sad") if turn.utterance_id == "Ses01_imp_3" else turn for turn in manifest.turns
-    ]
+    turns = [replace(t, label="sad") if t.utterance_id == "Ses01_imp_3" else t for t in manifest.turns]
     labelled = Manifest(manifest.corpus, manifest.folder, CLASSES, turns)
-    text = {"text": kept["text"]}
-    before, after = (data_of(corpus, text, manifest=m) for m in (manifest, labelled))
+    before, after = (data_of(corpus, {"text": kept["text"]}, manifest=m) for m in (manifest, labelled))
     assert len(after) == len(before) + 1
     for old, new in ((2, 2), (3, 4)):
         a, b = before.collate([old]), after.collate([new])
-        assert all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b)))
+        assert all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
 
 
-# ---- Steps ---------------------------------------------------------------------------------
+def test_worker_processes_bring_the_same_batches(corpus, kept):
+    data = data_of(corpus, kept, live=("audio",))
+    sampler = [[(i, None) for i in part] for part in ([0, 5], [3, 1, 2])]
+    batches = list(DataLoader(data, batch_sampler=sampler, collate_fn=data.collate, num_workers=1))
+    for batch, part in zip(batches, sampler, strict=True):
+        expected = data.collate([i for i, _ in part])
+        assert all(torch.equal(a, b) for a, b in zip(leaves(batch), leaves(expected), strict=True))
+
+
+# ---- On disk or computed anew --------------------------------------------------------------
+
+
+def network(utterances, live=()):
+    """A small MMT with random weights, on states or on what pretrained models make of inputs."""
+    script = load_script("04_fuse_classify.py")
+    script.DROPOUT = script.BLOCK_DROPOUT = 0.0
+    shapes = {m: u.shape for m, u in utterances.items()}
+    model = build(0, script.FusionNetwork, "MMT", shapes, WINDOW, 4)
+    for m in live:
+        model.extractors[m].attach(load_backbone(utterances[m].source), "none")
+    return model.eval()
+
+
+def logits_of(corpus, cache_gb):
+    utterances = prepared(corpus, cache_gb=cache_gb)
+    live = [m for m, u in utterances.items() if u.states is None]
+    assert len(live) == (0 if cache_gb else 2)
+    model, data = network(utterances, live), data_of(corpus, utterances, live)
+    return predict(make_accelerator("no"), model, lambda m, b: {"logits": m(b)}, data, 7, 0)["logits"]
+
+
+def test_states_on_disk_and_computed_anew_agree(corpus):
+    disk, anew = logits_of(corpus, 1.0), logits_of(corpus, 0.0)
+    assert disk.shape == (42, 4) and disk.std(0).min() > 1e-3
+    assert np.allclose(disk, anew, atol=5e-3) and not np.array_equal(disk, anew)  # float16 against float32
 
 
 @pytest.mark.parametrize("live", [(), ("audio", "text")])
 def test_a_part_of_a_batch_gives_the_outputs_of_that_part(corpus, kept, live):
-    """As `training` cuts a batch after an out-of-memory error: with the neighbours that the part needs."""
-    batch, model = data_of(corpus, kept, live).collate(list(range(12))), system(kept)
-    if live:
-        model.attach({m: load_backbone(u.source) for m, u in kept.items()}, "none")
+    """As `training` cuts a batch after an out-of-memory error."""
+    batch, model = data_of(corpus, kept, live).collate(list(range(12))), network(kept, live)
     with torch.no_grad():
-        whole = model.eval()(batch)
+        whole = model(batch)
         for start, stop in ((0, 5), (5, 10), (10, 15)):
             part = cut(batch, start, stop)
-            assert size_of(part) == len(part["text"]) == min(stop, 12) - start
+            assert size_of(part) == min(stop, 12) - start
             torch.testing.assert_close(model(part), whole[start:stop], atol=1e-4, rtol=1e-4)
-    few = cut(batch, 0, 1)["text"]  # turns 0 and 1 of the dialogue
-    assert len(next(iter(few.inputs.values()))) == 2 and few.window.tolist() == [[-1, -1, 0, 1]]
 
 
-def test_moving_a_batch_changes_nothing(corpus, kept):
-    batch = data_of(corpus, kept).collate([0, 3, 7])
-    moved = to_device(batch, torch.device("cpu"))
-    meta = to_device(batch, torch.device("meta"))
-    assert all(torch.equal(a, b) for a, b in zip(leaves(batch), leaves(moved)))
-    assert all(leaf.device.type == "meta" for leaf in leaves(meta))
-    if torch.cuda.is_available():
-        pinned = {name: value.pin_memory() for name, value in batch.items()}
-        assert all(leaf.is_pinned() for leaf in leaves(pinned))
-        assert all(torch.equal(a, b) for a, b in zip(leaves(batch), leaves(pinned)))
-
-
-def test_pinning_reaches_every_tensor(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)
-    pinned = Steps({"a": torch.zeros(2), "b": torch.ones(2)}, torch.zeros(1, 1)).pin_memory()
-    assert (
-        pinned.inputs["a"].tolist() == [1, 1]
-        and pinned.inputs["b"].tolist() == [2, 2]
-        and pinned.window.item() == 1
+def test_states_that_were_cut_short_are_resumed(corpus, monkeypatch):
+    whole, real, computed = (
+        prepared(corpus, "cache_whole", ("text",))["text"].states,
+        hidden_states.forward_batch,
+        [],
     )
 
+    def stops_after(n_batches, *arguments):
+        if len(computed) == n_batches:
+            raise KeyboardInterrupt
+        computed.append(size_of(arguments[-1]))
+        return real(*arguments)
 
-def test_worker_processes_bring_the_same_batches(corpus, kept):
-    data = data_of(corpus, kept)
-    sampler = [[(i, None) for i in part] for part in ([0, 5], [3, 1, 2])]
-    for workers in (0, 1):
-        batches = list(DataLoader(data, batch_sampler=sampler, collate_fn=data.collate, num_workers=workers))
-        assert all(
-            torch.equal(a, b)
-            for batch, part in zip(batches, sampler)
-            for a, b in zip(leaves(batch), leaves(data.collate([i for i, _ in part])))
-        )
-
-
-# ---- Memory, disk or recomputed ------------------------------------------------------------
-
-
-def system(utterances, name="MMT"):
-    return build_system(name, {m: u.shape for m, u in utterances.items()}, WINDOW, DESIGN, 4, 0)
-
-
-def logits_of(corpus, place, cache):
-    utterances = prepared(corpus, place, cache)
-    live = utterances if place == "recompute" else ()
-    model = system(utterances)
-    model.attach({m: load_backbone(utterances[m].source) for m in live}, "none")
-    data = data_of(corpus, utterances, live)
-    return predict(make_accelerator("no"), model, lambda m, b: {"logits": m(b)}, data, 7, 0)["logits"]
-
-
-def test_memory_disk_and_recompute_agree(corpus):
-    memory, disk, anew = (
-        logits_of(corpus, place, "cache_places") for place in ("memory", "disk", "recompute")
-    )
-    assert memory.shape == (42, 4) and memory.std(0).min() > 1e-3
-    assert np.array_equal(memory, disk)
-    assert np.allclose(memory, anew, atol=5e-3) and not np.array_equal(
-        memory, anew
-    )  # float16 against float32
-
-
-def test_a_store_that_was_cut_short_is_gone_on_with(corpus, monkeypatch):
-    whole = prepared(corpus, "memory", "cache_cut", ("text",))["text"]
-    real, computed = hidden_states.predict_batches, []
-
-    def stops_after(n_batches):
-        def predict_batches(*args):
-            for number, (indices, outputs) in enumerate(real(*args)):
-                if number == n_batches:
-                    raise KeyboardInterrupt
-                computed.extend(indices)
-                yield indices, outputs
-
-        return predict_batches
-
-    monkeypatch.setattr(hidden_states, "predict_batches", stops_after(3))
+    monkeypatch.setattr(hidden_states, "forward_batch", partial(stops_after, 3))
     with pytest.raises(KeyboardInterrupt):
-        prepared(corpus, "disk", "cache_cut", ("text",))
-    assert len(computed) == 15
-    monkeypatch.setattr(hidden_states, "predict_batches", stops_after(99))
-    again = prepared(corpus, "disk", "cache_cut", ("text",))["text"]
-    assert sorted(computed) == list(range(48))  # each once
-    for i in whole.ids:
-        assert np.allclose(again.kept.rows(i, "states"), whole.kept[i], atol=2e-3)
-    prepared(corpus, "disk", "cache_cut", ("text",))
-    assert len(computed) == 48  # finished: nothing is computed again
+        prepared(corpus, "cache_cut", ("text",))
+    monkeypatch.setattr(hidden_states, "forward_batch", partial(stops_after, 99))
+    again = prepared(corpus, "cache_cut", ("text",))["text"].states
+    assert sum(computed) == 48 and again.ids == whole.ids  # each once
+    assert np.array_equal(again["states"], whole["states"])
+    prepared(corpus, "cache_cut", ("text",))
+    assert sum(computed) == 48  # finished: nothing is computed again
 
 
 def test_a_finished_store_is_used_though_the_disk_is_full_now(corpus, monkeypatch):
-    """What is there already needs no more room."""
-    prepared(corpus, "disk", "cache_full", ("text",))
+    """What is there already needs no more room; what is not is computed anew at every step."""
+    prepared(corpus, "cache_full", ("text",))
     monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: 0)
-    assert prepared(corpus, "disk", "cache_full", ("text",))["text"].place == "disk"
-    monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: 0.0)
-    assert prepared(corpus, "auto", "cache_full", ("text",))["text"].place == "disk"
+    assert prepared(corpus, "cache_full", ("text",))["text"].states is not None
+    assert prepared(corpus, "cache_empty", ("text",))["text"].states is None
 
 
 def test_other_weights_or_clipping_are_not_mistaken_for_these(corpus, tmp_path):
-    first = prepared(corpus, "disk", "cache_other", ("text",))["text"]
-    longer = prepared(corpus, "disk", "cache_other", ("text",), max_tokens=12)["text"]
-    assert max(len(first.kept.rows(i, "states")) for i in first.ids) == 9
-    assert max(len(longer.kept.rows(i, "states")) for i in first.ids) > 9
+    first = prepared(corpus, "cache_other", ("text",))["text"]
+    longer = prepared(corpus, "cache_other", ("text",), limits={"text": 12})["text"]
+    longest = [max(u.states.length(i) for i in u.inputs) for u in (first, longer)]
+    assert longest[0] == 9 < longest[1]
     root, manifest, checkpoints = corpus
     model = load_backbone(str(checkpoints / MODELS["text"]))
     with torch.no_grad():
         model.embeddings.LayerNorm.bias += 1
     model.save_pretrained(tmp_path / MODELS["text"])
     first.processor.save_pretrained(tmp_path / MODELS["text"])
-    other = prepared((root, manifest, tmp_path), "disk", "cache_other", ("text",))["text"]
+    before = np.array(first.states.rows("Ses01_imp_0", "states"))
+    other = prepared((root, manifest, tmp_path), "cache_other", ("text",))["text"]
     assert other.weights != first.weights
-    assert not np.allclose(
-        other.kept.rows(first.ids[0], "states"), longer.kept.rows(first.ids[0], "states"), atol=0.1
-    )
+    assert not np.allclose(other.states.rows("Ses01_imp_0", "states"), before, atol=0.1)
 
 
 def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):
-    """Turns, steps x layers x width x 2 bytes, against the arrays themselves."""
-    utterances = {m: read(corpus, m) for m in ("audio", "text")}
-    for modality, n_turns in (("audio", 42), ("text", 48)):
+    """Steps x layers x width x 2 bytes, against the arrays themselves; of audio by the turns' durations."""
+    for modality in ("audio", "text"):
         capsys.readouterr()
-        taken = utterances[modality].prepare(make_accelerator("no"), "memory", 1.0, 1.0, 5, 0)
-        shown = capsys.readouterr().out
-        counts = re.search(
-            r"([\d,]+) turns, ([\d,]+) steps x (\d+) layers x (\d+) x 2 bytes = ([\d.]+) GB; kept in memory",
-            shown,
-        )
-        turns, steps, layers, width = (int(text.replace(",", "")) for text in counts.groups()[:4])
-        n_bytes = sum(rows.nbytes for rows in utterances[modality].kept.values())
-        assert (turns, layers, width) == (n_turns, 3, 64) and steps * layers * width * 2 == n_bytes
-        assert taken == pytest.approx((n_bytes / 1e9, 0.0)) and counts[5] == f"{n_bytes / 1e9:.2f}"
-        assert steps == sum(len(rows) for rows in utterances[modality].kept.values())
-
-
-@pytest.mark.parametrize(
-    "need_gb, memory_gb, disk_gb, free_memory, free_disk, place",
-    [
-        (5, 8, 30, 20, 50, "memory"),
-        (9, 8, 30, 20, 50, "disk"),
-        (5, 8, 30, 4, 50, "disk"),
-        (8, 8, 30, 8, 50, "memory"),
-        (31, 8, 30, 20, 50, "recompute"),
-        (20, 8, 30, 20, 10, "recompute"),
-        (1, 0, 0, 20, 50, "recompute"),
-    ],
-)
-def test_auto_takes_memory_then_disk_as_far_as_allowed_and_free(
-    monkeypatch, tmp_path, need_gb, memory_gb, disk_gb, free_memory, free_disk, place
-):
-    monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: free_memory)
-    monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: free_disk * 1e9)
-    assert choose_place("auto", need_gb, memory_gb, disk_gb, tmp_path, 0.0) == place
-
-
-def test_a_place_asked_for_is_taken_or_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(hidden_states, "free_memory_gb", lambda: 10.0)
-    monkeypatch.setattr(hidden_states, "free_bytes", lambda folder: 40e9)
-    assert [choose_place(p, 9.9, 0, 0, tmp_path, 0.0) for p in hidden_states.PLACES] == list(
-        hidden_states.PLACES
-    )
-    assert choose_place("recompute", 1e9, 0, 0, tmp_path, 0.0) == "recompute"
-    for wanted, need, said in (
-        ("memory", 12, "12.0 GB needed, 10.0 GB free"),
-        ("disk", 50, "50.0 GB needed, 40.0 GB free"),
-    ):
-        with pytest.raises(
-            UserError, match=f"HIDDEN_STATES={wanted}: {said}; set HIDDEN_STATES=recompute"
-        ) as caught:
-            choose_place(wanted, need, 100, 100, tmp_path, 0.0)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="HIDDEN_STATES=ram: choose one of auto, memory, disk, recompute"):
-        choose_place("ram", 1, 8, 8, tmp_path, 0.0)
-
-
-def test_free_space_is_that_of_the_machine(tmp_path):
-    assert 0.1 < hidden_states.free_memory_gb() < 1e5
-    assert 0 < free_bytes(tmp_path) == pytest.approx(free_bytes(tmp_path / "not" / "there"), rel=0.1)
+        states = prepared(corpus, f"cache_{modality}", (modality,))[modality].states["states"]
+        found = re.search(r"([\d,]+) steps x (\d+) layers x (\d+) x 2 bytes = ", capsys.readouterr().out)
+        steps, layers, width = (int(text.replace(",", "")) for text in found.groups())
+        assert (layers, width) == states.shape[1:] and states.dtype == np.float16
+        assert steps == (len(states) if modality == "text" else pytest.approx(len(states), rel=0.5))
 
 
 # ---- Odd turns -----------------------------------------------------------------------------
 
 
-def test_a_turn_without_audio_is_heard_as_silence(corpus):
+def test_a_turn_without_audio_is_silence(corpus, tmp_path):
     manifest = corpus[1]
-    turns = [
-        replace(turn, audio="") if turn.utterance_id == "Ses01_imp_1" else turn for turn in manifest.turns
-    ]
-    (manifest.folder / "audio" / "Ses01_imp_2.wav").rename(manifest.folder / "audio" / "aside.wav")
-    (manifest.folder / "audio" / "Ses01_imp_2.wav").write_bytes(b"RIFF not a wave file")
-    try:
-        utterances = prepared(
-            corpus,
-            "memory",
-            "cache_silent",
-            ("audio",),
-            manifest=Manifest(manifest.corpus, manifest.folder, CLASSES, turns),
-        )["audio"]
-    finally:
-        (manifest.folder / "audio" / "aside.wav").rename(manifest.folder / "audio" / "Ses01_imp_2.wav")
-    assert utterances.absent == {"Ses01_imp_1", "Ses01_imp_2"}  # none, and one that cannot be read
-    inputs = utterances.collate_inputs(["Ses01_imp_0", "Ses01_imp_1"])
-    assert inputs["input_values"].shape == (2, 6400) and not inputs["input_values"][1].any()  # 0.4 s
-    assert inputs["attention_mask"].sum(1).tolist() == [6400, 6400] and inputs["input_values"][0].any()
-    rows = utterances.kept["Ses01_imp_1"]
-    assert np.array_equal(rows, utterances.kept["Ses01_imp_2"]) and np.isfinite(rows).all() and len(rows) > 1
-    assert data_of(corpus, {"audio": utterances}, by_length=True).lengths[1] == 6400
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"RIFF not a wave file")
+    odd = {"Ses01_imp_1": "", "Ses01_imp_2": str(broken)}  # none, and one that cannot be read
+    turns = [replace(turn, audio=odd.get(turn.utterance_id, turn.audio)) for turn in manifest.turns]
+    changed = Manifest(manifest.corpus, manifest.folder, CLASSES, turns)
+    utterances = prepared(corpus, "cache_silent", ("audio",), manifest=changed)
+    audio = utterances["audio"]
+    assert audio.n_silent() == 2 and list(audio.states.problems) == ["Ses01_imp_2"]
+    inputs = audio.collate_inputs([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]])
+    assert inputs["input_values"].shape == (3, 1, 6400) and inputs["attention_mask"].all()  # 0.4 s
+    assert inputs["input_values"][0].any() and not inputs["input_values"][1:].any()
+    states = audio.collate_states([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]])["states"]
+    assert (
+        torch.equal(states[1], states[2])
+        and not torch.equal(states[0], states[1])
+        and states.isfinite().all()
+    )
 
 
 def test_a_model_that_gives_no_layers_over_time_is_refused(corpus, tmp_path):
@@ -453,17 +313,16 @@ def test_a_model_that_gives_no_layers_over_time_is_refused(corpus, tmp_path):
     model, processor = make_ast(SIZES["tiny"], [])
     model.save_pretrained(tmp_path / "ast"), processor.save_pretrained(tmp_path / "ast")
     with pytest.raises(UserError, match="ast: takes spectrogram.*WavLM, wav2vec 2.0 or HuBERT"):
-        Utterances(
-            corpus[1], "audio", str(tmp_path / "ast"), corpus[1].labelled, 1.0, 9, tmp_path / "cache", 1
-        )
+        read_utterances(corpus[1], "audio", str(tmp_path / "ast"), 1.0)
 
 
 def test_states_that_do_not_fit_float16_are_refused(corpus, monkeypatch):
-    def huge(model, modality, inputs):
-        states, visible = real(model, modality, inputs)
+    real = hidden_states.hidden_states
+
+    def huge(*arguments):
+        states, visible = real(*arguments)
         return states * 1e6, visible
 
-    real = hidden_states.hidden_states
     monkeypatch.setattr(hidden_states, "hidden_states", huge)
-    with pytest.raises(UserError, match="do not fit float16; set HIDDEN_STATES=recompute"):
-        prepared(corpus, "memory", "cache_huge", ("text",))
+    with pytest.raises(UserError, match="do not fit float16; set CACHE_GB=0"):
+        prepared(corpus, "cache_huge", ("text",))

@@ -5,63 +5,104 @@
 A level in brackets that is absent is shared: the same features serve all seeds, or all folds.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
 from common.errors import UserError
-from common.splits import has_official_split
-from common.store import open_store
+from common.manifest import Manifest
+from common.splits import has_official_split, speakers_of
+from common.store import Store
 
 ROUNDING = 1e-4  # ten times the differences seen between batches of different composition
 
 
-def find_modalities(root, modalities):
-    """Those of `modalities` with stored features in `root`, in order; prints which are left out."""
-    found = tuple(m for m in modalities if any((root / m).rglob("index.csv")))
-    for absent in (m for m in modalities if m not in found):
-        print(f"{absent}: no features in {root / absent}; left out")
-    if not found:
-        raise UserError(
-            f"{root}: no features of {', '.join(modalities)}; run 03_extract_features.py on this "
-            "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
-        )
-    return found
+@dataclass
+class StoredFeatures:
+    """Where features lie, and what they must fit."""
+
+    root: Path
+    manifest: Manifest
+    folds: list
+    protocol: dict  # {"select_on": ..., "validate_on": ...}, as 03 wrote them
+    out_of_fold: bool  # whether late fusion is also fitted on out-of-fold logits
+    modalities: tuple  # of these, those without features are left out
+
+    def __post_init__(self):
+        wanted, self.modalities = self.modalities, self.having("index.csv")
+        for absent in (m for m in wanted if m not in self.modalities):
+            print(f"{absent}: no features in {self.root / absent}; left out")
+        if not self.modalities:
+            raise UserError(
+                f"{self.root}: no features of {', '.join(wanted)}; run 03_extract_features.py on this "
+                "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
+            )
+        self.with_logits = self.having("logits.npy")
+        self.out_of_fold = self.out_of_fold and len(self.folds) > 1 and len(self.with_logits) > 1
+
+    def having(self, name):
+        return tuple(m for m in self.modalities if any((self.root / m).rglob(name)))
+
+    def open(self, modality, seed, fold_name):
+        """The store of a seed and fold, or the one that is shared; UserError where there is none."""
+        base = self.root / modality
+        for folder in (base / f"seed{seed}" / fold_name, base / fold_name, base / f"seed{seed}", base):
+            if (folder / "index.csv").exists():
+                return Store(folder)
+        remedy = "run 03_extract_features.py for all SEEDS and folds"
+        if fold_name.startswith("out_"):
+            remedy = "run 02 and 03 with OUT_OF_FOLD=true, or 04 with OUT_OF_FOLD=false"
+        raise UserError(f"{base}/seed{seed}/{fold_name}: absent; {remedy}")
+
+    def read(self, seed, k):
+        """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns."""
+        data, tested = {"early": {}, "late": {}, "out-of-fold": {}}, self.folds[k].test
+        for m in self.modalities:
+            store = self.open(m, seed, self.folds[k].name)
+            check_store(store, self.manifest, tested, self.protocol)
+            data["early"][m] = read_rows(store, "features", self.manifest.labelled)
+            if m in self.with_logits:
+                data["late"][m] = read_rows(store, "logits", self.manifest.labelled)
+            if m in self.with_logits and self.out_of_fold:
+                data["out-of-fold"][m] = self.out_of_fold_logits(m, seed, k, data["late"][m])
+        return data
+
+    def out_of_fold_logits(self, modality, seed, k, logits):
+        """Logits (N, C) of which no turn's encoder saw the turn's group or test group k.
+
+        Turns of group j get those of the encoder that left out j and k; test turns keep the fold's own.
+        """
+        turns, mixed = self.manifest.labelled, logits.copy()
+        for j, other in enumerate(self.folds):
+            if j != k:
+                store = self.open(modality, seed, f"out_{min(j, k) + 1}_{max(j, k) + 1}")
+                check_store(store, self.manifest, other.test + self.folds[k].test, {})
+                own = {turn.utterance_id for turn in other.test}
+                rows = [i for i, turn in enumerate(turns) if turn.utterance_id in own]
+                mixed[rows] = read_rows(store, "logits", turns)[rows]
+        return mixed
 
 
-def find_store(root, modality, seed, fold_name):
-    """Open the store of a seed and fold, or the one that is shared; UserError where there is none."""
-    base = root / modality
-    for folder in (base / f"seed{seed}" / fold_name, base / fold_name, base / f"seed{seed}", base):
-        if (folder / "index.csv").exists():
-            return open_store(folder)
-    remedy = "run 03_extract_features.py for all SEEDS and folds"
-    if fold_name.startswith("out_"):
-        remedy = "run 02 and 03 with OUT_OF_FOLD=true, or 04 with OUT_OF_FOLD=false"
-    raise UserError(f"{base}/seed{seed}/{fold_name}: absent; {remedy}")
+def check_store(store, manifest, tested, protocol):
+    """Refuse features of another manifest or protocol, or of an encoder that learned from test speakers.
 
-
-def check_store(store, manifest, test_speakers, protocol):
-    """Refuse features of other classes, another protocol, or an encoder that learned from test speakers.
-
-    test_speakers  speakers whose turns are to be scored, or must be out of fold
-    protocol       {"select_on": ..., "validate_on": ...} that meta.json, where it says so, must agree with
-    Features without meta.json are taken as they are.
+    tested    turns that are to be scored, or must be out of fold
+    protocol  what meta.json must agree with; what it does not say is not compared
     """
-    meta = store.meta
+    meta, again = store.meta, "run 02 and 03 again"
     if meta.get("classes") and list(meta["classes"]) != list(manifest.classes):
-        raise UserError(
-            f"{store.folder}: its classes {meta['classes']} are not the manifest's; run 02 and 03 again"
-        )
+        raise UserError(f"{store.folder}: its classes {meta['classes']} are not the manifest's; {again}")
+    if "manifest" in meta and meta["manifest"] != manifest.fingerprint():
+        raise UserError(f"{store.folder}: made from another manifest.csv than there is now; {again}")
     for name, value in protocol.items():
         if meta.get(name, value) != value:
-            raise UserError(
-                f"{store.folder}: made with {name.upper()}={meta[name]}; run this with "
-                f"--{name.upper()}={meta[name]}, or 02 and 03 again"
-            )
-    seen = set(meta.get("train_speakers", ())) & set(test_speakers)
+            made = f"{name.upper()}={meta[name]}"
+            raise UserError(f"{store.folder}: made with {made}; run this with --{made}, or 02 and 03 again")
+    seen = sorted(set(meta.get("train_speakers", ())) & set(speakers_of(tested)))
     if seen and not has_official_split(manifest):
         raise UserError(
-            f"{store.folder}: its encoder was trained with test speakers "
-            f"({', '.join(sorted(seen)[:4])}); run 02 and 03 again"
+            f"{store.folder}: its encoder was trained with test speakers ({', '.join(seen[:4])}); {again}"
         )
 
 
@@ -70,40 +111,26 @@ def read_rows(store, name, turns):
 
     Raises UserError where the ids hardly match, or where a stored value is NaN or infinite.
     """
-    if name not in store:
+    if name not in store.arrays:
         raise UserError(f"{store.folder}/{name}.npy: absent; run 03_extract_features.py again")
-    rows = [
-        (i, store.slices[turn.utterance_id].start)
-        for i, turn in enumerate(turns)
-        if turn.utterance_id in store.slices
-    ]
-    if 2 * len(rows) < len(turns):
+    here = [i for i, turn in enumerate(turns) if turn.utterance_id in store]
+    if 2 * len(here) < len(turns):
         raise UserError(
-            f"{store.folder}/index.csv: holds only {len(rows)} of {len(turns)} labelled turns; "
+            f"{store.folder}/index.csv: holds only {len(here)} of {len(turns)} labelled turns; "
             "its utterance_id must be those of manifest.csv"
         )
-    here, there = np.array(rows).T
     if store[name].ndim != 2:
         raise UserError(f"{store.folder}/{name}.npy: has shape {store[name].shape}; give one vector per turn")
+    first, _ = store.spans(name)
     array = np.full((len(turns), store[name].shape[1]), np.nan, np.float32)
-    array[here] = store[name][there]
-    bad = [turns[i].utterance_id for i in here[~np.isfinite(array[here]).all(1)]]
+    array[here] = store[name][first[[store.row_of(turns[i].utterance_id) for i in here]]]
+    bad = [turns[i].utterance_id for i in here if not np.isfinite(array[i]).all()]
     if bad:
         raise UserError(
             f"{store.folder}/{name}.npy: {len(bad)} turns hold NaN or infinity ({bad[0]}); "
             "extract them again, or leave them out of index.csv"
         )
     return array
-
-
-def standardise(x, rows):
-    """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0.
-
-    A column that varies less than ROUNDING of the size of all values holds float noise and counts as constant.
-    """
-    mean, sd = x[rows].mean(0), x[rows].std(0)
-    varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows])))
-    return np.where(varies, (x - mean) / np.where(varies, sd, 1), 0)
 
 
 def fill_absent(array, train_rows):
@@ -113,3 +140,13 @@ def fill_absent(array, train_rows):
         raise UserError("a modality lacks every training turn of a fold; leave it out of MODALITIES")
     array[absent] = np.nanmean(array[train_rows], axis=0)
     return array
+
+
+def standardise(x, rows):
+    """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0.
+
+    A column that varies less than ROUNDING of the size of all values holds float noise: a constant.
+    """
+    mean, sd = x[rows].mean(0), x[rows].std(0)
+    varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows])))
+    return np.where(varies, (x - mean) / np.where(varies, sd, 1), 0)

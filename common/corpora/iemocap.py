@@ -144,17 +144,12 @@ def _add_media(turn, folder, videos, release):
 def _compare(what, sessions, labels, release):
     """A note that holds the turns of sessions, and those of each class, against the release's."""
     turns = [source.turn for source in release.turns if source.turn.session in sessions]
-    published = Counter()
+    found, published = Counter(turn.label for turn in turns if turn.label), Counter()
     for session in sessions:
         for raw, label in labels.items():
             published[label] += COUNTS[session][raw]
-    found = Counter(turn.label for turn in turns if turn.label)
-    classes = [
-        f"{name} {found[name]:,}" + (f" [{published[name]:,}]" if found[name] != published[name] else "")
-        for name in CLASSES
-    ]
-    release.expect(
-        (f"{what} turns", len(turns), sum(COUNTS[session]["all"] for session in sessions)),
-        ("labelled", found.total(), published.total()),
-        after=", " + ", ".join(classes),
-    )
+    n_turns = sum(COUNTS[session]["all"] for session in sessions)
+    of = {name: "" if found[name] == published[name] else f" [{published[name]:,}]" for name in CLASSES}
+    classes = ", ".join(f"{name} {found[name]:,}{of[name]}" for name in CLASSES)
+    labelled = ("labelled", found.total(), published.total())
+    release.expect((f"{what} turns", len(turns), n_turns), labelled, after=f", {classes}")

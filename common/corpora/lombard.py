@@ -34,7 +34,6 @@ def read(root):
     sentence; of a misread one (<asked>_WRONG_<said>) from what was said, and "" where these letters are none
     of GRID. Recordings of silence (_WRONG_#sil) are left out, and so is the one with an older name that
     repeats another. Extra columns: sentence (the letters of what was said), status (correct, wrong).
-    Raises UserError if no recording is found.
     """
     root = need_folder(root, "Lombard GRID")
     release = Release(CLASSES, media_in_place=True)
@@ -62,15 +61,11 @@ def read(root):
 
 def _recordings(root, endings, release):
     """{stem: path} of what lies below root, without side views; other names are Problems."""
-    found = {}
-    for stem, path in by_stem(files_in(root, *endings)).items():
-        if "side" in path.relative_to(root).parts[:-1]:
-            continue
-        if NAME.match(stem) or LEGACY_NAME.match(stem):
-            found[stem] = path
-        else:
-            remedy = "names are talker, condition, sentence: s2_l_bbim3a"
-            release.problem("", path, "not a Lombard GRID name; left out", remedy)
+    paths = [path for path in files_in(root, *endings) if "side" not in path.relative_to(root).parts[:-1]]
+    found = by_stem(paths)
+    for stem in [stem for stem in found if not (NAME.match(stem) or LEGACY_NAME.match(stem))]:
+        remedy = "names are talker, condition, sentence: s2_l_bbim3a"
+        release.problem("", found.pop(stem), "not a Lombard GRID name; left out", remedy)
     return found
 
 
@@ -79,8 +74,8 @@ def _facts(stem):
     match = NAME.match(stem)
     if match:
         return match[1], {"p": "plain", "l": "lombard"}[match[2]], match[3], match[4] or match[3]
-    match = LEGACY_NAME.match(stem)
-    return match[1], "plain", match[2], match[2]
+    talker, code = LEGACY_NAME.match(stem).groups()
+    return talker, "plain", code, code
 
 
 def grid_sentence(code):

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,7 @@ TRANSCRIPT_MAX_BYTES = 1 << 20  # other text files below the root, such as word 
 SILENCE = "sp"
 WORD = re.compile(r"[\w-]+")  # ids are words in this sense, quoted or not
 JOIN_TOLERANCE_S = 0.05  # label rows and transcript lines state the same times with different digits
+Line = namedtuple("Line", "clip start_s end_s text")  # of a transcript
 WORD_COLUMNS = ("utterance_id", "word", "start_s", "end_s")
 
 
@@ -66,16 +67,6 @@ class Segment:
     @property
     def name(self):
         return f"{self.video_id}[{self.k}]"
-
-
-@dataclass
-class Line:
-    """A line of a transcript."""
-
-    clip: str
-    start_s: float
-    end_s: float
-    text: str
 
 
 def read(root, folds=""):
@@ -314,12 +305,12 @@ def _join_transcripts(segments, transcripts, release):
             if distance_s <= JOIN_TOLERANCE_S and not own[i].clip and j not in used:
                 used.add(j)
                 own[i].clip, own[i].text = lines[j].clip, lines[j].text
-    joined = sum(bool(segment.clip) for segment in segments)
-    release.notes.append(f"transcripts: {joined:,} of {len(segments):,} segments have a line at their times")
-    for segment in segments:
-        if not segment.clip:
-            what = "no transcript line at its times; text from the words csd"
-            release.problem(segment.name, "", what, "unpack Transcript completely")
+    alone = [segment for segment in segments if not segment.clip]
+    joined = f"{len(segments) - len(alone):,} of {len(segments):,}"
+    release.notes.append(f"transcripts: {joined} segments have a line at their times")
+    for segment in alone:
+        what = "no transcript line at its times; text from the words csd"
+        release.problem(segment.name, "", what, "unpack Transcript completely")
 
 
 def _distance_s(segment, line):

@@ -91,9 +91,10 @@ def prepare_media(sources, settings, workers):
                 todo.append((source, Outcome(name, mark)))
     if outcomes:
         print(f"  kept      {len(outcomes):,} turns that an earlier run prepared")
-    if todo:
-        (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
-    with tqdm(total=len(todo), desc="  media", unit="turn", disable=not todo) as bar:
+    if not todo:
+        return outcomes
+    (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
+    with tqdm(total=len(todo), desc="  media", unit="turn") as bar:
         for batch in _run(_batches(todo), settings, workers):
             for _, outcome in batch:
                 append_log(log, asdict(outcome))

@@ -5,18 +5,6 @@ from pathlib import Path
 
 from common.files import read_json, write_json
 
-SYNTHETIC = {  # name: whose layout it has, a module of common/corpora
-    "demo_iemocap": "iemocap",
-    "demo_ravdess": "ravdess",
-    "demo_emodb": "emodb",
-    "demo_voxceleb2": "voxceleb2",
-    "demo_cremad": "cremad",
-    "demo_ravdess_av": "ravdess",
-    "demo_lombard": "lombard",
-    "demo_audioset": "audioset",
-    "demo_mosei": "mosei",
-    "demo_voxceleb2_av": "voxceleb2",
-}
 SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
     # Of five sessions; about a fifth of the turns are outside the four classes.
     "demo_iemocap": {"n_dialogues_per_session": (8, 1, 16), "turns_per_dialogue": (18, 1, 100)},
@@ -33,6 +21,8 @@ SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
     "demo_mosei": {"n_videos": (80, 8, 10000), "segments_per_video": (8, 1, 100)},
     "demo_voxceleb2_av": {"n_speakers": (60, 1, 10000), "clips_per_speaker": (12, 1, 10000)},  # 2 to 8 s long
 }
+# Whose layout a corpus has: a module of common/corpora.
+SYNTHETIC = {corpus: corpus.removeprefix("demo_").removesuffix("_av") for corpus in SIZES}
 
 
 def sizes(corpus, size):

@@ -161,11 +161,13 @@ def write_demo_audioset(root, seed, n_clips, workers=None):
     Its paths are absolute, as genuine ones: `wav` is a file, `video_path` the folder of <video_id>.mp4.
     """
     rng = np.random.default_rng((seed, 7))
-    scenes, entries, place = [], [], Path(root).resolve()
+    scenes, entries, place, bank = [], [], Path(root).resolve(), all_sentences()
     for number in range(n_clips):
         name = draw_name(rng)
         if rng.random() < TALKING_SHARE:
-            scene = plan_talk(name, number, rng)
+            actor, mood = draw_actor(number, "en-us", rng), RAVDESS_EMOTIONS[rng.integers(8)]
+            text = " ".join(fill(bank[k], rng) for k in rng.choice(len(bank), 5, replace=False))
+            scene, _ = plan_emotion("audioset", name, actor, (mood, "strong"), text, rng)
             labels = f"/m/09x0r,{'/m/05zppz' if scene.actor.sex == 'm' else '/m/02zsn'}"
         else:
             scene = Scene(name, None, draw_seed(rng), kind=TONES[rng.integers(len(TONES))])
@@ -233,15 +235,6 @@ def plan_lombard(place, actor, is_lombard, text, rng):
     voice["tilt"] = min(voice["tilt"] + strength * style["tilt"], 0.95)
     seed, face = draw_seed(rng), set_face(actor, "lombard", strengths["face"], rng)
     return make_scene("lombard", place, actor, seed, text, voice, face, rng)
-
-
-def plan_talk(place, number, rng):
-    """A Scene of AudioSet in which a new actor talks in some mood."""
-    actor = draw_actor(number, "en-us", rng)
-    mood = RAVDESS_EMOTIONS[rng.integers(len(RAVDESS_EMOTIONS))]
-    bank = all_sentences()
-    text = " ".join(fill(bank[k], rng) for k in rng.choice(len(bank), 5, replace=False))
-    return plan_emotion("audioset", place, actor, (mood, "strong"), text, rng)[0]
 
 
 def make_scene(corpus, place, actor, seed, text, voice, face, rng):

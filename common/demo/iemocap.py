@@ -231,10 +231,8 @@ def mix_tracks(turns, speech, rng):
 
 def write_audio(folder, dialogue, tracks, rng):
     """The dialogue as a 2-channel wav, each turn as a mono wav, and sometimes an AppleDouble twin."""
-    path, own = (
-        folder / "dialog" / "wav" / f"{dialogue.name}.wav",
-        folder / "sentences" / "wav" / dialogue.name,
-    )
+    path = folder / "dialog" / "wav" / f"{dialogue.name}.wav"
+    own = folder / "sentences" / "wav" / dialogue.name
     write_wav(path, np.stack([tracks["F"], tracks["M"]], axis=1), peak=1.0)
     for turn in dialogue.turns:
         write_wav(own / f"{turn.name}.wav", tracks[turn.letter][turn.start : turn.end], peak=1.0)

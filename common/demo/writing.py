@@ -9,13 +9,13 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
+from joblib import Parallel, delayed
 from joblib.externals.loky import ProcessPoolExecutor
 
 from common.demo.espeak import speak
 from common.demo.sounds import RATE_HZ
 from common.demo.voices import make_speech
 from common.files import atomic_path
-from common.jobs import run_task, side_by_side
 
 AAC = ("aac", {"aac_coder": "fast"})  # encoders: codec and options
 X264 = ("libx264", {"preset": "ultrafast", "crf": "20"})
@@ -38,14 +38,15 @@ def write_corpus(root, items, write, workers=None, texts=None, finish=None):
     finish   called at the end as finish(folder, what write returned for each item)
     Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
     """
-    with atomic_path(Path(root)) as folder:
+    n_jobs = max(1, os.cpu_count() if workers is None else workers)
+    with atomic_path(Path(root)) as folder, ProcessPoolExecutor(1, timeout=60) as fresh:  # see `speak`
         for name, content in (texts or {}).items():
             write_text(folder / name, content)
-        lines = [line for item in items for line in item.lines]
-        with ProcessPoolExecutor(1) as fresh:  # see `speak`
-            spoken = iter(fresh.submit(run_task, os.getpid(), speak, (lines,)).result())
-        tasks = [(write, folder, item, [next(spoken) for _ in item.lines]) for item in items]
-        made = side_by_side(write_item, tasks, os.cpu_count() if workers is None else workers)
+        spoken = [fresh.submit(speak, item.lines) for item in items]
+        made = Parallel(n_jobs, pre_dispatch="all", max_nbytes=None)(
+            delayed(write_item)(write, folder, item, future.result())  # as soon as it is spoken
+            for item, future in zip(items, spoken, strict=True)
+        )
         if finish:
             finish(folder, made)
 

@@ -132,7 +132,9 @@ def english(store, parts, min_score):
     """
     score, found = store["facts"][:, FACTS.index("score")], {}
     kept, unknown = ~(score < min_score), np.isnan(score).sum()
-    print(f"  {kept.sum():,} of {len(store):,} clips score {min_score:g} or more, or ({unknown:,}) have none")
+    print(
+        f"  {kept.sum():,} of {len(store):,} clips score {min_score:g} or more or have no score ({unknown:,})"
+    )
     kept &= store.spans("word_times")[1] > 0
     for name, turns in parts.items():
         turns, rows = rows_of(store, turns)

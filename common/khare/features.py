@@ -317,7 +317,7 @@ def extract_clips(sources, words, vgg, rate_hz, fps, folder, how):
     store = extract(items, recordings.read, compute, folder, identity, how, what, bytes_)
     n, hours = {name: store.spans(name)[1] for name in ARRAYS.values()}, store["facts"][:, 0].sum() / 3600
     lacking = ", ".join(f"{(n[array] == 0).sum():,} without {name}" for name, array in ARRAYS.items())
-    outside = f"; {store['facts'][:, 2].sum():,.0f} words outside of their clips are left out"
+    outside = f"; {store['facts'][:, 2].sum():,.0f} words lay outside"
     print(f"  {len(store):,} clips, {hours:,.2f} h, {n['word_times'].sum():,} words; {lacking}{outside}")
     return store
 

@@ -18,7 +18,7 @@ import numpy as np
 from common import metrics
 from common.corpora import mosei
 from common.khare.data import Part
-from common.results import Cell, paper_figures, score_cells
+from common.results import PREDICTION_COLUMNS, Cell, paper_figures, score_cells
 
 SCORES = {  # of confusion counts (..., 2, 2), true class by row
     "WA": metrics.unweighted_recall,
@@ -55,10 +55,10 @@ class Row:
         return f"{self.first}_{'+'.join(self.inputs)}_anchor-{self.anchor}" + "_robust" * self.robust
 
 
-def subsets(names, having=None):
+def subsets(names, having=""):
     """All non-empty choices of some modalities, small ones first; `having`: one that each must have."""
     chosen = [some for n in range(1, len(names) + 1) for some in combinations(names, n)]
-    return [some for some in chosen if having is None or having in some]
+    return [some for some in chosen if not having or having in some]
 
 
 def plan(inputs, anchor, methods, beyond_paper):
@@ -143,27 +143,19 @@ def interval(values):
 
 @dataclass
 class Results:
-    """What the tables show.
-
-    test        Part that is tested
-    inputs      modalities that training clips have; anchor: the query modality
-    outcomes    {Row: what train_and_test found, by seed}
-    pretrained  {method: history of its training}, {} without; pretraining: `facts` of it
-    recognised  (word error rate, whose words they are), None without
-    note        of the word vectors
-    """
+    """What the tables show."""
 
     emotions: tuple
-    test: Part
-    inputs: tuple
-    anchor: str
+    test: Part  # that is tested
+    inputs: tuple  # modalities that training clips have
+    anchor: str  # the query modality
     seeds: tuple
     n_resamples: int
-    outcomes: dict
-    pretrained: dict = field(default_factory=dict)
-    pretraining: dict = field(default_factory=dict)
-    recognised: tuple | None = None
-    note: str = ""
+    outcomes: dict  # {Row: what train_and_test found, by seed}
+    pretrained: dict = field(default_factory=dict)  # {method: history of its training}
+    pretraining: dict = field(default_factory=dict)  # data.vocabulary_facts
+    recognised: tuple | None = None  # word error rate, whose words they are
+    note: str = ""  # of the word vectors
 
     @property
     def main(self):
@@ -240,18 +232,17 @@ class Results:
 
 def write(run, results, multilabel):
     """All tables; multilabel: whether a clip can have several emotions."""
-    table_1(run, results)
-    if len(results.main) > 1:
-        gain_table(run, results)
-    if len(results.inputs) > 1:
-        table_2(run, results)
-    f1_table(run, results)
-    if not multilabel:
-        classes_table(run, results)
-    if results.recognised:
-        asr_table(run, results)
-    if results.pretrained:
-        cost_table(run, results)
+    wanted = {
+        table_1: True,
+        gain_table: len(results.main) > 1,
+        table_2: len(results.inputs) > 1,
+        f1_table: True,
+        classes_table: not multilabel,
+        asr_table: results.recognised,
+        cost_table: results.pretrained,
+    }
+    for table in (table for table, is_wanted in wanted.items() if is_wanted):
+        table(run, results)
 
 
 def table_1(run, results):
@@ -391,16 +382,12 @@ def prediction_rows(results):
             found = results.predicted(row, condition)
             every = row in results.main and condition == named(results.inputs)
             for k in range(len(found)) if every else [results.best(row)]:
+                system = "test", results.seeds[k], f"{row.slug()}: {condition}"
                 for i, clip_id in enumerate(test.ids):
-                    yield {
-                        "utterance_id": clip_id,
-                        "speaker": test.speakers[i],
-                        "fold": "test",
-                        "seed": results.seeds[k],
-                        "system": f"{row.slug()}: {condition}",
-                        "y_true": names_of(results.emotions, test.targets[i]),
-                        "y_pred": names_of(results.emotions, found[k, i]),
-                    }
+                    names = (
+                        names_of(results.emotions, present) for present in (test.targets[i], found[k, i])
+                    )
+                    yield dict(zip(PREDICTION_COLUMNS, (clip_id, test.speakers[i], *system, *names)))
 
 
 def names_of(emotions, present):

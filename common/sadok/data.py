@@ -1,15 +1,14 @@
-"""What 05 reads: prepared corpora and parts of them, their folds, and crops of spectrograms beside those of codes."""
+"""What 05 works on: parts of prepared corpora, their folds, the speech of a pretraining, networks, rows."""
 
-from dataclasses import replace
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from common import splits
 from common.errors import UserError
-from common.manifest import Manifest, read_manifest
-from common.media import read_audio
-from common.sadok.vqvae import HOP, normalise_peak, power_spectrogram
+from common.manifest import prepared_folder, read_manifest
 
 # ---- Corpora -------------------------------------------------------------------------------
 
@@ -17,10 +16,11 @@ PARTS = ("speech", "song", "disgust")
 DISGUST = {"neu": "neutral", "hap": "happy", "ang": "angry", "dis": "disgusted"}  # Sec. 3.1.3
 
 
+@functools.cache
 def read_part(data_root, name):
-    """The Manifest of a prepared corpus, or of a part of it: "ravdess:song", "iemocap:disgust"; turns with audio only.
+    """The Manifest of a prepared corpus, or of a part of it such as "ravdess:song"; only turns with audio.
 
-    Its corpus is named with an underscore, "ravdess_song", as a folder. Raises UserError where there is no such turn.
+    Its corpus is named "ravdess_song", as a folder. Raises UserError where no turn is left.
     """
     base, _, part = name.partition(":")
     if part and part not in PARTS:
@@ -37,101 +37,173 @@ def read_part(data_root, name):
         raise UserError(
             f"{whole.folder}/manifest.csv: no turn with audio for {name}; prepare it by 01_prepare_data.py"
         )
-    return Manifest(name.replace(":", "_"), whole.folder, classes, turns)
+    return replace(whole, corpus=name.replace(":", "_"), classes=classes, turns=turns)
 
 
 class Corpus:
-    """An emotional corpus: labelled turns with audio, and who trains, validates and tests; c: the constants of 05."""
+    """An emotional corpus: labelled turns with audio, and who trains, validates and tests."""
 
-    def __init__(self, c, name):
-        self.base, self.manifest = name.partition(":")[0], read_part(c.DATA_ROOT, name)
+    def __init__(self, data_root, name, n_groups, validate_on, select_on, seeds):
+        self.base, self.manifest = name.partition(":")[0], read_part(data_root, name)
         self.turns, self.name = self.manifest.labelled, self.manifest.corpus
-        self.folds_of = {
-            seed: splits.make_folds(self.manifest, c.N_GROUPS, c.VALIDATE_ON, c.SELECT_ON, seed)
-            for seed in c.SEEDS
-        }
-        self.folds = self.folds_of[c.SEEDS[0]]
-        self.protocol = splits.protocol_text(self.manifest, self.folds, c.VALIDATE_ON, c.SELECT_ON)
-        self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
+        protocol = validate_on, select_on
+        self.folds_of = {s: splits.make_folds(self.manifest, n_groups, *protocol, s) for s in seeds}
+        self.folds = self.folds_of[seeds[0]]
+        self.protocol = splits.protocol_text(self.manifest, self.folds, *protocol)
         self.y = np.array([self.manifest.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
+        self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
+        self.class_of = dict(zip(self.row, self.y))
         self.tested = [np.array([self.row[turn.utterance_id] for turn in fold.test]) for fold in self.folds]
 
 
-# ---- Clips ---------------------------------------------------------------------------------
+def read_corpora(corpus_of, data_root, first, others):
+    """{name: corpus_of(name)}, of `others` those that are prepared and can be divided."""
+    found = {first: corpus_of(first)}
+    for name in others:
+        if not (prepared_folder(data_root, name.partition(":")[0]) / "manifest.csv").exists():
+            print(f"  {name}: not prepared by 01, left out of Table 5")
+            continue
+        try:
+            found.setdefault(name, corpus_of(name))
+        except UserError as error:
+            print(f"  {name}: left out of Table 5: {error}")
+    return found
 
 
-class Memory:
-    """Tensors kept up to a number of GB, here decoded clips and their first powers; all data sets of a run share it."""
-
-    def __init__(self, memory_gb):
-        self.left_bytes, self.kept = memory_gb * 1e9, {}
-
-    def get(self, key, make):
-        """The tensor kept under a key, else what make() returns, which is kept where there is room for it."""
-        if key in self.kept:
-            return self.kept[key]
-        tensor = make()
-        if tensor.nbytes <= self.left_bytes:
-            self.kept[key] = tensor
-            self.left_bytes -= tensor.nbytes
-        return tensor
+# ---- Speech of a pretraining ---------------------------------------------------------------
 
 
-def read_samples(path):
-    """Samples (n,) of a clip with their peak at 1. Raises MediaError."""
-    return torch.from_numpy(normalise_peak(read_audio(path)))
+@dataclass(frozen=True)
+class Pretraining:
+    """The unlabelled speech of a pretraining, without the speakers that the fold that it serves tests."""
+
+    data_root: str
+    corpora: tuple
+    seed: int  # draws the held-out speakers, on which the pretraining is scored
+    name: str = ""  # such as "without_fold2"; "" = nobody is left out
+    left_out: frozenset = frozenset()  # (corpus, speaker)
+
+    @property
+    def folder(self):
+        """<data_root>/models/voxceleb2/sadok, or .../ravdess+emodb/sadok/without_fold2"""
+        return Path(self.data_root) / "models" / "+".join(self.corpora) / "sadok" / self.name
+
+    def codes_folder(self, base):
+        """<data_root>/codes/<base>/voxceleb2, or .../ravdess+emodb_without_fold2"""
+        name = "+".join(self.corpora) + (f"_{self.name}" if self.name else "")
+        return Path(self.data_root) / "codes" / base / name
+
+    def turns(self):
+        """(training, held-out) turns as (corpus, Turn); one speaker in 20 is held out."""
+        manifests = {base: read_part(self.data_root, base) for base in self.corpora}
+        turns = [(base, turn) for base, manifest in manifests.items() for turn in manifest.turns]
+        turns = [(base, turn) for base, turn in turns if (base, turn.speaker) not in self.left_out]
+        speakers = sorted({(base, turn.speaker) for base, turn in turns})
+        if len(speakers) < 2:
+            names = ",".join(self.corpora)
+            raise UserError(f"PRETRAIN_CORPORA={names}: {len(speakers)} speakers are left; two are needed")
+        order = np.random.default_rng((self.seed, 5)).permutation(len(speakers))
+        held_out = {speakers[i] for i in order[: max(1, len(speakers) // 20)]}
+        train = [(base, turn) for base, turn in turns if (base, turn.speaker) not in held_out]
+        return train, [(base, turn) for base, turn in turns if (base, turn.speaker) in held_out]
 
 
-class Powers:
-    """Power spectra of clips, what SpecMAE reads; a data set as codes.Crops.
+def plan_pretrainings(corpora, everyone, leave_out):
+    """{(corpus, number of a fold): the Pretraining that serves it}.
 
-    paths     audio files; n_frames, random, labels as for Crops
-    memory    Memory
+    everyone   Pretraining that leaves nobody out
+    leave_out  "tested": nobody whom the fold tests is in a pretraining on the same corpus; or "nobody"
+    Fold k of every corpus shares a pretraining, so that runs with another CORPUS or other TABLES do too.
     """
-
-    def __init__(self, paths, n_frames, random, labels, memory):
-        self.paths, self.n_frames, self.random, self.labels, self.memory = (
-            paths,
-            n_frames,
-            random,
-            labels,
-            memory,
-        )
-        self.lengths = np.ones(len(paths), np.uint8)
-
-    def __getitem__(self, key):
-        index, seed = key
-        path = self.paths[index]
-        power = (
-            self.crop(path, seed)
-            if self.random
-            else self.memory.get((path, self.n_frames), lambda: self.crop(path, None))
-        )
-        return power, 0 if self.labels is None else int(self.labels[index])
-
-    def crop(self, path, seed):
-        """(T, 513) powers from a random frame on, or, without a seed, from the first."""
-        samples = self.memory.get(path, lambda: read_samples(path))
-        n_frames = 1 + len(samples) // HOP
-        spare = max(0, n_frames - self.n_frames)
-        start = 0 if seed is None else int(np.random.default_rng(seed).integers(spare + 1))
-        return power_spectrogram(samples, (start + torch.arange(self.n_frames)) % n_frames)  # (T, 513)
-
-    def collate(self, items):
-        return {
-            "power": torch.stack([power for power, _ in items]),  # (B, T, 513)
-            "labels": torch.tensor([label for _, label in items]),
-        }
+    shared = [c for c in corpora.values() if leave_out == "tested" and c.base in everyone.corpora]
+    found = {}
+    for name, corpus in corpora.items():
+        for k in range(len(corpus.folds)):
+            folds = [(c.base, c.folds[k]) for c in shared if k < len(c.folds)]
+            tested = frozenset((base, turn.speaker) for base, fold in folds for turn in fold.test)
+            without = replace(everyone, name=f"without_fold{k + 1}", left_out=tested)
+            found[name, k] = without if corpus in shared else everyone
+    return found
 
 
-class Repeated:
-    """A data set that is gone through several times in an epoch, for corpora of few clips."""
+def stores_needed(corpora, serving):
+    """(corpus, Pretraining) of all codes that a run reads; serving: from `plan_pretrainings`."""
+    pairs = [(base, p) for (name, _), p in serving.items() for base in (*p.corpora, corpora[name].base)]
+    return list(dict.fromkeys(pairs))
 
-    def __init__(self, dataset, times):
-        self.dataset, self.times, self.collate = dataset, times, dataset.collate
-        self.lengths = np.tile(dataset.lengths, times)
 
-    def __getitem__(self, key):
-        index, seed = key
-        return self.dataset[index % len(self.dataset.lengths), seed]
+def audio_paths(data_root, turns):
+    """The audio files of (corpus, Turn) pairs."""
+    return [prepared_folder(data_root, base) / turn.audio for base, turn in turns]
+
+
+# ---- Networks and rows ---------------------------------------------------------------------
+
+
+def size_of(name, text):
+    """A constant's "10x4" -> (10, 4)."""
+    t, _, d = text.partition("x")
+    if not (t.isdecimal() and d.isdecimal()):
+        raise UserError(f"{name}={text}: write it as 10x4")
+    return int(t), int(d)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A masked autoencoder to pretrain."""
+
+    kind: str  # "vqmae", "specmae" (the authors') or "specmae-log"
+    strategy: str  # of masking
+    ratio: float  # share of hidden tokens
+    n_frames: int  # T
+    n_rows: int  # D' codes per frame, or D powers
+    t: int  # frames per token
+    d: int  # codes of a frame per token
+    code_width: int  # e; 1 where powers are read as they are
+    depth: int  # L, blocks of the encoder
+    width: int  # units inside; 0 = t * d * e, which needs no projection
+
+    @property
+    def token_width(self):
+        return self.t * self.d * self.code_width
+
+    @property
+    def grid(self):
+        """(n_t, n_d), tokens along time and frequency; UserError where t or d does not divide its side."""
+        for size, total, what in (
+            (self.t, self.n_frames, "frames"),
+            (self.d, self.n_rows, "codes per frame"),
+        ):
+            if size < 1 or total < 1 or total % size:
+                raise UserError(
+                    f"token size ({self.t}, {self.d}): {size} does not divide {total} {what}; "
+                    f"choose one of {', '.join(str(n) for n in range(1, total + 1) if total % n == 0)}"
+                )
+        return self.n_frames // self.t, self.n_rows // self.d
+
+    @property
+    def n_tokens(self):
+        return self.grid[0] * self.grid[1]
+
+    def slug(self):
+        """Name of its folder, such as patch-tf_0.8_10x4_e8_12"""
+        is_vqmae = self.kind == "vqmae"
+        name, embedding = (self.strategy, f"_e{self.code_width}") if is_vqmae else (self.kind, "")
+        width = f"_w{self.width}" if self.width else ""
+        return f"{name}_{self.ratio:g}_{self.t}x{self.d}{embedding}_{self.depth}{width}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a network, pretrained or not, frozen or not, and its classification head."""
+
+    network: Network
+    pretrained: bool = True
+    freeze: bool = False
+    head: str = "cls"
+
+    def slug(self):
+        if self.freeze:
+            return f"{'frozen' if self.pretrained else 'random'}_{self.head}"
+        return f"{'finetuned' if self.pretrained else 'scratch'}_{self.head}"

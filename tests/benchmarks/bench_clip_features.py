@@ -201,7 +201,8 @@ def compare(name, paths):
     for way, (clock, processor) in medians.items():
         print(
             f"  {way:<20} {n_clips / clock:7.1f} clips/s by the clock   "
-            f"{n_clips / processor:7.1f} per s of processor   ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}",
+            f"{n_clips / processor:7.1f} per s of processor   "
+            f"ratio {clock / base[0]:5.2f} and {processor / base[1]:5.2f}",
             flush=True,
         )
     seconds = statistics.median(whole(paths) for _ in range(RUNS))

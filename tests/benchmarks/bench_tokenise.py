@@ -3,19 +3,17 @@
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_tokenise.py [folder of audio files]
 
 Clips of 4 to 12 s, the first 512 of a folder or synthetic ones, on 2 threads:
-- reading         common.media.read_audio and the peak
+- reading         common.sadok.codes.read_clip
 - spectrogram     the power of the short-time Fourier transform
-- encoder         VQVAE.encode with random weights, in batches as tokenise makes them
-- all, 1 process  common.sadok.codes.tokenise: reading, spectrogram, encoder, writing, one after the other
-- all, 1 worker   the same, with another process that reads and transforms; timed from the first batch on, since the
-                  start of the process is paid once
-Prints the median of RUNS runs, and at the end how fast Crops reads: crops per second of one process from 2 GB of codes.
-Reference: the authors' code turns 77 to 95 s of audio per second into codes on 2 threads; the aim is five times that.
+- encoder         VQVAE.encode with random weights
+- all             common.sadok.codes.extract_codes: the three and writing, one after the other
+- all, 1 worker   the same, with a thread that reads ahead
+Prints the median of RUNS runs, and how fast Crops reads: crops per second of one process, from 2 GB of codes.
+Reference: the authors' code turns 77 to 95 s of audio per second into codes on 2 threads.
 """
 
 import contextlib
 import io
-import json
 import shutil
 import statistics
 import sys
@@ -29,22 +27,20 @@ from measure import product_rate
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.media import read_audio, write_wav
-from common.sadok.codes import Codes, Crops, Tokenising, on_all_cores, read_clip, tokenise
-from common.sadok.vqvae import CODES_PER_FRAME, HOP, N_FFT, RATE_HZ, VQVAE, power_spectrogram
+from common.files import make_folder
+from common.manifest import Manifest, Turn, write_manifest
+from common.media import write_wav
+from common.sadok.codes import Crops, extract_codes, read_clip
+from common.sadok.data import Pretraining
+from common.sadok.vqvae import RATE_HZ, VQVAE, power_spectrogram
+from common.store import StoreWriter
+from common.training import best_weights
 
 RUNS = 3
 N_SYNTHETIC = 48
 N_FILES = 512
-BATCH_FRAMES = 8192
 CROP_FRAMES = 200
 CROP_BATCH = 512
-
-
-def settings(workers):
-    return Tokenising(
-        RATE_HZ, HOP, N_FFT, CODES_PER_FRAME, 4, 1e-4, power_spectrogram, 0.05, BATCH_FRAMES, workers
-    )
 
 
 def write_clips(folder):
@@ -70,8 +66,8 @@ def random_vqvae():
 def report(name, seconds, rates):
     rate = statistics.median(rates)
     print(
-        f"{name:<16} {rate:9,.0f} s of audio per s   ({min(rates):,.0f} to {max(rates):,.0f} in {len(rates)} runs of "
-        f"{seconds:,.0f} s of audio)",
+        f"{name:<16} {rate:9,.0f} s of audio per s   ({min(rates):,.0f} to {max(rates):,.0f} in {len(rates)} "
+        f"runs of {seconds:,.0f} s of audio)",
         flush=True,
     )
     return rate
@@ -94,86 +90,57 @@ def timed(seconds, work):
 
 def parts(paths, model):
     """Each part by itself; returns the seconds of audio."""
-    n_threads = torch.get_num_threads()
-    samples = [read_audio(path, rate_hz=RATE_HZ) for path in paths]
+    samples = [read_clip(path) for path in paths]
     seconds = sum(map(len, samples)) / RATE_HZ
-    tensors = [torch.from_numpy(x / np.abs(x).max()) for x in samples]
-    power = torch.cat([power_spectrogram(x) for x in tensors])
-    torch.set_num_threads(1)  # as tokenise has it: these two do not gain from threads
-    report("reading", seconds, timed(seconds, lambda: [np.abs(read_audio(path)).max() for path in paths]))
-    report("spectrogram", seconds, timed(seconds, lambda: [power_spectrogram(x) for x in tensors]))
-    torch.set_num_threads(n_threads)
-    with on_all_cores(model.encode, "cpu") as encode:
-        report(
-            "encoder", seconds, timed(seconds, lambda: [encode(part) for part in power.split(BATCH_FRAMES)])
-        )
+    power = [power_spectrogram(x) for x in samples]
+    report("reading", seconds, timed(seconds, lambda: [read_clip(path) for path in paths]))
+    report("spectrogram", seconds, timed(seconds, lambda: [power_spectrogram(x) for x in samples]))
+    report("encoder", seconds, timed(seconds, lambda: [model.encode(x) for x in power]))
     return seconds
 
 
-def whole(paths, model, seconds, folder):
-    """tokenise as a whole, in one process and with a worker."""
-    clips = [(str(i), path) for i, path in enumerate(paths)]
-    lengths = [read_clip(*clip, settings(0)).seconds for clip in clips]
-    started = []
+def whole(paths, model, seconds, root):
+    """extract_codes as a whole, in one thread and with one that reads ahead."""
+    turns = [Turn(str(i), str(i), 0, "s", "", 0.0, 0.0, audio=str(path)) for i, path in enumerate(paths)]
+    write_manifest(Manifest("clips", make_folder(root / "prepared" / "clips"), (), turns))
+    pretraining = Pretraining(str(root), ("clips",), 0)
+    make_folder(pretraining.folder / "vqvae")
+    best_weights(pretraining.folder / "vqvae").write_bytes(b"")
 
-    def encode(power):
-        started.append(time.monotonic())
-        return model.encode(power)
+    def run(workers):
+        shutil.rmtree(root / "codes", ignore_errors=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            extract_codes(pretraining, "clips", model, workers, 0.0)
 
-    for name, workers in (("all, 1 process", 0), ("all, 1 worker", 1)):
-        rates = []
-        for _ in range(RUNS):
-            shutil.rmtree(folder, ignore_errors=True)
-            started[:] = [] if workers else [time.monotonic()]
-            with contextlib.redirect_stdout(io.StringIO()):
-                codes = tokenise(clips, encode, folder, {}, settings(workers))
-            rates.append(sum(lengths) / (time.monotonic() - started[0]))
-        assert int(codes.n_frames.sum()) == sum(1 + round(length * RATE_HZ) // HOP for length in lengths)
-        report(name, seconds, rates)
+    for name, workers in (("all", 0), ("all, 1 worker", 1)):
+        report(name, seconds, timed(seconds, lambda workers=workers: run(workers)))
 
 
 def crops(folder):
-    """Crops per second from a sparse file of 2 GB, which costs no disk."""
+    """Crops per second from 2 GB of codes."""
     n_clips, n_frames = 80_000, 400
-    folder.mkdir()
-    with open(folder / "codes.u8", "wb") as file:
-        file.truncate(n_clips * n_frames * CODES_PER_FRAME)
-    lines = "".join(f"{i},{i * n_frames},{n_frames},8.0000,,\n" for i in range(n_clips))
-    (folder / "clips.csv").write_text(
-        "id,first_frame,frames,seconds,problem,remedy\n" + lines, encoding="utf-8"
-    )
-    (folder / "meta.json").write_text(
-        json.dumps(
-            {
-                "complete": True,
-                "clips": n_clips,
-                "frames": n_clips * n_frames,
-                "codes_per_frame": CODES_PER_FRAME,
-                "hours": 177.8,
-                "left_out": 0,
-            }
-        )
-    )
-    codes = Codes(folder)
-    data = Crops([(codes, np.arange(n_clips))], CROP_FRAMES, random=True)
+    writer, part = StoreWriter(folder, {}), 2000
+    codes = np.zeros((part * n_frames, 64), np.uint8)
+    for first in range(0, n_clips, part):
+        ids = [str(i) for i in range(first, first + part)]
+        writer.add(ids, {"codes": codes}, [n_frames] * part)
+    store = writer.finish()
+    data = Crops([(store, name) for name in store.ids], CROP_FRAMES, random=True)
     rng = np.random.default_rng(0)
     keys = [[(int(i), (0, 0, int(i))) for i in rng.integers(n_clips, size=CROP_BATCH)] for _ in range(40)]
     for run in range(RUNS):
         started = time.monotonic()
         for batch in keys:
             data.collate([data[key] for key in batch])
-        took = time.monotonic() - started
-        print(
-            f"crops            {len(keys) * CROP_BATCH / took:9,.0f} crops of {CROP_FRAMES} frames per s"
-            f"   ({'pages read for the first time' if run == 0 else 'again'})",
-            flush=True,
-        )
+        took, pages = time.monotonic() - started, "again" if run else "first run"
+        rate = len(keys) * CROP_BATCH / took
+        print(f"crops            {rate:9,.0f} crops of {CROP_FRAMES} frames per s   ({pages})", flush=True)
 
 
 def main():
     print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, matrix product {matrix_product_rate():.0f} "
-        "GFLOP/s before"
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, matrix product "
+        f"{matrix_product_rate():.0f} GFLOP/s before"
     )
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -182,7 +149,7 @@ def main():
         )
         model = random_vqvae()
         seconds = parts(paths, model)
-        whole(paths, model, seconds, folder / "codes")
+        whole(paths, model, seconds, folder / "data")
         print(f"matrix product   {matrix_product_rate():9,.0f} GFLOP/s after")
         crops(folder / "crops")
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, seconds by the clock, peak memory, and what the machine is and can do."""
+"""What the benchmarks share: options, seconds by the clock, peak memory, and what the machine can do."""
 
 import argparse
 import os
@@ -54,7 +54,7 @@ def seconds_of_runs(call, device, runs):
 
 
 def clock_and_processor(call, *arguments):
-    """Seconds of a call by the clock, and in processor time, which other programs on the machine disturb less."""
+    """Seconds of a call by the clock, and in processor time, which other programs disturb less."""
     clock, processor = time.perf_counter(), time.process_time()
     call(*arguments)
     return time.perf_counter() - clock, time.process_time() - processor
@@ -75,12 +75,12 @@ def forget_peak(device):
 
 
 def peak_gb(device):
-    """Highest memory since `forget_peak`: of the allocator on a GPU, of the process on a CPU; 0 if unknown."""
+    """Highest memory since `forget_peak`, of a GPU's allocator or of the process; 0 if unknown."""
     return torch.cuda.max_memory_allocated() / 1e9 if on_gpu(device) else resident_gb("VmHWM")
 
 
 def resident_gb(name):
-    """VmRSS (now) or VmHWM (peak) of this process; where Linux does not say, the peak for both; 0 if unknown."""
+    """VmRSS (now) or VmHWM (peak) of this process; elsewhere than on Linux the peak; 0 if unknown."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e9

@@ -1,0 +1,199 @@
+"""Tables 5 to 7 and Figures 8 to 12 of Babaali & Shayaninasab, and what goes beyond them."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from sklearn.decomposition import PCA
+
+from common import metrics, plots, splits
+from common.babaali.features import fill_absent, standardise
+from common.comparison import paired_test_cells
+from common.panels import confusion_map
+from common.results import Cell, paper_figures, score_cell, score_cells
+
+PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
+PAPERS_CLASSIFIERS = ("SVM", "NN", "XGBoost")  # of which Tables 5 and 6 give the average
+
+
+@dataclass(frozen=True)
+class System:
+    """One way from stored outputs to a label."""
+
+    level: str  # "early" features, "late" logits, or "out-of-fold" logits
+    fusion: str
+    classifier: str
+    modalities: tuple
+
+    def __str__(self):
+        return f"{self.level} {self.fusion} {self.classifier} {'+'.join(self.modalities)}"
+
+
+def final_model(modalities):
+    """The paper's: the SVM on concatenated features, of some modalities or all."""
+    return System("early", "concatenation", "SVM", tuple(modalities))
+
+
+def final(scores, *modalities):
+    """Predictions (seeds, N) of the final model."""
+    return scores.predicted[final_model(modalities or scores.source.modalities)]
+
+
+def note_of(scores):
+    """What every table says: modalities, gaps, chance."""
+    early = scores.source.read(scores.seeds[0], 0)["early"]
+    absent = {m: int(np.isnan(x[:, 0]).sum()) for m, x in early.items()}
+    gaps = [f" {n:,} turns lack {m} and got its training mean." for m, n in absent.items() if n]
+    return f"Modalities: {', '.join(early)}. {scores.chance()}{''.join(gaps)}"
+
+
+def described(scores):
+    modalities = scores.source.modalities
+    return f"SVM on {'concatenated ' * (len(modalities) > 1)}{' + '.join(modalities)}"
+
+
+# ---- Tables of the paper -------------------------------------------------------------------
+
+
+def fusion_tables(scores, run, fusions, classifiers):
+    """Table 5, early fusion by classifier, accuracy; Table 6, late fusion, on out-of-fold logits too."""
+    early, late = scores.source.modalities, scores.source.with_logits
+    note = "The paper's text gives 75.42 % to concatenation with SVM, its Table 5 to the sum."
+    fusion_table(scores, run, "5", {"early": ""}, early, fusions, classifiers, note)
+    levels = {"late": ""} | ({"out-of-fold": ", out of fold"} if scores.source.out_of_fold else {})
+    fusion_table(scores, run, "6", levels, late, fusions, classifiers, f"Logits of {', '.join(late)}.")
+
+
+def fusion_table(scores, run, number, levels, modalities, fusions, classifiers, note):
+    """A table of fusion by classifier; levels: {level of System: what the names of its rows end with}."""
+    if len(modalities) < 2:
+        print(f"no Table {number}: it needs two modalities, there is {', '.join(modalities) or 'none'}")
+        return
+    cells = []
+    for level, fusion in ((level, fusion) for level in levels for fusion in fusions):
+        found = {c: scores.predicted[System(level, fusion, c, modalities)] for c in classifiers}
+        if set(PAPERS_CLASSIFIERS) <= set(found):
+            found["average"] = np.concatenate([found[c] for c in PAPERS_CLASSIFIERS])
+        for column, predictions in found.items():
+            row = fusion + levels[level]
+            data, paper = scores.data(predictions), PAPER.get((number, row, column))
+            cells.append(score_cell(row, column, metrics.accuracy, *data, paper))
+    title = f"Table {number}. Results for {next(iter(levels))} fusion, accuracy"
+    run.table(f"babaali_table_{number}", title, cells, f"{note} {note_of(scores)}")
+
+
+def final_model_tables(scores, run):
+    """Table 7, precision, recall and F1 of the final model; Section 4.3, published systems beside it."""
+    measures = {"Precision": metrics.precision, "Recall": metrics.recall, "F1-score": metrics.f1}
+    data, cells = scores.data(final(scores)), []
+    for number, name in enumerate(scores.classes):
+        for column, measure in measures.items():
+            metric, paper = partial(one_class, measure, number), PAPER.get(("7", name, column))
+            cells.append(score_cell(name, column, metric, *data, paper, needs=number))
+    for column, measure in measures.items():
+        row, metric = "all (weighted by class size)", partial(all_classes, measure)
+        cells.append(score_cell(row, column, metric, *data, PAPER["7", "all", column]))
+    note = (
+        "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its precision and "
+        f"recall. Its last row has no name; its recall equals the accuracy. {note_of(scores)}"
+    )
+    run.table("babaali_table_7", f"Table 7. Precision, recall and F1 of {described(scores)}", cells, note)
+    if run.incomparable:
+        return
+    others = [key for key in PAPER if key[0] == "sec4_3" and key[1] != "final model"]
+    cells = [Cell(row, column, paper=PAPER[table, row, column]) for table, row, column in others]
+    row, paper = f"final model: {described(scores)}", PAPER["sec4_3", "final model", "accuracy"]
+    cells.append(score_cell(row, "accuracy", metrics.accuracy, *data, paper))
+    note = f"Figures of others as the paper quotes them; of [6] it gives none. {note_of(scores)}"
+    run.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells, note)
+
+
+def one_class(measure, number, counts):
+    return measure(counts)[..., number]
+
+
+def all_classes(measure, counts):
+    return metrics.weighted(measure(counts), counts)
+
+
+# ---- Beyond the paper ----------------------------------------------------------------------
+
+
+def subsets_table(scores, run):
+    """Every subset of modalities, from features and from logits, and chance."""
+    columns = {"WA": metrics.accuracy, "UA": metrics.unweighted_recall, "weighted F1": metrics.weighted_f1}
+    majority = np.bincount(scores.y[scores.scored]).argmax()
+    rows = [("chance (majority class)", "early", np.full((len(scores.seeds), len(scores.turns)), majority))]
+    rows += [
+        ("+".join(system.modalities), system.level, predictions)
+        for system, predictions in scores.predicted.items()
+        if (system.fusion, system.classifier) == ("concatenation", "SVM") and system.level != "out-of-fold"
+    ]
+    rows.sort(key=lambda row: (row[1], row[0].count("+")))
+    cells = []
+    for name, level, predictions in rows:
+        by_level = {f"{level} {column}": metric for column, metric in columns.items()}
+        cells += score_cells(name, by_level, *scores.data(predictions))
+    note = f"Not in the paper. WA = accuracy, UA = mean of class recalls. {note_of(scores)}"
+    title = "Every subset of modalities: SVM on features (early) or logits"
+    run.table("babaali_table_subsets", title, cells, note)
+
+
+def tests_table(scores, run):
+    """Is the final model better than single modalities and late fusion, by how much, and is it chance?"""
+    modalities = scores.source.modalities
+    if len(modalities) < 2:
+        return
+    single, wins = scores.best([final_model((m,)) for m in modalities])
+    wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
+    rivals = {f"best single modality, chosen on validation ({wins})": single}
+    rivals |= {f"{m} alone": final(scores, m) for m in modalities}
+    late = System("late", "concatenation", "SVM", scores.source.with_logits)
+    if len(late.modalities) > 1:
+        rivals["late fusion, concatenation, SVM"] = scores.predicted[late]
+    pairs = {name: (final(scores), rival) for name, rival in rivals.items()}
+    cells, note = paired_test_cells("gain of the final model", *scores.pairs(pairs))
+    title = "The final model against single modalities and late fusion"
+    run.table("babaali_table_tests", title, cells, f"Not in the paper. {note}")
+
+
+# ---- Figures -------------------------------------------------------------------------------
+
+# view -> (number of its figure in the paper, word in the file's name)
+FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), "fused": (11, "fused")}
+
+
+def figures(scores, run):
+    """Figures 8 to 11, test turns of one fold in the plane of their training turns' PCA; Figure 12."""
+    fold, parts = scores.folds[0], splits.divide(scores.folds[0], scores.turns)
+    views = scores.source.read(scores.seeds[0], 0)["early"]
+    views = {m: fill_absent(x, parts.fit) for m, x in views.items()}
+    if len(views) > 1:
+        views["fused"] = np.concatenate(list(views.values()), axis=1)
+    for name, x in views.items():
+        z = standardise(x, parts.refit)
+        plane = PCA(2, random_state=0).fit(z[parts.refit])
+        share = 100 * plane.explained_variance_ratio_
+        fig = plots.scatter(
+            plane.transform(z[parts.test]),
+            [scores.turns[i].label for i in parts.test],
+            scores.classes,
+            f"component 1 ({share[0]:.0f} % of the variance)",
+            f"component 2 ({share[1]:.0f} %)",
+        )
+        number, word = FIGURES.get(name, (8, name))
+        caption = (
+            f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
+            f"({scores.corpus}), n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the "
+            f"standardised vectors ({x.shape[1]} wide) of the other turns."
+        )
+        run.figure(plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption))
+    rows = scores.scored
+    counts = metrics.confusion(scores.y[rows], final(scores)[0, rows], len(scores.classes))
+    caption = (
+        f"Figure 12. Confusion matrix of {described(scores)}; {scores.corpus}; {run.protocol}. Test turns of "
+        f"all folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
+    )
+    fig = confusion_map(counts, scores.classes)
+    run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))
