@@ -294,17 +294,17 @@ def case(outcome, corpus, name):
         ours, theirs = outcome.right(method, setting), outcome.right(best, setting)  # (S * M or S, R)
         pairs.append((ours, np.repeat(theirs, len(ours) // len(theirs), 0)))
     ours, theirs = (np.concatenate(part) for part in zip(*pairs))
-    speakers, n_resamples = outcome.test.speakers, outcome.n_resamples
-    gain, p = comparison.paired_permutation(ours, theirs, speakers, n_resamples, 0)
-    interval = metrics.cluster_bootstrap(comparison.gain, ours, theirs, speakers, n_resamples, 0, n_classes=2)
-    low, high = (100 * bound for bound in interval)
+    more = outcome.test.speakers, outcome.n_resamples
+    gain, low, high, _, p = comparison.compare(np.ones_like(outcome.truth), ours, theirs, *more)
     row, n = f"{corpus}, {outcome.name}, {name}", len(outcome.truth)
     counts = {"win": signs.count(1), "tie": signs.count(0), "lose": signs.count(-1)}
     cells = [Cell(row, f"levels that {k}", [v], unit="", digits=0, n=n) for k, v in counts.items()]
     for column, found in (("by ranges", signs), ("by ranges, lossy baseline", lossy)):
         verdict = (1 in found) - (-1 in found)
         cells.append(Cell(row, column, [verdict], unit="", n=n, word=VERDICTS[verdict]))
-    cells.append(Cell(row, "gain, all levels", [100 * gain], low=low, high=high, n=n, unit="points"))
+    cells.append(
+        Cell(row, "gain, all levels", [100 * gain], low=100 * low, high=100 * high, n=n, unit="points")
+    )
     return [*cells, Cell(row, "by speaker p", [p], n=n, unit="", digits=4)]
 
 
