@@ -26,7 +26,7 @@ def load_script(name):
 def command(script, folder, *options):
     """The command that runs a numbered script's demo with data/ and results/ in a folder."""
     roots = [f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results"]
-    jobs = [] if script[:2] in ("01", "03") else ["--JOBS=1"]  # each process imports torch: longer than a test
+    jobs = [] if script[:2] in ("01", "03") else ["--JOBS=1"]  # every process would import torch
     return [sys.executable, str(ROOT / script), "--demo", *roots, *jobs, *options]
 
 
