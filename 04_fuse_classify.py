@@ -164,7 +164,8 @@ JOBS = 1                          # trainings side by side, each in a process of
 XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30, "XGB_ROUNDS": 60,
+DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30,
+        "XGB_ROUNDS": 60,
         "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
         "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 10,
         "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+0", "4+4"),

@@ -82,7 +82,7 @@ N_RESAMPLES = 10000           # of speakers behind every interval; sign patterns
 # ---- Clips and backbones (Sec. 3.2 and 4.2) ------------------------------------------------
 N_CLIPS = 0                   # N; 0 = the paper's: 5 of CREMA-D and Lombard, 10 of RAVDESS and AudioSet
 CLIP_S = 0.0                  # seconds; 0 = the paper's: 0.4 of CREMA-D and RAVDESS, 0.5 of the others
-AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"
+AVID_CHECKPOINT = "data/checkpoints/AVID-CMA_Audioset_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar"  # a file
 AVID_STATS = "data/checkpoints/audio-spectDB-24k-513-norm-stats.npz"  # "" = measured on PRETRAIN_CORPUS
 CRISSCROSS_VIDEO = "data/checkpoints/vid_crisscross_audioset.pth.tar"  # the authors' file
 CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"  # the authors' file
@@ -134,7 +134,8 @@ EVAL_BATCH_SIZE = 512         # recordings per forward pass outside training
 MAX_PROBLEM_SHARE = 0.05      # stop where more than this share of the recordings cannot be read
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0,), "N_RESAMPLES": 1000,
+DEMO = {"JOBS": 2, "CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0,),
+        "N_RESAMPLES": 1000,
         "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "",
         "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1,
         "DECODER_HEADS": 4, "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 32,

@@ -140,7 +140,7 @@ VGG_BATCH = 64                  # pictures per forward pass of VGG-16
 EVAL_BATCH_SIZE = 64            # clips per forward pass outside training
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_mosei", "PRETRAIN_CORPUS": "demo_voxceleb2_av", "SEEDS": (0, 1),
+DEMO = {"JOBS": 2, "CORPUS": "demo_mosei", "PRETRAIN_CORPUS": "demo_voxceleb2_av", "SEEDS": (0, 1),
         "TRANSCRIPTS": "raw/demo_voxceleb2_av/words.csv", "MIN_SCORE": -0.5,
         "ASR_TRANSCRIPTS": "raw/demo_mosei/recognised_synthetic.csv",
         "GLOVE": "raw/demo_mosei/glove.demo.300d.txt", "RANDOM_VGG": True, "FRAME_SIZE": 32, "FPS": 1.0,

@@ -12,18 +12,18 @@ demo: $(VENV)/ready
 	$(RUN) 03_extract_features.py --demo
 	$(RUN) 04_fuse_classify.py --demo
 	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_voxceleb2
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess --WORKERS=1
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_emodb --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_emodb
 	$(RUN) 05_pretrain_vqmae.py --demo
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_audioset --WORKERS=1
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_lombard --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_audioset
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_lombard
 	$(RUN) 06_mae_imputation.py --demo --CORPUS=demo_lombard
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess_av --MEDIA_IN_PLACE=true --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_ravdess_av --MEDIA_IN_PLACE=true
 	$(RUN) 06_mae_imputation.py --demo --CORPUS=demo_ravdess_av
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_cremad --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_cremad
 	$(RUN) 06_mae_imputation.py --demo
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_voxceleb2_av --WORKERS=1
-	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_mosei --WORKERS=1
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_voxceleb2_av
+	$(RUN) 01_prepare_data.py --demo --CORPUS=demo_mosei
 	$(RUN) 07_crossmodal_mosei.py --demo
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 

@@ -100,11 +100,3 @@ def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, n_cla
     draws = rng.multinomial(len(names), equal, n_resamples)  # (R, K): how often each speaker is drawn
     scores = metric(np.tensordot(draws.astype(float), counts, axes=1)).mean(-1)  # (R, S, C, C) -> (R,)
     return tuple(np.quantile(scores, [0.025, 0.975]).tolist())
-
-
-def __getattr__(name):  # until all papers import it from common.comparison
-    if name in ("gain", "mcnemar", "paired_permutation", "holm", "compare"):
-        from common import comparison
-
-        return getattr(comparison, name)
-    raise AttributeError(name)

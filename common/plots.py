@@ -113,22 +113,3 @@ def grouped_bars(groups, series, ylabel):
     axes.set(ylabel=ylabel)
     axes.legend(ncols=2)
     return fig
-
-
-def __getattr__(name):  # until all papers import it from common.panels
-    if name in (
-        "confusion_map",
-        "confusion_grid",
-        "value_map",
-        "value_maps",
-        "curves",
-        "curve_panels",
-        "curve_styles",
-        "spectrograms",
-        "DODGE",
-        "DASHES",
-    ):
-        from common import panels
-
-        return getattr(panels, name)
-    raise AttributeError(name)

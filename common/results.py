@@ -383,11 +383,3 @@ def hardware(device=None):
         models = []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{device}: {models[0] if models else platform.processor() or platform.machine()}, {cores} cores"
-
-
-def __getattr__(name):  # until all papers import it from common.comparison
-    if name in ("paired_test_cells",):
-        from common import comparison
-
-        return getattr(comparison, name)
-    raise AttributeError(name)

@@ -242,7 +242,7 @@ def test_the_maps_of_unequal_rates_have_audio_in_their_rows(tmp_path, monkeypatc
     """One for each classifier."""
     drawn = {}
     monkeypatch.setattr(
-        tables.plots, "value_maps", lambda panels, *labels: drawn.update(panels=panels, labels=labels)
+        tables, "value_maps", lambda panels, *labels: drawn.update(panels=panels, labels=labels)
     )
     monkeypatch.setattr(tables.plots, "save", lambda *args: [])
     predicted = {(METHOD, ("unequal", a, v)): right(a, 2 * v) for a, v in np.ndindex(4, 4)}

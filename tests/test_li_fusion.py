@@ -131,7 +131,7 @@ def test_it_leaves_every_table_and_figure(finished):
         (r["system"], tuple(r["context"]), r["fold"], r["phase"]) for r in log if r["event"] == "trained"
     ]
     assert all(record["paper"] == "li" for record in log)
-    assert sorted(trained) == sorted(
+    assert sorted(set(trained)) == sorted(  # those of 1+1 serve the table of contexts too
         {(s, (1, 1), f, p) for s in SYSTEMS for f in FOLDS for p in PHASES}
         | {("BERT+TE", w, f, "frozen") for w in ((0, 0), (1, 0)) for f in FOLDS}
     )

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from common import metrics, plots
+from common import comparison, metrics, plots
 from common.chochlakis.backbones import MODALITIES
+from common.panels import curve_panels, value_maps
 from common.results import Cell, prediction_rows, score_cell
 
 FIGURES = {"avid-cma": "2", "crisscross": "3"}
@@ -141,7 +142,7 @@ class Outcome:
         return self.scored[system, setting]
 
     def series(self, system, kind="level"):
-        """(x, y, low, high) of plots.curve_panels: by level, low and high a standard deviation off."""
+        """(x, y, low, high) of curve_panels: by level, low and high a standard deviation off."""
         cells = [self.score(system, setting) for setting in self.levels(kind)]
         y, sd = np.array([(cell.mean, cell.sd or 0.0) for cell in cells]).T
         return [100 * k / self.n_clips for _, k in self.levels()], y, y - sd, y + sd
@@ -215,7 +216,7 @@ def show(run, outcome, table, figure, title, panels, about=""):
 
 
 def draw_curves(run, outcome, stem, title, panels, about):
-    figure = plots.curve_panels(panels, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
+    figure = curve_panels(panels, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
     caption = f"{title}, {run.corpus}. {about} Bars: sd; curves are set off sideways a little."
     run.figure(plots.save(figure, run.folder, f"chochlakis_{stem}", caption))
 
@@ -242,7 +243,7 @@ def draw_unequal(run, outcome, classifiers):
     for name, (a, v) in ((name, rates) for name in classifiers for rates in np.ndindex(n, n)):
         cell = outcome.score(System(name, "curri-MAE", "all"), ("unequal", a, v))
         panels[f"MAE + {name}"][100 * a // n, 100 * v // n] = cell.mean
-    figure = plots.value_maps(panels, "lost audio clips (%)", "lost video clips (%)", "accuracy (%)")
+    figure = value_maps(panels, "lost audio clips (%)", "lost video clips (%)", "accuracy (%)")
     about = f"not in the paper. {outcome.note('lost of audio and of video as the axes say')}"
     caption = f"Unequal rates, {run.corpus}, curri-MAE-ft-all; {about}"
     run.figure(plots.save(figure, run.folder, f"chochlakis_fig_unequal_{outcome.name}", caption))
@@ -293,17 +294,17 @@ def case(outcome, corpus, name):
         ours, theirs = outcome.right(method, setting), outcome.right(best, setting)  # (S * M or S, R)
         pairs.append((ours, np.repeat(theirs, len(ours) // len(theirs), 0)))
     ours, theirs = (np.concatenate(part) for part in zip(*pairs))
-    speakers, n_resamples = outcome.test.speakers, outcome.n_resamples
-    gain, p = metrics.paired_permutation(ours, theirs, speakers, n_resamples, 0)
-    interval = metrics.cluster_bootstrap(metrics.gain, ours, theirs, speakers, n_resamples, 0, n_classes=2)
-    low, high = (100 * bound for bound in interval)
+    more = outcome.test.speakers, outcome.n_resamples
+    gain, low, high, _, p = comparison.compare(np.ones_like(outcome.truth), ours, theirs, *more)
     row, n = f"{corpus}, {outcome.name}, {name}", len(outcome.truth)
     counts = {"win": signs.count(1), "tie": signs.count(0), "lose": signs.count(-1)}
     cells = [Cell(row, f"levels that {k}", [v], unit="", digits=0, n=n) for k, v in counts.items()]
     for column, found in (("by ranges", signs), ("by ranges, lossy baseline", lossy)):
         verdict = (1 in found) - (-1 in found)
         cells.append(Cell(row, column, [verdict], unit="", n=n, word=VERDICTS[verdict]))
-    cells.append(Cell(row, "gain, all levels", [100 * gain], low=low, high=high, n=n, unit="points"))
+    cells.append(
+        Cell(row, "gain, all levels", [100 * gain], low=100 * low, high=100 * high, n=n, unit="points")
+    )
     return [*cells, Cell(row, "by speaker p", [p], n=n, unit="", digits=4)]
 
 
