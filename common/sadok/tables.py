@@ -110,23 +110,21 @@ def tests(patch, strategy, spectra):
     """{what is gained: (Row, Row without it)}, as far as the tables have both; arguments as for `rows`."""
     base, frame = masked_by(patch, strategy), masked_by(patch, "frame")
     narrow = replace(frame, width=patch.width or patch.token_width)
-    scratch, mean = {"pretrained": False}, Row(base, head="mean")
-    return {
-        "pretrained against not, Patch-tf": (Row(patch), Row(patch, **scratch)),
-        "pretrained against not, Frame": (Row(frame), Row(frame, **scratch)),
-        "pretrained against not, mean of tokens": (mean, replace(mean, **scratch)),
-        "pretrained against not, mean of tokens, frozen": (
-            replace(mean, freeze=True),
-            replace(mean, freeze=True, **scratch),
-        ),
-        "mean of tokens against CLS": (mean, Row(base)),
-        "fine-tuned against frozen": (Row(patch), Row(patch, freeze=True)),
-        "Frame against Patch-tf": (Row(frame), Row(patch)),
-        "Frame against Patch-tf, one width": (Row(narrow), Row(patch)),
-        **{f"codes against SpecMAE{label}": (Row(patch), Row(network)) for label, network in spectra.items()},
-        "Query2Emo against CLS, Patch-tf": (Row(patch, head="query2emo"), Row(patch)),
-        "Query2Emo against CLS, Frame": (Row(frame, head="query2emo"), Row(frame)),
+    mean, scratch = Row(base, head="mean"), {"pretrained": False}
+    changes = {  # (Row, what differs in the other one)
+        "pretrained against not, Patch-tf": (Row(patch), scratch),
+        "pretrained against not, Frame": (Row(frame), scratch),
+        "pretrained against not, mean of tokens": (mean, scratch),
+        "pretrained against not, mean of tokens, frozen": (replace(mean, freeze=True), scratch),
+        "mean of tokens against CLS": (mean, {"head": "cls"}),
+        "fine-tuned against frozen": (Row(patch), {"freeze": True}),
+        "Frame against Patch-tf": (Row(frame), {"network": patch}),
+        "Frame against Patch-tf, one width": (Row(narrow), {"network": patch}),
+        **{f"codes against SpecMAE{label}": (Row(patch), {"network": n}) for label, n in spectra.items()},
+        "Query2Emo against CLS, Patch-tf": (Row(patch, head="query2emo"), {"head": "cls"}),
+        "Query2Emo against CLS, Frame": (Row(frame, head="query2emo"), {"head": "cls"}),
     }
+    return {label: (row, replace(row, **change)) for label, (row, change) in changes.items()}
 
 
 # ---- From fine-tunings to cells ------------------------------------------------------------
