@@ -570,7 +570,8 @@ def kept_outcome(folder, recipe, identity):
 def outcome_line(title, outcome, recipe):
     history, name = outcome["history"], recipe.select_by
     tests = "  ".join(f"{part} {found['figures'][name]:.3f}" for part, found in outcome["tests"].items())
-    epoch = f"{history['seconds']:7.1f} s  epoch {history['best_epoch']:>3}/{recipe.epochs}"
+    best = max(0, history["best_epoch"])  # 0: an earlier run's was better
+    epoch = f"{history['seconds']:7.1f} s  epoch {best:>3}/{recipe.epochs}"
     return f"  {title:<60} {epoch}  {name}: valid {history['best']:.3f}  {tests}"
 
 
