@@ -136,9 +136,7 @@ def read_one(read, name, item):
         return Problem(name, str(error.path), error.reason, error.remedy)
     except UserError:
         raise
-    except (
-        Exception
-    ) as error:  # whatever a decoder makes of one damaged file in a million must not end the run
+    except Exception as error:  # whatever a decoder makes of one damaged file must not end the run
         reason = f"cannot be read ({type(error).__name__}: {error})"
         return Problem(name, str(item), reason, "download it again, or leave it out of the corpus")
 

@@ -92,6 +92,11 @@ def read_json(path):
         raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
 
 
+def as_json(value):
+    """A value as it comes back from JSON: tuples are lists, paths are strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
 def hash_of(content):
     """A short hash of what is JSON-ready or can be written as text: the identity of data and trainings."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]

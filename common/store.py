@@ -13,7 +13,6 @@ line i) and the arrays.
 """
 
 import csv
-import json
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import make_folder, read_csv, read_json, write_json, writing
+from common.files import as_json, make_folder, read_csv, read_json, write_json, writing
 from common.manifest import Problem
 
 
@@ -35,6 +34,10 @@ class Store:
         if not self.meta.get("complete", True):
             raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it resumes")
         self.ids, self.columns = read_index(self.folder / "index.csv")
+        self.columns.setdefault(
+            "start", np.arange(len(self.ids))
+        )  # one row each, where the index says nothing
+        self.columns.setdefault("rows", np.ones(len(self.ids), np.int64))
         if len(set(self.ids)) != len(self.ids):
             raise UserError(f"{self.folder}/index.csv: an utterance_id stands there twice; keep one row each")
         self.arrays = {path.stem: open_array(path) for path in sorted(self.folder.glob("*.npy"))}
@@ -67,12 +70,8 @@ class Store:
 
     def spans(self, name):
         """First row (n,) and number of rows (n,) of every utterance in an array, int64."""
-        first, count = (self.columns.get(f"{name}_{part}") for part in ("start", "rows"))
-        if first is None:
-            first, count = self.columns.get("start"), self.columns.get("rows")
-        if first is None:
-            first, count = np.arange(len(self.ids)), np.ones(len(self.ids), np.int64)
-        return first, count
+        own = f"{name}_start" in self.columns
+        return tuple(self.columns[f"{name}_{part}" if own else part] for part in ("start", "rows"))
 
     def row_of(self, utterance_id):
         """The position of an utterance in `ids`; KeyError if it is not in the store."""
@@ -120,7 +119,7 @@ class StoreWriter:
 
     def __init__(self, folder, meta):
         self.folder, self.index = Path(folder), Path(folder) / "index.csv"
-        self.meta = json.loads(json.dumps(meta, default=str))
+        self.meta = as_json(meta)
         self.files, self.shapes, self.totals, self.done = {}, {}, {}, set()
         try:
             found = read_json(self.folder / "meta.json")

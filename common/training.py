@@ -7,7 +7,6 @@ of the mean loss over `batch_size` samples, however many processes and micro-bat
 
 import dataclasses
 import gc
-import json
 import math
 import os
 import random
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.files import atomic_path, hash_of, make_folder, read_json, write_json
+from common.files import as_json, atomic_path, hash_of, make_folder, read_json, write_json
 
 POOL_BATCHES = 32  # batches that are sorted by length together: more pads less but shuffles less
 CHECK_EVERY_STEPS = 20  # the loss is looked at this often; looking at each step would stall a GPU
@@ -399,11 +398,6 @@ def whole_identity(accelerator, recipe, identity):
     """What a training depends on, as it comes back from JSON."""
     own = {"recipe": recipe.identity(), "precision": accelerator.mixed_precision}
     return as_json({**identity, **own})
-
-
-def as_json(value):
-    """A value as it comes back from JSON: tuples are lists."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def frozen_names(model):

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
 
 import torch
+from torch import library
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -162,7 +163,7 @@ def count_waits(name, args, device, to_gpu):
 
 def register():
     """Let torch make tensors of the device, and copy to and from it, where it asks the device itself."""
-    library = torch.library.Library("aten", "IMPL")
+    registered = library.Library("aten", "IMPL")
 
     def empty_strided(size, stride, dtype=None, layout=None, device=None, pin_memory=None):
         return OnGPU(
@@ -178,10 +179,10 @@ def register():
         real_of(target).copy_(real_of(source))
         return target
 
-    library.impl("empty_strided", empty_strided, "PrivateUse1")
-    library.impl("empty.memory_format", empty, "PrivateUse1")
-    library.impl("_copy_from", copy_from, "PrivateUse1")
-    return library
+    registered.impl("empty_strided", empty_strided, "PrivateUse1")
+    registered.impl("empty.memory_format", empty, "PrivateUse1")
+    registered.impl("_copy_from", copy_from, "PrivateUse1")
+    return registered
 
 
 def patch_training(steps):
@@ -220,7 +221,7 @@ def patch_training(steps):
 
 
 def main():
-    library, steps = register(), {"steps": 0, "waits": collections.Counter()}
+    registered, steps = register(), {"steps": 0, "waits": collections.Counter()}
     torch.inference_mode = torch.no_grad  # inference tensors cannot be wrapped
     torch.set_num_threads(1)
     patch_training(steps)
@@ -233,7 +234,7 @@ def main():
     with PretendDevice():
         settings.run(script.main, vars(script), sys.argv[1:])
     print(json.dumps(steps))
-    del library
+    del registered
 
 
 if __name__ == "__main__":
