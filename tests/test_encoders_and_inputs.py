@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_script, shared_data
+from networks import TINY_SPEECH
 from safetensors.torch import save_file
 from transformers import (
     HubertConfig,
@@ -45,18 +46,6 @@ from common.media import write_wav
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
-TINY = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    conv_dim=[16] * 3,
-    conv_kernel=[10, 8, 8],
-    conv_stride=[5, 8, 8],
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-)
-
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
@@ -71,7 +60,7 @@ def checkpoints(tmp_path_factory):
 
 def audio_model(model_class, config_class):
     torch.manual_seed(0)
-    return TurnEncoder(ignore_padding(model_class(config_class(**TINY))), "audio").eval()
+    return TurnEncoder(ignore_padding(model_class(config_class(**TINY_SPEECH))), "audio").eval()
 
 
 def text_inputs(source, turns, classes):
@@ -91,14 +80,14 @@ def test_waveforms_do_not_depend_on_their_batch(classes):
         # and equals transformers' own model on the waveform without any padding
         values = torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7))[None]
         torch.manual_seed(0)
-        plain = classes[0](classes[1](**TINY)).eval()(values).last_hidden_state.mean(1)
+        plain = classes[0](classes[1](**TINY_SPEECH)).eval()(values).last_hidden_state.mean(1)
         assert torch.allclose(row, plain[0], atol=1e-5)
 
 
 def wavlm(norm, stable):
     """A random WavLM whose norms and relative positions are as uneven as trained ones."""
     torch.manual_seed(0)
-    model = WavLMModel(WavLMConfig(**TINY, feat_extract_norm=norm, do_stable_layer_norm=stable))
+    model = WavLMModel(WavLMConfig(**TINY_SPEECH, feat_extract_norm=norm, do_stable_layer_norm=stable))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
@@ -185,7 +174,7 @@ def test_gradients_reach_the_part_that_is_fine_tuned(checkpoints, name, part):
 def test_without_the_mask_padding_would_leak():
     """The reason for ignore_padding_in_group_norm: transformers' own first layer changes with the batch."""
     torch.manual_seed(0)
-    plain = Wav2Vec2Model(Wav2Vec2Config(**TINY)).eval()
+    plain = Wav2Vec2Model(Wav2Vec2Config(**TINY_SPEECH)).eval()
     batch = collate_waveforms(
         Wav2Vec2FeatureExtractor(),
         [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9000, 30001)],

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_script
-from networks import noise
+from networks import TINY_SPEECH, noise
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor, WavLMConfig, WavLMModel
@@ -381,15 +381,7 @@ def backbones():
     torch.manual_seed(0)
     wavlm = WavLMModel(
         WavLMConfig(
-            hidden_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            intermediate_size=32,
-            conv_dim=[16] * 3,
-            conv_kernel=[10, 8, 8],
-            conv_stride=[5, 8, 8],
-            num_conv_pos_embeddings=16,
-            num_conv_pos_embedding_groups=4,
+            **{**TINY_SPEECH, "num_hidden_layers": 3},
             feat_extract_norm="layer",
             do_stable_layer_norm=True,
             layerdrop=0.5,
