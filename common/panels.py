@@ -1,4 +1,4 @@
-"""Figures of one or several panels: heat maps, curves with intervals, spectrograms; saved by `plots.save`."""
+"""Figures of one or several panels: heat maps, curves with intervals; saved by `plots.save`."""
 
 from itertools import cycle
 
@@ -123,17 +123,3 @@ def curve_styles(varies):
                 "linestyle": DASHES[(i // len(OKABE_ITO) + j) % len(DASHES)],
             }
     return styles
-
-
-def spectrograms(panels, step_s, top_khz):
-    """Spectrograms {title: (bins, frames) in dB} below each other on one scale; NaN stays white."""
-    fig, grid = plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True, squeeze=False)
-    top = max(np.nanmax(panel) for panel in panels.values())
-    look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": top - 80, "vmax": top}
-    for axes, (title, panel) in zip(grid.flat, panels.items()):
-        image = axes.imshow(panel, extent=(0, panel.shape[1] * step_s, 0, top_khz), **look)
-        axes.set(title=title, ylabel="frequency (kHz)")
-        axes.grid(False)
-    grid[-1, 0].set_xlabel("time (s)")
-    fig.colorbar(image, ax=grid, label="power (dB)", shrink=0.6)
-    return fig

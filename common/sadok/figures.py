@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchaudio.functional import griffinlim
 
@@ -83,10 +84,25 @@ def reconstruction_figure(report, vqvae, model, masked, data_root):
         write_wav(file, samples.numpy() / max(1.0, float(samples.abs().max())), RATE_HZ)
     print(f"  listen    {folder}/{turn.utterance_id}_*.wav (phase by Griffin-Lim)")
     decibels = {title: 10 * torch.log10(power + 1e-10).T.numpy() for title, power in shown.items()}
-    figure = panels.spectrograms(decibels, HOP / RATE_HZ, RATE_HZ / 2000)
+    figure = spectrograms(decibels)
     caption = (
         f"A test clip of {report.corpus.name} ({turn.utterance_id}), not in the paper. Masking "
         f"{network.strategy}, {100 * network.ratio:g} % of the tokens hidden (white); the codes found for "
         "them are decoded by the VQ-VAE."
     )
     report.run.figure(plots.save(figure, report.run.folder, "sadok_fig_reconstruction", caption))
+
+
+def spectrograms(panels):
+    """Spectrograms {title: (bins, frames) in dB} below each other on one scale; NaN stays white."""
+    fig, grid = plots.plt.subplots(len(panels), 1, figsize=(6.4, 1.9 * len(panels)), sharex=True)
+    top = max(np.nanmax(panel) for panel in panels.values())
+    look = {"origin": "lower", "aspect": "auto", "cmap": "magma", "vmin": top - 80, "vmax": top}
+    for axes, (title, panel) in zip(grid, panels.items()):
+        extent = 0, panel.shape[1] * HOP / RATE_HZ, 0, RATE_HZ / 2000
+        image = axes.imshow(panel, extent=extent, **look)
+        axes.set(title=title, ylabel="frequency (kHz)")
+        axes.grid(False)
+    grid[-1].set_xlabel("time (s)")
+    fig.colorbar(image, ax=grid, label="power (dB)", shrink=0.6)
+    return fig
