@@ -65,7 +65,7 @@ from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
 from common.results import start_run
 from common.sadok import data, figures, tables
-from common.sadok.codes import Masked, crops_of, extract_codes, fold_sets
+from common.sadok.codes import Masked, crops_of, extract_codes
 from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, Frames, load_vqvae, train_vqvae
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, predict, train_and_test
 
@@ -535,7 +535,10 @@ def finetune(row, name, k, seed, pretraining):
     fold, classes = corpus.folds_of[seed][k], corpus.manifest.classes
     tested = {(corpus.base, turn.speaker) for turn in fold.test}
     assert LEAVE_OUT == "nobody" or corpus.base not in PRETRAIN_CORPORA or tested <= pretraining.left_out
-    sets = fold_sets(row.network, corpus, fold, pretraining)
+    sets = {}
+    for part in ("train", "valid", "test"):
+        turns = [(corpus.base, turn) for turn in getattr(fold, part)]
+        sets[part] = crops_of(row.network, turns, pretraining, False, corpus.class_of)
     rate, warmup = FINETUNE_LEARNING_RATE, FINETUNE_WARMUP_EPOCHS
     recipe = recipe_of(rate, FINETUNE_EPOCHS, FINETUNE_BATCH_SIZE, warmup, seed)
     before = pretraining.folder / (row.network.slug() if row.pretrained else "vqvae")
@@ -627,13 +630,12 @@ def main():
     kept = side_by_side(finetune, runs, jobs)
 
     # Tables and figures
-    scored = tables.score_vqvaes(accelerator, vqvaes, corpus, VQVAE_FRAMES, EVAL_BATCH_SIZE)
     if run is None:
         return
     report = tables.Report(run, corpora, everyone, PRETRAIN_EPOCHS, LEAVE_OUT, SEEDS, N_RESAMPLES)
     report.gather(runs, kept)
     parameters = {row.network: count_parameters(build_network(row.network)) for row, *_ in runs}
-    tables.write(report, planned, compared, parameters, scored)
+    tables.write(report, planned, compared, parameters, [left_out.folder / "vqvae" for left_out in vqvaes])
     for network, pretraining in [pair for pair in networks if pair[0].kind == "vqmae"][:1]:
         model, mask = load_network(network, pretraining), random_masking(network, np.random.default_rng(0))
         figures.reconstruction_figure(report, vqvaes[pretraining], model, mask, DATA_ROOT)

@@ -15,9 +15,10 @@ from common.extraction import Extraction
 from common.files import make_folder
 from common.manifest import Manifest, Turn, write_manifest
 from common.sadok import codes as codes_module
-from common.sadok.codes import Crops, Powers, crops_of, extract_codes, open_codes, read_clip
+from common.sadok import vqvae as vqvae_module
+from common.sadok.codes import Crops, Powers, crops_of, extract_codes, open_codes
 from common.sadok.data import Network, Pretraining, read_part
-from common.sadok.vqvae import VQVAE, power_spectrogram
+from common.sadok.vqvae import VQVAE, power_spectrogram, read_clip
 from common.store import StoreWriter
 from common.training import Recipe, StepKeys, best_weights
 
@@ -262,7 +263,7 @@ def test_crops_of_spectrograms_are_those_of_the_same_frames(tmp_path, vqvae):
     store = extract(corpus(tmp_path, clips), vqvae)
     pairs, paths = [(store, name) for name in clips], list(clips.values())
     for random in (False, True):
-        powers, codes = Powers(pairs, 12, random, None, paths), Crops(pairs, 12, random)
+        powers, codes = Powers(paths, pairs, 12, random), Crops(pairs, 12, random)
         for i, path in enumerate(paths):
             key = i, (0, 1, i)
             assert torch.equal(vqvae.encode(powers[key][0]), codes[key][0])
@@ -288,6 +289,6 @@ def test_crops_feed_a_data_loader_as_training_does(tmp_path, workers):
 
 
 def test_silence_is_judged_by_the_loudest_sample(tmp_path, monkeypatch):
-    monkeypatch.setattr(codes_module, "SILENCE_PEAK", 0.5)
+    monkeypatch.setattr(vqvae_module, "SILENCE_PEAK", 0.5)
     soundfile.write(tmp_path / "a.wav", np.r_[np.zeros(15999), 0.6], 16000)
     assert float(read_clip(tmp_path / "a.wav").max()) == 1.0

@@ -12,32 +12,17 @@ import torch
 
 from common.extraction import Extraction, extract
 from common.files import file_hash
-from common.media import MediaError, count_seconds, read_audio
+from common.media import count_seconds
 from common.sadok.data import audio_paths, read_part
-from common.sadok.vqvae import HOP, N_FFT, N_ROWS, RATE_HZ, power_spectrogram, read_samples
+from common.sadok.vqvae import HOP, N_ROWS, RATE_HZ, cached_clip, power_spectrogram, read_clip
 from common.store import Store
 from common.training import best_weights
-
-SILENCE_PEAK = 1e-4  # full scale = 1
-CACHED_CROPS = 1024  # of power kept in memory: 0.4 GB where they last 4 s
 
 # ---- Extraction ----------------------------------------------------------------------------
 
 
-def read_clip(path):
-    """Samples (n,) of a clip with their peak at 1; MediaError where it is too short or silent."""
-    samples, shortest_s = read_audio(path, rate_hz=RATE_HZ), N_FFT / RATE_HZ
-    peak, seconds = float(abs(samples).max()), len(samples) / RATE_HZ
-    remedy = "leave it out of the corpus, or ignore"
-    if seconds < shortest_s:
-        raise MediaError(path, f"too short: {seconds:.3f} s, less than {shortest_s:.3f} s", remedy)
-    if peak <= SILENCE_PEAK:  # no emotion, and the logarithm of zero
-        raise MediaError(path, f"silence: no sample above {SILENCE_PEAK:g}", remedy)
-    return torch.from_numpy(samples / peak)
-
-
 def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
-    """The Store of `codes` (N, 64) uint8 of all clips of a corpus, extracted where they are not there yet.
+    """Extract `codes` (N, 64) uint8 of all clips of a corpus, where they are not there yet.
 
     vqvae  VQVAE of the pretraining, on the device that computes
     workers, max_problem_share  as in extraction.Extraction
@@ -77,30 +62,26 @@ class Crops:
     """
 
     def __init__(self, clips, n_frames, random, labels=None):
-        self.n_frames, self.random = n_frames, random
-        self.ids, stores = [name for _, name in clips], [store for store, _ in clips]
-        self.stores = list(dict.fromkeys(stores))
-        self.store = np.array([self.stores.index(store) for store in stores])  # (n,), which of them
-        spans = [store.spans("codes") for store in self.stores]
-        rows = [(number, store.row_of(name)) for number, (store, name) in zip(self.store, clips)]
-        self.first, self.count = np.array([[s[row] for s in spans[number]] for number, row in rows]).T
+        self.clips, self.n_frames, self.random = clips, n_frames, random
+        self.ids = [name for _, name in clips]
         self.labels = np.zeros(len(clips), np.int64) if labels is None else np.asarray(labels)
         self.lengths = np.ones(len(clips), np.uint8)  # all crops are equally long
 
     def __len__(self):
-        return len(self.ids)
+        return len(self.clips)
 
     def __getitem__(self, key):
         """key: (index, seed); the seed, a tuple of integers, is read where crops are random."""
         index, seed = key
-        spare = max(0, self.count[index] - self.n_frames)
+        store, name = self.clips[index]
+        codes = store.rows(name, "codes")
+        spare = max(0, len(codes) - self.n_frames)
         start = np.random.default_rng(seed).integers(spare + 1) if self.random else 0
-        frames = (start + np.arange(self.n_frames)) % self.count[index]
-        return self.read(index, frames), int(self.labels[index])
+        frames = (start + np.arange(self.n_frames)) % len(codes)
+        return self.read(index, codes, frames), int(self.labels[index])
 
-    def read(self, index, frames):
-        codes = self.stores[self.store[index]]["codes"][self.first[index] + frames]
-        return torch.from_numpy(codes)  # (T, 64)
+    def read(self, index, codes, frames):
+        return torch.from_numpy(codes[frames])  # (T, 64)
 
     def collate(self, items):
         """A batch: "x" (B, T, 64) codes or (B, T, 513) powers, and "labels" (B,)."""
@@ -111,18 +92,12 @@ class Crops:
 class Powers(Crops):
     """The same crops of power spectrograms, what SpecMAE reads; an item is (power (T, 513), label)."""
 
-    def __init__(self, clips, n_frames, random, labels, paths):
-        super().__init__(clips, n_frames, random, labels)
+    def __init__(self, paths, *crops):
+        super().__init__(*crops)
         self.paths = paths
 
-    def read(self, index, frames):
-        return read_power(self.paths[index], tuple(frames.tolist()))
-
-
-@functools.lru_cache(CACHED_CROPS)
-def read_power(path, frames):
-    """Power (T, 513) of some frames of a clip."""
-    return power_spectrogram(read_samples(path), torch.tensor(frames))
+    def read(self, index, codes, frames):
+        return power_spectrogram(cached_clip(self.paths[index]), torch.from_numpy(frames))
 
 
 def crops_of(network, turns, pretraining, random=False, label_of=None):
@@ -135,18 +110,12 @@ def crops_of(network, turns, pretraining, random=False, label_of=None):
     turns = [(base, turn) for base, turn in turns if turn.utterance_id in stores[base]]
     clips = [(stores[base], turn.utterance_id) for base, turn in turns]
     labels = label_of and [label_of[turn.utterance_id] for _, turn in turns]
-    if network.kind == "vqmae":
-        return Crops(clips, network.n_frames, random, labels)
-    return Powers(clips, network.n_frames, random, labels, audio_paths(pretraining.data_root, turns))
-
-
-def fold_sets(network, corpus, fold, pretraining):
-    """{"train", "valid", "test": first crops, labelled} of a fold."""
-    sets = {}
-    for part in ("train", "valid", "test"):
-        turns = [(corpus.base, turn) for turn in getattr(fold, part)]
-        sets[part] = crops_of(network, turns, pretraining, False, corpus.class_of)
-    return sets
+    crops = clips, network.n_frames, random, labels
+    return (
+        Crops(*crops)
+        if network.kind == "vqmae"
+        else Powers(audio_paths(pretraining.data_root, turns), *crops)
+    )
 
 
 class Masked:

@@ -34,9 +34,7 @@ def read_part(data_root, name):
         turns = [replace(turn, label=DISGUST.get(turn.extra.get("raw_label"), "")) for turn in turns]
         classes = tuple(DISGUST.values())
     if not turns:
-        raise UserError(
-            f"{whole.folder}/manifest.csv: no turn with audio for {name}; prepare it by 01_prepare_data.py"
-        )
+        raise UserError(f"{whole.folder}/manifest.csv: no turn with audio for {name}; prepare it by 01")
     return replace(whole, corpus=name.replace(":", "_"), classes=classes, turns=turns)
 
 
@@ -54,16 +52,12 @@ class Corpus:
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.class_of = dict(zip(self.row, self.y))
-        self.tested = [np.array([self.row[turn.utterance_id] for turn in fold.test]) for fold in self.folds]
 
 
 def read_corpora(corpus_of, data_root, first, others):
     """{name: corpus_of(name)}, of `others` those that are prepared and can be divided."""
     found = {first: corpus_of(first)}
     for name in others:
-        if not (prepared_folder(data_root, name.partition(":")[0]) / "manifest.csv").exists():
-            print(f"  {name}: not prepared by 01, left out of Table 5")
-            continue
         try:
             found.setdefault(name, corpus_of(name))
         except UserError as error:
@@ -96,8 +90,7 @@ class Pretraining:
 
     def turns(self):
         """(training, held-out) turns as (corpus, Turn); one speaker in 20 is held out."""
-        manifests = {base: read_part(self.data_root, base) for base in self.corpora}
-        turns = [(base, turn) for base, manifest in manifests.items() for turn in manifest.turns]
+        turns = [(base, turn) for base in self.corpora for turn in read_part(self.data_root, base).turns]
         turns = [(base, turn) for base, turn in turns if (base, turn.speaker) not in self.left_out]
         speakers = sorted({(base, turn.speaker) for base, turn in turns})
         if len(speakers) < 2:
@@ -105,8 +98,10 @@ class Pretraining:
             raise UserError(f"PRETRAIN_CORPORA={names}: {len(speakers)} speakers are left; two are needed")
         order = np.random.default_rng((self.seed, 5)).permutation(len(speakers))
         held_out = {speakers[i] for i in order[: max(1, len(speakers) // 20)]}
-        train = [(base, turn) for base, turn in turns if (base, turn.speaker) not in held_out]
-        return train, [(base, turn) for base, turn in turns if (base, turn.speaker) in held_out]
+        parts = [], []
+        for base, turn in turns:
+            parts[(base, turn.speaker) in held_out].append((base, turn))
+        return parts
 
 
 def plan_pretrainings(corpora, everyone, leave_out):
@@ -171,15 +166,11 @@ class Network:
     @property
     def grid(self):
         """(n_t, n_d), tokens along time and frequency; UserError where t or d does not divide its side."""
-        for size, total, what in (
-            (self.t, self.n_frames, "frames"),
-            (self.d, self.n_rows, "codes per frame"),
-        ):
+        for size, total in ((self.t, self.n_frames), (self.d, self.n_rows)):
             if size < 1 or total < 1 or total % size:
-                raise UserError(
-                    f"token size ({self.t}, {self.d}): {size} does not divide {total} {what}; "
-                    f"choose one of {', '.join(str(n) for n in range(1, total + 1) if total % n == 0)}"
-                )
+                good = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
+                found = f"{size} does not divide {total} frames or codes of a frame; choose one of {good}"
+                raise UserError(f"token size {self.t}x{self.d}: {found}")
         return self.n_frames // self.t, self.n_rows // self.d
 
     @property
@@ -204,6 +195,6 @@ class Row:
     head: str = "cls"
 
     def slug(self):
-        if self.freeze:
-            return f"{'frozen' if self.pretrained else 'random'}_{self.head}"
-        return f"{'finetuned' if self.pretrained else 'scratch'}_{self.head}"
+        """Such as finetuned_cls, frozen_cls; scratch_cls, random_cls: not pretrained, trained or frozen."""
+        ways = ("scratch", "random"), ("finetuned", "frozen")
+        return f"{ways[self.pretrained][self.freeze]}_{self.head}"

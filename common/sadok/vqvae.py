@@ -1,16 +1,15 @@
 """The VQ-VAE that VQ-MAE-S builds on (Sadok et al. 2023, Section 2.1) and its training.
 
-Sizes that the paper leaves out are those of the authors' public code. One thing differs, because the paper
-says it and their code does not do it: the code of a frame depends on that frame alone. Their network
-normalises by statistics of whatever is encoded together, so that a frame's codes change with its neighbours;
-with stored statistics it collapses, since raw power spans ten orders of magnitude. This network reads log
-power, standardised per frequency bin by constants of the training set, and has no normalisation layer.
+Sizes that the paper leaves out are those of the authors' public code. Their network normalises by statistics
+of whatever is encoded together, so that a frame's codes change with its neighbours. In the paper the code of
+a frame depends on that frame alone: this network reads log power, standardised for each frequency bin by
+constants of the training set, and has no normalisation layer.
 
 N frames, T frames of a clip, D = 513 frequency bins, D' = 64 codes of a frame, K codes of size e.
 """
 
-import functools
 import sys
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,8 @@ EMA_SMOOTHING = 1e-5  # Laplace smoothing of the running counts
 COMMITMENT = 0.25  # weight of the commitment loss
 RESTART_BELOW = 0.03  # a code with less than this part of a fair share (1 / K) starts anew. Not in the paper
 RESTART_SHARE = 0.1  # part of a fair share that it is then credited with
-CHUNK_FRAMES = {"cpu": 256, "cuda": 1 << 14}  # encoded or decoded at once: bounds the memory at any length
+CHUNK_FRAMES = {"cpu": 256}  # encoded at once, which bounds the memory at any length; elsewhere 1 << 14
+SILENCE_PEAK = 1e-4  # full scale = 1
 CACHED_CLIPS = 8192  # kept decoded in memory: 2 GB where they last 4 s
 STATISTICS_CLIPS = 256  # their frames give the constants of the input
 MAX_UNREADABLE = 100  # so many clips in a row that cannot be read end a run
@@ -46,17 +46,25 @@ MAX_UNREADABLE = 100  # so many clips in a row that cannot be read end a run
 # ---- Power spectrogram (Section 3.1.1) -----------------------------------------------------
 
 
-def normalise_peak(samples):
-    """Samples divided by their largest magnitude; silence stays as it is."""
-    return samples / max(float(abs(samples).max()), 1e-20)
+def read_clip(path):
+    """Samples (n,) of a clip with their peak at 1; MediaError where it is too short or silent."""
+    samples, shortest_s = read_audio(path, rate_hz=RATE_HZ), N_FFT / RATE_HZ
+    peak, seconds = float(abs(samples).max()), len(samples) / RATE_HZ
+    remedy = "leave it out of the corpus, or ignore"
+    if seconds < shortest_s:
+        raise MediaError(path, f"too short: {seconds:.3f} s, less than {shortest_s:.3f} s", remedy)
+    if peak <= SILENCE_PEAK:  # no emotion, and the logarithm of zero
+        raise MediaError(path, f"silence: no sample above {SILENCE_PEAK:g}", remedy)
+    return torch.from_numpy(samples / peak)
+
+
+cached_clip = lru_cache(CACHED_CLIPS)(read_clip)
 
 
 def power_spectrogram(samples, frames=None):
-    """Power spectrogram x of Section 2: the squared magnitude of the short-time Fourier transform.
+    """Squared magnitude of the short-time Fourier transform: samples (n,) -> (1 + n // 320, 513).
 
-    samples  (n,) float tensor at RATE_HZ, n >= 1
-    frames   (N,) integer tensor: only these frames; None = all of them
-    Returns (1 + n // 320, 513) or (N, 513). Frame t is centred on sample 320 t; silence surrounds the clip.
+    Frame t is centred on sample 320 t; silence surrounds the clip. frames (N,): only these, (N, 513).
     """
     padded = F.pad(samples, (N_FFT // 2, N_FFT // 2))
     pieces = padded.unfold(0, N_FFT, HOP)  # (T, 1024), a view
@@ -98,18 +106,16 @@ class Codebook(nn.Module):
     def learn(self, z, codes):
         """One step of the exponential moving averages; codes that are hardly used are replaced."""
         n_codes = len(self.vectors)
-        counts = torch.bincount(codes, minlength=n_codes).to(z.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
+        found = torch.zeros(n_codes, 1 + z.shape[1], device=z.device)  # of each code: count, sum of vectors
+        found.index_add_(0, codes, F.pad(z, (1, 0), value=1.0))
         if torch.distributed.is_initialized():
-            for tensor in (counts, sums):
-                torch.distributed.all_reduce(tensor)
-        self.counts.lerp_(counts, 1 - EMA_DECAY)
-        self.sums.lerp_(sums, 1 - EMA_DECAY)
-        fair = counts.sum() / n_codes
-        unused = self.counts < RESTART_BELOW * fair
-        if unused.any():
-            self.counts[unused] = RESTART_SHARE * fair
-            self.sums[unused] = RESTART_SHARE * fair * some_rows(z, n_codes)[unused]
+            torch.distributed.all_reduce(found)
+        self.counts.lerp_(found[:, 0], 1 - EMA_DECAY)
+        self.sums.lerp_(found[:, 1:], 1 - EMA_DECAY)
+        fair = found[:, 0].sum() / n_codes
+        unused, anew = self.counts < RESTART_BELOW * fair, RESTART_SHARE * fair
+        self.counts.copy_(torch.where(unused, anew, self.counts))  # an index by `unused` would wait for a GPU
+        self.sums.copy_(torch.where(unused[:, None], anew * some_rows(z, n_codes), self.sums))
         total = self.counts.sum()
         size = (self.counts + EMA_SMOOTHING) / (total + n_codes * EMA_SMOOTHING) * total
         self.vectors.copy_(self.sums / size[:, None])
@@ -131,27 +137,23 @@ def conv(n_in, n_out, kernel, stride, padding, bias=True, kind=nn.Conv2d):
     return kind(n_in, n_out, (1, kernel), (1, stride), (0, padding), bias=bias)
 
 
-deconv = functools.partial(conv, kind=nn.ConvTranspose2d)
+deconv = partial(conv, kind=nn.ConvTranspose2d)
 
 
 class Residual(nn.Module):
     """x + 1-conv(tanh(3-conv(tanh(x))))."""
 
-    def __init__(self, channels):
+    def __init__(self, n):
         super().__init__()
-        three = conv(channels, channels, 3, 1, 1, bias=False)
-        one = conv(channels, channels, 1, 1, 0, bias=False)
-        self.body = nn.Sequential(nn.Tanh(), three, nn.Tanh(), one)
+        convolutions = conv(n, n, 3, 1, 1, bias=False), conv(n, n, 1, 1, 0, bias=False)
+        self.body = nn.Sequential(nn.Tanh(), convolutions[0], nn.Tanh(), convolutions[1])
 
     def forward(self, x):
         return x + self.body(x)
 
 
 class VQVAE(nn.Module):
-    """Frames of a power spectrogram (N, 513) <-> 64 codes each (N, 64); every frame is an item of its own.
-
-    code_size  e; maps inside are (N, channels, 1, frequency)
-    """
+    """Frames of a power spectrogram (N, 513) <-> 64 codes each (N, 64); inside (N, channels, 1, bins)."""
 
     def __init__(self, code_size):
         super().__init__()
@@ -168,13 +170,10 @@ class VQVAE(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def standardise(self, power):
-        """Set the constants of the input from frames (N, 513) of the training set.
-
-        The log power of stationary noise has a standard deviation of 1.28 already. A bin with less than 1 is
-        empty, as all above 4 kHz in telephone speech, and must not be blown up where a later clip is not.
-        """
+        """Set the constants of the input from frames (N, 513) of the training set."""
         logs = log_power(power)
         self.mean.copy_(logs.mean(0))
+        # Stationary noise has 1.28; less than 1 is an empty bin, as above 4 kHz in telephone speech
         self.sd.copy_(logs.std(0).clamp(min=1.0))
 
     def embed(self, power):
@@ -200,15 +199,14 @@ class VQVAE(nn.Module):
     @torch.inference_mode()
     def encode(self, power):
         """power (N, 513) -> codes (N, 64) uint8."""
-        parts = power.split(CHUNK_FRAMES[power.device.type])
+        parts = power.split(CHUNK_FRAMES.get(power.device.type, 1 << 14))
         codes = [self.codebook.nearest(self.embed(part).flatten(0, 1)) for part in parts]
         return torch.cat(codes).view(-1, N_ROWS).to(torch.uint8)
 
     @torch.inference_mode()
     def decode(self, codes):
         """codes (N, 64), any integer type -> power (N, 513)."""
-        parts = codes.long().split(CHUNK_FRAMES[codes.device.type])
-        return torch.cat([self.reconstruct(F.embedding(part, self.codebook.vectors)).exp() for part in parts])
+        return self.reconstruct(F.embedding(codes.long(), self.codebook.vectors)).exp()
 
 
 # ---- Losses and figures --------------------------------------------------------------------
@@ -244,20 +242,23 @@ def vqvae_loss(model, batch):
     return loss * n_clips, n_clips
 
 
+def vqvae_outputs(model, batch):
+    """Figures of each clip, for training.predict: (B,), and how often it has each code (B, K)."""
+    power, n_clips = batch["power"].flatten(0, 1), len(batch["power"])
+    codes = model.encode(power)
+    logs, codes = (log_power(power), log_power(model.decode(codes))), codes.long().view(n_clips, -1)
+    return {
+        "itakura_saito": itakura_saito(*logs).view(n_clips, -1).mean(1),
+        "log_spectral_distance": log_spectral_distance(*logs).view(n_clips, -1).mean(1),
+        "counts": torch.zeros(n_clips, N_CODES, device=power.device).scatter_add_(
+            1, codes, torch.ones_like(codes, dtype=torch.float32)
+        ),
+    }
+
+
 def evaluate_vqvae(accelerator, model, dataset, batch_size, workers):
     """On frames of a data set: itakura_saito, log_spectral_distance (dB), perplexity and usage of codes."""
-
-    def forward(model, batch):
-        power, n_clips = batch["power"].flatten(0, 1), len(batch["power"])
-        codes = model.encode(power)
-        logs = log_power(power), log_power(model.decode(codes))
-        return {
-            "itakura_saito": itakura_saito(*logs).view(n_clips, -1).mean(1),
-            "log_spectral_distance": log_spectral_distance(*logs).view(n_clips, -1).mean(1),
-            "counts": torch.stack([clip.bincount(minlength=N_CODES) for clip in codes.view(n_clips, -1)]),
-        }
-
-    found = predict(accelerator, model, forward, dataset, batch_size, workers)
+    found = predict(accelerator, model, vqvae_outputs, dataset, batch_size, workers)
     counts = found.pop("counts").sum(0)
     means = {name: float(values.mean()) for name, values in found.items()}
     return {**means, "perplexity": perplexity(counts), "usage": float((counts > 0).mean())}
@@ -266,18 +267,10 @@ def evaluate_vqvae(accelerator, model, dataset, batch_size, workers):
 # ---- Data ----------------------------------------------------------------------------------
 
 
-@functools.lru_cache(CACHED_CLIPS)
-def read_samples(path):
-    """Samples (n,) of a clip with their peak at 1. Raises MediaError."""
-    return torch.from_numpy(normalise_peak(read_audio(path)))
-
-
 class Frames:
-    """Frames of clips as a data set for training.fit and training.predict; an item: some frames of one clip.
+    """A data set: power (F, 513) of some frames of a clip; a clip that cannot be read gives way to the next.
 
-    paths            audio files; one that cannot be read is reported, and the next one taken
-    frames_per_clip  F; a seed draws them, without one they are spread evenly over the clip
-    n_items          items of an epoch, for each of which the seed draws a clip; 0 = every clip once
+    n_items  items of an epoch, whose seeds draw clip and frames; 0 = every clip, its frames spread evenly
     """
 
     def __init__(self, paths, frames_per_clip, n_items=0):
@@ -288,15 +281,13 @@ class Frames:
         return len(self.lengths)
 
     def __getitem__(self, key):
-        """key: (index, seed), seed None = evenly spread -> power (F, 513)."""
         index, seed = key
         generator = np.random.default_rng(seed)
         first = int(generator.integers(len(self.paths))) if self.draw else index
         samples = self.first_readable(first)
         n_frames = 1 + len(samples) // HOP
-        if seed is None:
-            chosen = np.linspace(0, n_frames - 1, self.frames_per_clip).round().astype(int)
-        else:
+        chosen = np.linspace(0, n_frames - 1, self.frames_per_clip).round().astype(int)
+        if self.draw:
             chosen = generator.integers(n_frames, size=self.frames_per_clip)
         return power_spectrogram(samples, torch.from_numpy(chosen))
 
@@ -304,13 +295,11 @@ class Frames:
         """Samples of clip `first`, or of the next one that can be read."""
         for i in range(first, first + min(MAX_UNREADABLE, len(self.paths))):
             try:
-                return read_samples(self.paths[i % len(self.paths)])
+                return cached_clip(self.paths[i % len(self.paths)])
             except MediaError as error:
                 print(f"passed over: {error}", file=sys.stderr)
-        raise UserError(
-            f"{self.paths[first]}: this clip and the {i - first} after it cannot be read; run "
-            "01_prepare_data.py again"
-        )
+        remedy = "cannot be read; run 01_prepare_data.py again"
+        raise UserError(f"{self.paths[first]}: this clip and the {i - first} after it {remedy}")
 
     def collate(self, items):
         return {"power": torch.stack(items)}  # (B, F, 513)
@@ -320,12 +309,10 @@ class Frames:
 
 
 def train_vqvae(accelerator, train_set, valid_set, code_size, recipe, folder):
-    """Train a VQ-VAE, or take the one that the same call has left in a folder; a killed run resumes.
+    """The VQ-VAE that the same call has left in a folder, or trained; in evaluation mode.
 
     train_set  Frames with n_items a multiple of recipe.batch_size: every process takes part in every step
     valid_set  Frames of other speakers; its Itakura-Saito divergence chooses the epoch
-    code_size  e
-    Returns the model in evaluation mode; it stays in the folder for `load_vqvae`.
     """
     if len(train_set) % recipe.batch_size or not train_set.draw:
         raise ValueError("train_set needs n_items, a multiple of recipe.batch_size")

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=2 python tests/benchmarks/bench_tokenise.py [folder of audio files]
 
 Clips of 4 to 12 s, the first 512 of a folder or synthetic ones, on 2 threads:
-- reading         common.sadok.codes.read_clip
+- reading         common.sadok.vqvae.read_clip
 - spectrogram     the power of the short-time Fourier transform
 - encoder         VQVAE.encode with random weights
 - all             common.sadok.codes.extract_codes: the three and writing, one after the other
@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common.files import make_folder
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
-from common.sadok.codes import Crops, extract_codes, read_clip
+from common.sadok.codes import Crops, extract_codes
 from common.sadok.data import Pretraining
-from common.sadok.vqvae import RATE_HZ, VQVAE, power_spectrogram
+from common.sadok.vqvae import RATE_HZ, VQVAE, power_spectrogram, read_clip
 from common.store import StoreWriter
 from common.training import best_weights
 
