@@ -66,7 +66,7 @@ from common.layers import TOKEN_STD, build, count_parameters, initialise, sinuso
 from common.results import start_run
 from common.sadok import data, figures, tables
 from common.sadok.codes import Masked, crops_of, extract_codes
-from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, Frames, load_vqvae, train_vqvae
+from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, load_vqvae, train_vqvae
 from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, predict, train_and_test
 
 # fmt: off
@@ -408,18 +408,24 @@ class Query2Emo(nn.Module):
         return (x * self.weight).sum(2) + self.bias
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Standardises over the batch; a single sample, which has no variance, by what has been kept so far."""
+
+    def forward(self, x):
+        if len(x) > 1:
+            return super().forward(x)
+        return F.batch_norm(x, self.running_mean, self.running_var, eps=self.eps)
+
+
 class MeanHead(nn.Module):
     """A linear layer on the standardised mean of all tokens but CLS, after MAE [10]; not in the paper."""
 
     def __init__(self, width, n_classes):
         super().__init__()
-        self.norm, self.linear = nn.BatchNorm1d(width, affine=False), nn.Linear(width, n_classes)
+        self.norm, self.linear = BatchNorm(width, affine=False), nn.Linear(width, n_classes)
 
     def forward(self, x):
-        x, norm = x[:, 1:].mean(1), self.norm
-        if len(x) == 1:  # has no variance: standardised by what has been kept so far
-            return self.linear(F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps))
-        return self.linear(norm(x))
+        return self.linear(self.norm(x[:, 1:].mean(1)))
 
 
 # head(width, number of classes): all tokens, CLS first (B, 1 + S, w) -> logits (B, C)
@@ -483,12 +489,9 @@ def settings_of(network):
 
 def pretrain_vqvae(accelerator, pretraining):
     """The VQ-VAE of a pretraining, trained where it is not there yet."""
-    train, held_out = (data.audio_paths(DATA_ROOT, turns) for turns in pretraining.turns())
     recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_BATCH_SIZE, schedule="cosine", seed=SEEDS[0])
     recipe = replace(recipe, select_by="itakura_saito", higher_is_better=False, workers=WORKERS)
-    train_set = Frames(train, VQVAE_FRAMES, VQVAE_BATCH_SIZE * VQVAE_STEPS)
-    valid_set, folder = Frames(held_out, VQVAE_FRAMES), pretraining.folder / "vqvae"
-    return train_vqvae(accelerator, train_set, valid_set, CODE_SIZE, recipe, folder)
+    return train_vqvae(accelerator, pretraining, recipe, CODE_SIZE, VQVAE_FRAMES, VQVAE_STEPS)
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -514,7 +517,7 @@ def pretrain(network, pretraining):
         found = predict(accelerator, model, outputs, held_out_set, EVAL_BATCH_SIZE, 0)
         return {name: float(values.mean()) for name, values in found.items()}
 
-    identity = {"clips": hash_of(train_set.crops.ids), "crops": CROPS_PER_CLIP, **settings_of(network)}
+    identity = {"speech": pretraining.identity(), "crops": CROPS_PER_CLIP, **settings_of(network)}
     identity["vqvae"] = file_hash(best_weights(pretraining.folder / "vqvae"))
     model, folder = load_network(network, pretraining, False), pretraining.folder / network.slug()
     title = f"{network.slug()} {pretraining.name}"
@@ -546,7 +549,7 @@ def finetune(row, name, k, seed, pretraining):
         **settings_of(row.network),
         "row": [asdict(row), *QUERY_BLOCKS, QUERY_HEADS],
         "loss": [GAMMA_POS, GAMMA_NEG, SMOOTHING, SELECT_ON],
-        "classes": classes,
+        "manifest": corpus.manifest.fingerprint(),
         "before": hash_of(read_json(before / "history.json")["identity"]),
         "clips": {part: hash_of(clips.ids) for part, clips in sets.items()},
     }
@@ -635,7 +638,7 @@ def main():
     report = tables.Report(run, corpora, everyone, PRETRAIN_EPOCHS, LEAVE_OUT, SEEDS, N_RESAMPLES)
     report.gather(runs, kept)
     parameters = {row.network: count_parameters(build_network(row.network)) for row, *_ in runs}
-    tables.write(report, planned, compared, parameters, [left_out.folder / "vqvae" for left_out in vqvaes])
+    tables.write(report, planned, compared, parameters, vqvaes)
     for network, pretraining in [pair for pair in networks if pair[0].kind == "vqmae"][:1]:
         model, mask = load_network(network, pretraining), random_masking(network, np.random.default_rng(0))
         figures.reconstruction_figure(report, vqvaes[pretraining], model, mask, DATA_ROOT)

@@ -101,28 +101,23 @@ class Powers(Crops):
 
 
 def crops_of(network, turns, pretraining, random=False, label_of=None):
-    """Crops of (corpus, Turn) pairs for a network, in the codes of a pretraining.
+    """Crops of (corpus, Turn) pairs for a network; clips without codes are left out, for SpecMAE too.
 
     label_of  {utterance id: class number}
-    Clips that have no codes are left out, for SpecMAE too.
     """
     stores = {base: open_codes(pretraining.codes_folder(base)) for base in {base for base, _ in turns}}
     turns = [(base, turn) for base, turn in turns if turn.utterance_id in stores[base]]
     clips = [(stores[base], turn.utterance_id) for base, turn in turns]
     labels = label_of and [label_of[turn.utterance_id] for _, turn in turns]
-    crops = clips, network.n_frames, random, labels
-    return (
-        Crops(*crops)
-        if network.kind == "vqmae"
-        else Powers(audio_paths(pretraining.data_root, turns), *crops)
-    )
+    if network.kind == "vqmae":
+        return Crops(clips, network.n_frames, random, labels)
+    return Powers(audio_paths(pretraining.data_root, turns), clips, network.n_frames, random, labels)
 
 
 class Masked:
-    """Crops and their masks, a data set for pretraining; both depend on the key's seed and number alone.
+    """Crops, `times` over in an epoch, and their masks; both depend on the key's seed and number alone.
 
-    mask   mask(rng) -> numbers of the visible (V,) and of the hidden tokens (H,); rng a numpy Generator
-    times  how often an epoch goes through the crops
+    mask  mask(rng) -> numbers of the visible (V,) and of the hidden tokens (H,); rng a numpy Generator
     """
 
     def __init__(self, crops, mask, times=1):

@@ -88,6 +88,11 @@ class Pretraining:
         name = "+".join(self.corpora) + (f"_{self.name}" if self.name else "")
         return Path(self.data_root) / "codes" / base / name
 
+    def identity(self):
+        """What says which speech was read; JSON-ready."""
+        manifests = {base: read_part(self.data_root, base).fingerprint() for base in self.corpora}
+        return {"manifests": manifests, "left_out": sorted(self.left_out), "seed": self.seed}
+
     def turns(self):
         """(training, held-out) turns as (corpus, Turn); one speaker in 20 is held out."""
         turns = [(base, turn) for base in self.corpora for turn in read_part(self.data_root, base).turns]

@@ -19,22 +19,22 @@ from common.sadok.vqvae import N_ROWS
 
 PAPER = Path(__file__).with_name("paper.csv")  # its numbers as printed, {(table, row, "<corpus> <column>")}
 MASKED = "Masking {masking}, {ratio:g} % of the tokens hidden. "
-TITLES = {
-    "1": "Table 1. Pretraining, frozen encoder, SpecMAE",
-    "2": "Table 2. Masking strategies",
-    "3": "Table 3. Continuous embedding sizes",
-    "4": "Table 4. Encoder depths",
-    "5": "Table 5. Overall results",
-    "fig2": "Figure 2 in numbers",
-    "fig3": "Figure 3 in numbers",
-    "equal": "Frame and patch masking at one width",
-    "mean": "Emotion from the mean of all tokens",
+TABLES = {  # title, what a reader must know
+    "1": ("Table 1. Pretraining, frozen encoder, SpecMAE", MASKED),
+    "2": ("Table 2. Masking strategies", ""),
+    "3": ("Table 3. Continuous embedding sizes", MASKED),
+    "4": ("Table 4. Encoder depths", MASKED),
+    "5": ("Table 5. Overall results", ""),
+    "fig2": ("Figure 2 in numbers", ""),
+    "fig3": ("Figure 3 in numbers", ""),
+    "equal": ("Frames and patches at one width", "Not in the paper: its tokens of frames have 512 units. "),
+    "mean": ("Emotion from the mean of all tokens", f"Not in the paper, which reads CLS. {MASKED}"),
 }
-ABOUT = {
-    **dict.fromkeys(TITLES, ""),
-    **dict.fromkeys("134", MASKED),
-    "equal": "Not in the paper, whose Frame row has tokens of 512 units beside 320 of Patch-tf. ",
-    "mean": f"Not in the paper, which reads CLS (Table 1). {MASKED}",
+VQVAE_FIGURES = {  # column: (figure of vqvae.evaluate_vqvae, unit, digits)
+    "Itakura-Saito divergence": ("itakura_saito", "", 3),
+    "log-spectral distance": ("log_spectral_distance", "dB", 2),
+    "codebook perplexity (of 256)": ("perplexity", "", 1),
+    "share of codes used": ("usage", "", 3),
 }
 POOLED = {
     "accuracy pooled": metrics.accuracy,
@@ -214,26 +214,22 @@ class Report:
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def write(report, planned, compared, parameters, vqvaes):
-    """All tables and figures.
-
-    planned, compared  from `rows` and `tests`
-    parameters         {Network: count}; vqvaes: the folders of the VQ-VAEs
-    """
+def write(report, planned, compared, parameters, pretrainings):
+    """All tables and figures; planned, compared: from `rows` and `tests`; parameters {Network: count}."""
     paper = paper_figures(PAPER)
     for part, labelled in planned.items():
         cells = table(report, part, labelled, parameters, paper)
         if part in figures.DRAW:
             figures.DRAW[part](report, labelled, cells)
     tests_table(report, compared)
-    vqvae_table(report, vqvaes)
+    vqvae_table(report, pretrainings)
     write_predictions(report)
 
 
 def table(report, part, labelled, parameters, paper):
     """A table, Table 5 of all corpora and with the systems that the paper quotes; returns the cells."""
-    network, is_overall, cells, about = next(iter(labelled.values())).network, part == "5", [], ABOUT[part]
-    about = about.format(masking=network.strategy, ratio=100 * network.ratio)
+    network, is_overall, (title, about) = next(iter(labelled.values())).network, part == "5", TABLES[part]
+    cells, about = [], about.format(masking=network.strategy, ratio=100 * network.ratio)
     for corpus in report.corpora.values() if is_overall else [report.corpus]:
         name = corpus.name
         for label, row in labelled.items():
@@ -257,7 +253,7 @@ def table(report, part, labelled, parameters, paper):
         f"sadok_table_{part.replace('fig', 'fig_')}",
         "of each corpus below" if is_overall else None,
     )
-    report.run.table(stem, TITLES[part], cells, about + report.note(), protocol)
+    report.run.table(stem, title, cells, about + report.note(), protocol)
     return cells
 
 
@@ -274,19 +270,15 @@ def tests_table(report, compared):
     report.run.table("sadok_table_tests", "Paired tests", cells, f"Not in the paper. {note}")
 
 
-def vqvae_table(report, folders):
+def vqvae_table(report, pretrainings):
     """Beyond the paper: how well VQ-VAEs reconstruct speech of held-out speakers, how many codes they use."""
     cells = []
-    for folder in folders:
-        history, row = read_json(folder / "history.json"), folder.parent.name.replace("_", " ")
-        best = history["log"][history["best_epoch"] - 1]
-        cells += [
-            Cell(row, "Itakura-Saito divergence", [best["valid_itakura_saito"]], unit="", digits=3),
-            Cell(row, "log-spectral distance", [best["valid_log_spectral_distance"]], unit="dB"),
-            Cell(row, "codebook perplexity (of 256)", [best["valid_perplexity"]], unit="", digits=1),
-            Cell(row, "codes used", [100 * best["valid_usage"]], digits=1),
-        ]
-    note = "Not in the paper. Of held-out speakers of the pretraining's speech, who chose the epoch."
+    for pretraining in pretrainings:
+        history = read_json(pretraining.folder / "vqvae" / "history.json")
+        row, best = pretraining.name or "all speakers", history["log"][history["best_epoch"] - 1]
+        for column, (name, unit, digits) in VQVAE_FIGURES.items():
+            cells.append(Cell(row, column, [best[f"valid_{name}"]], unit=unit, digits=digits))
+    note = "Not in the paper. On held-out speakers of the pretraining's speech, who chose the epoch."
     theirs = "The authors' model as they use it, on other speech: 0.63, 6.7 dB, perplexity 191."
     report.run.table("sadok_table_vqvae", "VQ-VAE", cells, f"{note} {theirs}")
 

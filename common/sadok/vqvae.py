@@ -19,8 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import UserError
-from common.files import hash_of, read_json
+from common.files import read_json
 from common.media import MediaError, read_audio
+from common.sadok.data import audio_paths
 from common.training import as_json, best_weights, fit, load_trained, predict, seed_step
 
 RATE_HZ = 16000
@@ -246,19 +247,18 @@ def vqvae_outputs(model, batch):
     """Figures of each clip, for training.predict: (B,), and how often it has each code (B, K)."""
     power, n_clips = batch["power"].flatten(0, 1), len(batch["power"])
     codes = model.encode(power)
-    logs, codes = (log_power(power), log_power(model.decode(codes))), codes.long().view(n_clips, -1)
+    logs, of_clip = (log_power(power), log_power(model.decode(codes))), codes.long().view(n_clips, -1)
+    counts, one = torch.zeros(n_clips, N_CODES, device=power.device), torch.ones_like(of_clip).float()
     return {
         "itakura_saito": itakura_saito(*logs).view(n_clips, -1).mean(1),
         "log_spectral_distance": log_spectral_distance(*logs).view(n_clips, -1).mean(1),
-        "counts": torch.zeros(n_clips, N_CODES, device=power.device).scatter_add_(
-            1, codes, torch.ones_like(codes, dtype=torch.float32)
-        ),
+        "counts": counts.scatter_add_(1, of_clip, one),
     }
 
 
-def evaluate_vqvae(accelerator, model, dataset, batch_size, workers):
+def evaluate_vqvae(accelerator, model, dataset, recipe):
     """On frames of a data set: itakura_saito, log_spectral_distance (dB), perplexity and usage of codes."""
-    found = predict(accelerator, model, vqvae_outputs, dataset, batch_size, workers)
+    found = predict(accelerator, model, vqvae_outputs, dataset, recipe.batch_size, recipe.workers)
     counts = found.pop("counts").sum(0)
     means = {name: float(values.mean()) for name, values in found.items()}
     return {**means, "perplexity": perplexity(counts), "usage": float((counts > 0).mean())}
@@ -308,33 +308,33 @@ class Frames:
 # ---- Training ------------------------------------------------------------------------------
 
 
-def train_vqvae(accelerator, train_set, valid_set, code_size, recipe, folder):
-    """The VQ-VAE that the same call has left in a folder, or trained; in evaluation mode.
+def train_vqvae(accelerator, pretraining, recipe, code_size, frames_per_clip, steps):
+    """The VQ-VAE that the same call has left in the folder of a Pretraining, or a new one.
 
-    train_set  Frames with n_items a multiple of recipe.batch_size: every process takes part in every step
-    valid_set  Frames of other speakers; its Itakura-Saito divergence chooses the epoch
+    An epoch has `steps` steps, whole ones since every process takes part in each. The Itakura-Saito
+    divergence on held-out speakers chooses the epoch.
     """
-    if len(train_set) % recipe.batch_size or not train_set.draw:
-        raise ValueError("train_set needs n_items, a multiple of recipe.batch_size")
-    clips = [["/".join(path.parts[-2:]) for path in part.paths] for part in (train_set, valid_set)]
+    folder = pretraining.folder / "vqvae"
     identity = {
         "code_size": code_size,
         "spectrogram": [RATE_HZ, N_FFT, HOP, POWER_FLOOR],
         "codebook": [N_CODES, EMA_DECAY, COMMITMENT, RESTART_BELOW, RESTART_SHARE],
-        "frames": [len(train_set), train_set.frames_per_clip],
-        "clips": hash_of(clips),
+        "frames": [steps, frames_per_clip],
+        "speech": pretraining.identity(),
     }
-    history, wanted = Path(folder) / "history.json", as_json({**identity, "recipe": recipe.identity()})
+    history, wanted = folder / "history.json", as_json({**identity, "recipe": recipe.identity()})
     if history.exists() and read_json(history)["identity"].items() >= wanted.items():
         print(f"VQ-VAE: already trained, in {folder}")
         return load_vqvae(folder).to(accelerator.device)
+    train, held_out = (audio_paths(pretraining.data_root, turns) for turns in pretraining.turns())
+    train_set = Frames(train, frames_per_clip, recipe.batch_size * steps)
     seed_step(recipe.seed)
     model = VQVAE(code_size)
     items = [train_set[i % len(train_set), (recipe.seed, i)] for i in range(STATISTICS_CLIPS)]
     model.standardise(torch.cat(items))
 
     def evaluate(model):
-        return evaluate_vqvae(accelerator, model, valid_set, recipe.batch_size, recipe.workers)
+        return evaluate_vqvae(accelerator, model, Frames(held_out, frames_per_clip), recipe)
 
     fit(accelerator, model, vqvae_loss, train_set, evaluate, recipe, folder, identity, "VQ-VAE")
     return model.eval()
