@@ -304,7 +304,7 @@ def test_the_papers_numbers_stand_in_our_rows():
 def test_an_added_masking_strategy_is_a_row_of_table_2(monkeypatch):
     module = load_script(SCRIPT)
     module.STRATEGIES["diagonal"] = lambda n_t, n_d, ratio, rng: np.eye(n_t, n_d, dtype=bool)
-    row = module.plan()[0]["2"]["diagonal"]
+    row = module.plan()[0]["2"]["Diagonal"]
     assert module.random_masking(row.network, np.random.default_rng(0))[1].tolist() == [
         17 * i for i in range(16)
     ]
