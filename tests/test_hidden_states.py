@@ -109,7 +109,7 @@ def prepared(corpus, cache="cache", modalities=("audio", "text"), cache_gb=1.0, 
 def data_of(corpus, utterances, live=(), manifest=None, by_length=False):
     manifest = manifest or corpus[1]
     windows, _ = context_windows(manifest, manifest.labelled, *WINDOW, lambda turn: False)
-    return Windows(manifest.labelled, CLASSES, utterances, windows, set(live), by_length)
+    return Windows(manifest.labelled, CLASSES, utterances, windows, WINDOW[0], set(live), by_length)
 
 
 def leaves(batch):
@@ -132,11 +132,13 @@ def test_a_batch_holds_the_windows_of_the_dialogue(corpus, kept):
     for b, window in enumerate(([None, None, 0, 1], [0, 1, 2, 3], [2, 3, 4, 5])):
         for n, number in enumerate(window):
             rows = [] if number is None else states.rows(f"Ses01_imp_{number}", "states")
-            assert text["visible"][b, n].sum() == len(rows) <= 9
-            assert text["visible"][b, n, : len(rows)].all() and not text["states"][b, n, len(rows) :].any()
+            assert (text["place"][b] == n).sum() == len(rows) <= 9
             if len(rows):
-                assert torch.equal(text["states"][b, n, : len(rows)], torch.from_numpy(np.array(rows)))
-    assert batch["audio"]["states"].shape[:2] == (3, 1)
+                assert torch.equal(text["states"][b, text["place"][b] == n], torch.from_numpy(np.array(rows)))
+        n_target = int((text["place"][b] == 2).sum())  # the target comes first
+        assert (text["place"][b, :n_target] == 2).all()
+        assert text["visible"][b].tolist() == [t < n_target for t in range(text["visible"].shape[1])]
+    assert set(batch["audio"]["place"].unique().tolist()) <= {0, 1}
     assert set(data.lengths) == {1}  # batches at random
     lengths = data_of(corpus, kept, by_length=True).lengths
     assert lengths[0] == 0.7 * 16000  # at most, of turns that last 1 s
@@ -193,7 +195,7 @@ def network(utterances, live=()):
     shapes = {m: u.shape for m, u in utterances.items()}
     model = build(0, script.FusionNetwork, "MMT", shapes, WINDOW, 4)
     for m in live:
-        model.extractors[m].attach(load_backbone(utterances[m].source), "none")
+        model.extractors[m].attach(utterances[m].backbone(), "none")
     return model.eval()
 
 
@@ -296,10 +298,10 @@ def test_a_turn_without_audio_is_silence(corpus, tmp_path):
     utterances = prepared(corpus, "cache_silent", ("audio",), manifest=changed)
     audio = utterances["audio"]
     assert audio.n_silent() == 2 and list(audio.states.problems) == ["Ses01_imp_2"]
-    inputs = audio.collate_inputs([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]])
+    inputs = audio.collate_inputs([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]], 0)
     assert inputs["input_values"].shape == (3, 1, 6400) and inputs["attention_mask"].all()  # 0.4 s
     assert inputs["input_values"][0].any() and not inputs["input_values"][1:].any()
-    states = audio.collate_states([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]])["states"]
+    states = audio.collate_states([["Ses01_imp_0"], ["Ses01_imp_1"], ["Ses01_imp_2"]], 0)["states"]
     assert (
         torch.equal(states[1], states[2])
         and not torch.equal(states[0], states[1])

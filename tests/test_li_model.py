@@ -182,8 +182,9 @@ def test_the_projector_written_out(merge, hidden):
     level = torch.stack(
         [states[0, 0].mean((0, 2)), states[0, 1, :2].mean((0, 2))]
     )  # of layers, without padding
-    gate, found = projector.gate(level), projector(states, visible)
-    assert found.shape == (1, 2, 4, 8) and not found[0, 1, 2:].any()
+    row, place, _ = in_a_row(states, visible, 0)
+    gate, found = projector.gate(level), projector(row, place[:, None] == torch.arange(2)[:, None])
+    assert found.shape == (1, 6, 8)
     for u, t in ((0, 0), (0, 3), (1, 1)):
         layers = [gate[u, layer] * states[0, u, t, layer] for layer in range(3)]
         x = torch.cat(layers) if merge == "concatenate" else sum(layers) / 3
@@ -192,7 +193,26 @@ def test_the_projector_written_out(merge, hidden):
             x = F.linear(F.relu(x) if i else x, linear.weight, linear.bias)
         assert len(linears) == 1 + bool(hidden)
         expected = (x - x.mean()) / torch.sqrt(x.var(correction=0) + norm.eps) * norm.weight + norm.bias
-        torch.testing.assert_close(found[0, u, t], expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found[0, 4 * u + t], expected, atol=1e-5, rtol=1e-5)
+
+
+def in_a_row(x, visible, target, fill=100.0):
+    """What an extractor takes of padded utterances x (B, N, T, ...), visible (B, N, T): the target first.
+
+    Returns x (B, S, ...), `place` (B, S) and the target's own visible (B, T); padding holds `fill`.
+    """
+    order = sorted(range(x.shape[1]), key=lambda n: n != target)
+    rows = [torch.cat([x[b, n, visible[b, n]] for n in order]) for b in range(len(x))]
+    places = [torch.cat([torch.full((int(visible[b, n].sum()),), n) for n in order]) for b in range(len(x))]
+    longest = int(visible[:, target].sum(1).max())
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    return pad(rows, padding_value=fill), pad(places, padding_value=x.shape[1]), visible[:, target, :longest]
+
+
+def with_context(layer, x, visible, target=1):
+    """A ContextConvolution on padded utterances."""
+    row, place, own = in_a_row(x, visible, target)
+    return layer(row, place[:, None] == torch.arange(x.shape[1])[:, None], target, own)
 
 
 def window_of_texts():
@@ -203,7 +223,7 @@ def window_of_texts():
 
 def test_context_over_utterances_adds_up_a_convolution_over_their_means():
     layer, (x, visible) = uneven(ContextConvolution(4, 8, "utterances")), window_of_texts()
-    found = layer(x, visible, target=1)
+    found = with_context(layer, x, visible)
     assert layer.convolution.weight.shape == (8, 8, 3) and layer.convolution.stride == (1,)
     for b, n_utterances in ((0, 3), (1, 4)):
         means = torch.zeros(4, 8)
@@ -220,7 +240,7 @@ def test_context_over_utterances_adds_up_a_convolution_over_their_means():
 def test_context_over_tokens_has_channels_for_each_utterance():
     """At every token of the target: its own numbers, and the mean over the tokens of each neighbour."""
     layer, (x, visible) = uneven(ContextConvolution(4, 8, "tokens")), window_of_texts()
-    found = layer(x, visible, target=1)
+    found = with_context(layer, x, visible)
     assert layer.convolution.weight.shape == (8, 32, 3) and layer.convolution.stride == (1,)
     for b, n_tokens in ((0, 5), (1, 2)):
         channels = torch.zeros(1, 4, 8, n_tokens)
@@ -240,9 +260,9 @@ def test_context_over_tokens_has_channels_for_each_utterance():
 def test_order_and_distance_of_neighbours_matter(over):
     """Two neighbours that change places, and one that stands one place farther off."""
     layer, (x, visible) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
-    before = layer(x, visible, target=1)
+    before = with_context(layer, x, visible)
     for order in ([2, 1, 0, 3], [0, 1, 3, 2]):
-        after = layer(x[:, order], visible[:, order], target=1)
+        after = with_context(layer, x[:, order], visible[:, order])
         assert (before - after).flatten(1).abs().amax(1).min() > 1e-2
 
 
@@ -256,7 +276,7 @@ def test_order_is_learned():
     layer, classify = ContextConvolution(3, 8, "utterances"), nn.Linear(8, 2)
     optimizer = torch.optim.AdamW([*layer.parameters(), *classify.parameters()], lr=3e-2)
     for _ in range(100):
-        loss = F.cross_entropy(classify(layer(x, visible, target=2)[:, 0]), labels)
+        loss = F.cross_entropy(classify(with_context(layer, x, visible, 2)[:, 0]), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -269,7 +289,7 @@ def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
     changed = x.clone()
     changed[1, 2, 3] += 1.0  # the fourth token of a neighbour; the target has two
     assert visible[1, 2, 3] and visible[1, 1].sum() == 2
-    before, after = (layer(each, visible, target=1) for each in (x, changed))
+    before, after = (with_context(layer, each, visible) for each in (x, changed))
     assert (before[1] - after[1]).abs().max() > 1e-2 and torch.equal(before[0], after[0])
 
 
@@ -277,13 +297,13 @@ def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
 def test_absent_neighbours_add_nothing(over):
     """The first sample lacks its last utterance, whatever weights it would meet."""
     (x, visible), layer = window_of_texts(), uneven(ContextConvolution(4, 8, over))
-    before = layer(x, visible, target=1)
+    before = with_context(layer, x, visible)
     with torch.no_grad():
         if over == "tokens":
             layer.convolution.weight[:, 24:] = 1e6
         else:
             layer.place[3] = 1e6
-    after = layer(x, visible, target=1)
+    after = with_context(layer, x, visible)
     assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
 
 
@@ -296,7 +316,8 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
     states = torch.stack([told, torch.randn(96, 3, 2, 16)], 1)  # (B, N, T, L, D): neighbour, target
     for window in ((0, 0), (1, 0)):
         own = states[:, 1 - window[0] :]
-        batch = {"states": own, "visible": torch.ones(own.shape[:3], dtype=torch.bool)}
+        visible = torch.ones(own.shape[:3], dtype=torch.bool)
+        batch = dict(zip(("states", "place", "visible"), in_a_row(own, visible, window[0])))
         network = script(CONTEXT_OVER=over).FusionNetwork
         model = build(0, network, "BERT+FC", {"text": (2, 16)}, window, 4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -324,7 +345,7 @@ def test_the_layers_of_wavlm_are_those_before_its_final_norm(backbones):
 
 
 def cached(samples, seed=0):
-    """A batch of hidden states, whose padding holds NaN: it must not be looked at.
+    """A batch of hidden states, whose padding holds large numbers: they must not count.
 
     samples  list of (audio steps, tokens of each utterance of the window, None = no utterance)
     """
@@ -333,9 +354,9 @@ def cached(samples, seed=0):
     def padded(windows, modality):
         longest = max(filter(None, sum(windows, [])))
         visible = torch.stack([seen(*(n or 0 for n in window), longest=longest) for window in windows])
-        states = torch.full((*visible.shape, *SHAPES[modality]), float("nan"))
-        states[visible] = torch.randn(int(visible.sum()), *SHAPES[modality], generator=generator)
-        return {"states": states.half(), "visible": visible}
+        states = torch.randn(*visible.shape, *SHAPES[modality], generator=generator)
+        found = in_a_row(states.half(), visible, WINDOW[0] if modality == "text" else 0)
+        return dict(zip(("states", "place", "visible"), found))
 
     return {
         "audio": padded([[n] for n, _ in samples], "audio"),
@@ -347,8 +368,9 @@ def one_of(batch, k):
     """Sample k of a cached batch without the padding that the others brought."""
     found = {}
     for modality, parts in batch.items():
-        longest = int(parts["visible"][k].sum(1).max())
-        found[modality] = {name: tensor[k : k + 1, :, :longest] for name, tensor in parts.items()}
+        longest = int((parts["place"][k] < (4 if modality == "text" else 1)).sum())
+        found[modality] = {name: tensor[k : k + 1, :longest] for name, tensor in parts.items()}
+        found[modality]["visible"] = found[modality]["visible"][:, : int(parts["visible"][k].sum())]
     return found
 
 
@@ -417,7 +439,12 @@ def live(samples):
                 tokens[b, n, :count] = torch.from_numpy(np.random.default_rng(count).integers(1, 50, count))
     longest = int(mask.sum(2).max())
     text = {"input_ids": tokens[..., :longest], "attention_mask": mask[..., :longest]}
-    return {"audio": {name: tensor[:, None] for name, tensor in audio.items()}, "text": text}
+    place = torch.where(mask.any(2), torch.arange(4), 4)
+    text["attention_mask"][..., 0] = 1  # where there is no utterance a token stands in
+    order = [1, 0, 2, 3]  # the target first
+    text = {name: tensor[:, order] for name, tensor in {**text, "place": place}.items()}
+    audio = {name: tensor[:, None] for name, tensor in audio.items()}
+    return {"audio": {**audio, "place": torch.zeros(len(samples), 1, dtype=torch.long)}, "text": text}
 
 
 def attach(model, backbones, parts):
@@ -441,18 +468,18 @@ def test_live_logits_are_those_of_all_hidden_layers(backbones):
     model, batch, states = system("MMT", LIVE_SHAPES), live(LIVE[:1]), {}
     with torch.no_grad():
         for modality, inputs in batch.items():
-            parts = []
-            for u in range(inputs["attention_mask"].shape[1]):
+            parts, places = [], inputs["place"][0].tolist()
+            for u in range(len(places)):
                 n = int(inputs["attention_mask"][0, u].sum())
-                alone = {key: tensor[:, u, :n] for key, tensor in inputs.items()}
+                alone = {key: tensor[:, u, :n] for key, tensor in inputs.items() if key != "place"}
                 layers = backbones[modality].eval()(**alone, output_hidden_states=True).hidden_states
                 parts.append(torch.stack(layers, 2)[0])
-            visible = seen(*(len(p) for p in parts), longest=max(map(len, parts)))
-            padded = nn.utils.rnn.pad_sequence(parts, batch_first=True)
-            states[modality] = {"states": padded[None], "visible": visible[None]}
+            place = torch.cat([torch.full((len(p),), n) for p, n in zip(parts, places)])
+            visible = torch.ones(1, len(parts[0]), dtype=torch.bool)
+            states[modality] = {"states": torch.cat(parts)[None], "place": place[None], "visible": visible}
         expected = model(states)
         found = attach(model, backbones, "none").eval()(batch)
-        assert states["audio"]["states"].shape[3:] == (4, 32)
+        assert states["audio"]["states"].shape[2:] == (4, 32)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -528,7 +555,7 @@ def test_gradients_reach_the_bottom_and_the_bottom_only(backbones):
 
 def test_audio_has_no_context():
     extractor = FeatureExtractor("audio", (4, 6), WINDOW, 8, 0, "mean", 12, "utterances")
-    assert extractor.context is None and extractor.target == 0
+    assert extractor.context is None and (extractor.target, extractor.n_window) == (0, 1)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -1,8 +1,10 @@
 """The feature extractor of Li et al., Section 2.1, Figure 2: layer calibration, projection, dialogue context.
 
-B samples, N utterances of a context window (1 for audio), T audio frames or text tokens, L layers of a
-pretrained model and D its width, d width after the projector. `visible` is True where a step is not padding;
-every mean and convolution leaves the other steps out, so that a result does not depend on the batch.
+B samples, N utterances of a context window (1 for audio), T audio frames or tokens of the target, S those of
+the whole window, utterance after utterance, the target first; L layers of a pretrained model and D its width,
+d width after the projector. Where a step belongs comes with the batch, so that no GPU waits for it: `place`
+(B, S) is the number of its utterance in the window, N for padding. Every mean and convolution leaves padding
+out, so that a result does not depend on the batch.
 """
 
 import torch
@@ -18,13 +20,6 @@ def average(x, visible):
     """Mean over the visible steps: x (..., T, w), visible (..., T) -> (..., w), zero where none is."""
     weight = visible[..., None].to(x.dtype)
     return (x * weight).sum(-2) / weight.sum(-2).clamp(min=1)
-
-
-def spread(x, places):
-    """Put the rows of x (P, ...) at the P True places (...): zero at the others."""
-    out = x.new_zeros(*places.shape, *x.shape[1:])
-    out[places] = x
-    return out
 
 
 class SqueezeExcite(nn.Module):
@@ -58,16 +53,15 @@ class Projector(nn.Module):
         first = [nn.Linear(n_inputs, hidden), nn.ReLU()] if hidden else []
         self.mlp = nn.Sequential(*first, nn.Linear(hidden or n_inputs, width), nn.LayerNorm(width))
 
-    def forward(self, states, visible):
-        """states (..., T, L, D), visible (..., T) -> (..., T, d), zero where not visible."""
-        steps = states[visible].float()  # (P, L, D): padding, which is most of a batch of texts, is left out
-        gate = self.gate(average(spread(steps.mean(-1), visible), visible))  # (..., L)
-        gate = gate[visible.nonzero(as_tuple=True)[:-1]]  # (P, L), of each step's utterance
+    def forward(self, states, shown):
+        """states (B, S, L, D), shown (B, N, S): the steps of each utterance -> (B, S, d)."""
+        gate = self.gate(average(states.mean(-1, dtype=torch.float32)[:, None], shown))  # (B, N, L)
+        gate = shown.transpose(1, 2).to(gate.dtype) @ gate  # (B, S, L), that of each step's utterance
         if self.merge == "concatenate":
-            x = (steps * gate[..., None]).flatten(1)  # (P, L * D)
+            x = (states * gate[..., None]).flatten(2)  # (B, S, L * D)
         else:
-            x = torch.einsum("pld,pl->pd", steps, gate) / gate.shape[1]
-        return spread(self.mlp(x), visible)
+            x = torch.einsum("bsld,bsl->bsd", states.to(gate.dtype), gate) / gate.shape[2]
+        return self.mlp(x)
 
 
 class ContextConvolution(nn.Module):
@@ -87,21 +81,21 @@ class ContextConvolution(nn.Module):
         nn.init.zeros_(self.convolution.bias)
         self.place = nn.Parameter(torch.full((n_window,), 1 / n_window)) if over == "utterances" else None
 
-    def forward(self, x, visible, target):
-        """x (B, N, T, d), zero where not visible (B, N, T); target: its place among the N.
+    def forward(self, x, shown, target, visible):
+        """x (B, S, d), shown (B, N, S); target: its place among the N, visible (B, T) its tokens.
 
-        Returns the target's tokens (B, T, d) with their context.
+        Returns the target's tokens (B, T, d) with their context, zero where not visible.
         """
-        own, shown, utterances = x[:, target], visible[:, target, :, None], average(x, visible)  # (B, N, d)
+        own, utterances = x[:, : visible.shape[1]], average(x[:, None], shown)  # (B, T, d), (B, N, d)
         if self.place is not None:
             sequence = self.convolution(utterances.transpose(1, 2))  # (B, d, N)
-            context = (sequence * (self.place * visible.any(2))[:, None]).sum(2)[:, None]  # (B, 1, d)
+            context = (sequence * (self.place * shown.any(2))[:, None]).sum(2)[:, None]  # (B, 1, d)
         else:
-            channels = utterances[:, :, None].repeat(1, 1, x.shape[2], 1)  # (B, N, T, d)
+            channels = utterances[:, :, None].repeat(1, 1, own.shape[1], 1)  # (B, N, T, d)
             channels[:, target] = own
-            channels = (channels * shown[:, None]).permute(0, 1, 3, 2).flatten(1, 2)  # (B, N * d, T)
-            context = self.convolution(channels).transpose(1, 2)  # (B, T, d)
-        return (own + context) * shown
+            channels = channels * visible[:, None, :, None]
+            context = self.convolution(channels.transpose(2, 3).flatten(1, 2)).transpose(1, 2)  # (B, T, d)
+        return (own + context) * visible[..., None]
 
 
 class FeatureExtractor(nn.Module):
@@ -115,10 +109,11 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, modality, shape, window, width, reduction, merge, hidden, over):
         super().__init__()
-        self.modality, self.target = modality, window[0] if modality == "text" else 0
+        before, after = window if modality == "text" else (0, 0)
+        self.modality, self.target, self.n_window = modality, before, before + 1 + after
         self.backbone = None  # the pretrained model, where its states do not come with the batch
         self.projector = Projector(*shape, width, reduction, merge, hidden)
-        self.context = ContextConvolution(sum(window) + 1, width, over) if modality == "text" else None
+        self.context = ContextConvolution(self.n_window, width, over) if modality == "text" else None
 
     def attach(self, backbone, parts):
         """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""
@@ -135,24 +130,34 @@ class FeatureExtractor(nn.Module):
         return self
 
     def forward(self, batch):
-        """batch: "states" (B, N, T, L, D), "visible" (B, N, T), or the pretrained model's inputs (B, N, S).
-
-        Returns x (B, T, d) and visible (B, T) of the target utterance.
-        """
+        """batch: of Utterances.collate_states or .collate_inputs -> (x (B, T, d), visible (B, T))."""
         if self.backbone is None:
-            x, visible = self.projector(batch["states"], batch["visible"]), batch["visible"]  # (B, N, T, d)
+            states, place, visible = batch["states"], batch["place"], batch["visible"]
         else:
-            present = batch["attention_mask"].any(-1)  # (B, N): the places of a window that hold an utterance
-            inputs = {name: tensor[present] for name, tensor in batch.items()}
-            states, shown = hidden_states(self.backbone, self.modality, inputs)
-            x, visible = spread(self.projector(states, shown), present), spread(shown, present)
-        x = x[:, 0] if self.context is None else self.context(x, visible, self.target)
-        return x, visible[:, self.target]
+            states, place, visible = self.run_backbone(**batch)
+        numbers = torch.arange(self.n_window, device=place.device)
+        shown = place[:, None] == numbers[:, None]  # (B, N, S)
+        x = self.projector(states, shown)
+        if self.context is not None:
+            x = self.context(x, shown, self.target, visible)
+        return x, visible
+
+    def run_backbone(self, place, **inputs):
+        """States (B, S, L, D), place (B, S), visible (B, T) of inputs (B, N, ...) with the target first."""
+        inputs = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
+        states, shown = hidden_states(self.backbone, self.modality, inputs)  # (B * N, T, L, D), (B * N, T)
+        shown, states = shown.unflatten(0, place.shape), states.unflatten(0, place.shape)
+        place = torch.where(shown, place[..., None], self.n_window)  # (B, N, T)
+        return states.flatten(1, 2), place.flatten(1), shown[:, 0]
 
 
 def hidden_states(backbone, modality, inputs):
     """All L layers of a pretrained model, the input of the first included: (U, T, L, D), visible (U, T)."""
-    layers = backbone(**inputs, output_hidden_states=True).hidden_states
+    given = dict(inputs)
+    if modality == "text" and backbone.config._attn_implementation == "sdpa":
+        # transformers would look whether any token is masked, and a GPU would wait for the answer
+        given["attention_mask"] = inputs["attention_mask"][:, None, None].bool()
+    layers = backbone(**given, output_hidden_states=True).hidden_states
     states = torch.stack(layers, dim=2)
     counts = count_tokens(backbone, modality, states.shape[1], inputs)
     return states, torch.arange(states.shape[1], device=states.device) < counts[:, None]

@@ -4,15 +4,18 @@ While the pretrained models are frozen, what they make of an utterance never cha
 kept on disk, memory-mapped, where that takes at most CACHE_GB; else anew at every step. All 25 layers of
 WavLM-Large are 12.8 MB per 5 s in float16, about 50 GB for IEMOCAP.
 
-B samples, N utterances of a context window, U utterances, S audio samples or tokens, T steps, L layers,
-D width.
+B samples, N utterances of a context window, U utterances, T steps (audio frames or tokens) of one, S of all
+that a window holds, L layers, D width.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
 from common.encoders import (
@@ -29,13 +32,15 @@ from common.encoders import (
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import free_bytes
-from common.li.extractor import hidden_states, spread
+from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio
 from common.store import Store
 from common.training import forward_batch, to_device
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
 MAX_PROBLEM_SHARE = 0.5  # more audio that cannot be read is an error
+
+load_once = lru_cache(load_backbone)
 
 
 # ---- What a pretrained model reads of a corpus ---------------------------------------------
@@ -58,10 +63,14 @@ class Utterances:
         self.weights = weights_fingerprint(self.source)
         self.processor = load_processor(self.source, self.modality)
 
+    def backbone(self):
+        """A copy of the pretrained model, which fine-tuning will change."""
+        return deepcopy(load_once(self.source))
+
     def read(self, item):
-        """Token numbers, or samples (S,); MediaError where a file cannot be read."""
+        """Token numbers, or samples (S,); MediaError where a file cannot be read. None: silence, a token."""
         if item is None:
-            return np.zeros(int(SHORTEST_S * RATE_HZ), np.float32)
+            return [0] if self.modality == "text" else np.zeros(int(SHORTEST_S * RATE_HZ), np.float32)
         return item if self.modality == "text" else read_audio(item, 0.0, self.limit, RATE_HZ)
 
     def pad(self, inputs):
@@ -71,25 +80,37 @@ class Utterances:
         batch = self.processor.pad({"input_ids": inputs}, return_tensors="pt")
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def collate_inputs(self, windows):
-        """The arguments for B windows of N ids or None: tensors (B, N, S), zero where there is none."""
-        found = []
-        for i in (i for window in windows for i in window if i is not None):
+    def collate_inputs(self, windows, target):
+        """The arguments for B windows of N ids or None, and the "place" (B, N) of each, N for None.
+
+        target  where the target stands in a window; it comes first in the batch
+        """
+        order, found = target_first(windows[0], target), []
+        for i in (window[n] for window in windows for n in order):
             try:
-                found.append(self.read(self.inputs[i]))
+                found.append(self.read(self.inputs.get(i)))
             except MediaError:
                 found.append(self.read(None))
-        present = torch.tensor([[i is not None for i in window] for window in windows])
-        return {name: spread(tensor, present) for name, tensor in self.pad(found).items()}
+        place = torch.tensor([[len(order) if window[n] is None else n for n in order] for window in windows])
+        return {"place": place, **{name: x.unflatten(0, place.shape) for name, x in self.pad(found).items()}}
 
-    def collate_states(self, windows):
-        """Hidden states of B windows: "states" (B, N, T, L, D) float16 and "visible" (B, N, T)."""
-        at = np.array([[-1 if i is None else self.row_of(i) for i in window] for window in windows])
-        first, count = (part[at] for part in self.states.spans("states"))
-        steps = np.arange(count[at >= 0].max())
-        visible = torch.from_numpy((steps < count[..., None]) & (at >= 0)[..., None])  # (B, N, T)
-        rows = (first[..., None] + steps)[visible.numpy()]
-        return {"states": spread(torch.from_numpy(self.states["states"][rows]), visible), "visible": visible}
+    def collate_states(self, windows, target):
+        """Hidden states "states" (B, S, L, D) float16 of B windows, "place" (B, S), "visible" (B, T)."""
+        (first, count), rows, places = self.states.spans("states"), [], []
+        for window in windows:
+            there = [n for n in target_first(window, target) if window[n] is not None]
+            at = [self.row_of(window[n]) for n in there]
+            spans = [torch.arange(first[i], first[i] + count[i]) for i in at]
+            rows.append(torch.cat(spans))
+            places.append(torch.tensor(there).repeat_interleave(torch.tensor([len(span) for span in spans])))
+        rows, place = pad_sequence(rows, True), pad_sequence(places, True, len(windows[0]))
+        shown = place == target
+        visible = shown[:, : shown.sum(1).max()]
+        return {
+            "states": torch.from_numpy(self.states["states"][rows.numpy()]),
+            "place": place,
+            "visible": visible,
+        }
 
     def row_of(self, utterance_id):
         return self.states.row_of(utterance_id if utterance_id in self.states else SILENCE)
@@ -98,6 +119,11 @@ class Utterances:
         """How many turns are taken as silence."""
         unread = len(self.states.problems) if self.states else 0
         return unread + sum(item is None for name, item in self.inputs.items() if name != SILENCE)
+
+
+def target_first(window, target):
+    """The places of a window, the target's first."""
+    return sorted(range(len(window)), key=lambda n: n != target)
 
 
 def read_utterances(manifest, modality, source, limit):
@@ -131,7 +157,7 @@ def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_s
     Returns the GB that they take, 0 where they do not fit and are computed anew at every step.
     """
     u, what = utterances, f"hidden states of {short_name(utterances.source)}"
-    backbone = load_backbone(u.source).to(accelerator.device).eval()
+    backbone = u.backbone().to(accelerator.device).eval()
     n_steps = sum(count_steps(backbone, u.modality, length) for length in u.lengths.values())
     need = n_steps * u.shape[0] * u.shape[1] * 2
     size = f"{n_steps:,} steps x {u.shape[0]} layers x {u.shape[1]} x 2 bytes = {need / 1e9:.2f} GB"
@@ -201,14 +227,15 @@ class Windows:
 
     turns       Turn list; classes: names, for the label's index
     utterances  {modality: Utterances} that the system reads
-    windows     of context_windows, for text; audio has no context
+    windows     of context_windows, for text; audio has no context; before: utterances before the target
     live        modalities of which the batches hold the pretrained model's inputs, not its hidden states
     by_length   batches of turns of similar length, for fine-tuning, where padding costs most; else at random:
                 in a small corpus batches by length are the same in every epoch, all short or all long texts
     """
 
-    def __init__(self, turns, classes, utterances, windows, live, by_length):
+    def __init__(self, turns, classes, utterances, windows, before, live, by_length):
         self.utterances, self.live, self.ids = utterances, live, [turn.utterance_id for turn in turns]
+        self.targets = {"audio": 0, "text": before}
         self.labels = np.array([classes.index(turn.label) for turn in turns])
         self.windows = {m: windows if m == "text" else [[i] for i in self.ids] for m in utterances}
         modality, first = next(iter(utterances.items()))  # audio, where it is read
@@ -227,5 +254,5 @@ class Windows:
         batch = {"labels": torch.from_numpy(self.labels[indices])}
         for modality, utterances in self.utterances.items():
             collate = utterances.collate_inputs if modality in self.live else utterances.collate_states
-            batch[modality] = collate([self.windows[modality][i] for i in indices])
+            batch[modality] = collate([self.windows[modality][i] for i in indices], self.targets[modality])
         return batch

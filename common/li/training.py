@@ -50,7 +50,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common.comparison import Scores
-from common.encoders import load_backbone
 from common.errors import UserError
 from common.files import hash_of
 from common.jobs import side_by_side
@@ -130,7 +129,7 @@ def train_system(study, system, window, phases, seed, k):
             study.loss,
             outputs,
             {
-                p: Windows(t, study.manifest.classes, utterances, w, live, phase == TUNED)
+                p: Windows(t, study.manifest.classes, utterances, w, window[0], live, phase == TUNED)
                 for p, (t, w) in parts.items()
             },
             figures,
@@ -186,7 +185,7 @@ def start_network(study, system, window, seed, phase, folder):
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".backbone." not in name})
     for m in live_modalities(study, system, phase):
         parts = study.finetuned_parts if phase == TUNED else "none"
-        model.extractors[m].attach(load_backbone(study.utterances[m].source), parts)
+        model.extractors[m].attach(study.utterances[m].backbone(), parts)
     return model
 
 
