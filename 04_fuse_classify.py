@@ -46,7 +46,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import xgboost
-from sklearn.metrics.pairwise import linear_kernel, rbf_kernel
 from sklearn.svm import SVC
 from torch import nn
 from torch.nn import functional as F
@@ -58,12 +57,13 @@ from common.babaali.tables import System, final_model
 from common.comparison import Scores
 from common.encoders import locate
 from common.errors import UserError
+from common.extraction import Extraction
 from common.jobs import side_by_side
 from common.layers import sinusoidal
 from common.li import tables as li_tables
 from common.li.extractor import FeatureExtractor, average
 from common.li.hidden_states import keep_states, read_utterances
-from common.li.training import FROZEN, PHASES, TUNED, Study, possible_systems, train_all
+from common.li.training import FROZEN, TUNED, Study, possible_systems, train_all
 from common.manifest import read_manifest
 from common.results import prediction_rows, start_run
 from common.training import Recipe, make_accelerator
@@ -92,7 +92,7 @@ OUT_OF_FOLD = True                # also fit late fusion on out-of-fold logits, 
 
 # ---- Babaali & Shayaninasab: classifiers (Sec. 3.4); none of these values is in the paper --
 CLASSIFIERS = ()                  # such as SVM,NN; () = all that CLASSIFY below names: SVM, NN, XGBoost
-SVM_KERNEL = "rbf"                # "rbf", exp(-|a - b|^2 / D) of standardised vectors of width D, or "linear"
+SVM_KERNEL = "rbf"                # of vectors of width D: "rbf", exp(-|a - b|^2 / D), or "linear", a b / D
 SVM_C = (0.1, 1.0, 10.0)          # the best on the validation speakers is used, the smallest of equals
 NN_HIDDEN = 256                   # units of the two-layer network's first layer
 NN_DROPOUT = 0.5                  # after the first layer
@@ -121,7 +121,6 @@ WIDTH = 16                        # per step and modality after the projector (S
 SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
 LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
 PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
-CONTEXT_OVER = "utterances"       # the context convolution slides over "utterances" or "tokens" (Sec. 2.1)
 HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
 FEED_FORWARD = 64                 # units of a block's feed-forward part, 4 x WIDTH. Not in the paper
@@ -147,11 +146,10 @@ DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 BEYOND_PAPER = True               # also tests, subsets of modalities, styles, and what context is worth:
-CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained with each of CONTEXT_SIZES
+CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained, frozen, with each of CONTEXT_SIZES
 CONTEXT_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")    # utterances before + after
-CONTEXT_PHASES = ("frozen",)      # "frozen", "fine-tuned"
 CONTEXT_SEEDS = ()                # () = SEEDS; more of them where trainings differ by more than the gain
-CONTEXT_EPOCHS = 0                # of the frozen phase at most, 0 = FROZEN_EPOCHS
+CONTEXT_EPOCHS = 0                # at most, 0 = FROZEN_EPOCHS
 
 # ---- Machine -------------------------------------------------------------------------------
 CACHE_GB = 60.0                   # frozen hidden states up to this size are kept in <DATA_ROOT>/cache, larger
@@ -192,13 +190,10 @@ FUSE = {
 
 def fuse(vectors, fusion):
     """Join the modalities' vectors: {modality: (N, D_m)} -> (N, sum of D_m); sum and product: (N, D)."""
-    widths = {m: x.shape[1] for m, x in vectors.items()}
-    if fusion != "concatenation" and len(set(widths.values())) > 1:
-        raise UserError(
-            f"FUSIONS={fusion}: needs vectors of equal width, but they are "
-            + ", ".join(f"{m} {width}" for m, width in widths.items())
-            + "; set FUSIONS=concatenation, or extract features of equal width"
-        )
+    if fusion != "concatenation" and len({x.shape[1] for x in vectors.values()}) > 1:
+        widths = ", ".join(f"{m} {x.shape[1]}" for m, x in vectors.items())
+        remedy = "set FUSIONS=concatenation, or extract features of equal width"
+        raise UserError(f"FUSIONS={fusion}: needs vectors of equal width, but they are {widths}; {remedy}")
     return FUSE[fusion](list(vectors.values()))
 
 
@@ -211,17 +206,14 @@ def fuse(vectors, fusion):
 def svm(x, y, parts, seed):
     """Support vector machine, its C chosen among SVM_C."""
 
-    def kernel(a, b):
-        return (
-            linear_kernel(a, b) / a.shape[1] if SVM_KERNEL == "linear" else rbf_kernel(a, b, 1 / a.shape[1])
-        )
+    def fitted(z, rows, penalty):
+        return SVC(C=penalty, kernel=SVM_KERNEL, gamma=1).fit(z[rows], y[rows])
 
-    z, scores = standardise(x, parts.fit), []
-    for penalty in SVM_C:
-        machine = SVC(C=penalty, kernel=kernel).fit(z[parts.fit], y[parts.fit])
-        scores.append(machine.score(z[parts.choose], y[parts.choose]))
-    z = standardise(x, parts.refit)
-    machine = SVC(C=SVM_C[int(np.argmax(scores))], kernel=kernel).fit(z[parts.refit], y[parts.refit])
+    root_width = math.sqrt(x.shape[1])
+    z = standardise(x, parts.fit) / root_width
+    scores = [fitted(z, parts.fit, c).score(z[parts.choose], y[parts.choose]) for c in SVM_C]
+    z = standardise(x, parts.refit) / root_width
+    machine = fitted(z, parts.refit, SVM_C[int(np.argmax(scores))])
     return machine.predict(z[parts.test]), max(scores)
 
 
@@ -438,7 +430,7 @@ class FusionNetwork(nn.Module):
     def __init__(self, name, shapes, window, n_classes):
         super().__init__()
         self.branches = BRANCHES[name]
-        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN, CONTEXT_OVER
+        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN
         self.extractors = nn.ModuleDict(
             {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
         )
@@ -496,16 +488,8 @@ def make_study(manifest):
     recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, FROZEN_EPOCHS, FINETUNE_PATIENCE)}
     if FINETUNED_PARTS != "none":
         recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, FINETUNE_EPOCHS, STOP_PATIENCE)
-    network = ("WIDTH", "SE_REDUCTION", "LAYER_MERGE", "PROJECTOR_HIDDEN", "CONTEXT_OVER", "HEADS")
-    network += (
-        "BLOCKS",
-        "FEED_FORWARD",
-        "NORM_FIRST",
-        "CMT_RESIDUAL",
-        "CLASSIFIER_HIDDEN",
-        "DROPOUT",
-        "BLOCK_DROPOUT",
-    )
+    network = "WIDTH SE_REDUCTION LAYER_MERGE PROJECTOR_HIDDEN HEADS BLOCKS FEED_FORWARD NORM_FIRST"
+    network += " CMT_RESIDUAL CLASSIFIER_HIDDEN DROPOUT BLOCK_DROPOUT"
     return Study(
         manifest=manifest,
         systems=systems,
@@ -515,7 +499,7 @@ def make_study(manifest):
         utterances=utterances,
         network=FusionNetwork,
         loss=cross_entropy,
-        design={name: SETTINGS[name] for name in network},
+        design={name: SETTINGS[name] for name in network.split()},
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
         keep_models=KEEP_MODELS,
@@ -533,20 +517,18 @@ def development_folds(manifest, seeds):
 def train_contexts(study, run):
     """Beyond the paper: CONTEXT_SYSTEMS with each of CONTEXT_SIZES, by epochs and seeds of their own."""
     systems = [system for system in CONTEXT_SYSTEMS if system in study.systems]
-    phases = [phase for phase in study.recipes if phase in CONTEXT_PHASES]
     turns, sizes = study.manifest.turns, [parse_size(text) for text in CONTEXT_SIZES]
-    if len({turn.dialogue_id for turn in turns}) == len(turns) or not (systems and sizes and phases):
-        print("no table of context sizes: no dialogues, or nothing in CONTEXT_SYSTEMS, _SIZES, _PHASES")
+    if len({turn.dialogue_id for turn in turns}) == len(turns) or not (systems and sizes):
+        print("no table of context sizes: no dialogues, or nothing in CONTEXT_SYSTEMS and CONTEXT_SIZES")
         return None
-    seeds, epochs, trained = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or FROZEN_EPOCHS, ""
+    seeds, epochs = CONTEXT_SEEDS or SEEDS, CONTEXT_EPOCHS or FROZEN_EPOCHS
     if (seeds, epochs) != (SEEDS, FROZEN_EPOCHS):
-        recipes = {**study.recipes, FROZEN: replace(study.recipes[FROZEN], epochs=epochs)}
+        recipes = {FROZEN: replace(study.recipes[FROZEN], epochs=epochs)}
         folder, folds = study.folder.with_name("li_contexts"), development_folds(study.manifest, seeds)
         study = replace(study, folds=folds, recipes=recipes, folder=folder)
-        trained = f"Trained apart from Table 1: {epochs} epochs at most, seeds {', '.join(map(str, seeds))}. "
-    last = PHASES[: 1 + PHASES.index(phases[-1])]
-    scores = train_all(study, systems, sizes, last, N_RESAMPLES, JOBS, run)
-    li_tables.context_table(scores, run, systems, sizes, phases, trained)
+    scores = train_all(study, systems, sizes, [FROZEN], N_RESAMPLES, JOBS, run)
+    how = f"{epochs} epochs at most, seeds {', '.join(map(str, seeds))}. "
+    li_tables.context_table(scores, run, systems, sizes, how)
     return scores
 
 
@@ -562,17 +544,15 @@ def run_li(manifest):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
     accelerator, study = make_accelerator(PRECISION), make_study(manifest)
     folds = study.folds[SEEDS[0]]
-    protocol = (
-        f"{splits.folds_text(manifest, folds)}, training stopped by the loss of "
-        f"{splits.validators_text(manifest, DEVELOP_ON)}, {KEEP_EPOCH} epoch kept"
-        + ", all weights fine-tuned"
-        * (FINETUNED_PARTS == "all")
-    )
+    who, tuned = splits.validators_text(manifest, DEVELOP_ON), ", all weights fine-tuned"
+    protocol = f"{splits.folds_text(manifest, folds)}, training stopped by the loss of {who}"
+    protocol += f", {KEEP_EPOCH} epoch kept{tuned * (FINETUNED_PARTS == 'all')}"
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
     print(*splits.check_folds(folds, manifest), sep="\n")
     left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
+    how = Extraction(EVAL_BATCH_SIZE, WORKERS, max_problem_share=0.5)  # what cannot be read is silence
     for utterances in reversed(study.utterances.values()):  # text first, since it is small
-        left -= keep_states(utterances, manifest, accelerator, cache, left, EVAL_BATCH_SIZE, WORKERS)
+        left -= keep_states(utterances, manifest, accelerator, cache, left, how)
     systems, phases = list(study.systems), list(study.recipes)
     scores, contexts = train_all(study, systems, [study.window], phases, N_RESAMPLES, JOBS, run), None
     li_tables.table_1(scores, run)
@@ -595,9 +575,7 @@ def check_constants():
         "babaali": {"FUSIONS": FUSE, "CLASSIFIERS": CLASSIFY, "SVM_KERNEL": ("rbf", "linear")},
         "li": {
             **dict.fromkeys(("SYSTEMS", "CONTEXT_SYSTEMS"), BRANCHES),
-            "CONTEXT_PHASES": PHASES,
             "LAYER_MERGE": ("mean", "concatenate"),
-            "CONTEXT_OVER": ("utterances", "tokens"),
             "FINETUNED_PARTS": ("bottom", "all", "none"),
             "KEEP_EPOCH": ("last", "best"),
             "DEVELOP_ON": ("speaker", "group"),

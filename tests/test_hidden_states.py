@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from common.encoders import load_backbone
 from common.errors import UserError
+from common.extraction import Extraction
 from common.layers import build
 from common.li import hidden_states
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
@@ -102,7 +103,7 @@ def prepared(corpus, cache="cache", modalities=("audio", "text"), cache_gb=1.0, 
     found = {m: read(corpus, m, limits, manifest) for m in modalities}
     for utterances in found.values():
         where = (manifest or corpus[1], make_accelerator("no"), corpus[0] / cache)
-        keep_states(utterances, *where, cache_gb, batch_size=5, workers=0)
+        keep_states(utterances, *where, cache_gb, Extraction(batch=5, max_problem_share=0.5))
     return found
 
 

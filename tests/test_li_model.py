@@ -210,9 +210,9 @@ def in_a_row(x, visible, target, fill=100.0):
 
 
 def with_context(layer, x, visible, target=1):
-    """A ContextConvolution on padded utterances."""
+    """A ContextConvolution on padded utterances: the target's tokens, zero where they are padding."""
     row, place, own = in_a_row(x, visible, target)
-    return layer(row, place[:, None] == torch.arange(x.shape[1])[:, None], target, own)
+    return layer(row, place[:, None] == torch.arange(x.shape[1])[:, None], own.shape[1]) * own[..., None]
 
 
 def window_of_texts():
@@ -222,7 +222,7 @@ def window_of_texts():
 
 
 def test_context_over_utterances_adds_up_a_convolution_over_their_means():
-    layer, (x, visible) = uneven(ContextConvolution(4, 8, "utterances")), window_of_texts()
+    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
     found = with_context(layer, x, visible)
     assert layer.convolution.weight.shape == (8, 8, 3) and layer.convolution.stride == (1,)
     for b, n_utterances in ((0, 3), (1, 4)):
@@ -237,29 +237,9 @@ def test_context_over_utterances_adds_up_a_convolution_over_their_means():
     assert not found[~visible[:, 1]].any()
 
 
-def test_context_over_tokens_has_channels_for_each_utterance():
-    """At every token of the target: its own numbers, and the mean over the tokens of each neighbour."""
-    layer, (x, visible) = uneven(ContextConvolution(4, 8, "tokens")), window_of_texts()
-    found = with_context(layer, x, visible)
-    assert layer.convolution.weight.shape == (8, 32, 3) and layer.convolution.stride == (1,)
-    for b, n_tokens in ((0, 5), (1, 2)):
-        channels = torch.zeros(1, 4, 8, n_tokens)
-        for n in range(4):
-            own = x[b, n, visible[b, n]]
-            if n == 1:
-                channels[0, n] = own.T
-            elif len(own):
-                channels[0, n] = own.mean(0)[:, None]
-        weights = layer.convolution.weight, layer.convolution.bias
-        added = F.conv1d(channels.flatten(1, 2), *weights, padding=1)[0].T
-        torch.testing.assert_close(found[b, :n_tokens], x[b, 1, :n_tokens] + added, atol=1e-5, rtol=1e-5)
-    assert not found[~visible[:, 1]].any()
-
-
-@pytest.mark.parametrize("over", ["utterances", "tokens"])
-def test_order_and_distance_of_neighbours_matter(over):
+def test_order_and_distance_of_neighbours_matter():
     """Two neighbours that change places, and one that stands one place farther off."""
-    layer, (x, visible) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
+    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
     before = with_context(layer, x, visible)
     for order in ([2, 1, 0, 3], [0, 1, 3, 2]):
         after = with_context(layer, x[:, order], visible[:, order])
@@ -273,7 +253,7 @@ def test_order_is_learned():
     first, second = kinds[labels], kinds[1 - labels]
     x = torch.stack([first, second, torch.zeros(64, 8)], 1)[:, :, None] + 0.1 * torch.randn(64, 3, 1, 8)
     visible = torch.ones(64, 3, 1, dtype=torch.bool)
-    layer, classify = ContextConvolution(3, 8, "utterances"), nn.Linear(8, 2)
+    layer, classify = ContextConvolution(3, 8), nn.Linear(8, 2)
     optimizer = torch.optim.AdamW([*layer.parameters(), *classify.parameters()], lr=3e-2)
     for _ in range(100):
         loss = F.cross_entropy(classify(with_context(layer, x, visible, 2)[:, 0]), labels)
@@ -283,9 +263,8 @@ def test_order_is_learned():
     assert loss.item() < 0.1
 
 
-@pytest.mark.parametrize("over", ["utterances", "tokens"])
-def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
-    layer, (x, visible) = uneven(ContextConvolution(4, 8, over)), window_of_texts()
+def test_every_word_of_a_neighbour_counts_however_short_the_target():
+    layer, (x, visible) = uneven(ContextConvolution(4, 8)), window_of_texts()
     changed = x.clone()
     changed[1, 2, 3] += 1.0  # the fourth token of a neighbour; the target has two
     assert visible[1, 2, 3] and visible[1, 1].sum() == 2
@@ -293,22 +272,17 @@ def test_every_word_of_a_neighbour_counts_however_short_the_target(over):
     assert (before[1] - after[1]).abs().max() > 1e-2 and torch.equal(before[0], after[0])
 
 
-@pytest.mark.parametrize("over", ["utterances", "tokens"])
-def test_absent_neighbours_add_nothing(over):
+def test_absent_neighbours_add_nothing():
     """The first sample lacks its last utterance, whatever weights it would meet."""
-    (x, visible), layer = window_of_texts(), uneven(ContextConvolution(4, 8, over))
+    (x, visible), layer = window_of_texts(), uneven(ContextConvolution(4, 8))
     before = with_context(layer, x, visible)
     with torch.no_grad():
-        if over == "tokens":
-            layer.convolution.weight[:, 24:] = 1e6
-        else:
-            layer.place[3] = 1e6
+        layer.place[3] = 1e6
     after = with_context(layer, x, visible)
     assert torch.equal(before[0], after[0]) and not torch.allclose(before[1], after[1])
 
 
-@pytest.mark.parametrize("over", ["utterances", "tokens"])
-def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
+def test_what_only_a_neighbour_tells_is_learned_with_context_alone():
     """The target's states are noise, those of the utterance before it tell the class."""
     torch.manual_seed(0)
     labels, accuracy = torch.arange(96) % 4, {}
@@ -318,7 +292,7 @@ def test_what_only_a_neighbour_tells_is_learned_with_context_alone(over):
         own = states[:, 1 - window[0] :]
         visible = torch.ones(own.shape[:3], dtype=torch.bool)
         batch = dict(zip(("states", "place", "visible"), in_a_row(own, visible, window[0])))
-        network = script(CONTEXT_OVER=over).FusionNetwork
+        network = script().FusionNetwork
         model = build(0, network, "BERT+FC", {"text": (2, 16)}, window, 4)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         parts = (slice(0, 48), slice(48, 96))
@@ -385,7 +359,7 @@ def system(name, shapes=SHAPES, seed=0, **constants):
     "constants",
     [
         {},
-        {"HEADS": 4, "BLOCKS": 2, "CMT_RESIDUAL": False, "CONTEXT_OVER": "tokens"},
+        {"HEADS": 4, "BLOCKS": 2, "CMT_RESIDUAL": False},
         {"LAYER_MERGE": "concatenate", "NORM_FIRST": False},
     ],
 )
@@ -554,8 +528,8 @@ def test_gradients_reach_the_bottom_and_the_bottom_only(backbones):
 
 
 def test_audio_has_no_context():
-    extractor = FeatureExtractor("audio", (4, 6), WINDOW, 8, 0, "mean", 12, "utterances")
-    assert extractor.context is None and (extractor.target, extractor.n_window) == (0, 1)
+    extractor = FeatureExtractor("audio", (4, 6), WINDOW, 8, 0, "mean", 12)
+    assert extractor.context is None and extractor.n_window == 1
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -67,35 +67,23 @@ class Projector(nn.Module):
 class ContextConvolution(nn.Module):
     """Adds to a text what the utterances around it say, by a convolution of kernel 3 and stride 1.
 
-    over "utterances"  slides over the N utterances in the order of the dialogue, each the mean of its tokens;
-                       the outputs are added up by a trained weight for each place, since in a mean of them
-                       order and distance would not matter
-    over "tokens"      slides over the target's tokens; each neighbour has channels of its own with its mean
+    It slides over the N utterances in the order of the dialogue, each the mean of its tokens; its outputs are
+    added up by a trained weight for each place, since in a mean of them order and distance would not matter.
     """
 
-    def __init__(self, n_window, width, over):
+    def __init__(self, n_window, width):
         super().__init__()
-        n_channels = n_window * width if over == "tokens" else width
-        self.convolution = nn.Conv1d(n_channels, width, kernel_size=3, stride=1, padding=1)
+        self.convolution = nn.Conv1d(width, width, kernel_size=3, stride=1, padding=1)
         nn.init.zeros_(self.convolution.weight)  # training starts from the target alone
         nn.init.zeros_(self.convolution.bias)
-        self.place = nn.Parameter(torch.full((n_window,), 1 / n_window)) if over == "utterances" else None
+        self.place = nn.Parameter(torch.full((n_window,), 1 / n_window))
 
-    def forward(self, x, shown, target, visible):
-        """x (B, S, d), shown (B, N, S); target: its place among the N, visible (B, T) its tokens.
-
-        Returns the target's tokens (B, T, d) with their context, zero where not visible.
-        """
-        own, utterances = x[:, : visible.shape[1]], average(x[:, None], shown)  # (B, T, d), (B, N, d)
-        if self.place is not None:
-            sequence = self.convolution(utterances.transpose(1, 2))  # (B, d, N)
-            context = (sequence * (self.place * shown.any(2))[:, None]).sum(2)[:, None]  # (B, 1, d)
-        else:
-            channels = utterances[:, :, None].repeat(1, 1, own.shape[1], 1)  # (B, N, T, d)
-            channels[:, target] = own
-            channels = channels * visible[:, None, :, None]
-            context = self.convolution(channels.transpose(2, 3).flatten(1, 2)).transpose(1, 2)  # (B, T, d)
-        return (own + context) * visible[..., None]
+    def forward(self, x, shown, n_target):
+        """x (B, S, d), shown (B, N, S) -> the target's tokens, which come first, in context (B, T, d)."""
+        utterances = average(x[:, None], shown)  # (B, N, d)
+        sequence = self.convolution(utterances.transpose(1, 2))  # (B, d, N)
+        context = (sequence * (self.place * shown.any(2))[:, None]).sum(2)  # (B, d)
+        return x[:, :n_target] + context[:, None]
 
 
 class FeatureExtractor(nn.Module):
@@ -104,16 +92,16 @@ class FeatureExtractor(nn.Module):
     modality  "audio" or "text"; only text has context
     shape     (L, D) of the pretrained model
     window    (utterances before, after) that the text sees
-    others    width, reduction, merge, hidden: of the Projector; over: of the ContextConvolution
+    others    width, reduction, merge, hidden: of the Projector
     """
 
-    def __init__(self, modality, shape, window, width, reduction, merge, hidden, over):
+    def __init__(self, modality, shape, window, width, reduction, merge, hidden):
         super().__init__()
         before, after = window if modality == "text" else (0, 0)
-        self.modality, self.target, self.n_window = modality, before, before + 1 + after
+        self.modality, self.n_window = modality, before + 1 + after
         self.backbone = None  # the pretrained model, where its states do not come with the batch
         self.projector = Projector(*shape, width, reduction, merge, hidden)
-        self.context = ContextConvolution(self.n_window, width, over) if modality == "text" else None
+        self.context = ContextConvolution(self.n_window, width) if modality == "text" else None
 
     def attach(self, backbone, parts):
         """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""
@@ -139,7 +127,7 @@ class FeatureExtractor(nn.Module):
         shown = place[:, None] == numbers[:, None]  # (B, N, S)
         x = self.projector(states, shown)
         if self.context is not None:
-            x = self.context(x, shown, self.target, visible)
+            x = self.context(x, shown, visible.shape[1])
         return x, visible
 
     def run_backbone(self, place, **inputs):

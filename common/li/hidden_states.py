@@ -30,7 +30,7 @@ from common.encoders import (
     weights_fingerprint,
 )
 from common.errors import UserError
-from common.extraction import Extraction, extract
+from common.extraction import extract
 from common.files import free_bytes
 from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio
@@ -38,7 +38,6 @@ from common.store import Store
 from common.training import forward_batch, to_device
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
-MAX_PROBLEM_SHARE = 0.5  # more audio that cannot be read is an error
 
 load_once = lru_cache(load_backbone)
 
@@ -151,22 +150,24 @@ def read_utterances(manifest, modality, source, limit):
 # ---- Hidden states on disk -----------------------------------------------------------------
 
 
-def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_size, workers):
-    """Compute the frozen model's states of all utterances into <cache_root>/states_*/ if cache_gb allows.
+def keep_states(u, manifest, accelerator, cache_root, cache_gb, how):
+    """Compute the frozen model's states of all Utterances `u` once, if cache_gb and the disk allow.
 
+    how  Extraction: size of batches, threads
     Returns the GB that they take, 0 where they do not fit and are computed anew at every step.
     """
-    u, what = utterances, f"hidden states of {short_name(utterances.source)}"
+    what, n_layers, width = f"hidden states of {short_name(u.source)}", *u.shape
     backbone = u.backbone().to(accelerator.device).eval()
     n_steps = sum(count_steps(backbone, u.modality, length) for length in u.lengths.values())
-    need = n_steps * u.shape[0] * u.shape[1] * 2
-    size = f"{n_steps:,} steps x {u.shape[0]} layers x {u.shape[1]} x 2 bytes = {need / 1e9:.2f} GB"
+    need = n_steps * n_layers * width * 2
     folder = Path(cache_root) / f"states_{short_name(u.source)}_{u.limit:g}"
     there = sum(path.stat().st_size for path in folder.glob("*.npy"))
-    if need > min(cache_gb * 1e9, free_bytes(folder) + there):
-        print(f"{what}: {size}: more than CACHE_GB or the disk allows, computed anew at every step")
+    fits = need <= min(cache_gb * 1e9, free_bytes(folder) + there)
+    size = f"{n_steps:,} steps x {n_layers} layers x {width} x 2 bytes = {need / 1e9:.2f} GB"
+    anew = "" if fits else ": more than CACHE_GB or the disk allows, computed anew at every step"
+    print(f"{what}: {size}{anew}", flush=True)
+    if not fits:
         return 0.0
-    print(f"{what}: {size}", flush=True)
 
     def forward(model, batch):
         states, visible = hidden_states(model, u.modality, batch["inputs"])
@@ -187,7 +188,6 @@ def keep_states(utterances, manifest, accelerator, cache_root, cache_gb, batch_s
     # By length, since padding costs time; at random within a length, since rounding must not tell the label.
     order = np.random.default_rng(0).permutation(list(u.inputs)).tolist()
     items = {name: u.inputs[name] for name in sorted(order, key=u.lengths.get)}
-    how = Extraction(batch_size, workers, MAX_PROBLEM_SHARE)
     u.states = extract(items, u.read, compute, folder, identity, how, what, need)
     return need / 1e9
 
@@ -208,11 +208,11 @@ def context_windows(manifest, turns, before, after, tested):
     tested         tested(turn) -> whether a turn belongs to the test part; context never crosses that border
     Returns (one list of before + 1 + after ids or None per turn, how many neighbours the border cut off).
     """
-    dialogues = {}
+    dialogues, place, windows, n_cut = {}, {}, [], 0
     for turn in manifest.turns:  # sorted by dialogue and time
-        dialogues.setdefault(turn.dialogue_id, []).append(turn)
-    place = {turn.utterance_id: i for dialogue in dialogues.values() for i, turn in enumerate(dialogue)}
-    windows, n_cut = [], 0
+        dialogue = dialogues.setdefault(turn.dialogue_id, [])
+        place[turn.utterance_id] = len(dialogue)
+        dialogue.append(turn)
     for turn in turns:
         dialogue, i = dialogues[turn.dialogue_id], place[turn.utterance_id]
         window = [dialogue[j] if 0 <= j < len(dialogue) else None for j in range(i - before, i + after + 1)]

@@ -12,13 +12,11 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
    are added up by a trained weight for each place. In their mean order would not matter; the output at the
    target alone would know one neighbour on each side. Since the CMT needs the target's tokens, the result is
    added to each of them ("enhance"); it starts at zero, so that training starts from the target alone.
-   CONTEXT_OVER = "tokens" slides over the target's tokens, with channels for each of the nine: 9 times the
-   weights, which learn less from the few dialogues of the demo.
 2. How 25 calibrated layers become one sequence is not said: their mean, or all side by side (LAYER_MERGE).
 3. Not in the paper: hidden units of projector and classifier, heads (Eq. 1 has one), blocks, feed-forward
    width, dropout inside a block, sinusoidal positions (of "the vanilla Transformer"), the order
-   Linear-ReLU-Linear-LayerNorm. LayerNorm comes before attention, as in the cross-modal Transformer that it
-   cites (Tsai et al.), or after it, as in the vanilla one (NORM_FIRST).
+   Linear-ReLU-Linear-LayerNorm, and NORM_FIRST: LayerNorm before attention, as in the cross-modal Transformer
+   that it cites (Tsai et al.), or after it, as in the vanilla one.
 4. A Transformer block adds its input, here the target, to what it attends to. The paper's CMT(A→T), with text
    as target, is nearly as weak as audio alone (67.76 against 66.15): perhaps theirs adds nothing, which
    CMT_RESIDUAL = False tries.
@@ -29,19 +27,18 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
    hardly varies: for BERT the gate is nearly a fixed weight per layer. Its single unit starts alive (bias 1).
 7. The weights after the last epoch are tested, as in the paper, or the best of each phase (KEEP_EPOCH).
    Fine-tuning starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the
-   development speaker start it, 10 end it. The frozen systems are the weights at that start. FROZEN_EPOCHS
-   and FINETUNE_EPOCHS bound the phases; in the presets they end most of them.
+   development speaker start it, 10 end it. FROZEN_EPOCHS and FINETUNE_EPOCHS bound the phases; in the presets
+   they end most of them.
 8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
 9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked, not treated as silence.
 10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each
-    has the other's words as context. The test session shares nothing with either; context never crosses that
-    border.
+    has the other's words as context. The context of a test turn is of its own session.
 11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in
     Table 2.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +93,8 @@ class Study:
 def possible_systems(systems, manifest):
     """Those of {system: modalities} whose modalities most labelled turns have; prints which are left out."""
     turns = manifest.labelled
-    counts = {m: sum(bool(getattr(turn, m)) for turn in turns) for m in ("audio", "text")}
-    print(f"  audio {counts['audio']:,}, text {counts['text']:,} of {len(turns):,} labelled turns")
-    found = {s: needs for s, needs in systems.items() if all(2 * counts[m] > len(turns) for m in needs)}
+    having = {m for m in ("audio", "text") if 2 * sum(bool(getattr(t, m)) for t in turns) > len(turns)}
+    found = {system: needs for system, needs in systems.items() if having.issuperset(needs)}
     for system in (s for s in systems if s not in found):
         print(f"  {system}: needs {' and '.join(systems[system])}; left out")
     if not found:
@@ -114,50 +110,41 @@ def train_system(study, system, window, phases, seed, k):
     window  (utterances before, after); phases: PHASES or the first of them
     Returns {phase: outcome of train_and_test}, kept on disk, so that a second run does not train again.
     """
-    fold, outcomes, recipe = study.folds[seed][k], {}, None
-    folder = system_folder(study, system, window, seed, fold)
+    fold, outcomes = study.folds[seed][k], {}
+    slug = system.replace("+", "_").replace("(", "_").replace(")", "").replace("→", "_to_").lower()
+    folder = study.folder / slug / f"{window[0]}+{window[1]}" / f"seed{seed}" / fold.name
+    utterances = {m: study.utterances[m] for m in study.systems[system]}
     for phase in phases:
-        recipe = next_recipe(study, phase, seed, outcomes)
-        live = live_modalities(study, system, phase)
-        parts = {p: study.windows(fold, p, window)[:2] for p in ("train", "valid", "test")}
-        utterances = {m: study.utterances[m] for m in study.systems[system]}
+        recipe, live = next_recipe(study, phase, seed, outcomes), live_modalities(study, system, phase)
+        data = {}
+        for part in ("train", "valid", "test"):
+            turns, windows, _ = study.windows(fold, part, window)
+            how = windows, window[0], live, phase == TUNED
+            data[part] = Windows(turns, study.manifest.classes, utterances, *how)
         # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
         recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
         outcomes[phase] = train_and_test(
-            accelerator_of(study.precision),
+            make_accelerator(study.precision),
             partial(start_network, study, system, window, seed, phase, folder),
             study.loss,
-            outputs,
-            {
-                p: Windows(t, study.manifest.classes, utterances, w, window[0], live, phase == TUNED)
-                for p, (t, w) in parts.items()
-            },
+            lambda model, batch: {"logits": model(batch)},
+            data,
             figures,
             recipe,
             folder / phase,
-            identity_of(study, system, window, parts, phase, seed),
+            identity_of(study, system, window, data, phase, seed),
             f"{system} {fold.name} {phase}",
             batch_size=study.eval_batch_size,
             keep_weights=phase == FROZEN or study.keep_models,
-            epoch_lines=False,
         )
     return outcomes
 
 
-@lru_cache
-def accelerator_of(precision):
-    return make_accelerator(precision)
-
-
-def outputs(model, batch):
-    return {"logits": model(batch)}
-
-
 def figures(found, data):
     """Cross-entropy and accuracy of logits (N, C)."""
-    logits = torch.as_tensor(found["logits"])
-    loss = F.cross_entropy(logits, torch.from_numpy(data.labels)).item()
-    return {"loss": loss, "accuracy": float(np.mean(logits.argmax(1).numpy() == data.labels))}
+    logits, labels = torch.as_tensor(found["logits"]), torch.from_numpy(data.labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy.item()}
 
 
 def next_recipe(study, phase, seed, outcomes):
@@ -189,7 +176,7 @@ def start_network(study, system, window, seed, phase, folder):
     return model
 
 
-def identity_of(study, system, window, parts, phase, seed):
+def identity_of(study, system, window, data, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
     utterances = {m: study.utterances[m] for m in study.systems[system]}
     identity = {
@@ -199,18 +186,12 @@ def identity_of(study, system, window, parts, phase, seed):
         "manifest": study.manifest.fingerprint(),
         "weights": {m: u.weights for m, u in utterances.items()},
         "limits": {m: u.limit for m, u in utterances.items()},
-        "turns": hash_of({part: [t.utterance_id for t in turns] for part, (turns, _) in parts.items()}),
+        "turns": hash_of({part: turns.ids for part, turns in data.items()}),
     }
-    if phase == FROZEN:
-        return identity
-    frozen = replace(study.recipes[FROZEN], seed=seed).identity()
-    return {**identity, "parts": study.finetuned_parts, "frozen": frozen}
-
-
-def system_folder(study, system, window, seed, fold):
-    """<folder>/cmt_a_to_t/4+4/seed0/fold1"""
-    slug = system.replace("+", "_").replace("(", "_").replace(")", "").replace("→", "_to_").lower()
-    return study.folder / slug / f"{window[0]}+{window[1]}" / f"seed{seed}" / fold.name
+    if phase == TUNED:
+        identity["parts"] = study.finetuned_parts
+        identity["frozen"] = replace(study.recipes[FROZEN], seed=seed).identity()
+    return identity
 
 
 # ---- All trainings -------------------------------------------------------------------------
@@ -226,10 +207,11 @@ def train_all(study, systems, windows, phases, n_resamples, jobs, run):
         _, system, window, _, seed, k = task
         for phase, outcome in outcomes.items():
             labels = np.argmax(outcome["tests"]["test"]["outputs"]["logits"], axis=1)
-            loss = kept_loss(outcome["history"], study.recipes[phase].keep)
+            history = outcome["history"]
+            loss = kept_loss(history, study.recipes[phase].keep)
             scores.add((system, phase, window), seed, k, labels, loss)
             what = {"system": system, "context": window, "fold": scores.folds[k].name, "seed": seed}
-            run.log({"event": "trained", **what, "phase": phase, "epochs": outcome["history"]["log"]})
+            run.log({"event": "trained", **what, "phase": phase, "epochs": history["log"]})
     scores.check()
     return scores
 
