@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from common.babaali.baselines import extract_opensmile
 from common.encoders import count_tokens, load_finetuned
 from common.errors import UserError
 from common.extraction import Extraction, extract
@@ -51,6 +52,8 @@ SEEDS = (0, 1, 2)                   # those of 02's models to use. Not in the pa
 MODALITIES = ("text", "audio", "video")     # those without fine-tuned models are left out, and said so
 
 # ---- Beyond the paper ----------------------------------------------------------------------
+OPENSMILE = ()                      # feature sets of openSMILE, an optional package, for BASELINES of 04:
+                                    # "eGeMAPSv02", "ComParE_2016"
 HIDDEN_STATES = False               # also store all hidden layers, some GB per modality and fold at full size
 TOLERANCE = 0.01                    # share of test turns that may be decided otherwise than by 02 (in bf16)
 
@@ -161,6 +164,10 @@ def main():
             differ, width = compare_with_02(store, folder), store["features"].shape[1]
             print(f"  {len(store):,} turns x {width}; test decisions as in 02: {1 - differ:.2%}", flush=True)
             stores[str(folder)] = {"turns": len(store), "width": width, "differ_from_02": differ}
+    for feature_set in OPENSMILE:
+        folder = Path(DATA_ROOT) / "features" / manifest.corpus
+        store = extract_opensmile(manifest, feature_set, folder, WORKERS)
+        stores[feature_set] = {"turns": len(store), "width": store["features"].shape[1]}
     if not stores:
         raise UserError(f"{DATA_ROOT}/models/{manifest.corpus}: empty; run 02_finetune_unimodal.py first")
     run.finish(stores=stores)

@@ -40,20 +40,22 @@ if __name__ == "__main__":
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 import xgboost
-from sklearn.svm import SVC
+from sklearn.svm import SVC, LinearSVC
 from torch import nn
 from torch.nn import functional as F
 
 from common import splits
 from common.babaali import tables as babaali_tables
+from common.babaali.baselines import baseline_vectors
 from common.babaali.features import StoredFeatures, fill_absent, standardise
-from common.babaali.tables import System, final_model
+from common.babaali.tables import System, baseline, final_model
 from common.comparison import Scores
 from common.encoders import locate
 from common.errors import UserError
@@ -88,11 +90,14 @@ VALIDATE_ON = "group"             # "group" or "speaker": who validates, as in 0
 SELECT_ON = "validation"          # "test" is the paper's protocol (optimistic), as in 02 and 03
 MODALITIES = ("text", "audio", "video")              # those without features are left out, and said so
 FUSIONS = ("concatenation", "sum", "product")        # sum and product need vectors of equal width
+BASELINES = ()                    # rows beside, by a linear SVM: "words" (TF-IDF), or folders of features,
+                                  # such as "ComParE_2016", which 03 --OPENSMILE makes. Not in the paper
 OUT_OF_FOLD = True                # also fit late fusion on out-of-fold logits, which 02 and 03 must have made
 
 # ---- Babaali & Shayaninasab: classifiers (Sec. 3.4); none of these values is in the paper --
 CLASSIFIERS = ()                  # such as SVM,NN; () = all that CLASSIFY below names: SVM, NN, XGBoost
 SVM_KERNEL = "rbf"                # of vectors of width D: "rbf", exp(-|a - b|^2 / D), or "linear", a b / D
+LINEAR_C = (0.1, 1.0, 10.0)       # of the BASELINES, as SVM_C
 SVM_C = (0.1, 1.0, 10.0)          # the best on the validation speakers is used, the smallest of equals
 NN_HIDDEN = 256                   # units of the two-layer network's first layer
 NN_DROPOUT = 0.5                  # after the first layer
@@ -274,6 +279,18 @@ def boosted_trees(x, y, parts, seed):
     return final.predict(test).argmax(1), np.mean(chosen == y[parts.choose])
 
 
+def linear_svm(vectors, y, parts):
+    """Linear support vector machine on vectors(rows), which is scaled by these rows; for BASELINES alone."""
+    x, scores = vectors(parts.fit), []
+    for penalty in LINEAR_C:
+        scores.append(
+            LinearSVC(C=penalty).fit(x[parts.fit], y[parts.fit]).score(x[parts.choose], y[parts.choose])
+        )
+    x = vectors(parts.refit)
+    machine = LinearSVC(C=LINEAR_C[int(np.argmax(scores))]).fit(x[parts.refit], y[parts.refit])
+    return machine.predict(x[parts.test]), max(scores)
+
+
 CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
 
 
@@ -310,7 +327,11 @@ def test_fold(features, systems, seed, k):
     for system in systems:
         x = fuse({m: data[system.level][m] for m in system.modalities}, system.fusion)
         found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
-    shown = {f"{m} alone": final_model((m,)) for m in features.modalities}
+    for name in BASELINES:
+        vectors = partial(baseline_vectors, name, manifest, features.root)
+        found[baseline(name)] = linear_svm(vectors, y, parts)
+    shown = {name: baseline(name) for name in BASELINES}
+    shown |= {f"{m} alone": final_model((m,)) for m in features.modalities}
     shown["final model"] = final_model(features.modalities)
     right = (f"{name} {100 * np.mean(found[s][0] == y[parts.test]):5.1f}" for name, s in shown.items())
     print(f"seed {seed} {fold.name:<6} {'  '.join(right)}   {time.monotonic() - started:.1f} s", flush=True)

@@ -35,6 +35,11 @@ def final_model(modalities):
     return System("early", "concatenation", "SVM", tuple(modalities))
 
 
+def baseline(name):
+    """The linear SVM on the vectors of one of BASELINES."""
+    return System("baseline", "", "linear SVM", (name,))
+
+
 def final(scores, *modalities):
     """Predictions (seeds, N) of the final model."""
     return scores.predicted[final_model(modalities or scores.source.modalities)]
@@ -130,6 +135,11 @@ def subsets_table(scores, run):
         for system, predictions in scores.predicted.items()
         if (system.fusion, system.classifier) == ("concatenation", "SVM") and system.level != "out-of-fold"
     ]
+    rows += [
+        (f"{system.modalities[0]}, {system.classifier}", "early", predictions)
+        for system, predictions in scores.predicted.items()
+        if system.level == "baseline"
+    ]
     rows.sort(key=lambda row: (row[1], row[0].count("+")))
     cells = []
     for name, level, predictions in rows:
@@ -143,15 +153,18 @@ def subsets_table(scores, run):
 def tests_table(scores, run):
     """Is the final model better than single modalities and late fusion, by how much, and is it chance?"""
     modalities = scores.source.modalities
-    if len(modalities) < 2:
-        return
-    single, wins = scores.best([final_model((m,)) for m in modalities])
-    wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
-    rivals = {f"best single modality, chosen on validation ({wins})": single}
-    rivals |= {f"{m} alone": final(scores, m) for m in modalities}
+    rivals = {f"{s.modalities[0]}, {s.classifier}": s for s in scores.predicted if s.level == "baseline"}
+    rivals = {name: scores.predicted[system] for name, system in rivals.items()}
+    if len(modalities) > 1:
+        single, wins = scores.best([final_model((m,)) for m in modalities])
+        wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
+        rivals[f"best single modality, chosen on validation ({wins})"] = single
+        rivals |= {f"{m} alone": final(scores, m) for m in modalities}
     late = System("late", "concatenation", "SVM", scores.source.with_logits)
     if len(late.modalities) > 1:
         rivals["late fusion, concatenation, SVM"] = scores.predicted[late]
+    if not rivals:
+        return
     pairs = {name: (final(scores), rival) for name, rival in rivals.items()}
     cells, note = paired_test_cells("gain of the final model", *scores.pairs(pairs))
     title = "The final model against single modalities and late fusion"

@@ -1,0 +1,60 @@
+"""What anyone would compare with, under the same folds: openSMILE's functionals and a turn's words."""
+
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from common.babaali.features import fill_absent, read_rows, standardise
+from common.errors import UserError
+from common.extraction import Extraction, extract
+from common.media import read_audio
+from common.store import Store
+
+WORDS = "words"
+TOKENS = r"\w+|[!?.]+"  # marks tell of emotion too
+RATE_HZ = 16000
+
+
+def extract_opensmile(manifest, feature_set, folder, workers):
+    """The Store of openSMILE's functionals of every turn with sound; feature_set such as "ComParE_2016"."""
+    try:
+        import opensmile
+    except ImportError as error:
+        raise UserError("OPENSMILE: needs the optional package; pip install opensmile") from error
+    if feature_set not in opensmile.FeatureSet.__members__:
+        raise UserError(f"OPENSMILE={feature_set}: choose from {', '.join(opensmile.FeatureSet.__members__)}")
+    smile = opensmile.Smile(opensmile.FeatureSet[feature_set], opensmile.FeatureLevel.Functionals)
+
+    def compute(sounds):
+        rows = [smile.process_signal(samples, RATE_HZ).to_numpy(np.float32) for samples in sounds]
+        return {"features": np.concatenate(rows)}, None
+
+    items = {turn.utterance_id: turn.audio for turn in manifest.turns if turn.audio}
+    return extract(
+        items,
+        lambda path: read_audio(manifest.folder / path, rate_hz=RATE_HZ),
+        compute,
+        Path(folder) / feature_set,
+        {"manifest": manifest.fingerprint(), "opensmile": opensmile.__version__, "feature_set": feature_set},
+        Extraction(workers=workers),
+        f"openSMILE's {feature_set}",
+        need_bytes=4 * len(items) * len(smile.feature_names),
+    )
+
+
+def baseline_vectors(name, manifest, root, rows):
+    """Vectors (N, D) of the labelled turns, scaled by some rows of them.
+
+    name  WORDS: TF-IDF of words and pairs of words; else a folder of features below root, which 03 or the
+          user wrote, standardised and divided by the square root of D
+    """
+    turns = manifest.labelled
+    if name == WORDS:
+        texts = [turn.text for turn in turns]
+        if not any(texts):
+            raise UserError(f"BASELINES={WORDS}: {manifest.corpus} has no text; leave it out")
+        vectorizer = TfidfVectorizer(token_pattern=TOKENS, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+        return vectorizer.fit([texts[i] for i in rows]).transform(texts)
+    vectors = fill_absent(read_rows(Store(Path(root) / name), "features", turns), rows)
+    return standardise(vectors, rows) / np.sqrt(vectors.shape[1])
