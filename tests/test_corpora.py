@@ -385,14 +385,29 @@ def test_folder_manifest_refusals(tmp_path, change, message):
         read_folder(root)
 
 
-def test_folder_needs_columns_labels_and_manifest(tmp_path):
+def test_folder_needs_speakers_and_may_lack_labels(tmp_path):
     with pytest.raises(UserError, match="lacks the column speaker"):
         read_folder(write_rows(tmp_path / "a", [{"audio": "x.wav", "label": "sad"}]))
-    with pytest.raises(UserError, match="no row has a label"):
-        read_folder(write_rows(tmp_path / "b", [{"speaker": "A", "label": ""}]))
-    (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match="manifest.csv: no such file"):
-        read_folder(tmp_path / "c")
+    release = read_folder(write_rows(tmp_path / "b", [{"speaker": "A", "label": ""}]))
+    assert release.classes == () and "no row has a label" in release.warnings[0]
+    release = read_folder(write_rows(tmp_path / "c", [{"speaker": "A", "emotion": "sad"}]))
+    assert "no column label among speaker, emotion" in release.warnings[0]
+
+
+def test_a_folder_of_recordings_needs_no_manifest(tmp_path):
+    for name in ("anna/hi", "anna/both", "bob/hi"):
+        write_tone(tmp_path / f"{name}.wav", 0.5)
+    for name in ("anna/both.avi", "notes.docx", "anna/hi.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "anna" / "hi.txt").write_text("Hello\nthere \n", encoding="utf-8")
+    turns = {source.turn.utterance_id: source for source in read_folder(tmp_path).turns}
+    assert list(turns) == ["anna-both", "anna-hi", "bob-hi"]
+    assert turns["anna-hi"].turn.text == "Hello there" and not turns["bob-hi"].turn.text
+    assert turns["anna-hi"].turn.speaker == "anna" and not turns["anna-hi"].turn.label
+    assert turns["anna-both"].audio.name == "both.wav" and turns["anna-both"].video.name == "both.avi"
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="neither a manifest.csv nor recordings"):
+        read_folder(tmp_path / "none")
 
 
 ROW = {"utterance_id": "a", "speaker": "A", "label": "sad", "text": "Oh, no"}

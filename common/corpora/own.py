@@ -1,4 +1,4 @@
-"""Corpora that users bring: a folder with a manifest.csv, one row per turn, and recordings below it."""
+"""Corpora that users bring: a folder of recordings, with or without a manifest.csv of one row per turn."""
 
 import codecs
 import csv
@@ -8,33 +8,44 @@ import re
 from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
-from common.corpora.release import Release, SourceTurn, need_folder, number_turns
+from common.corpora.release import (
+    AUDIO_ENDINGS,
+    VIDEO_ENDINGS,
+    Release,
+    SourceTurn,
+    file_name,
+    files_in,
+    need_folder,
+    number_turns,
+    read_lines,
+    single,
+)
 from common.errors import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, probe
 
-REQUIRED = ("speaker", "label")
+REQUIRED = ("speaker",)
 OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
 NO_LABELS = ("nan", "none", "null", "na")  # what programs write for an empty cell
 SAME_S = 0.5  # a recording that is longer than its turn by more is a longer one that the turn is cut from
 
 
 def read(root):
-    """Read a folder with a manifest.csv: speaker and label, and any of audio, video, text, one row per turn.
+    """Read a folder with a manifest.csv: speaker, label, and any of audio, video, text, one row per turn.
 
     audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
     each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
     Where several rows name one recording, or it is longer than its row says, start_s and end_s are times in
-    it, and the turn is cut out. An empty label marks a turn that is context only. Other columns are kept. The
-    classes are the labels in alphabetical order. Cells may be separated by commas, semicolons or tabs.
+    it, and the turn is cut out. An empty label marks a turn that is context only; without any label all turns
+    wait for models of another corpus. Other columns are kept. The classes are the labels in alphabetical
+    order. Cells may be separated by commas, semicolons or tabs. No manifest.csv: see `read_recordings`.
     Raises UserError with the row's line number for an absolute path, one that leaves the folder or is no
     file, a repeated id, a missing column or speaker, more cells than columns, or a number that is none.
     """
     root = need_folder(root, "corpus")
     path = root / "manifest.csv"
-    if not path.is_file():
-        remedy = "CORPUS must be the name of a corpus or a folder with a manifest.csv"
-        raise UserError(f"{path}: no such file; {remedy}")
+    if not path.exists():
+        return read_recordings(root)
     header, rows = _read_rows(path)
     absent = [f"lacks the column {name}" for name in REQUIRED if name not in header]
     if absent or not rows:
@@ -52,12 +63,46 @@ def read(root):
     for kind in ("audio", "video"):
         _find_parts(release, kind)
     labels = Counter(source.turn.label for source in release.turns if source.turn.label)
-    if not labels:
-        raise UserError(f"{path}: no row has a label; fill in the column label")
     release.classes, release.warnings = tuple(sorted(labels)), _odd_labels(labels)
+    if not labels:
+        where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
+        release.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
     if "turn" not in header:
         number_turns(release.turns)
     return release
+
+
+def read_recordings(root):
+    """Read a folder without a manifest.csv: each recording in or below it is a turn without a label.
+
+    Sound and picture whose names differ in their endings alone are one turn, and so is its text, a .txt of
+    that name. The speaker is the folder below root that a recording lies in.
+    """
+    release, by_name = Release(), defaultdict(list)
+    for path in files_in(root, *AUDIO_ENDINGS, *VIDEO_ENDINGS):
+        by_name[path.relative_to(root).with_suffix("").as_posix()].append(path)
+    if not by_name:
+        endings = " ".join((*AUDIO_ENDINGS, *VIDEO_ENDINGS))
+        raise UserError(f"{root}: neither a manifest.csv nor recordings ({endings}) in it or below")
+    for name, paths in sorted(by_name.items()):
+        video = next((path for path in paths if path.suffix.lower() in VIDEO_ENDINGS), None)
+        audio = next((path for path in paths if path != video), video if _has_sound(video) else None)
+        text = (root / name).with_name(f"{PurePosixPath(name).name}.txt")
+        words = " ".join(" ".join(read_lines(text)).split()) if text.is_file() else ""
+        speaker = name.split("/")[0] if "/" in name else root.resolve().name
+        release.turns.append(single(file_name(name.replace("/", "-")), speaker, audio, video, words))
+        if len(paths) > 1 + bool(video and audio != video):
+            release.warnings.append(f"{name}: several recordings of this name; {audio or video} is taken")
+    release.notes.append(f"no manifest.csv: {len(release.turns):,} recordings without labels, one turn each")
+    return release
+
+
+def _has_sound(path):
+    """Whether a video has a sound track; an unreadable one is found when it is read."""
+    try:
+        return path is not None and bool(probe(path).rate_hz)
+    except MediaError:
+        return False
 
 
 def _read_rows(path):
@@ -117,7 +162,7 @@ def _turn(root, where, number, row):
         raise UserError(f"{where}: {error}; turn is a whole number, start_s and end_s are seconds") from error
     dialogue_id, session = row.get("dialogue_id") or name, row.get("session", "")
     turn = Turn(name, dialogue_id, position, row["speaker"], session, start_s, end_s)
-    turn.text, turn.label = row.get("text", ""), row["label"]
+    turn.text, turn.label = row.get("text", ""), row.get("label", "")
     turn.extra = {key: cell for key, cell in row.items() if key not in COLUMNS}
     return SourceTurn(turn, audio=audio, video=video)
 

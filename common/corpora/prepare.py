@@ -94,7 +94,7 @@ def prepare_media(sources, settings, workers):
     if not todo:
         return outcomes
     (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
-    with tqdm(total=len(todo), desc="  media", unit="turn") as bar:
+    with tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
         for batch in _run(_batches(todo), settings, workers):
             for _, outcome in batch:
                 append_log(log, asdict(outcome))
@@ -226,7 +226,9 @@ def place_media(sources, rate_hz, min_turn_s):
     files = list(dict.fromkeys(files))  # several turns may lie in one recording
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
         answers = pool.map(partial(_stated_length, rate_hz=rate_hz), files)
-        lengths = dict(zip(files, tqdm(answers, "  media", len(files), unit="file", delay=2), strict=True))
+        lengths = dict(
+            zip(files, tqdm(answers, "  media", len(files), unit="file", delay=2, disable=None), strict=True)
+        )
     return {source.turn.utterance_id: _place_turn(source, lengths, min_turn_s) for source in sources}
 
 
@@ -285,7 +287,7 @@ def report_lengths(outcomes):
 def finish_turns(release, outcomes):
     """Fill in audio, video and missing times; returns all problems, of the reader and of the media."""
     problems = list(release.problems)
-    has_text = any(source.turn.text for source in release.turns)
+    has_text = 2 * sum(bool(source.turn.text) for source in release.turns) > len(release.turns)
     for source in release.turns:
         turn, outcome = source.turn, outcomes.get(source.turn.utterance_id)
         if has_text and not turn.text:

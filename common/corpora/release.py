@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.manifest import Problem, Turn
 
 AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3")
-VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi")
+VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v")
 
 
 @dataclass

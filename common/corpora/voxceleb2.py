@@ -36,7 +36,7 @@ def read(root, n_speakers=0, seed=0, with_video=False):
     if 0 < n_speakers < len(chosen):
         chosen = sorted(random.Random(seed).sample(chosen, n_speakers))
     facts, release = _facts(root, folders), Release(media_in_place=True)
-    for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2):
+    for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2, disable=None):
         clips = _clips(folders[speaker], release)
         release.turns += _turns(speaker, clips, facts[speaker], with_video)
     n_clips = len(release.turns)
