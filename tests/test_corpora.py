@@ -375,10 +375,17 @@ def test_folder_with_manifest(tmp_path):
         ({"utterance_id": "b"}, r"manifest.csv:3: utterance_id b is already on line 2"),
         ({"utterance_id": "a/b"}, r"becomes a file name"),
         ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
+        ({"start_s": "0,5"}, r"manifest.csv:2: .*'0,5'; .*seconds such as 1.5"),
+        ({"start_s": "-1"}, r"manifest.csv:2: start_s -1, end_s 0"),
+        ({"start_s": "2", "end_s": "1"}, r"manifest.csv:2: start_s 2, end_s 1.*the later one last"),
+        ({"end_s": "1e300"}, r"manifest.csv:2: start_s 0, end_s 1e\+300"),
+        ({"utterance_id": "a" * 200}, r"becomes a file name; use at most 150"),
+        ({"split": "holdout"}, r"manifest.csv:2: split 'holdout'; write train, dev or test"),
     ],
 )
 def test_folder_manifest_refusals(tmp_path, change, message):
     row = {"utterance_id": "a", "audio": "x.wav", "video": "", "label": "sad", "speaker": "A", "start_s": "0"}
+    row |= {name: "train" for name in change if name == "split"} | {"end_s": ""}
     root = write_rows(tmp_path / "mine", [{**row, **change}, {**row, "utterance_id": "b"}])
     (root / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -388,10 +395,29 @@ def test_folder_manifest_refusals(tmp_path, change, message):
 def test_folder_needs_speakers_and_may_lack_labels(tmp_path):
     with pytest.raises(UserError, match="lacks the column speaker"):
         read_folder(write_rows(tmp_path / "a", [{"audio": "x.wav", "label": "sad"}]))
-    release = read_folder(write_rows(tmp_path / "b", [{"speaker": "A", "label": ""}]))
+    with pytest.raises(
+        UserError, match="lacks the column text, audio or video; the columns are speaker, wav"
+    ):
+        read_folder(write_rows(tmp_path / "d", [{"speaker": "A", "wav": "x.wav"}]))
+    release = read_folder(write_rows(tmp_path / "b", [{"speaker": "A", "label": "", "text": "oh"}]))
     assert release.classes == () and "no row has a label" in release.warnings[0]
-    release = read_folder(write_rows(tmp_path / "c", [{"speaker": "A", "emotion": "sad"}]))
-    assert "no column label among speaker, emotion" in release.warnings[0]
+    release = read_folder(write_rows(tmp_path / "c", [{"speaker": "A", "emotion": "sad", "text": "oh"}]))
+    assert "no column label among speaker, emotion, text" in release.warnings[0]
+
+
+def test_folder_rows_that_may_be_a_slip_are_named(tmp_path):
+    rows = [
+        {"speaker": "Anna", "label": "gl\u0075\u0308ck", "audio": "a.wav", "text": "nan", "turn": "1.0"},
+        {"speaker": "anna", "label": "gl\u00fcck", "audio": "a.wav", "text": "hm", "turn": "2"},
+    ]
+    release = read_folder(write_rows(tmp_path / "mine", [{**row, "split": "Training"} for row in rows]))
+    assert release.classes == ("gl\u00fcck",)  # one class, however the umlaut is coded
+    assert [source.turn.extra["split"] for source in release.turns] == ["train", "train"]
+    assert release.warnings == [
+        "speakers that may be one: Anna 1, anna 1",
+        "1 rows name a recording that another row has, with the same times",
+        "1 texts are 'nan'; leave them empty",
+    ]
 
 
 def test_a_folder_of_recordings_needs_no_manifest(tmp_path):
@@ -421,6 +447,8 @@ TABLE = "utterance_id,speaker,label,text\na,A,sad,It\u2019s\nb,B,glad,Ho\n"
         (TABLE, "utf-16"),
         (TABLE.replace(",", ";"), "utf-8"),
         (TABLE.replace(",", "\t"), "utf-8"),
+        (TABLE.replace(",", "|"), "utf-8"),
+        ("sep=;\n" + TABLE.replace(",", ";"), "utf-8"),
         (TABLE.replace("\n", "\r\n"), "utf-8"),
         (TABLE.replace("\n", "\r"), "utf-8"),
         (TABLE.replace("speaker,label", "Speaker, Label "), "utf-8"),
@@ -444,7 +472,13 @@ def test_folder_tables_as_spreadsheets_write_them(tmp_path, table, encoding):
         (TABLE.replace("Ho", "H\0o"), r"manifest.csv:3: holds a NUL"),
         (TABLE.replace("text", " Speaker"), r"manifest.csv:1: column speaker is there twice"),
         (TABLE.split("\n")[0], "has no rows"),
-        ("", "lacks the column speaker"),
+        ("", "has no rows"),
+        (
+            TABLE.replace("speaker", "who"),
+            "manifest.csv:1: lacks the column speaker; the columns are utterance_id, who",
+        ),
+        ("# my table\n" + TABLE, "manifest.csv:1: lacks the column speaker; the columns are # my table"),
+        (TABLE.replace("Ho", '"Ho'), "manifest.csv:3: a quotation mark is opened and not closed"),
     ],
 )
 def test_folder_tables_that_cannot_be_read(tmp_path, table, message):
@@ -460,10 +494,9 @@ def test_folder_labels_that_may_be_one_or_none(tmp_path):
     labels = ("angry", "Angry", "angry ", "very sad", "very_sad", "nan", "N/A", "", "?")
     rows = [{**ROW, "utterance_id": f"u{k}", "label": label} for k, label in enumerate(labels)]
     assert read_folder(write_rows(tmp_path / "mine", rows)).warnings == [
-        "classes that differ in case or blanks only: Angry 1, angry 2; are they one?",
-        "a class of this name may be an empty cell: N/A 1; leave it empty if so",
-        "a class of this name may be an empty cell: nan 1; leave it empty if so",
-        "classes that differ in case or blanks only: very sad 1, very_sad 1; are they one?",
+        "classes that may be one: Angry 1, angry 2",
+        "classes that may be one: very sad 1, very_sad 1",
+        "a class of this name may be an empty cell: N/A 1, nan 1; leave it empty if so",
     ]
 
 

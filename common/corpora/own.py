@@ -3,8 +3,8 @@
 import codecs
 import csv
 import io
-import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 
@@ -26,7 +26,11 @@ from common.media import MediaError, probe
 
 REQUIRED = ("speaker",)
 OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
-NO_LABELS = ("nan", "none", "null", "na")  # what programs write for an empty cell
+NO_LABELS = ("nan", "none", "null", "na", "n/a", "#n/a")  # what programs write for an empty cell
+SPLITS = {"training": "train", "valid": "dev", "val": "dev", "validation": "dev", "testing": "test"}
+SPLITS |= {name: name for name in ("train", "dev", "test")}
+LONGEST_S = 1e6  # seconds
+LONGEST_ID = 150  # characters; it becomes a part of file names
 SAME_S = 0.5  # a recording that is longer than its turn by more is a longer one that the turn is cut from
 
 
@@ -34,7 +38,7 @@ def read(root):
     """Read a folder with a manifest.csv: speaker, label, and any of audio, video, text, one row per turn.
 
     audio, video are paths relative to the folder. Optional: utterance_id (else numbered), dialogue_id (else
-    each row stands alone), turn, session, start_s and end_s in the dialogue, split ("train", "dev", "test").
+    each row stands alone), turn, session, start_s and end_s in the dialogue, split (train, dev or test).
     Where several rows name one recording, or it is longer than its row says, start_s and end_s are times in
     it, and the turn is cut out. An empty label marks a turn that is context only; without any label all turns
     wait for models of another corpus. Other columns are kept. The classes are the labels in alphabetical
@@ -47,10 +51,8 @@ def read(root):
     if not path.exists():
         return read_recordings(root)
     header, rows = _read_rows(path)
-    absent = [f"lacks the column {name}" for name in REQUIRED if name not in header]
-    if absent or not rows:
-        needs = f"{', '.join(REQUIRED)} and some of {', '.join(OPTIONAL)}"
-        raise UserError(f"{path}: {absent[0] if absent else 'has no rows'}; it needs {needs}")
+    if not rows:
+        raise UserError(f"{path}: has no rows; write one for each turn")
     release, lines = Release(), {}
     for number, (line, row) in enumerate(rows, start=1):
         source = _turn(root, f"{path}:{line}", number, row)
@@ -63,7 +65,8 @@ def read(root):
     for kind in ("audio", "video"):
         _find_parts(release, kind)
     labels = Counter(source.turn.label for source in release.turns if source.turn.label)
-    release.classes, release.warnings = tuple(sorted(labels)), _odd_labels(labels)
+    release.classes = tuple(sorted(labels))
+    release.warnings += [*_odd_labels(labels), *_odd_speakers(release.turns), *_twice(release.turns)]
     if not labels:
         where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
         release.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
@@ -117,18 +120,14 @@ def _read_rows(path):
         line = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{path}:{line}: holds a NUL character; delete it or save the table again")
     first = text.lstrip().split("\n")[0]
-    delimiter = max(",;\t", key=first.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header, rows, end = None, [], 0
-    for cells in lines:
-        line, end = end + 1, lines.line_num  # quoted cells may go over several lines
-        if not any(cell.strip() for cell in cells):
-            continue
+    delimiter = max(",;\t|", key=first.count)
+    header, rows = None, []
+    for line, cells in _csv_lines(path, text, delimiter):
+        if header is None and re.match("sep=.?$", "".join(cells)):
+            continue  # a hint that spreadsheets understand
         if header is None:
             header = [_column(cell) for cell in cells]
-            twice = [name for name, count in Counter(header).items() if name and count > 1]
-            if twice:
-                raise UserError(f"{path}:{line}: column {twice[0]} is there twice; rename one of them")
+            _check_header(f"{path}:{line}", header)
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
             what = f"{len(cells)} cells, the header has {len(header)}"
@@ -136,6 +135,34 @@ def _read_rows(path):
         cells += [""] * (len(header) - len(cells))
         rows.append((line, {name: cell for name, cell in zip(header, cells) if name}))
     return header or [], rows
+
+
+def _csv_lines(path, text, delimiter):
+    """Yield (number of its first line, cells) of the rows that are not empty."""
+    lines, end = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 0
+    try:
+        for cells in lines:
+            line, end = end + 1, lines.line_num  # quoted cells may go over several lines
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+    except csv.Error as error:
+        what = f"a quotation mark is opened and not closed, or doubled ({error})"
+        raise UserError(
+            f"{path}:{end + 1}: {what}; quote the whole cell, and double marks within it"
+        ) from error
+
+
+def _check_header(where, header):
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
+    if twice:
+        raise UserError(f"{where}: column {twice[0]} is there twice; rename one of them")
+    absent = [name for name in REQUIRED if name not in header]
+    absent += [] if {"text", "audio", "video"} & {*header} else ["text, audio or video"]
+    if absent:
+        there = f"the columns are {', '.join(filter(None, header))}"
+        raise UserError(
+            f"{where}: lacks the column {absent[0]}; {there}; known ones are {', '.join(COLUMNS)}"
+        )
 
 
 def _column(cell):
@@ -147,19 +174,25 @@ def _column(cell):
 def _turn(root, where, number, row):
     """The turn of one row of a user's manifest; `where` is its file and line."""
     audio, video = (_recording(root, row.get(kind, ""), f"{where}: {kind}") for kind in ("audio", "video"))
-    row = {key: cell.strip() for key, cell in row.items()}
+    row = {key: unicodedata.normalize("NFC", cell.strip()) for key, cell in row.items()}
     if not row["speaker"]:
         raise UserError(f"{where}: no speaker; the splits need one on every row")
     name = row.get("utterance_id") or f"utt{number:06d}"
-    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith("."):
-        raise UserError(f"{where}: utterance_id {name!r} becomes a file name; use letters, digits, - and _")
+    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith(".") or len(name) > LONGEST_ID:
+        what = f"utterance_id {name[:40]!r} becomes a file name"
+        raise UserError(f"{where}: {what}; use at most {LONGEST_ID} letters, digits, - and _")
+    if "split" in row:
+        row["split"] = SPLITS.get(row["split"].lower(), row["split"])
+        if row["split"] not in SPLITS and row.get("label"):
+            raise UserError(f"{where}: split {row['split']!r}; write train, dev or test on every row")
     try:
         start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
-        position = int(row.get("turn") or 0)
-        if not math.isfinite(start_s + end_s):
-            raise ValueError(f"start_s {start_s}, end_s {end_s}")
+        position = int(float(row.get("turn") or 0))
+        if not 0 <= start_s <= max(start_s, end_s) < LONGEST_S or 0 < end_s <= start_s:
+            raise ValueError(f"start_s {start_s:g}, end_s {end_s:g}")
     except ValueError as error:
-        raise UserError(f"{where}: {error}; turn is a whole number, start_s and end_s are seconds") from error
+        times = "start_s and end_s are seconds such as 1.5, the later one last"
+        raise UserError(f"{where}: {error}; turn is a number, {times}") from error
     dialogue_id, session = row.get("dialogue_id") or name, row.get("session", "")
     turn = Turn(name, dialogue_id, position, row["speaker"], session, start_s, end_s)
     turn.text, turn.label = row.get("text", ""), row.get("label", "")
@@ -212,14 +245,35 @@ def _is_longer(path, start_s, end_s):
 
 def _odd_labels(labels):
     """Warnings about classes that may be one, or none."""
-    spellings, lines = defaultdict(list), []
-    for label, count in sorted(labels.items()):
-        plain = re.sub(r"[\W_]", "", label).casefold() or label
-        spellings[plain].append(f"{label} {count:,}")
-    for plain, classes in spellings.items():
-        names = ", ".join(classes)
-        if len(classes) > 1:
-            lines.append(f"classes that differ in case or blanks only: {names}; are they one?")
-        if plain in NO_LABELS:
-            lines.append(f"a class of this name may be an empty cell: {names}; leave it empty if so")
+    lines = [f"classes that may be one: {names}" for names in _alike(labels)]
+    none = [f"{label} {count:,}" for label, count in sorted(labels.items()) if label.lower() in NO_LABELS]
+    if none:
+        lines.append(f"a class of this name may be an empty cell: {', '.join(none)}; leave it empty if so")
     return lines
+
+
+def _odd_speakers(turns):
+    """Warnings about speakers that may be one: they could be trained on and tested."""
+    speakers = Counter(source.turn.speaker for source in turns)
+    return [f"speakers that may be one: {names}" for names in _alike(speakers)]
+
+
+def _alike(counts):
+    """ "a 3, A 1" of names that differ in case, blanks and marks only, or in how a number is written."""
+    spellings = defaultdict(list)
+    for name, count in sorted(counts.items()):
+        try:
+            plain = float(name)
+        except ValueError:
+            plain = re.sub(r"[\W_]", "", name).casefold() or name
+        spellings[plain].append(f"{name} {count:,}")
+    return [", ".join(names) for names in spellings.values() if len(names) > 1]
+
+
+def _twice(turns):
+    """Warnings about recordings that are there twice, and about texts that are none."""
+    media = [(s.audio or s.video, s.turn.start_s, s.turn.end_s) for s in turns if s.audio or s.video]
+    extra = sum(count - 1 for count in Counter(media).values())
+    lines = [f"{extra:,} rows name a recording that another row has, with the same times"] if extra else []
+    empty = Counter(s.turn.text for s in turns if s.turn.text.lower() in ("nan", "#n/a", "#value!"))
+    return lines + [f"{count:,} texts are {text!r}; leave them empty" for text, count in empty.items()]
