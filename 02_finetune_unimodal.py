@@ -52,7 +52,7 @@ from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall
 from common.results import Cell, paper_figures, prediction_rows, score_cells, start_run
-from common.training import Recipe, make_accelerator, train_and_test
+from common.training import Place, Recipe, Task, make_accelerator, train_and_test
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def figures(found, turns):
 
 
 def settings_of(modality, model, seed):
-    """Sec. 3.2: how a model is trained (Recipe), and its batch size in evaluation."""
+    """Sec. 3.2: how a model is trained (Recipe)."""
     rate, size, eval_size, epochs = {
         "text": (TEXT_LEARNING_RATE, TEXT_BATCH_SIZE, TEXT_EVAL_BATCH_SIZE, TEXT_EPOCHS),
         "audio": (AUDIO_LEARNING_RATE, AUDIO_BATCH_SIZE, AUDIO_EVAL_BATCH_SIZE, AUDIO_EPOCHS),
@@ -221,19 +221,18 @@ def settings_of(modality, model, seed):
     }[modality]
     if not epochs:
         raise UserError(f"{modality.upper()}_EPOCHS: give at least one number")
-    recipe = Recipe(
+    return Recipe(
         learning_rate=rate,
         epochs=dict(zip(models_of(modality), epochs)).get(model, epochs[0]),
         batch_size=size,
         weight_decay=WEIGHT_DECAY,
         schedule=SCHEDULE,
-        warmup_share=WARMUP_SHARE,
+        warmup=WARMUP_SHARE,
         clip_norm=CLIP_NORM,
-        select_by="accuracy",
         seed=seed,
+        eval_batch_size=eval_size,
         workers=WORKERS,
     )
-    return recipe, eval_size
 
 
 def model_folder(modality, model, fold, seed):
@@ -250,7 +249,6 @@ def fine_tune(inputs, modality, model, fold, seed):
     """
     accelerator = make_accelerator(PRECISION)
     folder = model_folder(modality, model, fold, seed)
-    recipe, eval_batch_size = settings_of(modality, model, seed)
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {
@@ -265,20 +263,9 @@ def fine_tune(inputs, modality, model, fold, seed):
         torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
         return EmotionClassifier(inputs.source, modality, len(inputs.classes))
 
-    outcome = train_and_test(
-        accelerator,
-        make_model,
-        cross_entropy,
-        outputs,
-        data,
-        figures,
-        recipe,
-        folder,
-        identity,
-        title=f"{short_name(model)[:16]} {fold.name} seed {seed}",
-        batch_size=eval_batch_size,
-        keep_weights=fold.name != "choice",
-    )
+    task, recipe = Task(make_model, cross_entropy, outputs, figures), settings_of(modality, model, seed)
+    place = Place(folder, identity, f"{short_name(model)[:16]} {fold.name} seed {seed}")
+    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=fold.name != "choice")
     if fold.name != "choice" and accelerator.is_main_process:
         description = {
             **identity,

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from common.babaali.baselines import extract_opensmile
 from common.encoders import count_tokens, load_finetuned
@@ -39,7 +40,7 @@ from common.files import read_json
 from common.inputs import Clipping, read_inputs
 from common.manifest import read_manifest
 from common.results import start_run
-from common.training import forward_batch, make_accelerator, to_device
+from common.training import forward_batch, make_accelerator
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def extract_features(accelerator, manifest, folder):
     inputs = read_inputs(manifest, modality, str(folder), clipping, DATA_ROOT, WORKERS)
 
     def compute(turns):
-        batch = to_device(inputs.collate(turns), accelerator.device)
+        batch = send_to_device(inputs.collate(turns), accelerator.device)
         return as_rows(forward_batch(accelerator, model, represent, batch))
 
     # By length, so that little is padding; turns of one length in random order: in that of the corpus, which
@@ -136,7 +137,7 @@ def store_folder(model_folder):
 
 def compare_with_02(store, folder):
     """Share of the test turns that are decided otherwise than by 02; UserError beyond TOLERANCE."""
-    test = read_json(folder / "test.json")["tests"]["test"]
+    test = read_json(folder / "outcome.json")["tests"]["test"]
     here = store["logits"][[store.row_of(i) for i in test["ids"]]].argmax(1)
     differ = float(np.mean(here != np.argmax(test["outputs"]["logits"], axis=1)))
     if differ > TOLERANCE:

@@ -493,8 +493,8 @@ def cross_entropy(model, batch):
 
 def recipe(learning_rate, epochs, patience):
     """AdamW at a constant rate until the development speaker's loss has not fallen for a while (Sec. 3.2)."""
-    stop = {"select_by": "loss", "higher_is_better": False, "patience": patience, "keep": KEEP_EPOCH}
-    constant = {"schedule": "constant", "clip_norm": 0.0, "workers": WORKERS}
+    stop = {"select_by": "lowest loss", "patience": patience, "keep": KEEP_EPOCH, "clip_norm": 0.0}
+    constant = {"schedule": "constant", "eval_batch_size": EVAL_BATCH_SIZE, "workers": WORKERS}
     return Recipe(learning_rate, epochs, BATCH_SIZE, WEIGHT_DECAY, **constant, **stop)
 
 
@@ -524,7 +524,6 @@ def make_study(manifest):
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
         keep_models=KEEP_MODELS,
-        eval_batch_size=EVAL_BATCH_SIZE,
         precision=PRECISION,
         folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
     )

@@ -54,7 +54,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -67,7 +66,7 @@ from common.results import start_run
 from common.sadok import data, figures, tables
 from common.sadok.codes import Masked, crops_of, extract_codes
 from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, load_vqvae, train_vqvae
-from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, predict, train_and_test
+from common.training import Place, Recipe, Task, best_weights, load_best, make_accelerator, train_and_test
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -467,15 +466,14 @@ def asymmetric_loss(logits, labels):
 def recipe_of(learning_rate, epochs, batch_size, warmup_epochs, seed):
     """AdamW, a warm-up and a cosine from epoch to epoch (Sections 3.1.1 and 3.1.2)."""
     share, how = warmup_epochs / epochs, {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
+    how["eval_batch_size"] = EVAL_BATCH_SIZE
     return Recipe(learning_rate, epochs, batch_size, WEIGHT_DECAY, "cosine", share, "epoch", **how)
 
 
 def load_network(network, pretraining, pretrained=True):
     """A network with the weights that `pretrain` left, or with fresh ones."""
     model = build_network(network, load_vqvae(pretraining.folder / "vqvae").codebook.vectors)
-    if pretrained:
-        load_trained(model, load_file(best_weights(pretraining.folder / network.slug())))
-    return model
+    return load_best(model, pretraining.folder / network.slug()) if pretrained else model
 
 
 def settings_of(network):
@@ -490,8 +488,8 @@ def settings_of(network):
 def pretrain_vqvae(accelerator, pretraining):
     """The VQ-VAE of a pretraining, trained where it is not there yet."""
     recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_BATCH_SIZE, schedule="cosine", seed=SEEDS[0])
-    recipe = replace(recipe, select_by="itakura_saito", higher_is_better=False, workers=WORKERS)
-    return train_vqvae(accelerator, pretraining, recipe, CODE_SIZE, VQVAE_FRAMES, VQVAE_STEPS)
+    how = {"select_by": "lowest itakura_saito", "eval_batch_size": VQVAE_BATCH_SIZE, "workers": WORKERS}
+    return train_vqvae(accelerator, pretraining, replace(recipe, **how), CODE_SIZE, VQVAE_FRAMES, VQVAE_STEPS)
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -505,7 +503,7 @@ def pretrain(network, pretraining):
     held_out_set = Masked(crops_of(network, held_out[: 4 * EVAL_BATCH_SIZE], pretraining), mask)
     rate = PRETRAIN_BASE_LEARNING_RATE * PRETRAIN_BATCH_SIZE / 256
     recipe = recipe_of(rate, PRETRAIN_EPOCHS, PRETRAIN_BATCH_SIZE, PRETRAIN_WARMUP_EPOCHS, SEEDS[0])
-    recipe = replace(recipe, select_by="loss", higher_is_better=False, keep="last", workers=WORKERS)
+    recipe = replace(recipe, select_by="lowest loss", keep="last", workers=WORKERS)
 
     def loss(model, batch):
         return model(**batch)["loss"] * len(batch["x"]), len(batch["x"])
@@ -513,17 +511,15 @@ def pretrain(network, pretraining):
     def outputs(model, batch):
         return {name: mean.expand(len(batch["x"])) for name, mean in model(**batch).items()}
 
-    def evaluate(model):
-        found = predict(accelerator, model, outputs, held_out_set, EVAL_BATCH_SIZE, 0)
-        return {name: float(values.mean()) for name, values in found.items()}
+    def figures(found, _):
+        return {name: values.mean() for name, values in found.items()}
 
     identity = {"speech": pretraining.identity(), "crops": CROPS_PER_CLIP, **settings_of(network)}
     identity["vqvae"] = file_hash(best_weights(pretraining.folder / "vqvae"))
-    model, folder = load_network(network, pretraining, False), pretraining.folder / network.slug()
-    title = f"{network.slug()} {pretraining.name}"
-    history = fit(accelerator, model, loss, train_set, evaluate, recipe, folder, identity, title, False)
-    shown = ", ".join(f"{name} {x:.3f}" for name, x in history["log"][-1].items() if "valid_" in name)
-    print(f"  pretrained {title:<52} {history['seconds']:7.1f} s  {shown}", flush=True)
+    title = f"pretraining {network.slug()} {pretraining.name}"
+    task = Task(partial(load_network, network, pretraining, False), loss, outputs, figures)
+    place, sets = Place(pretraining.folder / network.slug(), identity, title), (train_set, held_out_set)
+    train_and_test(accelerator, task, dict(zip(("train", "valid"), sets)), recipe, place, True)
 
 
 # ---- 4. Fine-tuning (Section 3.1.2) --------------------------------------------------------
@@ -550,7 +546,7 @@ def finetune(row, name, k, seed, pretraining):
         "row": [asdict(row), *QUERY_BLOCKS, QUERY_HEADS],
         "loss": [GAMMA_POS, GAMMA_NEG, SMOOTHING, SELECT_ON],
         "manifest": corpus.manifest.fingerprint(),
-        "before": hash_of(read_json(before / "history.json")["identity"]),
+        "before": hash_of(read_json(before / "outcome.json")["history"]["identity"]),
         "clips": {part: hash_of(clips.ids) for part, clips in sets.items()},
     }
 
@@ -569,8 +565,9 @@ def finetune(row, name, k, seed, pretraining):
 
     folder = Path(DATA_ROOT) / "models" / corpus.name / "sadok" / row.network.slug() / row.slug()
     title = f"{corpus.name} {row.network.slug()} {row.slug()} {fold.name} seed {seed}"
-    how = recipe, folder / f"seed{seed}" / fold.name, identity, title, EVAL_BATCH_SIZE, KEEP_MODELS, ("test",)
-    return train_and_test(accelerator, make_model, loss, outputs, sets, accuracy, *how)
+    task, place = Task(make_model, loss, outputs, accuracy), folder / f"seed{seed}" / fold.name
+    place = Place(place, identity, title)
+    return train_and_test(accelerator, task, sets, recipe, place, KEEP_MODELS, watch=("test",))
 
 
 # ---- Main ----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ from torch.nn import functional as F
 from common.chochlakis import imputation, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure, training_seconds
 from common.chochlakis.clips import Batches, clip_batches, clip_features, generator_of, read_part
-from common.chochlakis.imputation import classify, impute, together, whole
+from common.chochlakis.imputation import impute, together, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
 from common.errors import UserError
@@ -63,7 +63,16 @@ from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
-from common.training import Recipe, best_weights, fit, load_trained, make_accelerator
+from common.training import (
+    Place,
+    Recipe,
+    Task,
+    best_weights,
+    load_best,
+    load_trained,
+    make_accelerator,
+    train_and_test,
+)
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -423,7 +432,7 @@ def features_of(manifest, turns, backbone):
 
 
 def recipe_of(rate, epochs, batch_size, seed, **more):
-    more |= {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
+    more |= {"betas": BETAS, "clip_norm": 0.0, "seed": seed, "eval_batch_size": EVAL_BATCH_SIZE}
     return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
@@ -433,42 +442,42 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fir
     levels  counts of hidden clips of either modality, by epoch
     first   file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
-    model, n_clips = build(seed, AVMAE, train.x.shape[3]), train.n_clips
-    if first and first == CAVMAE_CHECKPOINT:
-        print(f"  {load_cavmae(model, first)}")
-    elif first:
-        load_trained(model, load_file(first))
-    model.standardise(train.x, train.missing)
+    n_clips = train.n_clips
     valid_hidden = draw_mixture(len(valid), n_clips, range(1, n_clips), 1, generator_of(seed, 3))[0]
+
+    def make_model():
+        model = build(seed, AVMAE, train.x.shape[3])
+        if first and first == CAVMAE_CHECKPOINT:
+            print(f"  {load_cavmae(model, first)}")
+        elif first:
+            load_trained(model, load_file(first))
+        model.standardise(train.x, train.missing)
+        return model
 
     def batch_of(rows, epoch, generator):
         hidden = draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0]
         return {"x": train.x[rows], "hidden": hidden, "missing": train.missing[rows]}
 
+    def valid_batch(rows, *_):
+        return {"x": valid.x[rows], "hidden": valid_hidden[rows], "missing": valid.missing[rows]}
+
     def loss(model, batch):
         return model(**batch) * len(batch["x"]), len(batch["x"])
 
-    @torch.no_grad()
-    def evaluate(model):
-        model.eval()
-        total = 0.0
-        for rows in torch.arange(len(valid)).split(EVAL_BATCH_SIZE):
-            batch = [tensor[rows].to(accelerator.device) for tensor in (valid.x, valid_hidden, valid.missing)]
-            with accelerator.autocast():
-                total += float(model(*batch)) * len(rows)
-        return {"loss": total / len(valid)}
+    def outputs(model, batch):
+        return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    by_loss = {"select_by": "loss", "higher_is_better": False}
-    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, seed, **by_loss)
+    def figures(found, _):
+        return {"loss": found["loss"].mean(dtype=float)}
+
+    recipe, model = recipe_of(rate, len(levels), MAE_BATCH_SIZE, seed, select_by="lowest loss"), make_model()
     identity = {"features": [train.identity(), valid.identity()], "levels": levels}
     identity |= {"model": [str(model), MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
-    data, title = Batches(len(train), batch_of), f"{folder.parent.name} {folder.name}"
-    history = fit(
-        accelerator, model, loss, data, evaluate, recipe, folder, identity, title, epoch_lines=False
-    )
-    chosen = f"epoch {history['best_epoch']} of {len(levels)}, validation loss {history['best']:.3f}"
-    print(f"  {title}: {history['seconds']:.1f} s, {chosen} (1 per modality: the mean feature)", flush=True)
-    return model.eval(), history
+    data = {"train": Batches(len(train), batch_of), "valid": Batches(len(valid), valid_batch)}
+    place = Place(folder, identity, f"{folder.parent.name} {folder.name}")
+    task = Task(lambda: model, loss, outputs, figures)
+    history = train_and_test(accelerator, task, data, recipe, place, keep_weights=True)["history"]
+    return load_best(model, folder).to(accelerator.device).eval(), history
 
 
 def pretrain(accelerator, name, store, turns):
@@ -533,18 +542,25 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
     def batch_of(rows, epoch, generator):
         return {"x": x[torch.randint(len(x), rows.shape, generator=generator), rows], "labels": y[rows]}
 
+    def valid_batch(rows, *_):
+        return {"x": x_valid[:, rows].transpose(0, 1)}  # (B, M, N, n)
+
     def loss(model, batch):
         return model.loss(**batch) * len(batch["x"]), len(batch["x"])
 
-    def evaluate(model):
-        return {"accuracy": float((classify(model, x_valid, EVAL_BATCH_SIZE) == y_valid).mean())}
+    def outputs(model, batch):
+        return {"class": model.probabilities(batch["x"].flatten(0, 1)).argmax(1).view(len(batch["x"]), -1)}
+
+    def figures(found, _):
+        return {"accuracy": (found["class"] == y_valid[:, None]).mean()}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, seed)
     identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.class_names}
     identity |= {"model": str(model), "system": str(system), "masks": TRAIN_MASKS, "imputed_by": imputed_by}
-    rows, folder, title = Batches(len(y), batch_of), data.folder / system.slug(), system.slug()
-    fit(accelerator, model, loss, rows, evaluate, recipe, folder, identity, title, epoch_lines=False)
-    return model.eval()
+    sets = {"train": Batches(len(y), batch_of), "valid": Batches(len(y_valid), valid_batch)}
+    task, folder = Task(lambda: model, loss, outputs, figures), data.folder / system.slug()
+    train_and_test(accelerator, task, sets, recipe, Place(folder, identity, system.slug()), keep_weights=True)
+    return load_best(model, folder).to(accelerator.device).eval()
 
 
 def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):

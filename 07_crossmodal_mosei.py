@@ -49,6 +49,7 @@ if __name__ == "__main__":
 
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -67,7 +68,16 @@ from common.khare.words import look_up, open_words, word_error_rate
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, vectors
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
-from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, predict, train_and_test
+from common.training import (
+    Place,
+    Recipe,
+    Task,
+    best_weights,
+    load_best,
+    load_trained,
+    make_accelerator,
+    train_and_test,
+)
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -461,44 +471,39 @@ def pretrain(method, corpus):
             return nce_loss(model.output, x, target, noise), len(x)
         return F.cross_entropy(model.output(x).float(), target, reduction="sum"), len(x)
 
-    how = {"schedule": "inverse_sqrt", "warmup_steps": WARMUP_STEPS, "higher_is_better": False, **adam()}
+    how = {"schedule": "inverse_sqrt", "warmup": WARMUP_STEPS, **adam()}
     peak, size = learning_rate(WARMUP_STEPS), (PRETRAIN_EPOCHS, PRETRAIN_BATCH_SIZE)
-    recipe = Recipe(peak, *size, select_by="loss", seed=SEEDS[0], **how)
+    recipe = Recipe(peak, *size, select_by="lowest loss", seed=SEEDS[0], **how)
     own = [NOISE_WORDS, SHARED_NOISE] if method == "nce" else []
     identity = {**identity_on(corpus), "method": [method, HIDDEN_SHARE, *own]}
-    model, folder = build(SEEDS[0], MaskedLM, len(corpus.numbers)), model_folder(PRETRAIN_CORPUS, method)
-
-    def evaluate(model):
-        return held_out_figures(accelerator, model, clips["valid"])
-
-    arguments = clips["train"], evaluate, recipe, folder, identity, method
-    history = fit(accelerator, model, loss, *arguments, epoch_lines=False)
-    best = history["log"][history["best_epoch"] - 1]
-    found = f"held-out loss {best['valid_loss']:.3f}, hidden words found {100 * best['valid_accuracy']:.1f} %"
-    print(f"  pretrained {method}: {history['seconds']:.1f} s, epoch {best['epoch']}, {found}", flush=True)
-    return history | {"parameters": count_parameters(model)}
+    make_model = partial(build, SEEDS[0], MaskedLM, len(corpus.numbers))
+    task = Task(make_model, loss, held_out_outputs, held_out_figures)
+    place = Place(model_folder(PRETRAIN_CORPUS, method), identity, f"pretraining {method}")
+    history = train_and_test(accelerator, task, clips, recipe, place, keep_weights=True)["history"]
+    return history | {"parameters": count_parameters(make_model())}
 
 
-def held_out_figures(accelerator, model, clips):
-    """Loss per hidden word under the full softmax, and the share of words found; always the same masks."""
+def held_out_outputs(model, batch):
+    """Of each clip: loss of its hidden words under the full softmax, how many are found, and how many."""
+    batch = mask_words(batch, torch.Generator().manual_seed(0))  # always the same masks
+    x, target, clip = model(batch)
+    logits = model.output(x).float()  # (N, V)
+    losses = F.cross_entropy(logits, target, reduction="none")  # (N,)
+    each = {"loss": losses, "right": (logits.argmax(1) == target).float(), "n": torch.ones_like(losses)}
+    none = losses.new_zeros(len(batch["hidden"]))
+    return {name: none.index_add(0, clip, values) for name, values in each.items()}  # (B,) each
 
-    def forward(model, batch):
-        batch = mask_words(batch, torch.Generator().manual_seed(0))
-        x, target, clip = model(batch)
-        logits = model.output(x).float()  # (N, V)
-        losses = F.cross_entropy(logits, target, reduction="none")  # (N,)
-        each = {"loss": losses, "right": (logits.argmax(1) == target).float(), "n": torch.ones_like(losses)}
-        none = losses.new_zeros(len(batch["hidden"]))
-        return {name: none.index_add(0, clip, values) for name, values in each.items()}  # (B,) each
 
-    found = predict(accelerator, model, forward, clips, EVAL_BATCH_SIZE, WORKERS)
+def held_out_figures(found, clips):
+    """Loss per hidden word, and the share of words found."""
     loss, right, n = (float(found[name].sum(dtype=float)) for name in ("loss", "right", "n"))
     return {"loss": loss / max(1.0, n), "accuracy": right / max(1.0, n)}
 
 
 def adam():
     """What both trainings share."""
-    return {"betas": BETAS, "eps": EPS, "clip_norm": CLIP_NORM, "workers": WORKERS}
+    how = {"eval_batch_size": EVAL_BATCH_SIZE, "workers": WORKERS}
+    return {"betas": BETAS, "eps": EPS, "clip_norm": CLIP_NORM, **how}
 
 
 def identity_on(corpus):
@@ -533,29 +538,20 @@ def finetune(row, seed, corpus, recognised):
         return {"score": float(tables.selection_score(clips.labels, found["logits"] > 0))}
 
     peak, size = FINETUNE_LEARNING_RATE, (FINETUNE_EPOCHS, FINETUNE_BATCH_SIZE)
-    recipe = Recipe(peak, *size, warmup_share=0.1, select_by="score", seed=seed, **adam())
+    recipe = Recipe(peak, *size, warmup=0.1, select_by="highest score", seed=seed, **adam())
     pretrained = None if row.first == "scratch" else model_folder(PRETRAIN_CORPUS, row.first)
     identity = {
         **identity_on(corpus),
         "row": asdict(row),
         "robust": row.robust and [N_SUBSTITUTES, DROP_RATE],
-        "pretrained": pretrained and read_json(pretrained / "history.json")["identity"],
+        "pretrained": pretrained and read_json(pretrained / "outcome.json")["history"]["identity"],
         "recognised": hash_of(recognised.meta) if tables.RECOGNISED in clips else "",
     }
-    return train_and_test(
-        accelerator,
-        lambda: build(seed, classifier, row, clips["train"].labels.shape[1], pretrained),
-        loss,
-        lambda model, batch: {"logits": model(batch)},
-        clips,
-        score,
-        recipe,
-        model_folder(CORPUS, row.slug(), f"seed{seed}"),
-        identity,
-        f"{row.slug()} seed {seed}",
-        EVAL_BATCH_SIZE,
-        keep_weights=main and row.first == "scratch",  # for the case studies
-    )
+    make_model = partial(build, seed, classifier, row, clips["train"].labels.shape[1], pretrained)
+    task = Task(make_model, loss, lambda model, batch: {"logits": model(batch)}, score)
+    place = Place(model_folder(CORPUS, row.slug(), f"seed{seed}"), identity, f"{row.slug()} seed {seed}")
+    keep_weights = main and row.first == "scratch"  # for the case studies
+    return train_and_test(accelerator, task, clips, recipe, place, keep_weights)
 
 
 def classifier(row, n_emotions, pretrained):
@@ -638,8 +634,7 @@ def main():
     if unlabelled:
         figures.pretraining_figure(run, results)
     best = model_folder(CORPUS, rows[0].slug(), f"seed{SEEDS[results.best(rows[0])]}")
-    model = EmotionClassifier(len(results.emotions), ANCHOR).to(accelerator.device).eval()
-    load_trained(model, load_file(best_weights(best)))
+    model = load_best(EmotionClassifier(len(results.emotions), ANCHOR), best).to(accelerator.device).eval()
     figures.cases_figure(run, results, model, Clips(corpus, "test", corpus.inputs, MAX_S), cases)
     run.predictions(tables.prediction_rows(results))
     run.finish()

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import command, linked, load_script, prepare, rows, run, run_here
 
+from common import training
 from common.errors import UserError
 from common.layers import count_parameters
 from common.results import paper_figures
@@ -93,7 +94,7 @@ def test_the_authors_figure_is_never_below_a_folds_best_choice(demo):
 def test_a_second_run_does_nothing_again(demo):
     before = (results(demo) / "predictions.csv").read_bytes()
     printed = run(SCRIPT, demo, *SHORT)
-    assert "valid 0." not in printed and "train_loss" not in printed and "already trained" in printed
+    assert "valid 0." not in printed and "train_loss" not in printed
     assert (results(demo) / "predictions.csv").read_bytes() == before
 
 
@@ -222,7 +223,7 @@ def test_killed_pretraining_resumes_to_the_same_weights(script, demo, tmp_path, 
     )
     vqvae = sadok_data.Pretraining(script.DATA_ROOT, ("demo_voxceleb2",), 0).folder / "vqvae"
     shutil.copytree(vqvae, everyone.folder / "vqvae")
-    recipe_of, predict, calls = script.recipe_of, script.predict, []
+    recipe_of, predict, calls = script.recipe_of, training.predict, []
     monkeypatch.setattr(script, "PRETRAIN_EPOCHS", 4)
     monkeypatch.setattr(script, "recipe_of", lambda *words: replace(recipe_of(*words), save_every_s=0.0))
     network = next(iter(script.plan()[0]["1"].values())).network
@@ -238,10 +239,10 @@ def test_killed_pretraining_resumes_to_the_same_weights(script, demo, tmp_path, 
     whole = (folder / "best.safetensors").read_bytes()
     shutil.rmtree(folder)
     with monkeypatch.context() as patched:
-        patched.setattr(script, "predict", killed)
+        patched.setattr(training, "predict", killed)
         with pytest.raises(KeyboardInterrupt):
             script.pretrain(network, everyone)
-    assert (folder / "last.pt").exists() and not (folder / "history.json").exists()
+    assert (folder / "last.pt").exists() and not (folder / "outcome.json").exists()
     script.pretrain(network, everyone)
     assert (folder / "best.safetensors").read_bytes() == whole
 

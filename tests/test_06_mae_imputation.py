@@ -310,11 +310,12 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
     script, part, seen = load_script(SCRIPT), part_of(6, 5, 2, no_video=(4,)), {}
     vars(script).update(CAVMAE_CHECKPOINT="", MAE_EPOCHS=50, MAE_WIDTH=12, MAE_DEPTH=1, DECODER_WIDTH=16)
 
-    def fit(accelerator, model, loss, train_set, *more, **options):
-        seen[more[2].name] = train_set
-        return {"seconds": 1.0, "best_epoch": 1, "best": 1.0, "log": [1]}
+    def train_and_test(accelerator, task, data, recipe, place, **options):
+        seen[place.folder.name] = data["train"]
+        return {"history": {}}
 
-    monkeypatch.setattr(script, "fit", fit)
+    monkeypatch.setattr(script, "train_and_test", train_and_test)
+    monkeypatch.setattr(script, "load_best", lambda model, folder: model)
     data = script.Data(part, part, part, (), tmp_path / "seed0")
     script.fine_tune_autoencoders(make_accelerator("no"), data, 0, "")
     batches = seen["curri-MAE"]
@@ -333,14 +334,15 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
 
 def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
     script, seen = load_script(SCRIPT), []
-    monkeypatch.setattr(
-        script, "fit", lambda accelerator, model, loss, train_set, *more, **_: seen.append(train_set)
-    )
+    monkeypatch.setattr(script, "train_and_test", lambda a, task, data, *_, **__: seen.append(data["train"]))
+    monkeypatch.setattr(script, "load_best", lambda model, folder: model)
     part = part_of(8, 2, 1)
     part.labels = torch.arange(8)
     x = torch.arange(3.0)[:, None, None, None].expand(3, 8, 2, 1)  # the number of the mask
     data = script.Data(part, part, part, tuple("abcdefgh"), tmp_path)
-    script.train_classifier(None, data, tables.System("linear", "zeros", "all"), 0, (x, x), None, "")
+    script.train_classifier(
+        make_accelerator("no"), data, tables.System("linear", "zeros", "all"), 0, (x, x), None, ""
+    )
     batches = [seen[0].collate([(i, (0, epoch, i)) for i in range(8)]) for epoch in range(6)]
     assert all(batch["labels"].tolist() == list(range(8)) for batch in batches)
     masks = torch.stack([batch["x"][:, 0, 0] for batch in batches])  # (epochs, R)

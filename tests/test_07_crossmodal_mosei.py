@@ -108,7 +108,8 @@ def best_seed(demo, slug):
     """The seed whose dev score is highest, from what the trainings left."""
     folder = demo / "data" / "models" / "demo_mosei" / "khare" / slug
     dev = [
-        json.loads((folder / f"seed{seed}" / "test.json").read_text())["history"]["best"] for seed in (0, 1)
+        json.loads((folder / f"seed{seed}" / "outcome.json").read_text())["history"]["best"]
+        for seed in (0, 1)
     ]
     return int(np.argmax(dev))
 
@@ -322,7 +323,7 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys)
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (network / "history.json").exists(), "killed too late to show anything"
+    assert not (network / "outcome.json").exists(), "killed too late to show anything"
     run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
     resumed = capsys.readouterr().out
     assert "softmax: already trained" in resumed and resumed.count("recordings are there") == 3

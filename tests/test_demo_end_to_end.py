@@ -180,7 +180,7 @@ def test_each_fold_takes_the_best_candidate_on_its_validation_speakers(demo, tmp
     run("02_finetune_unimodal.py", tmp_path, *SHORT, *options, *more)
     for k in range(1, 6):
         fold = tmp_path / "data" / "models" / "demo_iemocap" / "text" / "seed0" / f"fold{k}"
-        histories = {p.parent.name: json.loads(p.read_text()) for p in fold.glob("*/history.json")}
+        histories = {p.parent.name: json.loads(p.read_text())["history"] for p in fold.glob("*/outcome.json")}
         best = {name: history["best"] for name, history in histories.items()}
         chosen = json.loads((fold / "chosen.json").read_text())["model"]
         assert len(best) == 2 and best[chosen] == max(best.values())

@@ -17,7 +17,8 @@ import numpy as np, torch
 import pretend_cuda
 pretend_cuda.patch_torch()
 from common import training
-from common.training import Recipe, Training, to_device
+from accelerate.utils import send_to_device
+from common.training import Place, Recipe, Training
 from conftest import load_script
 
 training.DataLoader = lambda *args, **kwargs: None  # the batch is given
@@ -36,9 +37,9 @@ def step(model, loss, batch, recipe):
     accelerator = pretend_cuda.Accelerator(PRECISION)
     with pretend_cuda.PretendCuda():
         model.to(accelerator.device).train()
-        run = Training(accelerator, model, loss, Samples(), recipe, tempfile.mkdtemp(), {{}})
+        run = Training(accelerator, model, loss, Samples(), recipe, Place(tempfile.mkdtemp(), {{}}, ""))
         for number in range(2):
-            totals = run.step(0, to_device(batch, accelerator.device))
+            totals = run.step(0, send_to_device(batch, accelerator.device))
             assert totals.device.type == "cuda" and totals.shape == (2,)
 '''
 

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import find_batch_size, slice_tensors
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from torch.utils.data import DataLoader
@@ -19,7 +20,7 @@ from common.layers import build
 from common.li import hidden_states
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
 from common.manifest import Manifest, Turn
-from common.training import cut, make_accelerator, predict, size_of
+from common.training import make_accelerator, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
@@ -221,8 +222,8 @@ def test_a_part_of_a_batch_gives_the_outputs_of_that_part(corpus, kept, live):
     with torch.no_grad():
         whole = model(batch)
         for start, stop in ((0, 5), (5, 10), (10, 15)):
-            part = cut(batch, start, stop)
-            assert size_of(part) == min(stop, 12) - start
+            part = slice_tensors(batch, slice(start, stop))
+            assert find_batch_size(part) == min(stop, 12) - start
             torch.testing.assert_close(model(part), whole[start:stop], atol=1e-4, rtol=1e-4)
 
 
@@ -236,7 +237,7 @@ def test_states_that_were_cut_short_are_resumed(corpus, monkeypatch):
     def stops_after(n_batches, *arguments):
         if len(computed) == n_batches:
             raise KeyboardInterrupt
-        computed.append(size_of(arguments[-1]))
+        computed.append(find_batch_size(arguments[-1]))
         return real(*arguments)
 
     monkeypatch.setattr(hidden_states, "forward_batch", partial(stops_after, 3))

@@ -333,7 +333,7 @@ def test_trainings_side_by_side_give_the_same_outcomes(finished, tmp_path):
     prepare(tmp_path)
     run_04(tmp_path, "--SYSTEMS=BERT+TE", "--JOBS=2", "--FINETUNED_PARTS=none")
     for fold in FOLDS:
-        part = f"models/demo_iemocap/li/bert_te/1+1/seed0/{fold}/frozen/test.json"
+        part = f"models/demo_iemocap/li/bert_te/1+1/seed0/{fold}/frozen/outcome.json"
         one, two = (json.loads((root / part).read_text()) for root in (finished[0], tmp_path))
         assert logits_of(one) == logits_of(two)
 
@@ -355,7 +355,7 @@ def test_killed_after_the_frozen_phase_it_resumes(finished, tmp_path, monkeypatc
     assert calls == [("fold1", FROZEN), ("fold1", TUNED)]
     run_04(tmp_path, "--SYSTEMS=MMT")
     assert calls[2:] == [("fold1", TUNED), *[(f, p) for f in FOLDS[1:] for p in PHASES]]
-    for part in (f"{fold}/{phase}/test.json" for fold in FOLDS for phase in PHASES):
+    for part in (f"{fold}/{phase}/outcome.json" for fold in FOLDS for phase in PHASES):
         roots = finished[0], tmp_path
         folder = "models/demo_iemocap/li/mmt/1+1/seed0"
         whole, resumed = (json.loads((root / folder / part).read_text()) for root in roots)
@@ -364,7 +364,7 @@ def test_killed_after_the_frozen_phase_it_resumes(finished, tmp_path, monkeypatc
 
 def test_fine_tuning_starts_from_the_frozen_phase_and_counts_on(finished):
     folder = finished[0] / "models/demo_iemocap/li/mmt/1+1/seed0/fold1"
-    frozen, tuned = (json.loads((folder / phase / "test.json").read_text()) for phase in PHASES)
+    frozen, tuned = (json.loads((folder / phase / "outcome.json").read_text()) for phase in PHASES)
     recipes = [outcome["history"]["identity"]["recipe"] for outcome in (frozen, tuned)]
     assert [r["learning_rate"] for r in recipes] == [1e-3, 1e-5]
     assert {r["weight_decay"] for r in recipes} == {1e-3} and [r["patience"] for r in recipes] == [5, 10]
@@ -390,7 +390,7 @@ def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
         "--FINETUNED_PARTS=none",
     )
     assert all(f"{keep} epoch kept" in row["protocol"] for row in read_table(folder, "table_1").values())
-    outcomes = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("frozen/test.json"))]
+    outcomes = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("frozen/outcome.json"))]
     losses = [[entry["valid_loss"] for entry in outcome["history"]["log"]] for outcome in outcomes]
     assert len(losses) == 3 and any(min(found) < found[-1] for found in losses)
     for outcome, found in zip(outcomes, losses):
@@ -509,7 +509,7 @@ def test_recomputed_states_train_nearly_the_same(finished, tmp_path):
     study = study_of(tmp_path, "--SYSTEMS=MMT", "--CACHE_GB=0")
     found = logits_of(train_system(study, "MMT", (1, 1), [FROZEN], 0, 0)[FROZEN])
     folder = "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen"
-    kept = logits_of(json.loads((finished[0] / folder / "test.json").read_text()))
+    kept = logits_of(json.loads((finished[0] / folder / "outcome.json").read_text()))
     assert np.allclose(found, kept, atol=2e-2) and found != kept
     saved = load_file(best_weights(tmp_path / folder))
     assert "classifier.0.weight" in saved

@@ -18,15 +18,7 @@ from common.sadok import vqvae as vq
 from common.sadok.vqvae import VQVAE, Codebook, Frames, power_spectrogram
 from common.training import Recipe, make_accelerator
 
-RECIPE = Recipe(
-    learning_rate=3e-3,
-    epochs=3,
-    batch_size=4,
-    schedule="cosine",
-    select_by="itakura_saito",
-    higher_is_better=False,
-    seed=5,
-)
+RECIPE = Recipe(3e-3, 3, 4, schedule="cosine", select_by="lowest itakura_saito", seed=5)
 
 
 def noise(n, seed=0):
@@ -428,19 +420,19 @@ def test_saved_model_gives_the_same_codes_and_is_reused(tmp_path, clips, power, 
 
 def test_resumed_training_equals_uninterrupted(tmp_path, clips, monkeypatch):
     whole = state(train(tmp_path / "whole", clips))
-    evaluate, calls = vq.evaluate_vqvae, []
+    figures, calls = vq.vqvae_figures, []
 
     def killed(*arguments):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return evaluate(*arguments)
+        return figures(*arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(vq, "evaluate_vqvae", killed)
+        patched.setattr(vq, "vqvae_figures", killed)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "killed", clips)
-    assert not (tmp_path / "killed" / "vqvae" / "history.json").exists()
+    assert not (tmp_path / "killed" / "vqvae" / "outcome.json").exists()
     assert same(whole, state(train(tmp_path / "killed", clips)))
 
 

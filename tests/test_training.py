@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import weakref
 from dataclasses import replace
 
@@ -19,10 +18,10 @@ from torch.nn import functional as F
 
 from common import training
 from common.errors import UserError
-from common.training import Recipe, fit, length_batches, make_accelerator, predict, rate_factor
+from common.training import Place, Recipe, Task, length_batches, load_best, make_accelerator, rate_factor
 
 RECIPE = Recipe(
-    learning_rate=1e-2, epochs=4, batch_size=8, weight_decay=0.01, warmup_share=0.1, seed=3, save_every_s=0.0
+    learning_rate=1e-2, epochs=4, batch_size=8, weight_decay=0.01, warmup=0.1, seed=3, save_every_s=0.0
 )
 
 
@@ -59,22 +58,33 @@ def loss(net, batch):
     return F.cross_entropy(net(batch["inputs"]["x"]), batch["labels"], reduction="sum"), len(batch["labels"])
 
 
-def run(folder, recipe=RECIPE, net=None, loss=loss, stop_after=None, data=None):
-    accelerator, net, data = make_accelerator("no"), net or model(), data or Toy()
-    calls = []
+def outputs(net, batch):
+    return {"logits": net(batch["inputs"]["x"])}
 
-    def evaluate(m):
+
+def predict(net, data, forward=outputs, batch_size=7):
+    return training.predict(make_accelerator("no"), net, forward, data, batch_size, 0)
+
+
+def train(folder, recipe, task, data, **options):
+    place = Place(folder, {"task": "toy"}, "toy")
+    return training.train_and_test(make_accelerator("no"), task, data, recipe, place, **options)
+
+
+def run(folder, recipe=RECIPE, net=None, loss=loss, stop_after=None, data=None):
+    """Train on points that also validate: the history, and the network with the weights that were kept."""
+    net, data, calls = net or model(), data or Toy(), []
+
+    def figures(found, data):
         calls.append(1)
         if stop_after and len(calls) > stop_after:
             raise KeyboardInterrupt
-        logits = predict(accelerator, m, lambda m, b: {"logits": m(b["inputs"]["x"])}, data, 7, 0)["logits"]
-        return {
-            "loss": float(F.cross_entropy(torch.from_numpy(logits), data.y)),
-            "accuracy": float((logits.argmax(1) == data.y.numpy()).mean()),
-        }
+        accuracy = (found["logits"].argmax(1) == data.y.numpy()).mean()
+        return {"loss": F.cross_entropy(torch.from_numpy(found["logits"]), data.y), "accuracy": accuracy}
 
-    history = fit(accelerator, net, loss, data, evaluate, recipe, folder, {"task": "toy"}, "toy")
-    return history, net
+    task, sets = Task(lambda: net, loss, outputs, figures), {"train": data, "valid": data}
+    history = train(folder, recipe, task, sets, keep_weights=True)["history"]
+    return history, load_best(net, folder)
 
 
 def weights(net):
@@ -96,7 +106,7 @@ def test_every_sample_once_and_similar_lengths():
 
 
 def test_rate_schedules():
-    recipe = replace(RECIPE, warmup_share=0.2)
+    recipe = replace(RECIPE, warmup=0.2)
     assert [round(rate_factor(recipe, s, 10), 3) for s in (0, 1, 2, 6, 9)] == [0.5, 1.0, 1.0, 0.5, 0.125]
     assert rate_factor(replace(recipe, schedule="cosine"), 6, 10) == pytest.approx(0.5)
     assert rate_factor(replace(recipe, schedule="constant"), 9, 10) == 1.0
@@ -105,20 +115,16 @@ def test_rate_schedules():
 def test_inverse_square_root_is_the_schedule_of_khare():
     """Peak times factor is k * width^-0.5 * min(n^-0.5, n * warmup^-1.5) of [27], n counted from 1."""
     k, width, warmup = 2.5, 64, 7
-    changes = {"schedule": "inverse_sqrt", "warmup_steps": warmup, "warmup_share": 0.0}
-    recipe = replace(RECIPE, learning_rate=k * width**-0.5 * warmup**-0.5, **changes)
+    recipe = Recipe(k * width**-0.5 * warmup**-0.5, 1, 8, schedule="inverse_sqrt", warmup=warmup)
     for n in (1, 4, 7, 8, 31, 501):
         rate = k * width**-0.5 * min(n**-0.5, n * warmup**-1.5)
         for total in (10, 1000):
             assert recipe.learning_rate * rate_factor(recipe, n - 1, total) == pytest.approx(rate)
-    for wrong in ({"schedule": "inverse_sqrt"}, {"warmup_steps": 7}):
-        with pytest.raises(ValueError, match="warmup_steps of 1 or more go with"):
-            replace(RECIPE, **wrong)
 
 
 def test_one_step_is_adamw_on_the_mean_loss(tmp_path):
     """One full-batch step without dropout against torch.optim.AdamW written out."""
-    recipe = replace(RECIPE, epochs=1, batch_size=30, warmup_share=0.0, schedule="constant", clip_norm=0.5)
+    recipe = replace(RECIPE, epochs=1, batch_size=30, warmup=0.0, schedule="constant", clip_norm=0.5)
     data = Toy()
     data.__class__ = type(
         "Plain", (Toy,), {"__getitem__": lambda self, key: (self.x[key[0]], self.y[key[0]])}
@@ -224,31 +230,28 @@ def test_patience(tmp_path):
 
 
 def test_predictions_do_not_depend_on_batch_or_memory():
-    accelerator, net, data = make_accelerator("no"), model(), Toy()
+    net, data = model(), Toy()
 
     def forward(m, batch):
         if len(batch["labels"]) > 5:
             raise torch.OutOfMemoryError
         return {"y": m(batch["inputs"]["x"])}
 
-    found = predict(accelerator, net, forward, data, 16, 0)["y"]
+    found = predict(net, data, forward, 16)["y"]
     assert np.allclose(found, net.eval()(data.x).detach().numpy(), atol=1e-6)
 
 
 def test_batches_of_predictions_do_not_follow_the_order_of_the_corpus():
     """Float noise of a batch must not tell neighbours of the corpus, which often share a label."""
-    data = Toy(64)
-    data.lengths = [1] * 64
+    data, spans = Toy(64), []
+    data.lengths, data.y = [1] * 64, torch.arange(64)
 
-    def forward(m, b):
-        return {"y": m(b["inputs"]["x"])}
+    def forward(m, batch):
+        spans.append(np.ptp(batch["labels"].numpy()))
+        return outputs(m, batch)
 
-    spans = [
-        np.ptp(indices)
-        for indices, _ in training.predict_batches(make_accelerator("no"), model(), forward, data, 8, 0)
-    ]
+    found = predict(model(), data, forward, 8)["logits"]
     assert min(spans) > 16
-    found = predict(make_accelerator("no"), model(), forward, data, 8, 0)["y"]
     assert np.allclose(found, model().eval()(data.x).detach().numpy(), atol=1e-6)
 
 
@@ -292,7 +295,7 @@ def test_two_processes_train_the_same_model(tmp_path):
         assert torch.allclose(
             torch.load(tmp_path / f"weights{rank}.pt", weights_only=True), weights(net), atol=1e-5
         )
-    two = json.loads((tmp_path / "two" / "history.json").read_text())
+    two = json.loads((tmp_path / "two" / "outcome.json").read_text())["history"]
     assert np.allclose(
         [e["train_loss"] for e in two["log"]], [e["train_loss"] for e in history["log"]], atol=1e-5
     )
@@ -300,21 +303,22 @@ def test_two_processes_train_the_same_model(tmp_path):
 
 # ---- Which epoch is kept, going on with an earlier run, frozen parts -------------------------
 
-LOSS_RECIPE = replace(RECIPE, select_by="loss", higher_is_better=False)
+LOSS_RECIPE = replace(RECIPE, select_by="lowest loss")
 
 
 def scripted(folder, recipe, values, net=None, stop_after=None):
     """Train with `values` as the loss of each epoch; returns (history, net, weights after each epoch)."""
-    net, seen = net or model(), []
+    net, data, seen = net or model(), Toy(), []
 
-    def evaluate(m):
+    def figures(found, data):
         if stop_after is not None and len(seen) == stop_after:
             raise KeyboardInterrupt
-        seen.append(weights(m).clone())
+        seen.append(weights(net).clone())
         return {"loss": values[len(seen) - 1]}
 
-    history = fit(make_accelerator("no"), net, loss, Toy(), evaluate, recipe, folder, {"task": "toy"}, "toy")
-    return history, net, seen
+    task, sets = Task(lambda: net, loss, outputs, figures), {"train": data, "valid": data}
+    history = train(folder, recipe, task, sets, keep_weights=True)["history"]
+    return history, load_best(net, folder), seen
 
 
 @pytest.mark.parametrize("keep, epoch", [("best", 2), ("last", 4)])
@@ -413,45 +417,31 @@ def test_weights_that_do_not_fit_are_refused():
 
 
 def test_an_outcome_is_used_again_only_if_it_was_made_the_same_way(tmp_path):
-    history, _ = run(tmp_path)
-    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"}) is None  # there is no test.json yet
-    (tmp_path / "test.json").write_text(json.dumps({"history": history, "logits": [1]}))
-    assert training.kept_outcome(tmp_path, RECIPE, {"task": "toy"})["logits"] == [1]
-    assert training.kept_outcome(tmp_path, replace(RECIPE, workers=3), {"task": "toy"})["logits"] == [1]
-    assert training.kept_outcome(tmp_path, replace(RECIPE, keep="last"), {"task": "toy"}) is None
-    assert training.kept_outcome(tmp_path, RECIPE, {"task": "other"}) is None
+    first, _ = run(tmp_path)
+    seconds = first["seconds"]  # of the clock: no two trainings have the same
+    assert run(tmp_path)[0]["seconds"] == seconds
+    assert run(tmp_path, replace(RECIPE, workers=1, eval_batch_size=3))[0]["seconds"] == seconds
+    assert run(tmp_path, replace(RECIPE, keep="last"))[0]["seconds"] != seconds
 
 
-def test_a_finished_run_leaves_no_model_behind():
+def test_a_finished_run_leaves_no_model_behind(tmp_path):
     """Hundreds of models are trained with one accelerator; their optimisers must not pile up."""
-    accelerator, data, alive = make_accelerator("no"), Toy(), []
-    with tempfile.TemporaryDirectory() as folder:
-        for i in range(3):
-            net = model()
-            alive.append(weakref.ref(net[0].weight))
-            fit(
-                accelerator,
-                net,
-                loss,
-                data,
-                lambda m: {"accuracy": 0.0},
-                replace(RECIPE, epochs=1),
-                f"{folder}/{i}",
-                {"task": "toy"},
-                "toy",
-            )
+    alive = []
+    for i in range(3):
+        net = model()
+        alive.append(weakref.ref(net[0].weight))
+        run(tmp_path / str(i), replace(RECIPE, epochs=1), net)
     del net
     gc.collect()
     assert [ref() for ref in alive] == [None] * 3
 
 
 def test_what_another_recipe_left_is_gone_once_training_starts(tmp_path):
-    """Else its test.json would stand beside weights that a killed run has written over."""
+    """Else its outcome would stand beside weights that a killed run has written over."""
     run(tmp_path, replace(RECIPE, epochs=1))
-    (tmp_path / "test.json").write_text("{}")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, replace(RECIPE, learning_rate=1e-3), stop_after=1)
-    assert not (tmp_path / "test.json").exists() and not (tmp_path / "history.json").exists()
+    assert not (tmp_path / "outcome.json").exists()
 
 
 def test_a_smaller_first_micro_batch_changes_no_identity(tmp_path):
@@ -465,7 +455,7 @@ class ScoredToy(Toy):
 
 
 def test_train_and_test_keeps_its_outcome(tmp_path, capsys):
-    accelerator, data, made = make_accelerator("no"), ScoredToy(), []
+    data, made = ScoredToy(), []
     parts = {"train": data, "valid": data, "test": data, "other": data}
 
     def make_model():
@@ -473,28 +463,18 @@ def test_train_and_test_keeps_its_outcome(tmp_path, capsys):
         return model()
 
     def figures(found, part):
-        return {"accuracy": float((found["logits"].argmax(1) == part.y.numpy()).mean())}
+        return {"accuracy": (found["logits"].argmax(1) == part.y.numpy()).mean()}
 
-    def outputs(m, batch):
-        return {"logits": m(batch["inputs"]["x"])}
-
-    def go(identity, **more):
-        arguments = accelerator, make_model, loss, outputs, parts, figures, RECIPE, tmp_path, identity, "toy"
-        return training.train_and_test(*arguments, watch=("test",), **more)
-
-    first = go({"task": 1})
+    task = Task(make_model, loss, outputs, figures)
+    first = train(tmp_path, RECIPE, task, parts, watch=("test",))
     assert set(first["tests"]) == {"test", "other"} and first["tests"]["test"]["ids"] == data.ids
     assert first["tests"]["test"]["figures"]["accuracy"] > 0.4 and "toy" in capsys.readouterr().out
-    assert [e["test_accuracy"] for e in first["history"]["log"]] == [
-        e["valid_accuracy"] for e in first["history"]["log"]
-    ]
+    assert all(entry["test_accuracy"] == entry["valid_accuracy"] for entry in first["history"]["log"])
     assert not training.best_weights(tmp_path).exists()
-    assert go({"task": 1}) == json.loads(json.dumps(first)) and len(made) == 1  # kept
-    again = go(
-        {"task": 1}, keep_weights=True
-    )  # the weights are wanted now: trained again, to the same figures
+    assert train(tmp_path, RECIPE, task, parts) == json.loads(json.dumps(first)) and len(made) == 1
+    again = train(tmp_path, RECIPE, task, parts, keep_weights=True)  # wanted now: trained again, to the same
     assert len(made) == 2 and again["tests"] == first["tests"] and training.best_weights(tmp_path).exists()
-    go({"task": 2})
+    train(tmp_path, RECIPE, task, {**parts, "third": data})
     assert len(made) == 3
 
 

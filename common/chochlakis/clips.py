@@ -245,7 +245,10 @@ def generator_of(*numbers):
 
 
 class Batches:
-    """A data set for `fit`: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings."""
+    """A data set: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings.
+
+    Outside training epoch and generator are None.
+    """
 
     def __init__(self, n, batch_of):
         self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
@@ -254,5 +257,8 @@ class Batches:
         return key
 
     def collate(self, keys):
-        rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1]
+        rows = torch.tensor([index for index, _ in keys])
+        if keys[0][1] is None:
+            return self.batch_of(rows, None, None)
+        seed, epoch, _ = keys[0][1]
         return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))

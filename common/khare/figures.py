@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from common import plots
 from common.khare.tables import LABELS, RECOGNISED, named, names_of
-from common.training import to_device
 
 
 def pretraining_figure(run, results):
@@ -122,7 +122,7 @@ def attention_of(model, clips, i):
     layers = [(encoder.anchor, layer) for layer in encoder.unimodal[encoder.anchor]]
     layers += [(name, layer) for name, encoder_of in encoder.cross.items() for layer in encoder_of]
     hooks = [layer.register_forward_hook(hook(name)) for name, layer in layers]
-    batch = to_device(clips.collate([clips[i, None]]), next(model.parameters()).device)
+    batch = send_to_device(clips.collate([clips[i, None]]), next(model.parameters()).device)
     model(batch)
     for each in hooks:
         each.remove()

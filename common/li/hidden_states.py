@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig
 
@@ -35,7 +36,7 @@ from common.files import free_bytes
 from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio
 from common.store import Store
-from common.training import forward_batch, to_device
+from common.training import forward_batch
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
 
@@ -174,7 +175,7 @@ def keep_states(u, manifest, accelerator, cache_root, cache_gb, how):
         return {"states": states, "steps": visible.sum(1)}
 
     def compute(inputs):
-        batch = to_device({"inputs": u.pad(inputs)}, accelerator.device)
+        batch = send_to_device({"inputs": u.pad(inputs)}, accelerator.device)
         found = forward_batch(accelerator, backbone, forward, batch)
         counts = found["steps"].astype(int).tolist()
         with np.errstate(over="ignore"):  # refused below, in one line

@@ -54,7 +54,7 @@ from common.layers import build
 from common.li.hidden_states import Windows, context_windows
 from common.manifest import Manifest
 from common.splits import has_official_split, speakers_of
-from common.training import best_weights, make_accelerator, train_and_test
+from common.training import Place, Task, best_weights, make_accelerator, train_and_test
 
 FROZEN, TUNED = PHASES = ("frozen", "fine-tuned")  # Sec. 2.4: of the pretrained models
 
@@ -75,7 +75,6 @@ class Study:
     recipes: dict  # {phase: Recipe}
     finetuned_parts: str  # "bottom" or "all"
     keep_models: bool
-    eval_batch_size: int
     precision: str
     folder: Path  # for trained systems
 
@@ -123,20 +122,12 @@ def train_system(study, system, window, phases, seed, k):
             data[part] = Windows(turns, study.manifest.classes, utterances, *how)
         # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
         recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
-        outcomes[phase] = train_and_test(
-            make_accelerator(study.precision),
-            partial(start_network, study, system, window, seed, phase, folder),
-            study.loss,
-            lambda model, batch: {"logits": model(batch)},
-            data,
-            figures,
-            recipe,
-            folder / phase,
-            identity_of(study, system, window, data, phase, seed),
-            f"{system} {fold.name} {phase}",
-            batch_size=study.eval_batch_size,
-            keep_weights=phase == FROZEN or study.keep_models,
-        )
+        make_model = partial(start_network, study, system, window, seed, phase, folder)
+        task = Task(make_model, study.loss, lambda model, batch: {"logits": model(batch)}, figures)
+        identity = identity_of(study, system, window, data, phase, seed)
+        place = Place(folder / phase, identity, f"{system} {fold.name} {phase}")
+        accelerator, keep = make_accelerator(study.precision), phase == FROZEN or study.keep_models
+        outcomes[phase] = train_and_test(accelerator, task, data, recipe, place, keep)
     return outcomes
 
 

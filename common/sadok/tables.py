@@ -30,7 +30,7 @@ TABLES = {  # title, what a reader must know
     "equal": ("Frames and patches at one width", "Not in the paper: its tokens of frames have 512 units. "),
     "mean": ("Emotion from the mean of all tokens", f"Not in the paper, which reads CLS. {MASKED}"),
 }
-VQVAE_FIGURES = {  # column: (figure of vqvae.evaluate_vqvae, unit, digits)
+VQVAE_FIGURES = {  # column: (figure of vqvae.vqvae_figures, unit, digits)
     "Itakura-Saito divergence": ("itakura_saito", "", 3),
     "log-spectral distance": ("log_spectral_distance", "dB", 2),
     "codebook perplexity (of 256)": ("perplexity", "", 1),
@@ -274,7 +274,7 @@ def vqvae_table(report, pretrainings):
     """Beyond the paper: how well VQ-VAEs reconstruct speech of held-out speakers, how many codes they use."""
     cells = []
     for pretraining in pretrainings:
-        history = read_json(pretraining.folder / "vqvae" / "history.json")
+        history = read_json(pretraining.folder / "vqvae" / "outcome.json")["history"]
         row, best = pretraining.name or "all speakers", history["log"][history["best_epoch"] - 1]
         for column, (name, unit, digits) in VQVAE_FIGURES.items():
             cells.append(Cell(row, column, [best[f"valid_{name}"]], unit=unit, digits=digits))

@@ -19,10 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import UserError
-from common.files import read_json
 from common.media import MediaError, read_audio
 from common.sadok.data import audio_paths
-from common.training import as_json, best_weights, fit, load_trained, predict, seed_step
+from common.training import Place, Task, best_weights, load_trained, seed_step, train_and_test
 
 RATE_HZ = 16000
 N_FFT = 1024  # also the Hann window: 64 ms
@@ -256,11 +255,10 @@ def vqvae_outputs(model, batch):
     }
 
 
-def evaluate_vqvae(accelerator, model, dataset, recipe):
+def vqvae_figures(found, dataset):
     """On frames of a data set: itakura_saito, log_spectral_distance (dB), perplexity and usage of codes."""
-    found = predict(accelerator, model, vqvae_outputs, dataset, recipe.batch_size, recipe.workers)
-    counts = found.pop("counts").sum(0)
-    means = {name: float(values.mean()) for name, values in found.items()}
+    counts = found["counts"].sum(0)
+    means = {name: float(values.mean()) for name, values in found.items() if name != "counts"}
     return {**means, "perplexity": perplexity(counts), "usage": float((counts > 0).mean())}
 
 
@@ -322,22 +320,23 @@ def train_vqvae(accelerator, pretraining, recipe, code_size, frames_per_clip, st
         "frames": [steps, frames_per_clip],
         "speech": pretraining.identity(),
     }
-    history, wanted = folder / "history.json", as_json({**identity, "recipe": recipe.identity()})
-    if history.exists() and read_json(history)["identity"].items() >= wanted.items():
-        print(f"VQ-VAE: already trained, in {folder}")
-        return load_vqvae(folder).to(accelerator.device)
     train, held_out = (audio_paths(pretraining.data_root, turns) for turns in pretraining.turns())
     train_set = Frames(train, frames_per_clip, recipe.batch_size * steps)
-    seed_step(recipe.seed)
-    model = VQVAE(code_size)
-    items = [train_set[i % len(train_set), (recipe.seed, i)] for i in range(STATISTICS_CLIPS)]
-    model.standardise(torch.cat(items))
 
-    def evaluate(model):
-        return evaluate_vqvae(accelerator, model, Frames(held_out, frames_per_clip), recipe)
+    def make_model():
+        seed_step(recipe.seed)
+        model = VQVAE(code_size)
+        items = [train_set[i % len(train_set), (recipe.seed, i)] for i in range(STATISTICS_CLIPS)]
+        model.standardise(torch.cat(items))
+        return model
 
-    fit(accelerator, model, vqvae_loss, train_set, evaluate, recipe, folder, identity, "VQ-VAE")
-    return model.eval()
+    data = {"train": train_set, "valid": Frames(held_out, frames_per_clip)}
+    task, place = (
+        Task(make_model, vqvae_loss, vqvae_outputs, vqvae_figures),
+        Place(folder, identity, "VQ-VAE"),
+    )
+    train_and_test(accelerator, task, data, recipe, place, keep_weights=True)
+    return load_vqvae(folder).to(accelerator.device)
 
 
 def load_vqvae(folder):

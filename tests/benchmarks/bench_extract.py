@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # conftest adds the root
 
@@ -24,7 +25,7 @@ from common.encoders import RATE_HZ
 from common.inputs import Clipping, read_inputs
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
-from common.training import make_accelerator, predict, to_device
+from common.training import make_accelerator, predict
 
 N_CLIPS = 256
 RUNS = 3
@@ -87,7 +88,7 @@ def waiting(accelerator, model, data):
             before = time.monotonic()
             batch = data.collate([data[i, (0, epoch, i)] for i in range(start, min(start + 16, len(data)))])
             fetching += time.monotonic() - before
-            batch = to_device(batch, accelerator.device)
+            batch = send_to_device(batch, accelerator.device)
             loss = torch.nn.functional.cross_entropy(model(batch["inputs"]), batch["labels"])
             optimizer.zero_grad()
             loss.backward()
