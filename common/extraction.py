@@ -8,7 +8,6 @@ import re
 import time
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,47 +39,38 @@ def extract(items, read, compute, folder, identity, how, what, need_bytes):
     read        read(item) -> x, in a thread; MediaError, or what else a decoder raises, makes it a problem
     compute     compute(list of x) -> (arrays, rows) for StoreWriter.add
     identity    JSON-ready dict: what the content depends on besides the ids; another one starts afresh
-    how         Extraction
     what        names the content in messages, such as "clip features"
     need_bytes  estimate of the whole store on disk
     For one process: where several train, the others wait. Returns the Store.
     Raises UserError if the disk is too small, before anything is written, or for too many problems.
     """
     folder, ids = Path(folder), list(items)
-    check_ids(ids, what)
+    if not ids:
+        raise UserError(f"{what}: there are no recordings to extract; check the corpus and its selection")
+    if broken := [name for name in ids if len(name.splitlines()) != 1]:
+        raise UserError(f"{broken[0]!r}: not an id of a recording; an id is one line and not empty")
     writer = StoreWriter(folder, {**identity, "ids": hash_of(ids)})
     if writer.complete:
         store = Store(folder)
         left_out = f", {len(store.problems):,} left out, see problems.csv" if store.problems else ""
         print(f"{folder}: {what} of {len(store):,} recordings are there{left_out}", flush=True)
         return store
-    announce(writer, ids, what, need_bytes)
+    announce(writer, len(ids), what, need_bytes)
     problems = write_missing(items, read, compute, writer, how, what)
     write_csv(folder / "problems.csv", map(asdict, problems), [f.name for f in fields(Problem)])
     check_problems(folder, problems, len(ids), how.max_problem_share)
     return writer.finish()
 
 
-def check_ids(ids, what):
-    if not ids:
-        raise UserError(f"{what}: there are no recordings to extract; check the corpus and its selection")
-    broken = [name for name in ids if not name or "\n" in name or "\r" in name]
-    if broken:
-        raise UserError(f"{broken[0]!r}: not an id of a recording; an id is one line and not empty")
-
-
-def announce(writer, ids, what, need_bytes):
+def announce(writer, n_items, what, need_bytes):
     """Print what there is to do and what it takes; UserError if the disk is too small."""
-    there = sum(path.stat().st_size for path in writer.folder.glob("*.npy"))
+    need = need_bytes - sum(path.stat().st_size for path in writer.folder.glob("*.npy"))
     free, resumed = free_bytes(writer.folder), f", {len(writer.done):,} are there" if writer.done else ""
-    print(
-        f"extracting {what} of {len(ids):,} recordings into {writer.folder}: about {need_bytes / 1e9:.3f} GB"
-        f"{resumed}; {free / 1e9:.1f} GB free",
-        flush=True,
-    )
-    if need_bytes - there > free:
+    sizes = f"about {need_bytes / 1e9:.3f} GB{resumed}; {free / 1e9:.1f} GB free"
+    print(f"extracting {what} of {n_items:,} recordings into {writer.folder}: {sizes}", flush=True)
+    if need > free:
         raise UserError(
-            f"{writer.folder}: needs {(need_bytes - there) / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free; "
+            f"{writer.folder}: needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free; "
             "choose another DATA_ROOT or fewer recordings"
         )
 
@@ -92,13 +82,12 @@ def write_missing(items, read, compute, writer, how, what):
     groups = [missing for g in groups if (missing := [name for name in g if name not in writer.done])]
     n_left = sum(map(len, groups))
     most = max(MANY_PROBLEMS, how.max_problem_share * len(ids))
-    found = read_ahead(read, ((name, items[name]) for group in groups for name in group), how.workers)
+    found = read_ahead(read, [(name, items[name]) for group in groups for name in group], how.workers)
     with tqdm(total=n_left, desc=f"extracting {what}", disable=None, leave=False) as bar:
         for group in groups:
-            results = [next(found) for _ in group]
-            problems += [x for x in results if isinstance(x, Problem)]
-            good = [(name, x) for name, x in zip(group, results) if not isinstance(x, Problem)]
-            if good:
+            results = [(name, next(found)) for name in group]
+            problems += [x for _, x in results if isinstance(x, Problem)]
+            if good := [(name, x) for name, x in results if not isinstance(x, Problem)]:
                 writer.add([name for name, _ in good], *compute([x for _, x in good]))
             bar.update(len(group))
             if len(problems) > most:
@@ -113,20 +102,16 @@ def read_ahead(read, items, workers):
     """Yield read(item) or a Problem for all (id, item) in order; few results wait in memory."""
     waiting = deque()
     # Threads, not processes: decoders and torch work without Python's lock, and nothing is copied.
-    with ThreadPoolExecutor(workers) if workers else nullcontext() as pool:
+    with ThreadPoolExecutor(max(1, workers)) as pool:
         try:
-            for name, item in items:
-                if not pool:
-                    yield read_one(read, name, item)
-                    continue
-                waiting.append(pool.submit(read_one, read, name, item))
+            for item in items:
+                waiting.append(pool.submit(read_one, read, *item))
                 if len(waiting) > AHEAD * workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            for result in waiting:
-                result.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def read_one(read, name, item):

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from importlib import import_module
+from unittest import mock
 
 import torch
 from joblib import Parallel, delayed, parallel_config
@@ -25,17 +26,11 @@ def side_by_side(function, tasks, jobs):
     jobs = min(jobs, len(tasks))
     if jobs <= 1:
         return [function(*task) for task in tasks]
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"  # bars of several processes would overwrite each other
-    try:
-        with parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
-            run = delayed(run_task)
-            return Parallel(jobs, batch_size=1)(run(os.getpid(), function, task) for task in tasks)
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
+    quiet = mock.patch.dict(
+        os.environ, TQDM_DISABLE="1"
+    )  # bars of several processes would overwrite each other
+    with quiet, parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+        return Parallel(jobs, batch_size=1)(delayed(run_task)(os.getpid(), function, t) for t in tasks)
 
 
 def run_task(parent, function, task):

@@ -61,21 +61,19 @@ def take(tokens, at):
 def read_checkpoint(path, allow_pickle=False):
     """The dict in a .pth file; its tensors stay on disk until they are used, where the file's format allows.
 
-    Raises UserError for a file that is absent, damaged, or holds objects besides tensors, whose loading could
-    run any code, unless allow_pickle.
+    Raises UserError for a file that is absent, damaged, or, unless allow_pickle, holds objects besides
+    tensors, whose loading could run any code.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path of the checkpoint")
-    options = {"mmap": zipfile.is_zipfile(path), "weights_only": not allow_pickle}
     try:
-        content = torch.load(path, map_location="cpu", **options)
+        in_zip = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=not allow_pickle)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ImportError) as error:
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-            raise UserError(
-                f"{path}: holds an object of {found[1]} besides tensors, and loading it could run any code; "
-                "set ALLOW_PICKLE=True if you trust where the file comes from"
-            ) from error
+            what = f"holds an object of {found[1]} besides tensors, and loading it could run any code"
+            raise UserError(f"{path}: {what}; set ALLOW_PICKLE=True if you trust its source") from error
         raise UserError(f"{path}: not a PyTorch checkpoint but {what_it_is(path, error)}") from error
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -93,8 +91,7 @@ def what_it_is(path, error):
         return "a pointer of git-lfs, not the file; run git lfs pull in its repository"
     if head.startswith(b"<"):
         return "a web page, not the file behind it; download it again"
-    if zipfile.is_zipfile(path):
-        names = [n for n in zipfile.ZipFile(path).namelist() if re.search(r"\.(pth|pt|tar|bin)$", n)]
-        if names:
-            return f"an archive that holds {names[0]}; unzip it and name that file"
+    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
+    if inner := [name for name in names if name.endswith((".pth", ".pt", ".tar", ".bin"))]:
+        return f"an archive that holds {inner[0]}; unzip it and name that file"
     return f"damaged ({str(error).strip().partition(chr(10))[0][:80]}); download it again"

@@ -34,15 +34,12 @@ class Store:
         if not self.meta.get("complete", True):
             raise UserError(f"{self.folder}: unfinished; run the script that writes it again, it resumes")
         self.ids, self.columns = read_index(self.folder / "index.csv")
-        self.columns.setdefault(
-            "start", np.arange(len(self.ids))
-        )  # one row each, where the index says nothing
-        self.columns.setdefault("rows", np.ones(len(self.ids), np.int64))
-        if len(set(self.ids)) != len(self.ids):
+        self.positions = {utterance_id: i for i, utterance_id in enumerate(self.ids)}
+        if len(self.positions) < len(self.ids):
             raise UserError(f"{self.folder}/index.csv: an utterance_id stands there twice; keep one row each")
         self.arrays = {path.stem: open_array(path) for path in sorted(self.folder.glob("*.npy"))}
         for name, array in self.arrays.items():
-            if len(self.ids) and len(array) < np.add(*self.spans(name)).max():
+            if len(array) < np.add(*self.spans(name)).max():
                 raise UserError(f"{self.folder}/{name}.npy: fewer rows than index.csv names; write it again")
 
     def __reduce__(self):
@@ -58,11 +55,6 @@ class Store:
         return len(self.ids)
 
     @cached_property
-    def positions(self):
-        """{utterance_id: its position in `ids`}"""
-        return {utterance_id: i for i, utterance_id in enumerate(self.ids)}
-
-    @cached_property
     def problems(self):
         """{utterance_id: Problem} of what could not be read."""
         path = self.folder / "problems.csv"
@@ -70,8 +62,8 @@ class Store:
 
     def spans(self, name):
         """First row (n,) and number of rows (n,) of every utterance in an array, int64."""
-        own = f"{name}_start" in self.columns
-        return tuple(self.columns[f"{name}_{part}" if own else part] for part in ("start", "rows"))
+        own = f"{name}_" if f"{name}_start" in self.columns else ""
+        return self.columns[f"{own}start"], self.columns[f"{own}rows"]
 
     def row_of(self, utterance_id):
         """The position of an utterance in `ids`; KeyError if it is not in the store."""
@@ -82,24 +74,20 @@ class Store:
         first, count = (part[self.positions[utterance_id]] for part in self.spans(name))
         return self.arrays[name][first : first + count]
 
-    def length(self, utterance_id, name=None):
+    def length(self, utterance_id, name=""):
         """How many rows an utterance has in an array, or in all where they have as many."""
-        return int(self.spans(name or "")[1][self.positions[utterance_id]])
+        return int(self.spans(name)[1][self.positions[utterance_id]])
 
 
 def read_index(path):
     """The ids of an index.csv and its columns of numbers {name: (n,) int64}."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file)
-            names, rows = next(lines, []), [row for row in lines if row]
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; run the script that writes it first") from error
-    if "utterance_id" not in names or not rows and len(names) < 2:
+    rows = read_csv(path)
+    if not rows or "utterance_id" not in rows[0]:
         raise UserError(f"{path}: needs a header with utterance_id and a line per row of the arrays")
-    table = dict(zip(names, zip(*rows))) if rows else dict.fromkeys(names, ())
-    columns = {n: np.array(table[n], np.int64) for n in names if n.endswith(("start", "rows"))}
-    return list(table["utterance_id"]), columns
+    names = [name for name in rows[0] if name and name.endswith(("start", "rows"))]
+    plain = {"start": np.arange(len(rows)), "rows": np.ones(len(rows), np.int64)}  # one row each
+    columns = {name: np.array([row[name] for row in rows], np.int64) for name in names}
+    return [row["utterance_id"] for row in rows], columns or plain
 
 
 def open_array(path):
@@ -112,14 +100,12 @@ def open_array(path):
 class StoreWriter:
     """Append rows to a store; a killed writer resumes where it stopped if `meta` is what it was.
 
-    folder   where the store lies
-    meta     JSON-ready dict that identifies the content; another one makes the store start afresh
+    meta  JSON-ready dict that identifies the content; another one makes the store start afresh
     Use `done` to skip utterances that are in, `add` for each, `finish` at the end.
     """
 
     def __init__(self, folder, meta):
-        self.folder, self.index = Path(folder), Path(folder) / "index.csv"
-        self.meta = as_json(meta)
+        self.folder, self.meta, self.index = Path(folder), as_json(meta), Path(folder) / "index.csv"
         self.files, self.shapes, self.totals, self.done = {}, {}, {}, set()
         try:
             found = read_json(self.folder / "meta.json")
@@ -127,51 +113,44 @@ class StoreWriter:
             found = {}
         self.complete = found.pop("complete", False)
         if found != self.meta or not self._resume():
-            self.complete = False
+            self.complete, self.files, self.shapes, self.totals, self.done = False, {}, {}, {}, set()
             shutil.rmtree(self.folder, ignore_errors=True)
             make_folder(self.folder)
             write_json(self.folder / "meta.json", {**self.meta, "complete": False})
 
     def _resume(self):
         """Trust the index up to its last whole line, cut the arrays back to it; False if they lack rows."""
-        if not self.index.exists():
+        text = self.index.read_text(encoding="utf-8") if self.index.exists() else ""
+        if text.count("\n") < 2:  # of the header and the first utterance
             return False
-        text = self.index.read_text(encoding="utf-8")
         self.index.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
         ids, columns = read_index(self.index)
-        counts = {name.removesuffix("rows"): x for name, x in columns.items() if name.endswith("rows")}
-        self.totals, self.done = {name: int(x.sum()) for name, x in counts.items()}, set(ids)
-        for path in self.folder.glob("*.npy"):
-            with open(path, "rb") as file:
-                np.lib.format.read_magic(file)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            file, end = self._open(path.stem, dtype, shape[1:]), path.stat().st_size
-            keep = file.tell() + self._total(path.stem) * row_bytes(dtype, shape[1:])
-            if end < keep:
-                return False
-            file.truncate(keep)
-            file.seek(0, 2)
+        self.totals = {n.removesuffix("rows"): int(x.sum()) for n, x in columns.items() if n.endswith("rows")}
+        self.done = set(ids)
+        return all([self._cut_back(path) for path in self.folder.glob("*.npy")])
+
+    def _cut_back(self, path):
+        """Open an array and forget the rows that are not in the index; False if it lacks some."""
+        self.files[path.stem] = file = open(path, "r+b")
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        self.shapes[path.stem] = dtype, shape[1:]
+        end = file.tell() + self._total(path.stem) * dtype.itemsize * int(np.prod(shape[1:], dtype=np.int64))
+        if path.stat().st_size < end:
+            return False
+        file.truncate(end)
+        file.seek(end)
         return True
-
-    def _open(self, name, dtype, shape):
-        """The open file of an array, after its header."""
-        path, self.shapes[name] = self.folder / f"{name}.npy", (np.dtype(dtype), tuple(shape))
-        with writing(path):
-            self.files[name] = open(path, "r+b" if path.exists() else "w+b")
-            self._write_header(name)
-        return self.files[name]
-
-    def _write_header(self, name):
-        """Numpy leaves room in a header for the number of rows to grow, so that it can be written again."""
-        dtype, shape = self.shapes[name]
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
-        self.files[name].seek(0)
-        np.lib.format.write_array_header_1_0(
-            self.files[name], {**header, "shape": (self._total(name), *shape)}
-        )
 
     def _total(self, name):
         return self.totals.get(f"{name}_", self.totals.get("", 0))
+
+    def _write_header(self, name):
+        """Numpy leaves room in a header for the number of rows to grow, so that it can be written again."""
+        (dtype, shape), file = self.shapes[name], self.files[name]
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (self._total(name), *shape)})
 
     def add(self, ids, arrays, rows=None):
         """Append utterances.
@@ -181,53 +160,41 @@ class StoreWriter:
         rows    how many rows each utterance has: None = one each, a list, or a list for each array
         """
         rows = [1] * len(ids) if rows is None else rows
-        counts = {f"{name}_": list(rows[name]) for name in arrays} if isinstance(rows, dict) else {"": rows}
-        for name, array in arrays.items():
-            array, path = np.ascontiguousarray(array), self.folder / f"{name}.npy"
-            if name not in self.files:
-                self._open(name, array.dtype, array.shape[1:])
-            wanted = sum(counts.get(f"{name}_", counts.get("", ())))
-            if self.shapes[name] != (array.dtype, array.shape[1:]) or len(array) != wanted:
-                raise ValueError(f"{name}: {array.dtype} {array.shape} does not fit {self.shapes[name]}")
-            with writing(path):
-                self.files[name].write(array.data if array.size else b"")
+        counts = {f"{name}_": rows[name] for name in arrays} if isinstance(rows, dict) else {"": rows}
+        with writing(self.folder):
+            for name, array in arrays.items():
+                n_rows = sum(counts.get(f"{name}_", counts.get("", ())))
+                if name not in self.files:
+                    self.files[name] = open(self.folder / f"{name}.npy", "w+b")
+                    self.shapes[name] = array.dtype, array.shape[1:]
+                    self._write_header(name)
+                if self.shapes[name] != (array.dtype, array.shape[1:]) or len(array) != n_rows:
+                    raise ValueError(f"{name}: {array.dtype} {array.shape} does not fit {self.shapes[name]}")
+                self.files[name].write(np.ascontiguousarray(array).data if array.size else b"")
                 self.files[name].flush()
-        self._add_to_index(ids, counts)
-        self._write_headers()  # last: a reader of an unfinished array sees no row that is not indexed
+            self._add_to_index(ids, counts)
         self.done.update(ids)
 
     def _add_to_index(self, ids, counts):
-        columns = [ids]
+        columns = {"utterance_id": ids}
         for name, numbers in counts.items():
             ends = self.totals.get(name, 0) + np.cumsum(numbers, dtype=np.int64)
-            columns += [(ends - numbers).tolist(), numbers]
+            columns |= {f"{name}start": (ends - numbers).tolist(), f"{name}rows": numbers}
             self.totals[name] = int(ends[-1])
-        with writing(self.index), open(self.index, "a", newline="", encoding="utf-8") as file:
+        with open(self.index, "a", newline="", encoding="utf-8") as file:
             write = csv.writer(file, lineterminator="\n")
             if not file.tell():
-                write.writerow(
-                    ["utterance_id", *(f"{n}{part}" for n in counts for part in ("start", "rows"))]
-                )
-            write.writerows(zip(*columns))
-
-    def _write_headers(self):
-        for name, file in self.files.items():
-            with writing(self.folder / f"{name}.npy"):
-                self._write_header(name)
-                file.flush()
-                file.seek(0, 2)
+                write.writerow(columns)
+            write.writerows(zip(*columns.values()))
 
     def finish(self):
         """Close the arrays, mark the store complete and return it opened for reading."""
-        self._write_headers()
-        for file in self.files.values():
-            file.close()
+        for name, file in self.files.items():
+            with writing(self.folder / f"{name}.npy"):
+                self._write_header(name)
+                file.close()
         write_json(self.folder / "meta.json", {**self.meta, "complete": True})
         return Store(self.folder)
-
-
-def row_bytes(dtype, shape):
-    return np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
 
 
 def rows_of(store, turns):

@@ -152,14 +152,14 @@ class StepKeys:
             yield [(int(i), (self.recipe.seed, self.epoch, int(i))) for i in share]
 
 
-def loader_of(accelerator, dataset, batches, workers):
+def loader_of(accelerator, dataset, batches, recipe):
     """DataLoader of a data set; batches: lists of its keys."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
         collate_fn=dataset.collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=recipe.workers,
+        persistent_workers=recipe.workers > 0,
         pin_memory=accelerator.device.type == "cuda",
     )
 
@@ -216,11 +216,13 @@ class Training:
     """
 
     def __init__(self, accelerator, model, loss, train_set, recipe, place):
-        self.accelerator, self.model, self.loss = accelerator, model, loss
+        self.accelerator, self.model, self.loss = accelerator, model.to(accelerator.device), loss
         self.recipe, self.place, self.folder = recipe, place, make_folder(place.folder)
+        if accelerator.num_processes > 1:  # every process starts from the weights of the first
+            for tensor in model.state_dict().values():
+                torch.distributed.broadcast(tensor, 0)
         self.keys = StepKeys(train_set, recipe, accelerator)
-        self.steps = len(self.keys)
-        self.loader = loader_of(accelerator, train_set, self.keys, recipe.workers)
+        self.steps, self.loader = len(self.keys), loader_of(accelerator, train_set, self.keys, recipe)
         if accelerator.scaler:  # fp16: the scale that an earlier run came to would make this one depend on it
             accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
         self.optimizer = accelerator.prepare(make_optimizer(model, recipe, accelerator.device))
@@ -230,7 +232,7 @@ class Training:
         self.saved_at = time.monotonic()
 
     def train(self, evaluate):
-        """Train the epochs that are left, with the figures {name: x} of evaluate(model) after each.
+        """Train the epochs that are left, with the figures {"valid_<name>": x} of evaluate() after each.
 
         The model ends with the weights of the chosen epoch, which stay in the folder. Returns the history.
         """
@@ -241,8 +243,7 @@ class Training:
         with tqdm(total=total, initial=done, desc=self.place.title, disable=hidden, leave=False) as bar:
             while not self.is_over():
                 started = time.monotonic()
-                train_loss = self.train_epoch(bar)
-                self.end_epoch(train_loss, evaluate(self.model), started)
+                self.end_epoch(self.train_epoch(bar), evaluate(), started)
         if self.recipe.keep == "last":
             self.keep_weights()
         self.accelerator.wait_for_everyone()
@@ -250,7 +251,7 @@ class Training:
         return {"identity": self.place.identity, "steps_per_epoch": self.steps, **asdict(self.state)}
 
     def train_epoch(self, bar):
-        """Train for an epoch and return its mean loss."""
+        """Train for an epoch and return its mean loss; UserError if one is not finite."""
         self.keys.begin(self.state.epoch)
         self.model.train()
         sums, pending = np.zeros(2), []
@@ -258,26 +259,23 @@ class Training:
             pending.append(self.step(step, send_to_device(batch, self.accelerator.device, non_blocking=True)))
             bar.update()
             if len(pending) >= CHECK_EVERY_STEPS or step + 1 == self.steps:
-                sums += self.checked(pending)
+                sums += torch.stack(pending).cpu().double().numpy().sum(0)  # (loss, count)
                 pending = []
+            if not np.isfinite(sums).all():
+                where = f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}"
+                raise UserError(f"{where}; lower the learning rate or set PRECISION=no")
         return float(sums[0] / max(1.0, sums[1]))
-
-    def checked(self, pending):
-        """The sum (2,) of the (loss, count) pairs of some steps; UserError if one is not finite."""
-        sums = torch.stack(pending).cpu().double().numpy()  # (steps, 2)
-        if not np.isfinite(sums).all():
-            raise UserError(
-                f"{self.folder}: the loss is not finite in epoch {self.state.epoch + 1}, within the last "
-                f"{len(pending)} steps; lower the learning rate or set PRECISION=no"
-            )
-        return sums.sum(0)
 
     def step(self, step, batch):
         """One optimiser step; after an out-of-memory error it is repeated in smaller micro-batches."""
+        recipe, state = self.recipe, self.state
         while (totals := attempt(self.accumulate, step, batch)) is None:
-            self.halve_micro_batch()
-        totals, recipe = self.share_gradients(totals), self.recipe
-        number, total = self.state.epoch, recipe.epochs
+            self.optimizer.zero_grad()
+            if state.micro_batch <= 1:
+                raise UserError(NO_MEMORY)
+            state.micro_batch = n = -(-state.micro_batch // 2)
+            print(f"out of memory: {n} samples per forward pass from now on, {recipe.batch_size} per step")
+        totals, number, total = self.share_gradients(totals), state.epoch, recipe.epochs
         if recipe.rate_per == "step":
             number, total = number * self.steps + step, total * self.steps
         for group in self.optimizer.param_groups:
@@ -287,13 +285,6 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return totals
-
-    def halve_micro_batch(self):
-        self.optimizer.zero_grad()
-        if self.state.micro_batch <= 1:
-            raise UserError(NO_MEMORY)
-        self.state.micro_batch = n = -(-self.state.micro_batch // 2)
-        print(f"out of memory: {n} samples per forward pass from now on, {self.recipe.batch_size} per step")
 
     def accumulate(self, step, batch):
         """Gradients of the summed loss over this process's share; returns (loss sum, count) as (2,)."""
@@ -335,10 +326,9 @@ class Training:
     def end_epoch(self, train_loss, figures, started):
         """Log an epoch, keep its weights if it is the best so far, move on to the next."""
         state, (which, name) = self.state, self.recipe.select_by.split()
-        value, state.epoch, seconds = float(figures[name]), state.epoch + 1, time.monotonic() - started
+        value, state.epoch, seconds = figures[f"valid_{name}"], state.epoch + 1, time.monotonic() - started
         entry = {"epoch": state.epoch, "step": state.epoch * self.steps, "train_loss": train_loss}
-        entry |= {n if n.startswith("test_") else f"valid_{n}": float(x) for n, x in figures.items()}
-        state.log.append({**entry, "seconds": seconds})
+        state.log.append({**entry, **figures, "seconds": seconds})
         state.seconds += seconds
         state.epochs_since_best += 1
         if state.best is None or (value > state.best if which == "highest" else value < state.best):
@@ -347,15 +337,14 @@ class Training:
                 self.keep_weights()
         if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
             self.save()
+            tqdm.write(f"{self.place.title}: epoch {state.epoch} done, train_loss {train_loss:.4f}")
 
     def keep_weights(self):
-        if self.accelerator.is_main_process:
-            with atomic_path(best_weights(self.folder)) as path:
-                save_file(trained_state(self.model), path)
+        self.write(best_weights(self.folder), save_file, trained_state(self.model))
 
     def save(self):
-        """Write the state that `resume` reads; the line printed is the sign of life of a long run."""
-        scaler, losses = self.accelerator.scaler, self.state.log[-1]
+        """Write what `resume` reads."""
+        scaler = self.accelerator.scaler
         content = {
             "identity": self.place.identity,
             "state": asdict(self.state),
@@ -363,13 +352,13 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
-        if self.accelerator.is_main_process:
-            with atomic_path(self.folder / "last.pt") as path:
-                torch.save(content, path)
-        tqdm.write(
-            f"{self.place.title}: epoch {self.state.epoch} done, train_loss {losses['train_loss']:.4f}"
-        )
+        self.write(self.folder / "last.pt", torch.save, content)
         self.saved_at = time.monotonic()
+
+    def write(self, path, writer, content):
+        if self.accelerator.is_main_process:
+            with atomic_path(path) as temporary:
+                writer(content, temporary)
 
     def resume(self):
         """Load the last state if there is one of the same identity."""
@@ -438,22 +427,21 @@ def train_and_test(accelerator, task, data, recipe, place, keep_weights=False, w
     place = replace(place, identity=as_json({**place.identity, **made_of}))
     if kept := kept_outcome(place, keep_weights):
         return kept
-    model = same_everywhere(accelerator, task.make_model())
+    run = Training(accelerator, task.make_model(), task.loss, data["train"], recipe, place)
 
-    def score(part):
-        found = predict(accelerator, model, task.outputs, part, recipe.eval_batch_size, recipe.workers)
-        return found, {name: float(value) for name, value in task.figures(found, part).items()}
+    def score(name):
+        found = predict(accelerator, run.model, task.outputs, data[name], recipe)
+        return found, {figure: float(value) for figure, value in task.figures(found, data[name]).items()}
 
-    def evaluate(model):
-        watched = [score(data[name])[1] for name in watch]
-        return score(data["valid"])[1] | {
-            f"test_{name}": x for scores in watched for name, x in scores.items()
+    def evaluate():
+        figures = {f"valid_{figure}": value for figure, value in score("valid")[1].items()}
+        return figures | {
+            f"test_{figure}": value for name in watch for figure, value in score(name)[1].items()
         }
 
-    run = Training(accelerator, model, task.loss, data["train"], recipe, place)
     outcome, started = {"history": run.train(evaluate), "tests": {}}, time.monotonic()
     for name, part in tests.items():
-        found, scores = score(part)
+        found, scores = score(name)
         lists = {key: array.tolist() for key, array in found.items()}
         outcome["tests"][name] = {"ids": list(part.ids), "figures": scores, "outputs": lists}
     outcome["test_seconds"] = time.monotonic() - started
@@ -468,15 +456,6 @@ def kept_outcome(place, keep_weights):
         return None
     outcome = read_json(path)
     return outcome if outcome["history"]["identity"] == place.identity else None
-
-
-def same_everywhere(accelerator, model):
-    """The model on the device, in every process with the weights of the first."""
-    model.to(accelerator.device)
-    if accelerator.num_processes > 1:
-        for tensor in model.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
-    return model
 
 
 def finish(accelerator, outcome, recipe, place, keep_weights):
@@ -497,21 +476,22 @@ def finish(accelerator, outcome, recipe, place, keep_weights):
 # ---- Prediction ----------------------------------------------------------------------------
 
 
-def predict(accelerator, model, forward, dataset, batch_size, workers):
+def predict(accelerator, model, forward, dataset, recipe):
     """Outputs over a whole dataset in its order: name -> array (N, ...), the same on every process.
 
     forward  forward(model, batch) -> dict of tensors (B, ...)
     Outputs do not depend on the batch, so a smaller one is used after an out-of-memory error.
     """
     model.eval()
+    size = recipe.eval_batch_size
     # Rounding differs a little from batch to batch. In the order of the corpus, which often goes by label, a
     # classifier could read the label off that noise (seen on RAVDESS); in a random order it cannot.
     order = np.random.default_rng(0).permutation(len(dataset.lengths))
     order = order[np.argsort(np.asarray(dataset.lengths)[order], kind="stable")]
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
     keys = [[(int(i), None) for i in batch] for batch in batches]
-    loader, pieces = loader_of(accelerator, dataset, keys, workers), []
+    loader, pieces = loader_of(accelerator, dataset, keys, recipe), []
     for indices, batch in zip(batches, loader):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)
         pieces.append((indices, forward_batch(accelerator, model, forward, batch)))

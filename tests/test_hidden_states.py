@@ -20,11 +20,12 @@ from common.layers import build
 from common.li import hidden_states
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
 from common.manifest import Manifest, Turn
-from common.training import make_accelerator, predict
+from common.training import Recipe, make_accelerator, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
 
 WINDOW = (2, 1)
+RECIPE = Recipe(1e-3, 1, 7, eval_batch_size=7)
 
 
 # ---- Neighbours ----------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def logits_of(corpus, cache_gb):
     live = [m for m, u in utterances.items() if u.states is None]
     assert len(live) == (0 if cache_gb else 2)
     model, data = network(utterances, live), data_of(corpus, utterances, live)
-    return predict(make_accelerator("no"), model, lambda m, b: {"logits": m(b)}, data, 7, 0)["logits"]
+    return predict(make_accelerator("no"), model, lambda m, b: {"logits": m(b)}, data, RECIPE)["logits"]
 
 
 def test_states_on_disk_and_computed_anew_agree(corpus):

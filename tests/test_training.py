@@ -63,7 +63,8 @@ def outputs(net, batch):
 
 
 def predict(net, data, forward=outputs, batch_size=7):
-    return training.predict(make_accelerator("no"), net, forward, data, batch_size, 0)
+    recipe = replace(RECIPE, eval_batch_size=batch_size)
+    return training.predict(make_accelerator("no"), net, forward, data, recipe)
 
 
 def train(folder, recipe, task, data, **options):

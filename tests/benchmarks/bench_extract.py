@@ -25,7 +25,7 @@ from common.encoders import RATE_HZ
 from common.inputs import Clipping, read_inputs
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
-from common.training import make_accelerator, predict
+from common.training import Recipe, make_accelerator, predict
 
 N_CLIPS = 256
 RUNS = 3
@@ -73,7 +73,7 @@ def throughput(accelerator, model, data):
         seconds = []
         for _ in range(RUNS):
             started = time.monotonic()
-            predict(accelerator, model, forward, data, size, 0)
+            predict(accelerator, model, forward, data, Recipe(1e-4, 1, size, eval_batch_size=size))
             seconds.append(time.monotonic() - started)
         rates[size] = len(data) / statistics.median(seconds)
         print(f"batches of {size:3d}: {rates[size]:8.1f} turns/s")
