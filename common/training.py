@@ -426,6 +426,7 @@ def train_and_test(accelerator, task, data, recipe, place, keep_weights=False, w
     made_of["tested"] = {name: hash_of(list(part.ids)) for name, part in tests.items()}
     place = replace(place, identity=as_json({**place.identity, **made_of}))
     if kept := kept_outcome(place, keep_weights):
+        print(f"  {place.title}: already trained")
         return kept
     run = Training(accelerator, task.make_model(), task.loss, data["train"], recipe, place)
 
