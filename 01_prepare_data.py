@@ -54,14 +54,14 @@ from common.results import start_run
 from common.splits import OFFICIAL
 
 # fmt: off
-# Roots
+# ---- Roots ----------------------------------------------------------------------------------
 DATA_ROOT = "data"              # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"        # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
 CORPUS_ROOT = ""                # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
 MOSEI_FOLDS = ""                # CMU-MOSEI: the SDK's cmu_mosei_std_folds.py, a folder with
                                 # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
 
-# Corpus and protocol
+# ---- Corpus and protocol --------------------------------------------------------------------
 CORPUS = "iemocap"              # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad", "lombard",
                                 # "audioset", "mosei", a folder with a manifest.csv (./my_corpus), or
                                 # synthetic: "demo_iemocap" (for 02 to 04), "demo_ravdess", "demo_emodb",
@@ -76,7 +76,7 @@ VOXCELEB2_SPEAKERS = 0          # VoxCeleb2: take this many speakers, drawn with
                                 # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
 VOXCELEB2_VIDEO = False         # VoxCeleb2: also name the mp4 of each clip, for 07; 05 needs sound only
 
-# Media
+# ---- Media ----------------------------------------------------------------------------------
 MEDIA_IN_PLACE = False          # name the recordings where they lie, with every rate and frame they have,
                                 # instead of converting them: RAVDESS for 06. IEMOCAP must be cut
 RATE_HZ = 16000                 # sampling rate of the prepared audio; the later scripts expect 16000
@@ -86,16 +86,16 @@ VIDEO_PRESET = "ultrafast"      # x264 preset: speed against file size, at about
 MIN_TURN_S = 0.1                # audio shorter than this is left out and is a problem, seconds
 MAX_PROBLEM_SHARE = 0.05        # stop where more than this share of the turns has a problem
 
-# Synthetic
+# ---- Synthetic ------------------------------------------------------------------------------
 DEMO_SIZE = 1.0                 # factor for the number of recordings of the synthetic corpora
 WRITE_CHECKPOINTS = ""          # "tiny" or "small": also write models with random weights for every
                                 # architecture to <DATA_ROOT>/checkpoints/<corpus>/, for the demo and for
                                 # training from scratch; of the synthetic corpora demo_iemocap gets any
 
-# Machine
+# ---- Machine --------------------------------------------------------------------------------
 WORKERS = 4                     # threads that convert recordings, processes that make synthetic ones; 0: none
 
-# Presets
+# ---- Presets --------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}  # models for 02 --scratch
 SETTINGS = {}                   # filled by settings.run: what this run used

@@ -319,7 +319,7 @@ def compare_candidates(manifest, inputs, modalities, jobs):
     """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5."""
     fold = splits.model_choice_split(manifest, N_GROUPS)
     print("\nModel choice: Tables 1-3")
-    print("\n".join(splits.check_folds([fold], manifest, times_tested=None)))
+    print("\n".join(splits.check_folds([fold], manifest)))
     return train_all(inputs, {m: models_of(m) for m in modalities}, [fold], jobs)
 
 
@@ -408,7 +408,7 @@ def write_choice_tables(run, manifest, compared, chosen):
             "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little. "
             f"To be cross-validated: {row_name(modality, models)}."
         )
-        protocol = splits.choice_protocol_text(manifest, N_GROUPS)
+        protocol = splits.protocol_text(manifest)
         write_table(run, manifest, number, title, rows, note, protocol)
 
 
@@ -482,7 +482,8 @@ def main():
         print("\nCross-validation: Table 4\n" + "\n".join(splits.check_folds(folds, manifest)))
         tested = cross_validate(inputs, chosen, folds, jobs)
         if OUT_OF_FOLD and len(folds) > 1:
-            cross_validate(inputs, chosen, splits.leave_two_out(manifest, N_GROUPS, 0), jobs)
+            pairs = splits.make_folds(manifest, N_GROUPS, "speaker", "validation", 0, leave_out=2)
+            cross_validate(inputs, chosen, pairs, jobs)
 
     if accelerator.is_main_process:
         if compared:

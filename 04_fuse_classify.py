@@ -54,7 +54,7 @@ from torch.nn import functional as F
 from common import splits
 from common.babaali import tables as babaali_tables
 from common.babaali.baselines import baseline_vectors
-from common.babaali.features import StoredFeatures, fill_absent, standardise
+from common.babaali.features import StoredFeatures, divide, fill_absent, standardise
 from common.babaali.tables import System, baseline, final_model
 from common.comparison import Scores
 from common.encoders import locate
@@ -320,7 +320,7 @@ def test_fold(features, systems, seed, k):
     """Fit all systems on fold k and classify its test turns: {System: (labels (n,), accuracy that chose)}."""
     manifest, fold, started = features.manifest, features.folds[k], time.monotonic()
     y = np.array([manifest.classes.index(turn.label) for turn in manifest.labelled])
-    parts, found = splits.divide(fold, manifest.labelled), {}
+    parts, found = divide(fold, manifest.labelled), {}
     data = features.read(seed, k)
     for level in data:
         data[level] = {m: fill_absent(x, parts.fit) for m, x in data[level].items()}
@@ -564,9 +564,9 @@ def run_li(manifest):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
     accelerator, study = make_accelerator(PRECISION), make_study(manifest)
     folds = study.folds[SEEDS[0]]
-    who, tuned = splits.validators_text(manifest, DEVELOP_ON), ", all weights fine-tuned"
-    protocol = f"{splits.folds_text(manifest, folds)}, training stopped by the loss of {who}"
-    protocol += f", {KEEP_EPOCH} epoch kept{tuned * (FINETUNED_PARTS == 'all')}"
+    protocol = splits.protocol_text(manifest, folds, DEVELOP_ON, use="training stopped by the loss of")
+    tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""
+    protocol += f", {KEEP_EPOCH} epoch kept{tuned}"
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
     print(*splits.check_folds(folds, manifest), sep="\n")
     left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus

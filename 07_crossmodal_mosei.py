@@ -98,7 +98,7 @@ MODALITIES = ("text", "audio", "video")   # that are used at all
 TRANSCRIPTS = "facebook/wav2vec2-large-960h"      # words of clips without a text: CTC model (hub or folder),
                                 # folder of <clip>.csv or .txt, csv utterance_id,word,start_s,end_s; "" = none
 MIN_SCORE = -0.3                # English: mean log-probability of letters; transcripts without a score stay
-ASR_TRANSCRIPTS = "facebook/wav2vec2-large-960h"  # recognised words of the test clips (Sec. 4.1), likewise
+ASR_TRANSCRIPTS = "facebook/wav2vec2-large-960h"  # recognised test clips (Sec. 4.1), likewise; "" = none
 GLOVE = "data/raw/glove.840B.300d.txt"    # "" = random vectors of words, where GloVe is not at hand
 KEEP_UNKNOWN = False            # words without a vector: False leaves them out, True keeps them as zeros
 VGG_WEIGHTS = ""                # file of torchvision's VGG-16; "" = torchvision downloads it
@@ -595,11 +595,11 @@ def check_constants():
 def main():
     check_constants()
     accelerator, manifest = make_accelerator(PRECISION), read_manifest(DATA_ROOT, CORPUS)
-    fold, protocol = data.fold_of(manifest, N_GROUPS), data.protocol_text(manifest, N_GROUPS)
+    fold, protocol = data.fold_of(manifest, N_GROUPS), data.protocol_text(manifest)
     cases = data.find_cases(CASES, fold.test)
     is_first = accelerator.is_main_process
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device) if is_first else None
-    print(*splits.check_folds([fold], manifest, None), sep="\n")
+    print(*splits.check_folds([fold], manifest), sep="\n")
 
     with accelerator.main_process_first():
         corpus, unlabelled, recognised, error_rate = prepare(manifest, fold, str(accelerator.device))

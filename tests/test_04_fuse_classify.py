@@ -19,7 +19,7 @@ def load_04(root, *words):
     [
         (("--PAPERS=babali",), "PAPERS=babali: choose from babaali, li"),
         (("--PAPERS=li,khare,babaali,sadok",), "PAPERS=khare,sadok: choose from babaali, li"),
-        (("--PAPERS=",), "PAPERS=: choose from babaali, li"),
+        (("--PAPERS=",), "PAPERS=: must not be empty"),
     ],
 )
 def test_unknown_papers_are_refused_before_anything_runs(tmp_path, words, named):

@@ -13,7 +13,7 @@ from conftest import load_script
 from sklearn.svm import SVC
 
 from common import results, settings, splits
-from common.babaali.features import StoredFeatures, standardise
+from common.babaali.features import Parts, StoredFeatures, divide, standardise
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
@@ -99,7 +99,8 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     manifest = make_corpus(root)
     folds = splits.make_folds(manifest, 5, "group", "validation", 0)
-    make_stores(root, manifest, folds + splits.leave_two_out(manifest, 5, 0))
+    pairs = splits.make_folds(manifest, 5, "speaker", "validation", 0, leave_out=2)
+    make_stores(root, manifest, folds + pairs)
     with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
         patch.setattr(results, "incomparable", lambda *run: "")
         return root, manifest, run_04(root)
@@ -156,13 +157,22 @@ def test_fusion_beats_its_weakest_modality_by_a_tested_margin(finished):
     assert float(tests["video alone", "by speaker, Holm"]["mean"]) < 0.05
 
 
+def test_the_papers_selection_sets_training_speakers_aside():
+    turns = [Turn(f"{s}", "d", 0, f"s{s}", "", 0, 1, label="sad") for s in range(10)]
+    parts = divide(splits.Fold("fold1", turns[2:], turns[:2], turns[:2]), turns)
+    assert parts.choose.tolist() == [2, 6] and parts.test.tolist() == [0, 1]
+    assert sorted(parts.refit) == list(range(2, 10))
+    parts = divide(splits.Fold("fold1", turns[4:], turns[2:4], turns[:2]), turns)
+    assert parts.choose.tolist() == [2, 3] and parts.fit.tolist() == list(range(4, 10))
+
+
 @pytest.mark.parametrize("name", ["SVM", "NN", "XGBoost"])
 def test_nothing_learns_from_test_turns(name):
     classify = script_with(*QUICK, "--NN_EPOCHS=30", "--NN_BATCH_SIZE=8").CLASSIFY[name]
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, 120)
     x = (2 * rng.normal(size=(3, 5))[y] + rng.normal(size=(120, 5))).astype(np.float32)
-    parts = splits.Parts(np.arange(60), np.arange(60, 80), np.arange(80), np.arange(80, 120))
+    parts = Parts(np.arange(60), np.arange(60, 80), np.arange(80), np.arange(80, 120))
     before, chosen = classify(x, y, parts, 0)
     altered_x, altered_y = x.copy(), y.copy()
     altered_y[80:] = 0  # the labels of all test turns
@@ -178,7 +188,7 @@ def test_nothing_learns_from_test_turns(name):
 def test_the_svm_equals_scikit_learns_own_kernel(kernel, own):
     rng = np.random.default_rng(0)
     y, x = rng.integers(0, 3, 90), rng.normal(size=(90, 4))
-    parts = splits.Parts(np.arange(40), np.arange(40, 60), np.arange(60), np.arange(60, 90))
+    parts = Parts(np.arange(40), np.arange(40, 60), np.arange(60), np.arange(60, 90))
     z = (x - x[:60].mean(0)) / x[:60].std(0)
     expected = SVC(**{"C": 2.0, "kernel": kernel} | own).fit(z[:60], y[:60]).predict(z[60:])
     svm = script_with("--SVM_C=2.0", f"--SVM_KERNEL={kernel}").svm  # linear kernel values are divided by D
@@ -214,7 +224,8 @@ def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
     manifest = make_corpus(tmp_path)
     folds = splits.make_folds(manifest, 5, "group", "validation", 0)
     marks = {}
-    for number, fold in enumerate(folds + splits.leave_two_out(manifest, 5, 0)):
+    pairs = splits.make_folds(manifest, 5, "speaker", "validation", 0, leave_out=2)
+    for number, fold in enumerate(folds + pairs):
         marks[fold.name] = number
         for modality in ("text", "audio"):
             array = np.full((len(manifest.labelled), 4), number, np.float32)
@@ -228,7 +239,7 @@ def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
     features = StoredFeatures(root, manifest, folds, {}, True, ("text", "audio", "video"))
     mixed = features.read(0, 1)["out-of-fold"]["text"][:, 0]
     for j, name in ((0, "out_1_2"), (1, "fold2"), (2, "out_2_3"), (4, "out_2_5")):
-        assert set(mixed[splits.divide(folds[j], manifest.labelled).test]) == {marks[name]}
+        assert set(mixed[divide(folds[j], manifest.labelled).test]) == {marks[name]}
 
 
 def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):

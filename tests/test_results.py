@@ -14,20 +14,20 @@ from common.results import Cell
 
 TURNS = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
 MANIFEST = Manifest("toy", Path("toy"), ("sad",), TURNS, complete=True)
-SOURCE = """# Roots
+SOURCE = """# ---- Roots ----
 DATA_ROOT = "data"        # here
 
-# Corpus and protocol
+# ---- Corpus and protocol ----
 CORPUS = "toy"            # which
 SEEDS = (0, 1, 2)         # runs
 
-# Training
+# ---- Training ----
 EPOCHS = 20               # long
 
-# Beyond the paper
+# ---- Beyond the paper ----
 BEYOND_PAPER = True       # more
 
-# Machine
+# ---- Machine ----
 WORKERS = 4               # threads
 """
 SETTINGS = {"RESULTS_ROOT": "results", "SEEDS": (0, 1), "WORKERS": 0, "EPOCHS": 20}

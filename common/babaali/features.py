@@ -19,6 +19,28 @@ ROUNDING = 1e-4  # ten times the differences seen between batches of different c
 
 
 @dataclass
+class Parts:
+    """Row numbers of the labelled turns that a classifier of a fold uses for what."""
+
+    fit: np.ndarray  # it is fitted here while its settings are chosen
+    choose: np.ndarray  # ... by the score here
+    refit: np.ndarray  # fit and choose together: the final classifier
+    test: np.ndarray
+
+
+def divide(fold, turns):
+    """The Parts of a fold in `turns`; without validation speakers every fourth training speaker chooses."""
+    parts = {"fit": fold.train, "choose": fold.valid}
+    if fold.is_selected_on_test:
+        chosen = speakers_of(fold.train)[::4]
+        parts = {"fit": [t for t in fold.train if t.speaker not in chosen]}
+        parts["choose"] = [t for t in fold.train if t.speaker in chosen]
+    parts |= {"refit": parts["fit"] + parts["choose"], "test": fold.test}
+    row = {turn.utterance_id: i for i, turn in enumerate(turns)}
+    return Parts(**{k: np.array([row[turn.utterance_id] for turn in part]) for k, part in parts.items()})
+
+
+@dataclass
 class StoredFeatures:
     """Where features lie, and what they must fit."""
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from sklearn.decomposition import PCA
 
-from common import metrics, plots, splits
-from common.babaali.features import fill_absent, standardise
+from common import metrics, plots
+from common.babaali.features import divide, fill_absent, standardise
 from common.comparison import paired_test_cells
 from common.panels import confusion_map
 from common.results import Cell, paper_figures, score_cell, score_cells
@@ -179,7 +179,7 @@ FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), 
 
 def figures(scores, run):
     """Figures 8 to 11, test turns of one fold in the plane of their training turns' PCA; Figure 12."""
-    fold, parts = scores.folds[0], splits.divide(scores.folds[0], scores.turns)
+    fold, parts = scores.folds[0], divide(scores.folds[0], scores.turns)
     views = scores.source.read(scores.seeds[0], 0)["early"]
     views = {m: fill_absent(x, parts.fit) for m, x in views.items()}
     if len(views) > 1:

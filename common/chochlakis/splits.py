@@ -70,14 +70,14 @@ def fold_of(manifest, name):
             f"validation and test take one each: give {MIN_SPEAKERS} or more"
         )
     fold = splits.make_fold(manifest, "split", *draw_speakers(speakers, share_of(name), SPLIT_SEED))
-    splits.check_folds([fold], manifest, times_tested=None)
-    return splits.check_classes(manifest, [fold])[0]
+    splits.check_folds([fold], manifest)
+    return fold
 
 
 def protocol_text(manifest, name, fold):
     """The protocol of fold_of in one line, for tables."""
     if splits.has_official_split(manifest):
-        return "official train/dev/test split, epoch chosen on the dev part"
+        return splits.protocol_text(manifest)
     train, valid, test = (len(speakers_of(turns)) for turns in (fold.train, fold.valid, fold.test))
     source = f"drawn from the speakers at hand, {float(share_of(name)):.0%} each, rounded up"
     if speakers_of(manifest.labelled) == sorted(ALL_SPEAKERS.get(corpus_of(name), ())):

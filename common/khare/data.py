@@ -59,11 +59,11 @@ def fold_of(manifest, n_groups):
     return splits.Fold("official", *parts)
 
 
-def protocol_text(manifest, n_groups):
+def protocol_text(manifest):
     """The protocol in one phrase, for tables."""
     if is_multilabel(manifest):
         return "official folds by video, epoch chosen on the dev fold"
-    return splits.choice_protocol_text(manifest, n_groups)
+    return splits.protocol_text(manifest)
 
 
 def find_cases(names, turns):

@@ -40,7 +40,7 @@ WIDTH, HEIGHT = 720, 480
 def prepare_settings():
     """(crf, preset) as in 01_prepare_data.py."""
     source = (ROOT / "01_prepare_data.py").read_text(encoding="utf-8")
-    values = {constant.name: constant.value for constant in read_constants(source)}
+    values = {name: constant.value for name, constant in read_constants(source)[0].items()}
     return values["VIDEO_CRF"], values["VIDEO_PRESET"]
 
 
