@@ -22,7 +22,7 @@ from common.encoders import (
 )
 from common.extraction import Extraction, extract
 from common.files import hash_of
-from common.media import probe, read_audio, read_frames
+from common.media import read_audio, read_frames
 from common.store import Store
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
@@ -89,13 +89,13 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
 
 def decode_waveform(path, max_s):
     """int16 samples (T,) at 16 kHz, the first max_s seconds."""
-    waveform = read_audio(path, 0.0, max_s, RATE_HZ)
+    waveform = read_audio(path, max_s, RATE_HZ)
     return (waveform * 32768).round().clip(-32768, 32767).astype(np.int16)
 
 
 def decode_spectrogram(path, max_s, processor):
     """float16 (frames, mel), as AST's feature extractor makes it."""
-    waveform = read_audio(path, 0.0, max_s, RATE_HZ)
+    waveform = read_audio(path, max_s, RATE_HZ)
     features = processor(waveform, sampling_rate=RATE_HZ, return_tensors="np")["input_values"][0]
     return features.astype(np.float16)
 
@@ -105,16 +105,13 @@ def decode_frames(path, max_s, step_s, n_frames, size):
 
     The short side is scaled to `size` and the middle square kept.
     """
-    info = probe(path)
-    scale = size / min(info.width, info.height)
-    height, width = max(size, round(info.height * scale)), max(size, round(info.width * scale))
-    frames, times_s = read_frames(path, 0.0, max_s, size=(height, width))  # (T, H, W, 3)
+    frames, times_s = read_frames(path, 0.0, max_s, size)  # (T, H, W, 3)
     span_s = min(max_s, times_s[-1] + (times_s[-1] / max(1, len(times_s) - 1)))
     wanted_s = np.arange(max(1, int(span_s / step_s))) * step_s
     if len(wanted_s) < n_frames:
         wanted_s = np.linspace(0, times_s[-1], n_frames)
     nearest = np.abs(times_s[None] - wanted_s[:, None]).argmin(1)
-    top, left = (height - size) // 2, (width - size) // 2
+    top, left = (frames.shape[1] - size) // 2, (frames.shape[2] - size) // 2
     return frames[nearest, top : top + size, left : left + size]
 
 

@@ -1,37 +1,38 @@
-"""Audio and video in and out: soundfile for audio files, PyAV for anything in a container.
+"""Recordings in and out: soundfile for audio files, PyAV for anything in a container.
 
 Every reader raises MediaError for a file that cannot be used, so that callers can count it and go on.
-Legend: T samples or frames, H height, W width.
+T samples or frames, H height, W width.
 """
 
-import heapq
 import io
 import math
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
 import torch
+from av.sidedata.sidedata import Type
+from av.stream import Disposition
 from torchaudio.functional import resample
-from tqdm import tqdm
 
 from common.files import atomic_path
 
-AUDIO_FILES = {".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"}  # what libsndfile reads by itself
-HEADED_FILES = {".wav", ".flac"}  # ... of which it need read no more than the header to know the length
-LFS_POINTER = b"version https://git-lfs"
+AUDIO_FILES = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff")  # libsndfile opens these ten times as fast
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # what an MP4 begins with, after a length
 MAX_HIDDEN_FRAMES = 2  # an edit list that is off by the encoder's delay hides no more than these
-COUNT_ALL = 20_000  # up to this many recordings the length of each is read from its header ...
-COUNT_SAMPLE = 2_000  # ... of more, that of so many, drawn at random
-COUNT_THREADS = 16  # reading headers waits for the disk, not for a processor
-MAX_RATE_FACTOR = (
-    1000  # largest source_hz / gcd(source_hz, rate_hz) that is resampled; 44100 to 16000 Hz has 441
-)
+MAX_RATE_FACTOR = 1000  # largest source_hz / gcd(source_hz, rate_hz) resampled; 44100 to 16000 Hz has 441
+SILENCE = 1e-4  # full scale = 1: samples that differ by no more are silence
+CANCELLED = 1e-3  # power of the mean of all channels over their own, below which they cancel each other
+LFS_POINTER = b"version https://git-lfs"
+NO_RECORDINGS = {  # how files begin that stand where a recording should: what they are, and what to do
+    LFS_POINTER: ("a git-lfs pointer, not the recording", "run git lfs pull in its repository"),
+    b"<": ("a web page, not the recording behind it", "download the recording itself"),
+    b"PK\3\4": ("a zip archive", "unpack it"),
+}
 
 
 class MediaError(Exception):
@@ -45,159 +46,148 @@ class MediaError(Exception):
         return f"{self.path}: {self.reason}" + (f"; {self.remedy}" if self.remedy else "")
 
 
+class Silence(MediaError):
+    """A recording without any sound in it."""
+
+
 @dataclass
 class MediaInfo:
-    """What a file says about itself; 0 where it has no such stream or does not say."""
+    """What a file says about itself; 0 where it has no such track or does not say."""
 
     duration_s: float = 0.0
     rate_hz: int = 0
-    channels: int = 0
     width: int = 0
     height: int = 0
     fps: float = 0.0
     n_frames: int = 0
 
 
-def check_file(path):
-    """Raise MediaError for a file that is absent, empty or a git-lfs pointer."""
-    path = Path(path)
+# ---- Files ------------------------------------------------------------------------------------
+
+
+def first_bytes(path):
+    """How a file begins; MediaError where it is absent, empty or evidently something else."""
     try:
         with open(path, "rb") as file:
-            start = file.read(len(LFS_POINTER))
+            start = file.read(32)
     except OSError as error:
         raise MediaError(path, error.strerror or "cannot be opened", "check the download") from error
     if not start:
         raise MediaError(path, "the file is empty", "download it again")
-    if start == LFS_POINTER:
-        raise MediaError(path, "a git-lfs pointer, not the recording", "run git lfs pull in its repository")
+    for beginning, what in NO_RECORDINGS.items():
+        if start.startswith(beginning):
+            raise MediaError(path, *what)
+    return start
 
 
 @contextmanager
 def open_container(path, **options):
     """Open a container for reading; FFmpeg's complaints become MediaError."""
-    check_file(path)
+    first_bytes(path)
     try:
         with av.open(str(path), options=options) as container:
             yield container
     except (av.error.FFmpegError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "a name in it is not text"
-        raise MediaError(path, f"not a readable recording ({reason})", "download it again") from error
+        remedy = "play it: if that works convert it to wav or mp4, else replace it"
+        raise MediaError(path, f"not a readable recording ({reason})", remedy) from error
+
+
+def first_track(container, kind, path):
+    """The first "audio" or "video" track that decodes; MediaError says what a file without one is."""
+    for stream in getattr(container.streams, kind):
+        is_cover = stream.disposition & Disposition.attached_pic
+        if stream.codec_context and not is_cover and (kind == "video" or stream.rate):
+            return stream
+    other = {"audio": "video", "video": "audio"}[kind]
+    what = f"no {kind} track in it ({container.format.long_name})"
+    raise MediaError(path, what, f"name it as {other} alone, or replace it")
+
+
+def start_of(container, stream):
+    """When a track starts, in seconds on the clock of its container, which starts with its first track."""
+    zero_s = (container.start_time or 0) / av.time_base
+    return max(0.0, float((stream.start_time or 0) * stream.time_base) - zero_s)
 
 
 def probe(path):
     """What a recording says about itself, as MediaInfo, without decoding it. Raises MediaError."""
-    if Path(path).suffix.lower() in HEADED_FILES:
-        return _probe_audio_file(path)
+    if Path(path).suffix.lower() in AUDIO_FILES:
+        with suppress(soundfile.SoundFileError):
+            info = soundfile.info(str(path))
+            if info.frames:
+                return MediaInfo(info.frames / info.samplerate, info.samplerate)
     with open_container(path) as container:
-        info = MediaInfo(duration_s=(container.duration or 0) / av.time_base)
-        if container.streams.audio:
-            stream = container.streams.audio[0]
-            info.rate_hz, info.channels = stream.rate or 0, stream.channels or 0
-        if container.streams.video:
-            stream = container.streams.video[0]
-            info.width, info.height, info.n_frames = stream.width, stream.height, stream.frames
-            info.fps = float(stream.average_rate or 0)
+        info = MediaInfo((container.duration or 0) / av.time_base)
+        with suppress(MediaError):
+            info.rate_hz = first_track(container, "audio", path).rate
+        with suppress(MediaError):
+            video = first_track(container, "video", path)
+            info.width, info.height, info.n_frames = video.width, video.height, video.frames
+            info.fps = float(video.average_rate or 0)
+    if not (info.rate_hz or info.width):
+        raise MediaError(path, "not a readable recording (neither sound nor picture in it)", "replace it")
     return info
 
 
-def _probe_audio_file(path):
-    check_file(path)
-    try:
-        info = soundfile.info(str(path))
-    except soundfile.SoundFileError as error:
-        raise _unreadable(path, error) from error
-    return MediaInfo(info.frames / info.samplerate, info.samplerate, info.channels)
-
-
-def _unreadable(path, error):
-    reason = str(error).split(": ", 1)[-1].strip().rstrip(".")
-    return MediaError(path, f"not a readable recording ({reason})", "download it again")
-
-
-# ---- Audio ------------------------------------------------------------------------------------
-
-
-def header_seconds(path):
-    """Length of a recording as its header states it; 0 for one that cannot be opened."""
-    try:
-        return probe(path).duration_s
-    except MediaError:
-        return 0.0
-
-
-def count_seconds(paths):
-    """(seconds in all recordings, number of headers read for that): of many, a random sample will do."""
-    n, paths = len(paths), list(paths)
-    if n > COUNT_ALL:
-        paths = [paths[i] for i in np.random.default_rng(0).choice(n, COUNT_SAMPLE, replace=False)]
-    with ThreadPoolExecutor(COUNT_THREADS) as pool:
-        seconds = list(tqdm(pool.map(header_seconds, paths), "counting", len(paths), False, disable=None))
-    return sum(seconds) / max(1, len(paths)) * n, len(paths)
+# ---- Sound ------------------------------------------------------------------------------------
 
 
 def check_rate(path, source_hz, rate_hz):
     """Raise MediaError for a sampling rate that nobody records at, as damaged headers have.
 
-    The resampling filter grows with source_hz / gcd(source_hz, rate_hz): 44101 to 16000 Hz would take
-    gigabytes.
+    The resampling filter grows with source_hz / gcd: 44101 to 16000 Hz would take gigabytes.
     """
     if source_hz <= 0 or source_hz // math.gcd(source_hz, rate_hz) > MAX_RATE_FACTOR:
-        raise MediaError(
-            path, f"an odd sampling rate ({source_hz} Hz)", "its header may be damaged; download it again"
-        )
+        raise MediaError(path, f"an odd sampling rate ({source_hz} Hz)", "its header may be damaged")
 
 
-def read_audio(path, start_s=None, end_s=None, rate_hz=16000):
+def read_audio(path, end_s=None, rate_hz=16000):
     """Read the mean of all channels of an audio file, or of the audio in a container.
 
-    start_s, end_s  the part to read in seconds, None = from the start, to the end; an end past the file is
-                    clamped
-    rate_hz         sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
+    end_s    seconds to read, None = all; sound that starts later than its container is preceded by silence
+    rate_hz  sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
     Returns float32 (T,), full scale = 1.
-    Raises MediaError if the file is unreadable, holds no audio in that span, has NaN or infinite samples, or
-    a sampling rate that nobody records at.
+    Raises MediaError for a file that is unreadable, or whose sound is absent, silent or of no use.
     """
-    check_file(path)
-    read = _read_audio_file if Path(path).suffix.lower() in AUDIO_FILES else _read_audio_stream
-    samples, source_hz = read(path, start_s or 0.0, end_s)  # (T, channels)
+    samples = ()
+    if Path(path).suffix.lower() in AUDIO_FILES:
+        with suppress(soundfile.SoundFileError), soundfile.SoundFile(str(path)) as file:
+            source_hz, last = file.samplerate, -1 if end_s is None else round(end_s * file.samplerate)
+            samples = file.read(last, dtype="float32", always_2d=True)  # (T, channels)
+    if not len(samples):  # another format under this name, or a header that was never finished
+        samples, source_hz = _decode_audio(path, end_s)
     check_rate(path, source_hz, rate_hz)
-    if not len(samples):
-        raise MediaError(path, "no audio samples" + (f" from {start_s:.2f} s on" if start_s else ""))
-    if not np.isfinite(samples).all():
-        raise MediaError(path, "samples that are not finite (NaN or infinity)")
     mono = samples.mean(axis=1, dtype=np.float32)  # (T,)
+    if not len(mono):
+        raise MediaError(path, "no audio samples")
+    if not np.isfinite(mono).all():
+        raise MediaError(path, "samples that are not finite (NaN or infinity)")
+    if np.vdot(mono, mono) * samples.shape[1] < CANCELLED * np.vdot(samples, samples):
+        raise MediaError(path, "its channels cancel each other", "keep one of them, or invert one")
+    if np.ptp(mono) <= SILENCE:
+        raise Silence(path, f"silence: its samples differ by no more than {SILENCE:g}")
     if source_hz != rate_hz:
         mono = resample(torch.from_numpy(mono), source_hz, rate_hz).numpy()
     return mono
 
 
-def _read_audio_file(path, start_s, end_s):
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            first = min(round(start_s * file.samplerate), file.frames)
-            last = file.frames if end_s is None else min(round(end_s * file.samplerate), file.frames)
-            file.seek(first)
-            return file.read(max(0, last - first), dtype="float32", always_2d=True), file.samplerate
-    except soundfile.SoundFileError as error:
-        raise _unreadable(path, error) from error
-
-
-def _read_audio_stream(path, start_s, end_s):
+def _decode_audio(path, end_s):
+    """(samples (T, channels), their rate) of the audio in a container, by FFmpeg."""
     with open_container(path) as container:
-        if not container.streams.audio:
-            raise MediaError(path, "no audio track")
-        stream = container.streams.audio[0]
-        source_hz = stream.rate
-        to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=source_hz)
-        parts = [
-            part.to_ndarray()
-            for frame in decoded_frames(container, stream)
-            for part in to_float.resample(frame)
-        ]
-    samples = np.concatenate(parts, axis=1).T if parts else np.zeros((0, 1), np.float32)
-    return samples[
-        round(start_s * source_hz) : None if end_s is None else round(end_s * source_hz)
-    ], source_hz
+        stream = first_track(container, "audio", path)
+        to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        n, last = (
+            round(start_of(container, stream) * stream.rate),
+            None if end_s is None else round(end_s * stream.rate),
+        )
+        parts = [np.zeros((stream.channels, n), np.float32)]
+        for frame in decoded_frames(container.demux(stream)):
+            parts += [part.to_ndarray() for part in to_float.resample(frame)]
+            n += frame.samples
+            if last is not None and n >= last:
+                break
+        return np.concatenate(parts, axis=1).T[:last], stream.rate
 
 
 def write_wav(path, samples, rate_hz=16000):
@@ -208,113 +198,93 @@ def write_wav(path, samples, rate_hz=16000):
         temporary.write_bytes(coded.getvalue())
 
 
-# ---- Video in ---------------------------------------------------------------------------------
+# ---- Pictures ---------------------------------------------------------------------------------
 
 
-def decoded_frames(container, stream):
+def decoded_frames(packets):
     """All frames that decode, in the decoder's order; damaged packets are passed over."""
-    try:
-        for packet in container.demux(stream):
-            try:
+    with suppress(av.error.InvalidDataError):  # the container breaks off here: what came before counts
+        for packet in packets:
+            with suppress(av.error.InvalidDataError):
                 yield from packet.decode()
-            except av.error.InvalidDataError:
-                continue
-    except av.error.InvalidDataError:
-        return  # the container breaks off here: what came before counts
 
 
 def _edit_list_loses_frames(path):
     """True if an MP4's edit list hides frames that lie within the duration the file states.
 
-    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops one of them
-    at the end. Frames that an editor has trimmed are more, or lie outside of the stated duration: these stay
-    hidden.
+    RAVDESS's MP4s start their pictures one frame late against the edit list, so that FFmpeg drops the last.
+    Frames that an editor has trimmed are more, or lie outside of the stated duration: these stay hidden.
     """
-    if Path(path).suffix.lower() not in (".mp4", ".mov", ".m4v"):
+    if first_bytes(path)[4:8] not in MP4_BOXES:
         return False
     with open_container(path) as container:
-        end = (container.duration or 0) / av.time_base
-        hidden = sum(
-            packet.is_discard and packet.pts is not None and 0 <= packet.pts * packet.time_base < end
-            for packet in container.demux(video=0)
-        )
+        stream, hidden = first_track(container, "video", path), 0
+        for packet in container.demux(stream):
+            if packet.is_discard and packet.pts is not None:
+                hidden += 0 <= packet.pts * packet.time_base * av.time_base < (container.duration or 0)
     return 0 < hidden <= MAX_HIDDEN_FRAMES
 
 
 @contextmanager
-def open_video(path, n_threads):
-    """The container and its first video stream, with every frame the recording has."""
-    check_file(path)
-    with open_container(
-        path, **({"ignore_editlist": "1"} if _edit_list_loses_frames(path) else {})
-    ) as container:
-        if not container.streams.video:
-            raise MediaError(path, "no video track")
-        stream = container.streams.video[0]
+def open_video(path, n_threads=1):
+    """The container and its first video track, with every frame the recording has."""
+    options = {"ignore_editlist": "1"} if _edit_list_loses_frames(path) else {}
+    with open_container(path, **options) as container:
+        stream = first_track(container, "video", path)
         stream.thread_type, stream.codec_context.thread_count = "AUTO", n_threads
         yield container, stream
 
 
-def timed_frames(container, stream):
-    """(frame, pts) in display order, pts counted from the first frame in units of the stream's time base.
+def timed_frames(packets, stream):
+    """(frame, pts) in display order, pts counted from the first in the stream's time base.
 
     The decoder's order is right where time stamps of neighbours are swapped (seen in RAVDESS) or absent
-    (AVI with B-frames), so stamps are sorted over a window of two frames and gaps are filled at the frame
-    rate.
+    (AVI with B-frames), so stamps are sorted over two frames and gaps are filled at the frame rate.
     """
     step = round(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 1
-    waiting, stamps, first, last = deque(), [], None, None
-    for frame in decoded_frames(container, stream):
-        newest = frame.pts if frame.pts is not None else (0 if last is None else last + step)
-        last = newest
-        waiting.append(frame)
-        heapq.heappush(stamps, newest)
-        if len(waiting) > 1:
-            pts = heapq.heappop(stamps)
+    waiting, stamps, first, newest = None, [], None, -step
+    for frame in chain(decoded_frames(packets), [None]):
+        if frame is not None:
+            newest = newest + step if frame.pts is None else frame.pts
+            stamps = sorted([*stamps, newest])
+        if waiting is not None:
+            pts = stamps.pop(0)
             first = pts if first is None else first
-            yield waiting.popleft(), pts - first
-    if waiting:
-        pts = heapq.heappop(stamps)
-        yield waiting.popleft(), pts - (pts if first is None else first)
+            yield waiting, pts - first
+        waiting = frame
 
 
-def count_frames(path):
-    """The number of video frames stored in a recording, read without decoding. Raises MediaError."""
-    with open_video(path, 1) as (container, stream):
-        return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+def upright(picture, frame):
+    """A picture (H, W, 3) of a frame as it is to be shown: phones film lying, with a matrix that turns it."""
+    matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return picture
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5]  # (x, y) is shown at (a x + c y, b x + d y)
+    if abs(b) > abs(a):
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def read_frames(path, start_s=None, end_s=None, n_frames=None, size=None, n_threads=1):
+def read_frames(path, start_s=0.0, end_s=math.inf, short_side=None):
     """Decode a video from its start, in order, and return frames with their times.
 
-    start_s, end_s  the part to read in seconds, None = from the first frame, to the last
-    n_frames        return this many frames, spread evenly over the whole video (the middles of equal parts, a
-                    frame repeated where there are fewer); not together with start_s or end_s. None = every
-                    frame
-    size            (height, width) to scale to, None = as recorded
+    start_s, end_s  the part to read in seconds
+    short_side      pixels that the short side is scaled to, None = as recorded
     Returns (frames (T, H, W, 3) uint8 RGB, times_s (T,) float64 from the first frame of the video).
     Raises MediaError for an unreadable file, or if no frame lies in that span.
     """
-    wanted = None
-    if n_frames is not None:
-        total = max(1, count_frames(path))
-        wanted = ((np.arange(n_frames) + 0.5) * total / n_frames).astype(int)
-    pictures, times = [], []
-    with open_video(path, n_threads) as (container, stream):
-        for i, (frame, pts) in enumerate(timed_frames(container, stream)):
+    frames, times_s = [], []
+    with open_video(path) as (container, stream):
+        for frame, pts in timed_frames(container.demux(stream), stream):
             time_s = float(pts * stream.time_base)
-            if end_s is not None and time_s >= end_s:
+            if time_s >= end_s:
                 break
-            if (start_s is not None and time_s < start_s) or (wanted is not None and i not in wanted):
-                continue
-            height, width = size or (frame.height, frame.width)
-            pictures.append(frame.to_ndarray(format="rgb24", width=width, height=height))
-            times.append(time_s)
-    if not pictures:
-        raise MediaError(
-            path, "no video frame could be decoded" + (f" from {start_s:.2f} s on" if start_s else "")
-        )
-    if wanted is not None:  # frames asked for twice, or lost at a damaged end
-        order = np.searchsorted(np.unique(wanted), wanted).clip(max=len(pictures) - 1)
-        return np.stack([pictures[k] for k in order]), np.array([times[k] for k in order])
-    return np.stack(pictures), np.array(times)
+            if time_s >= start_s:
+                scale = short_side / min(frame.width, frame.height) if short_side else 1
+                size = {"width": round(scale * frame.width), "height": round(scale * frame.height)}
+                frames.append(upright(frame.to_ndarray(format="rgb24", **size), frame))
+                times_s.append(time_s)
+    if not frames:
+        which = f" from {start_s:.2f} s on" if start_s else ""
+        raise MediaError(path, f"no video frame could be decoded{which}")
+    return np.stack(frames), np.array(times_s)

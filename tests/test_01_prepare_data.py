@@ -19,7 +19,8 @@ from common import files, settings
 from common.corpora import emodb
 from common.files import read_csv, read_json
 from common.manifest import read_manifest
-from common.media import count_frames, read_audio
+from common.media import read_audio
+from common.pictures import count_frames
 
 SCRIPT = "01_prepare_data.py"
 

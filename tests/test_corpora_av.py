@@ -17,7 +17,8 @@ from common.corpora.cremad import read as read_cremad
 from common.corpora.lombard import grid_sentence
 from common.corpora.lombard import read as read_lombard
 from common.errors import UserError
-from common.media import count_frames, read_audio
+from common.media import read_audio
+from common.pictures import count_frames
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 82260\n"
 

@@ -26,7 +26,7 @@ def test_real_ravdess_clip_copied_without_sound(tmp_path):
     clip = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
     assert copy_muted(clip, tmp_path / "copy.mp4") == 99
     assert probe(tmp_path / "copy.mp4").rate_hz == 0
-    original, copy = (read_frames(path, size=(72, 128)) for path in (clip, tmp_path / "copy.mp4"))
+    original, copy = (read_frames(path, short_side=72) for path in (clip, tmp_path / "copy.mp4"))
     assert np.array_equal(original[0], copy[0]) and np.allclose(original[1], copy[1], atol=1e-6)
     assert copy_muted(write_avi(tmp_path / "mpeg4.avi", n_frames=3), tmp_path / "no.mp4") == 0
     assert not (tmp_path / "no.mp4").exists()

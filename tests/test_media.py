@@ -1,7 +1,6 @@
 """Audio and video in and out, against known signals, frame-numbered videos and one real RAVDESS clip."""
 
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,6 @@ from common import media
 from common.media import MediaError, probe, read_audio, read_frames, write_wav
 
 FRAME_S = 1001 / 30000
-CODING = {"crf": 10, "preset": "ultrafast"}
-
-
-def leftovers(folder):
-    return [path.name for path in Path(folder).rglob("*") if ".tmp" in path.name]
 
 
 # ---- Audio ------------------------------------------------------------------------------------
@@ -33,13 +27,11 @@ def test_read_audio_averages_channels_and_resamples(tmp_path):
     assert np.abs(samples - expected)[200:-200].max() < 0.01
 
 
-def test_read_audio_span_equals_slice_and_end_is_clamped(tmp_path):
+def test_read_audio_up_to_an_end_equals_a_slice_and_the_end_is_clamped(tmp_path):
     write_tone(tmp_path / "a.wav", 2.0)
     whole = read_audio(tmp_path / "a.wav")
-    assert np.array_equal(read_audio(tmp_path / "a.wav", 0.5, 1.25), whole[8000:20000])
-    assert np.array_equal(read_audio(tmp_path / "a.wav", 1.5, 9.0), whole[24000:])
-    with pytest.raises(MediaError, match="no audio samples from 3.00 s on"):
-        read_audio(tmp_path / "a.wav", 3.0)
+    assert len(whole) == 32000 and np.array_equal(read_audio(tmp_path / "a.wav", 1.25), whole[:20000])
+    assert np.array_equal(read_audio(tmp_path / "a.wav", 9.0), whole)
 
 
 def test_write_wav_is_pcm16_mono_clipped_and_reads_back(tmp_path):
@@ -116,7 +108,7 @@ def test_probe_of_audio_files_is_by_their_header(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     soundfile.write(str(path), np.zeros((4410, 2)), 44100)
     info = probe(path)
-    assert (info.duration_s, info.rate_hz, info.channels, info.width) == (0.1, 44100, 2, 0)
+    assert (info.duration_s, info.rate_hz, info.width) == (0.1, 44100, 0)
     for content, message in (
         (b"", "empty"),
         (b"version https://git-lfs", "git-lfs"),
@@ -141,7 +133,7 @@ def test_real_ravdess_clip_has_all_its_frames():
     assert info.fps == pytest.approx(30000 / 1001) and info.duration_s == pytest.approx(
         99 * FRAME_S, abs=1e-4
     )
-    frames, times_s = read_frames(real_clip(), size=(72, 128))
+    frames, times_s = read_frames(real_clip(), short_side=72)
     assert frames.shape == (99, 72, 128, 3) and frames.dtype == np.uint8
     assert np.allclose(times_s, np.arange(99) * FRAME_S, atol=1e-6)
     assert times_s[-1] + FRAME_S == pytest.approx(info.duration_s, abs=1e-4)
@@ -152,14 +144,11 @@ def test_real_ravdess_clip_has_all_its_frames():
     assert abs(len(read_audio(real_clip())) / 16000 - info.duration_s) < 0.02
 
 
-def test_read_frames_span_and_even_sampling(tmp_path):
+def test_read_frames_of_a_span_and_scaled(tmp_path):
     path = write_avi(tmp_path / "a.avi", n_frames=60)
     frames, times_s = read_frames(path, start_s=0.5, end_s=1.0)
     assert np.allclose(times_s, np.arange(15, 30) * FRAME_S)
     assert frames.shape == (15, HEIGHT, WIDTH, 3)
-    _, times_s = read_frames(path, n_frames=4, size=(8, 8))
-    assert np.allclose(times_s, np.array([7, 22, 37, 52]) * FRAME_S)  # middles of quarters
-    _, times_s = read_frames(write_avi(tmp_path / "b.avi", n_frames=2), n_frames=4)
-    assert np.allclose(times_s, np.array([0, 0, 1, 1]) * FRAME_S)
+    assert read_frames(path, end_s=0.1, short_side=8)[0].shape == (3, 8, 12, 3)
     with pytest.raises(MediaError, match="no video frame"):
         read_frames(path, start_s=5.0)

@@ -20,8 +20,8 @@ from common.chochlakis.backbones import MODALITIES
 from common.errors import UserError
 from common.extraction import extract
 from common.files import hash_of
-from common.media import MediaError, check_rate, open_video, probe, read_audio
-from common.pictures import Tracks, find_tracks, read_pictures
+from common.media import MediaError, Silence, check_rate, probe, read_audio
+from common.pictures import read_pictures
 from common.store import rows_of
 
 PAD_TOLERANCE_S = 1e-3  # a clip that lacks no more than this is whole
@@ -54,23 +54,20 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
     """
     if not (audio_path or video_path):
         raise MediaError("", "neither audio nor video")
-    n_frames, tracks = max(1, round(clip_s * fps)), Tracks()
+    n_frames = max(1, round(clip_s * fps))
     audio = np.zeros((n_clips, round(clip_s * rate_hz)), np.float32)
     video = np.zeros((n_clips, n_frames if video_path else 0, size, size, 3), np.uint8)
     audio_s, video_s = np.zeros((2, n_clips), np.float32)
     if video_path:
-        with open_video(video_path, 1) as (container, stream):
-            tracks = find_tracks(container, video_path)
-            wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / fps).ravel()
-            times = tracks.video_start_s, wanted_s, n_clips * clip_s
-            span_s = read_pictures(container, stream, *times, video.reshape(-1, size, size, 3))
-        video_s = covered_s(*span_s, n_clips, clip_s)
+        wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / fps).ravel()
+        pictures, *span_s = read_pictures(video_path, wanted_s, n_clips * clip_s, size)
+        video, video_s = pictures.reshape(video.shape), covered_s(*span_s, n_clips, clip_s)
     own_file = audio_path and Path(audio_path) != Path(video_path or "")
-    if own_file:
-        tracks = Tracks(rate_hz=probe(audio_path).rate_hz)
-    if own_file or tracks.rate_hz:
-        seconds = fill_audio(audio, audio_path or video_path, tracks, clip_s, rate_hz)
-        audio_s = covered_s(tracks.audio_start_s, tracks.audio_start_s + seconds, n_clips, clip_s)
+    if own_file or probe(video_path).rate_hz:
+        seconds = fill_audio(audio, audio_path or video_path, clip_s, rate_hz)
+        audio_s = covered_s(0.0, seconds, n_clips, clip_s)
+    if not (audio_s.any() or video_s.any()):
+        raise MediaError(audio_path or video_path, "neither sound nor picture", "leave it out of the corpus")
     return Clips(audio, video, audio_s, video_s)
 
 
@@ -80,25 +77,21 @@ def covered_s(start_s, end_s, n_clips, clip_s):
     return np.diff(edges_s).astype(np.float32)
 
 
-def fill_audio(audio, path, tracks, clip_s, rate_hz):
-    """Write a recording's mono sound into audio (N, S); returns its seconds up to the last clip.
+def fill_audio(audio, path, clip_s, rate_hz):
+    """Write a recording's mono sound into audio (N, S); returns its seconds up to the last clip, 0 if silent.
 
     Each clip is resampled by itself, so that the filter, half a millisecond long, does not carry sound over.
     """
-    (n_clips, n_samples), source_hz = audio.shape, tracks.rate_hz
-    end_s = n_clips * clip_s - tracks.audio_start_s
-    if end_s <= 0:
+    (n_clips, n_samples), source_hz = audio.shape, probe(path).rate_hz
+    try:
+        samples = read_audio(path, n_clips * clip_s, source_hz)  # (T,)
+    except Silence:
         return 0.0
-    samples = read_audio(path, 0.0, end_s, source_hz)  # (T,)
     check_rate(path, source_hz, rate_hz)
     pieces = np.zeros((n_clips, round(clip_s * source_hz)), np.float32)
     for n, piece in enumerate(pieces):
-        start = round(n * clip_s * source_hz) - round(tracks.audio_start_s * source_hz)
-        found, into = (
-            samples[max(0, start) : max(0, start + len(piece))],
-            max(0, -start),
-        )  # < 0: sound comes later
-        piece[into : into + len(found)] = found
+        found = samples[round(n * clip_s * source_hz) :][: len(piece)]
+        piece[: len(found)] = found
     if source_hz != rate_hz:
         pieces = resample(torch.from_numpy(pieces), source_hz, rate_hz).numpy()
     audio[:, : pieces.shape[1]] = pieces[:, :n_samples]

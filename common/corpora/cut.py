@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import numpy as np
 
 from common.files import atomic_path, writing
 from common.media import MediaError, open_video, timed_frames
+from common.pictures import crop
 
 END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
 
@@ -63,12 +63,7 @@ def crop_half(frame, half):
     """The left or right half of a yuv420p frame, or ("") all of it, with even sides as H.264 needs."""
     width, height = (frame.width // 2 if half else frame.width) // 2 * 2, frame.height // 2 * 2
     x = frame.width // 4 * 2 if half == "right" else 0
-    cropped = av.VideoFrame(width, height, "yuv420p")
-    for source, target, scale in zip(frame.planes, cropped.planes, (1, 2, 2), strict=True):
-        rows = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
-        into = np.frombuffer(target, np.uint8).reshape(target.height, target.line_size)
-        into[:, : width // scale] = rows[: height // scale, x // scale : (x + width) // scale]
-    return cropped
+    return crop(frame, x, 0, width, height)
 
 
 def cut_turns(path, cuts, crf, preset, n_threads=1):
@@ -86,7 +81,7 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
     spans = [(cut.start_s or 0.0, math.inf if cut.end_s is None else cut.end_s) for cut in cuts]
     with open_video(path, n_threads) as (container, stream), ExitStack() as unfinished:
         step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        for frame, pts in timed_frames(container, stream):
+        for frame, pts in timed_frames(container.demux(stream), stream):
             time_s = float(pts * stream.time_base)
             for k in [k for k in clips if time_s >= spans[k][1]]:
                 clips.pop(k)[0].close()
@@ -127,7 +122,7 @@ def copy_muted(path, output):
 
     Returns the number of frames, 0 if the video is not H.264 and must be encoded. Raises MediaError.
     """
-    with open_video(path, 1) as (source, stream):
+    with open_video(path) as (source, stream):
         if stream.codec_context.name != "h264":
             return 0
         with atomic_path(output) as temporary, av.open(str(temporary), "w", format="mp4") as target:

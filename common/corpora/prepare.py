@@ -22,7 +22,8 @@ from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.errors import UserError
 from common.files import hash_of, write_csv
 from common.manifest import Problem
-from common.media import MediaError, check_rate, count_frames, probe, read_audio, write_wav
+from common.media import MediaError, check_rate, probe, read_audio, write_wav
+from common.pictures import count_frames
 from common.results import append_log
 
 TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one recording stay together

@@ -10,12 +10,13 @@ For each clip the store has as many rows as it needs of every array:
                                      were left out as not spoken within the clip
 """
 
+import random
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
 
-import av
 import numpy as np
 import torch
 from torch import nn
@@ -27,8 +28,8 @@ from common.extraction import extract
 from common.files import file_hash, hash_of
 from common.khare.words import tidy_words
 from common.layers import read_checkpoint
-from common.media import MediaError, count_frames, count_seconds, open_container, open_video, read_audio
-from common.pictures import IMAGENET, STAMP_TOLERANCE_S, find_tracks, normalise_frames, read_pictures
+from common.media import MediaError, Silence, probe, read_audio
+from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
 
 N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5  # of the filterbank (Sec. 3.1)
 AUDIO_DIM, VIDEO_DIM = N_BANDS * STACKED, 4096
@@ -37,6 +38,7 @@ VGG_SIZE = 224  # side in pixels of the pictures that VGG-16 was trained with
 FULL_SCALE = 32768  # Kaldi reads 16-bit samples as whole numbers
 EDGE_TOLERANCE = 1e-3  # of a step: times are rounded, and a part of a frame that short is none
 MAX_F16 = 65504.0
+MEASURED = 500  # recordings whose headers are read to estimate how long all are
 CLIP_BYTES, BYTES_PER_S = 200, 75  # of a clip in the index, of fast speech as words with times
 ARRAYS = {"text": "word_times", "audio": "audio", "video": "video"}  # of a store, with a row per step
 NAN = float("nan")
@@ -225,26 +227,21 @@ class Recordings:
 
 def read_sounds(sources, rate_hz):
     """Samples (S,) of each clip of a recording, S = 0 where there are none."""
-    path, start_s, nothing = sources[0].audio or sources[0].video, 0.0, np.zeros(0, np.float32)
-    if not path:
+    path, nothing = sources[0].audio or sources[0].video, np.zeros(0, np.float32)
+    if not path or path == sources[0].video and not probe(path).rate_hz:
         return [nothing] * len(sources)
-    if path == sources[0].video:
-        with open_container(path) as container:
-            tracks = find_tracks(container, path)
-        if not tracks.rate_hz:
-            return [nothing] * len(sources)
-        start_s = tracks.audio_start_s
     ends_s = [source.end_s for source in sources]
-    last_s = None if None in ends_s else max(ends_s) - start_s
+    last_s = None if None in ends_s else max(ends_s)
     if last_s is not None and last_s <= 0:
         return [nothing] * len(sources)
-    samples, found = read_audio(path, 0.0, last_s, rate_hz), []
+    try:
+        samples, found = read_audio(path, last_s, rate_hz), []
+    except Silence:
+        return [nothing] * len(sources)
     for source in sources:
-        first = round((max(0.0, source.start_s) - start_s) * rate_hz)
-        end = len(samples) if source.end_s is None else max(0, round((source.end_s - start_s) * rate_hz))
-        piece = samples[max(0, first) : end]
-        silence = max(0, -first) if len(piece) else 0  # until the sound starts
-        found.append(np.pad(piece, (silence, 0)))
+        end = len(samples) if source.end_s is None else max(0, round(source.end_s * rate_hz))
+        piece = samples[round(max(0.0, source.start_s) * rate_hz) : end]
+        found.append(piece if piece.any() else nothing)  # it may end before the sound starts
     return found
 
 
@@ -257,24 +254,20 @@ def read_views(sources, fps, size):
     path, nothing = sources[0].video, np.zeros((0, size, size, 3), np.uint8)
     if not path or not size:
         return [(nothing, 0.0)] * len(sources)
-    with open_video(path, 1) as (container, stream):
-        tracks, rate = find_tracks(container, path), float(stream.average_rate or 25)
-        end_s = (container.duration or 0) / av.time_base or count_frames(path) / rate
-        spans_s, times_s = [], []
-        for source in sources:
-            start, end = max(0.0, source.start_s), end_s if source.end_s is None else min(source.end_s, end_s)
-            n = max(0, np.ceil((end - start) * fps - EDGE_TOLERANCE))
-            edges = np.minimum(start + np.arange(n + 1) / fps, end)
-            spans_s.append((start, end))
-            times_s.append((edges[:-1] + edges[1:]) / 2)  # (T_v,)
-        wanted_s = np.concatenate(times_s)
-        order, last_s = np.argsort(wanted_s, kind="stable"), max(end for _, end in spans_s)
-        if not len(order):
-            return [(nothing, 0.0)] * len(sources)
-        pictures = np.zeros((len(order), size, size, 3), np.uint8)
-        first_s, shown_to_s = read_pictures(
-            container, stream, tracks.video_start_s, wanted_s[order], last_s, pictures
-        )
+    info = probe(path)
+    whole_s = info.duration_s or count_frames(path) / (info.fps or 25)
+    spans_s, times_s = [], []
+    for source in sources:
+        start, end = max(0.0, source.start_s), whole_s if source.end_s is None else min(source.end_s, whole_s)
+        n = max(0, np.ceil((end - start) * fps - EDGE_TOLERANCE))
+        edges = np.minimum(start + np.arange(n + 1) / fps, end)
+        spans_s.append((start, end))
+        times_s.append((edges[:-1] + edges[1:]) / 2)  # (T_v,)
+    wanted_s = np.concatenate(times_s)
+    order, last_s = np.argsort(wanted_s, kind="stable"), max(end for _, end in spans_s)
+    if not len(order):
+        return [(nothing, 0.0)] * len(sources)
+    pictures, first_s, shown_to_s = read_pictures(path, wanted_s[order], last_s, size)
     parts = np.split(np.argsort(order), np.cumsum([len(times) for times in times_s])[:-1])
     found = []
     for part, times, (start, end) in zip(parts, times_s, spans_s):
@@ -335,8 +328,17 @@ def arrays_of(clips, vgg):
 def needed_bytes(sources, fps):
     """Estimate of a store's size; the length of recordings that are taken whole comes from their headers."""
     whole = [s.audio or s.video for s in sources if s.end_s is None and (s.audio or s.video)]
-    seconds, n = count_seconds(whole)[0] if whole else 0.0, len(sources)
+    seconds, n = total_seconds(whole), len(sources)
     seconds += sum(max(0.0, s.end_s - max(0.0, s.start_s)) for s in sources if s.end_s is not None)
     sound, seen = sum(bool(s.audio or s.video) for s in sources) / n, sum(bool(s.video) for s in sources) / n
     audio = sound * (seconds / AUDIO_STEP_S + n) * AUDIO_DIM * 2
     return audio + seen * fps * (seconds + n) * VIDEO_DIM * 2 + seconds * BYTES_PER_S + n * CLIP_BYTES
+
+
+def total_seconds(paths):
+    """Seconds in recordings, by the headers of MEASURED of them that are drawn at random."""
+    some, seconds = random.Random(0).sample(paths, min(len(paths), MEASURED)), 0.0
+    for path in some:
+        with suppress(MediaError):  # it is named when its features are extracted
+            seconds += probe(path).duration_s
+    return seconds * len(paths) / max(1, len(some))

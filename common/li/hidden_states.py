@@ -71,7 +71,7 @@ class Utterances:
         """Token numbers, or samples (S,); MediaError where a file cannot be read. None: silence, a token."""
         if item is None:
             return [0] if self.modality == "text" else np.zeros(int(SHORTEST_S * RATE_HZ), np.float32)
-        return item if self.modality == "text" else read_audio(item, 0.0, self.limit, RATE_HZ)
+        return item if self.modality == "text" else read_audio(item, self.limit, RATE_HZ)
 
     def pad(self, inputs):
         """The pretrained model's arguments for a list of what `read` gave: tensors (U, S)."""

@@ -12,7 +12,6 @@ import torch
 
 from common.extraction import Extraction, extract
 from common.files import file_hash
-from common.media import count_seconds
 from common.sadok.data import audio_paths, read_part
 from common.sadok.vqvae import HOP, N_ROWS, RATE_HZ, cached_clip, power_spectrogram, read_clip
 from common.store import Store
@@ -29,7 +28,7 @@ def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
     """
     manifest = read_part(pretraining.data_root, base)
     clips = {turn.utterance_id: manifest.path(turn.audio) for turn in manifest.turns}
-    seconds = sum(turn.duration_s for turn in manifest.turns) or count_seconds(list(clips.values()))[0]
+    seconds = sum(turn.duration_s for turn in manifest.turns)
     need_bytes = (seconds * RATE_HZ / HOP + len(clips)) * N_ROWS
     weights = file_hash(best_weights(pretraining.folder / "vqvae"))
     identity = {"vqvae": weights, "manifest": manifest.fingerprint()}

@@ -46,7 +46,7 @@ from common.chochlakis.clips import clip_features, read_clips
 from common.extraction import Extraction
 from common.manifest import Manifest, Turn
 from common.media import probe
-from common.pictures import central_square, frames_at
+from common.pictures import STAMP_TOLERANCE_S, central_square
 
 RUNS = 5
 N_FILES = 4
@@ -120,8 +120,14 @@ def clip_video(path, start_s, scale):
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "NONE"
         container.seek(int(start_s * av.time_base))
-        frames = frames_at(wanted_s, ((frame, frame.time) for frame in container.decode(video=0)))
-        return np.stack([scale(frame) for frame in frames])
+        frames = []
+        for frame in container.decode(video=0):
+            if frames and frame.time > wanted_s[-1] + STAMP_TOLERANCE_S:
+                break
+            frames.append(frame)
+        times_s = [frame.time for frame in frames]
+        shown = np.searchsorted(times_s, wanted_s + STAMP_TOLERANCE_S, side="right") - 1
+        return np.stack([scale(frames[k]) for k in shown.clip(min=0)])
 
 
 def clip_audio(path, start_s):

@@ -30,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from common.corpora.cut import Cut, cut_turns
-from common.media import count_frames, read_frames
+from common.media import read_frames
+from common.pictures import count_frames
 from common.settings import read_constants
 
 SECONDS, RATE, N_TURNS = 180, Fraction(30000, 1001), 45

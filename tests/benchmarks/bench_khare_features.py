@@ -127,7 +127,7 @@ def features(folder, video):
     source = Source("a", video=str(video))
     pictures = read_views([source], FPS, 224)[0][0]
     report(f"{len(pictures)} frames", lambda: read_views([source], FPS, 224))
-    report("... by read_frames, every frame scaled", lambda: read_frames(video, size=(224, 224)))
+    report("... by read_frames, every frame scaled", lambda: read_frames(video, short_side=224))
     for size in (32, 224):
         vgg, scaled = VGG(None, size, 64, "cpu"), np.ascontiguousarray(pictures[:, :size, :size])
         report(f"VGG-16, {len(scaled)} frames of {size} px", lambda vgg=vgg, x=scaled: vgg.features(x))
