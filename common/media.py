@@ -177,10 +177,8 @@ def _decode_audio(path, end_s):
     with open_container(path) as container:
         stream = first_track(container, "audio", path)
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-        n, last = (
-            round(start_of(container, stream) * stream.rate),
-            None if end_s is None else round(end_s * stream.rate),
-        )
+        n = round(start_of(container, stream) * stream.rate)
+        last = None if end_s is None else round(end_s * stream.rate)
         parts = [np.zeros((stream.channels, n), np.float32)]
         for frame in decoded_frames(container.demux(stream)):
             parts += [part.to_ndarray() for part in to_float.resample(frame)]

@@ -189,7 +189,7 @@ def test_a_sound_that_starts_late_is_preceded_by_silence(tmp_path):
     found = read_clips(None, path, **{**KIND, "rate_hz": 48000})
     assert np.array_equal(numbers(found.video), newest(STEADY_MS))
     assert np.allclose(found.audio.ravel(), np.pad(tone(1.5), (24000, 0)), atol=1e-4)
-    assert np.allclose(found.audio_s, [0, 0.3, 0.4, 0.4, 0.4], atol=1e-3)
+    assert np.allclose(found.audio_s, 0.4)
 
 
 def test_a_video_that_starts_after_the_clips_is_none(tmp_path):
@@ -305,7 +305,7 @@ def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
     found = read_clips(path, path, 10, 0.4, 24000, 16, 224)
     frame_s = 1001 / 30000
     with media.open_video(path, 1) as (container, stream):
-        shown = [frame for frame, _ in media.timed_frames(container, stream)]
+        shown = [frame for frame, _ in media.timed_frames(container.demux(stream), stream)]
     assert len(shown) == 99
     scaler = VideoReformatter()
     for n in range(10):
@@ -377,7 +377,7 @@ def recordings(tmp_path_factory):
     folder, paths = tmp_path_factory.mktemp("recordings"), []
     for i in range(8):
         audio, video = folder / f"{i}.wav", folder / f"{i}.mov"
-        soundfile.write(audio, np.full(48000, (i + 1) / 16), 24000)
+        soundfile.write(audio, (i + 1) / 16 + np.tile([0.001, -0.001], 24000), 24000)
         if i == 2:
             video.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
         elif i != 6:
