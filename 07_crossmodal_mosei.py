@@ -16,7 +16,7 @@ Three stages, each kept in <DATA_ROOT> and resumed after a kill:
 2. masked language model with full softmax and with NCE      -> models/<pretraining corpus>/khare/<method>
 3. fine-tuning of every row of a table with each of SEEDS    -> models/<corpus>/khare/<row>/seed<n>
 Writes results/07_crossmodal_mosei/<corpus>/: khare_table_1, khare_table_2 (as in the paper), khare_table_asr
-and khare_fig_cases (its Sections 4.1 and 4.2), khare_table_gain, khare_table_f1, khare_table_cost,
+and khare_fig_cases (its Sections 4.1 and 4.2), khare_table_corpus, _gain, _f1, _classes, _cost and
 khare_fig_pretraining (beyond it); predictions.csv, metrics.json, log.jsonl.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
@@ -34,11 +34,11 @@ DEVIATIONS and what the paper leaves open; constants in capitals
    mean of WA and F1 that chooses among the initialisations. For pretrained models SEEDS vary the last layer,
    the order and the dropout; each pretraining is done once, with the first of them.
 7. Words without a vector are left out (KEEP_UNKNOWN): "which we ignore". MAX_S cuts very long clips.
-8. The paper counts 23,453 segments (happy 12,135, sad 5,856, anger 4,903, disgust 4,208, surprise 2,262, fear
-   1,850); the release's label file has 23,259, and the official folds 22,860.
-9. Not in the paper: means over all initialisations, paired intervals, macro and positive F1, models trained
-   without a modality, and one with trained substitutes, which is robust to missing modalities.
-10. Corpora with one label per clip (MELD, RAVDESS) are trained in the same way, as many yes-or-no emotions as
+8. The paper counts 23,453 segments; the release's label file has 23,259, its official folds 22,860.
+9. Not in the paper: means over all initialisations, paired intervals, macro and positive F1, TF-IDF, models
+   trained without a modality, and one with trained substitutes, which is robust to missing modalities.
+10. "!", "?" and "..." are words of their own where a text has them: they carry emotion.
+11. Corpora with one label per clip (MELD, RAVDESS) are trained in the same way, as many yes-or-no emotions as
    classes; with PRETRAIN_CORPUS = CORPUS the masked language model sees its training part alone.
 """
 
@@ -52,6 +52,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
@@ -63,21 +64,13 @@ from common.extraction import Extraction
 from common.files import hash_of, read_json
 from common.jobs import side_by_side
 from common.khare import data, features, figures, tables
-from common.khare.data import DIMS, Clips
-from common.khare.words import look_up, open_words, word_error_rate
-from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, vectors
-from common.manifest import corpus_name, read_manifest
+from common.khare.data import NO_TARGET, Clips
+from common.khare.features import ARRAYS
+from common.khare.words import is_there, look_up, open_words, word_error_rate
+from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
+from common.manifest import corpus_name, prepared_folder, read_manifest
 from common.results import start_run
-from common.training import (
-    Place,
-    Recipe,
-    Task,
-    best_weights,
-    load_best,
-    load_trained,
-    make_accelerator,
-    train_and_test,
-)
+from common.training import Place, Recipe, Task, best_weights, load_best, make_accelerator, train_and_test
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -96,10 +89,10 @@ N_RESAMPLES = 10000             # of videos behind every interval
 # ---- Features (Sec. 3.1) -------------------------------------------------------------------
 MODALITIES = ("text", "audio", "video")   # that are used at all
 TRANSCRIPTS = "facebook/wav2vec2-large-960h"      # words of clips without a text: CTC model (hub or folder),
-                                # folder of <clip>.csv or .txt, csv utterance_id,word,start_s,end_s; "" = none
+                                # folder of <clip>.txt, csv utterance_id,word,start_s,end_s; "" = none
 MIN_SCORE = -0.3                # English: mean log-probability of letters; transcripts without a score stay
 ASR_TRANSCRIPTS = "facebook/wav2vec2-large-960h"  # recognised test clips (Sec. 4.1), likewise; "" = none
-GLOVE = "data/raw/glove.840B.300d.txt"    # "" = random vectors of words, where GloVe is not at hand
+GLOVE = "data/raw/glove.840B.300d.txt"    # vectors of any width, .gz too; "" = random ones, without a file
 KEEP_UNKNOWN = False            # words without a vector: False leaves them out, True keeps them as zeros
 VGG_WEIGHTS = ""                # file of torchvision's VGG-16; "" = torchvision downloads it
 RANDOM_VGG = False              # random weights instead, where none are at hand
@@ -117,7 +110,7 @@ DEPTH = 4                       # layers of every encoder
 HEADS = 4                       # of attention
 FEED_FORWARD = 200              # units
 DROPOUT = 0.1                   # of every part before its residual and of the inputs ([19]). Not in the paper
-TERM_WEIGHTS = (0.33, 0.33, 0.33)         # w_1, w_2, w_3 of Eq. 5
+TERM_WEIGHTS = (0.33, 0.33, 0.33)         # w_1, w_2, w_3 of Eq. 5; 0 = without that term
 
 # ---- Pretraining (Sec. 2.2 and 3.1) --------------------------------------------------------
 HIDDEN_SHARE = 0.15             # of the words, with their audio and video
@@ -127,7 +120,7 @@ LEARNING_RATE_SCALE = 1.0       # k of [27]. Not in the paper
 WARMUP_STEPS = 4000             # not in the paper
 BETAS = (0.9, 0.98)             # of Adam ([27])
 EPS = 1e-9                      # of Adam ([27])
-CLIP_NORM = 1.0                 # largest norm of a step's gradient, in fine-tuning too. Not in the paper
+CLIP_NORM = 1.0                 # largest norm of a gradient, in fine-tuning too; 0 = off. Not in the paper
 NOISE_WORDS = 25                # per hidden word. Not in the paper
 SHARED_NOISE = False            # True: the same noise words for a whole batch, cheaper, noisier; take 1,000
 HELD_OUT = 0.05                 # share of the speakers. Not in the paper
@@ -167,7 +160,7 @@ SETTINGS = {}                   # filled by settings.run: what this run used
 # fmt: on
 
 # B clips, W words, T_a steps of audio, T_v frames of video, S any of the three, w WIDTH, V words of the
-# vocabulary, N hidden words of a batch, k noise words, E emotions. A batch (data.Clips.collate) is a dict of
+# vocabulary, H hidden words of a clip, k noise words, E emotions. A batch (data.Clips.collate) is a dict of
 # "text" (B, W, 300), "audio" (B, T_a, 200), "video" (B, T_v, 4096), 0 where hidden or padded, and
 # "text_length", "audio_length", "video_length" (B,): steps that are there, 0 = the clip lacks it.
 
@@ -199,14 +192,16 @@ class Layer(nn.Module):
         is_step  (B, S') bool, the steps of source that are there; without any the output means nothing
         """
         q, k, v = self.query(x), self.key(source), self.value(source)  # Eq. 1: (B, S, w), twice (B, S', w)
-        heads = [part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (q, k, v)]
-        is_key = (is_step | ~is_step.any(1, keepdim=True))[
-            :, None, None
-        ]  # (B, 1, 1, S'); no key would be NaN
-        a = F.scaled_dot_product_attention(*heads, attn_mask=is_key)  # Eq. 2: (B, heads, S, w / heads)
-        a = self.out(a.transpose(1, 2).flatten(2))  # (B, S, w)
+        is_key = is_step | ~is_step.any(1, keepdim=True)  # (B, S'); without a key all would be NaN
+        heads = self.split(q), self.split(k), self.split(v)
+        a = F.scaled_dot_product_attention(*heads, attn_mask=is_key[:, None, None])  # Eq. 2
+        a = self.out(a.transpose(1, 2).flatten(2))  # (B, heads, S, w / heads) -> (B, S, w)
         o = self.norm_attention((q if self.cross else v) + self.dropout(a))  # Eq. 3
         return self.norm_feed_forward(o + self.dropout(self.feed_forward(o)))
+
+    def split(self, x):
+        """(B, S, w) -> (B, heads, S, w / heads)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 # ---- 2. The model (Section 2.1, Equation 5) ------------------------------------------------
@@ -225,35 +220,38 @@ class CrossModalTransformer(nn.Module):
     is: averaging models with an anchor each would take three times the encoders.
     """
 
-    def __init__(self, anchor, robust=False):
+    def __init__(self, widths, anchor, robust=False):
+        """widths: {modality: how many numbers a step of it has}, of those that the corpora have."""
         super().__init__()
         self.anchor, self.dropout, self.substitutes = anchor, nn.Dropout(DROPOUT), None
-        self.project = nn.ModuleDict({name: nn.Linear(n, WIDTH) for name, n in DIMS.items()})
+        self.project = nn.ModuleDict({name: nn.Linear(n, WIDTH) for name, n in widths.items()})
         if robust:
-            trained = {name: vectors(TOKEN_STD, N_SUBSTITUTES, WIDTH) for name in DIMS}
+            trained = {name: vectors(TOKEN_STD, N_SUBSTITUTES, WIDTH) for name in widths}
             self.substitutes = nn.ParameterDict(trained)
-        unimodal = {name: nn.ModuleList(Layer(cross=False) for _ in range(DEPTH)) for name in DIMS}
-        cross = {
-            name: nn.ModuleList(Layer(cross=True) for _ in range(DEPTH)) for name in DIMS if name != anchor
-        }
-        self.unimodal, self.cross = nn.ModuleDict(unimodal), nn.ModuleDict(cross)
+        others = [name for name in widths if name != anchor]
+        self.unimodal = nn.ModuleDict({name: self.layers(cross=False) for name in widths})
+        self.cross = nn.ModuleDict({name: self.layers(cross=True) for name in others})
         self.apply(initialise)
+
+    def layers(self, cross):
+        return nn.ModuleList(Layer(cross) for _ in range(DEPTH))
 
     def forward(self, batch):
         """The output of Eq. 5 (B, S, w), 0 at steps that the anchor lacks, and is_step (B, S) bool."""
         states, is_step = {}, {}
-        for name in DIMS:
+        for name in self.unimodal:
             x, is_step[name] = self.embed(batch[name], batch[f"{name}_length"], name)
             for layer in self.unimodal[name]:
                 x = layer(x, x, is_step[name])
             states[name] = x  # S_T, S_A, S_V
-        terms = [states[self.anchor]]  # E_T = S_T
+        weights = dict(zip(sorted(ARRAYS, key=lambda name: name != self.anchor), TERM_WEIGHTS))
+        encoded = weights[self.anchor] * states[self.anchor]  # Eq. 5: w_1 E_T, E_T = S_T
         for name in self.cross:
             x = states[self.anchor]
             for layer in self.cross[name]:
-                x = layer(x, states[name], is_step[name])  # Eq. 4
-            terms.append(x.masked_fill(~is_step[name].any(1)[:, None, None], 0.0))  # E_A->T, E_V->T
-        encoded = sum(weight * term for weight, term in zip(TERM_WEIGHTS, terms))  # Eq. 5
+                x = layer(x, states[name], is_step[name])  # Eq. 4: E_A->T, E_V->T
+            x = x.masked_fill(~is_step[name].any(1)[:, None, None], 0.0)
+            encoded = encoded + weights[name] * x
         return encoded.masked_fill(~is_step[self.anchor][..., None], 0.0), is_step[self.anchor]
 
     def embed(self, x, length, name):
@@ -272,47 +270,44 @@ class CrossModalTransformer(nn.Module):
         return torch.where(lacks[:, None, None], trained, x), length.masked_fill(lacks, N_SUBSTITUTES)
 
 
-def drop_modalities(batch):
-    """A batch whose clips lose each of their modalities with probability DROP_RATE, but never all of them."""
-    lengths = torch.stack([batch[f"{name}_length"] for name in DIMS])  # (3, B)
-    lost = (torch.rand(lengths.shape) < DROP_RATE).to(lengths.device)
-    left = lengths.masked_fill(lost, 0)
-    left = torch.where((left > 0).any(0), left, lengths)
-    return batch | {f"{name}_length": length for name, length in zip(DIMS, left)}
+def drop_modalities(clip, generator, rate):
+    """An item of data.Clips that loses each of its modalities with probability `rate`, but never all."""
+    there = [name for name in ARRAYS if len(clip[name])]
+    left = [name for name in there if generator.random() >= rate] or there
+    return clip | {name: clip[name][:0] for name in there if name not in left}
 
 
 # ---- 3. Masked words with their audio and video (Section 2.2) ------------------------------
 
 
-def mask_words(batch, generator=None):
-    """The batch with some words hidden, and all audio and video while they are spoken: zeros everywhere.
+def mask_words(clip, generator, share):
+    """A clip with some words hidden, and all audio and video while they are spoken: zeros everywhere.
 
-    Of each clip HIDDEN_SHARE of the words, and at least one. They are drawn from those in the vocabulary
-    (word_ids >= 0), since others cannot be predicted; a clip without any keeps all it has.
-    generator  torch.Generator on the CPU; None = torch's own, which `training` seeds for every step
-    Returns a new batch with "hidden" (B, W), "audio_hidden" (B, T_a), "video_hidden" (B, T_v) bool.
+    A `share` of its words, and at least one. They are drawn from those in the vocabulary (word_ids >= 0),
+    since others cannot be predicted; a clip without any keeps all it has.
+    clip       an item of data.Clips, whose arrays are changed
+    generator  numpy's, the only randomness used
+    Returns it with "hidden" (H,), the places of the hidden words, and "targets" (H,), their numbers.
     """
-    can_hide = batch["word_ids"] >= 0  # (B, W)
-    draws = torch.rand(can_hide.shape, generator=generator).to(can_hide.device).masked_fill(~can_hide, 2.0)
-    n_hidden = (HIDDEN_SHARE * can_hide.sum(1, keepdim=True) + 0.5).floor().clamp(min=1)  # (B, 1)
-    hidden = (draws.argsort(1).argsort(1) < n_hidden) & can_hide
-    batch = batch | {"hidden": hidden, "text": batch["text"].masked_fill(hidden[..., None], 0)}
-    for name in ("audio", "video"):
-        steps = hidden_steps(batch, name)
-        batch |= {f"{name}_hidden": steps, name: batch[name].masked_fill(steps[..., None], 0)}
-    return batch
+    can_hide = np.flatnonzero(clip["word_ids"] >= 0)
+    n_hidden = max(1, int(share * len(can_hide) + 0.5))
+    hidden = np.sort(generator.permutation(can_hide)[:n_hidden])
+    clip["text"][hidden] = 0
+    for name, step_s in clip["step_s"].items():
+        for start_s, end_s in clip["word_times"][hidden]:
+            clip[name][steps_of(start_s, end_s, step_s)] = 0
+    return clip | {"hidden": hidden, "targets": clip["word_ids"][hidden]}
 
 
-def hidden_steps(batch, name):
-    """Steps (B, T) of "audio" or "video" during which a hidden word is spoken, even if only for a part.
+def steps_of(start_s, end_s, step_s):
+    """The steps, as a slice, during which a word is spoken, even if only for a part.
 
-    A word of no length lies in the step that contains it; one without times, or outside the clip, in none.
+    A word of no length lies in the step that contains it; one without times in none.
     """
-    step_s, tolerance = batch[f"{name}_step_s"].double()[:, None], features.EDGE_TOLERANCE
-    first = (batch["word_start_s"].double() / step_s + tolerance).floor()  # (B, W)
-    end = torch.maximum((batch["word_end_s"].double() / step_s - tolerance).ceil(), first + 1)
-    k = torch.arange(batch[name].shape[1], device=first.device)
-    return ((k >= first[..., None]) & (k < end[..., None]) & batch["hidden"][..., None]).any(1)  # (B, W, T)
+    if math.isnan(start_s):
+        return slice(0, 0)
+    first = math.floor(start_s / step_s + features.EDGE_TOLERANCE)
+    return slice(first, max(first + 1, math.ceil(end_s / step_s - features.EDGE_TOLERANCE)))
 
 
 # ---- 4. Masked language model: full softmax and NCE (Section 2.2) --------------------------
@@ -321,16 +316,20 @@ def hidden_steps(batch, name):
 class MaskedLM(nn.Module):
     """Predicts hidden words, of V = n_words, from the words around them, and from audio and video."""
 
-    def __init__(self, n_words):
+    def __init__(self, widths, n_words):
         super().__init__()
-        self.encoder, self.output = CrossModalTransformer("text"), nn.Linear(WIDTH, n_words)
+        self.encoder, self.output = CrossModalTransformer(widths, "text"), nn.Linear(WIDTH, n_words)
         initialise(self.output)
 
     def forward(self, batch):
-        """A batch of `mask_words` -> the N hidden words' x (N, w), numbers (N,), and clips (N,)."""
-        clip, place = batch["hidden"].nonzero(as_tuple=True)
-        encoded, _ = self.encoder(batch)
-        return encoded[clip, place], batch["word_ids"][clip, place], clip
+        """A batch of masked clips -> (B, H, w), what stands at the hidden words."""
+        return take(self.encoder(batch)[0], batch["hidden"])
+
+
+def softmax_loss(output, x, targets):
+    """Cross-entropy over the whole vocabulary of x (B, H, w) and targets (B, H), NO_TARGET = none: (B, H)."""
+    logits = output(x).float().flatten(0, 1)  # (B * H, V)
+    return F.cross_entropy(logits, targets.flatten(), reduction="none").view_as(targets)
 
 
 class Noise:
@@ -338,31 +337,33 @@ class Noise:
 
     def __init__(self, counts, device):
         counts = torch.as_tensor(counts, dtype=torch.int64)
-        self.cumulative = counts.cumsum(0).to(device)
+        self.total, self.cumulative = int(counts.sum()), counts.cumsum(0).to(device)
         self.log_k_p = (counts.double() / counts.sum() * NOISE_WORDS).log().float().to(device)  # ln(k P(w))
 
     def draw(self, n):
         """k words for each of n positions (n, k): a running word is drawn, and looked up in the counts."""
-        running = torch.randint(int(self.cumulative[-1]), (n, NOISE_WORDS), device=self.cumulative.device)
+        running = torch.randint(self.total, (n, NOISE_WORDS), device=self.cumulative.device)
         return torch.searchsorted(self.cumulative, running, right=True)
 
 
-def nce_loss(output, x, target, noise):
-    """Noise-contrastive estimation after [22]: tell each of N hidden words from k noise words; a sum.
+def nce_loss(output, x, targets, noise):
+    """Noise-contrastive estimation after [22]: tell each hidden word from k noise words; (B, H), 0 = none.
 
-    -sum_n [ln sigma(D(w_n)) + sum_k ln sigma(-D(w_nk))],  D(w) = s(w) - ln Z - ln(k P_noise(w)),  Z = V
+    -ln sigma(D(w)) - sum_k ln sigma(-D(w_k)),  D(w) = s(w) - ln Z - ln(k P_noise(w)),  Z = V
 
-    s(w) is the score of a word, the logit of the softmax: `output` of x (N, w); target (N,). [22] fixes Z to
-    1; "we use a normalization factor of vocabulary size which we found to be critical" (Sec. 2.2): fresh
-    scores are about 0, so that exp(s) sums to V.
+    s(w) is the score of a word, the logit of the softmax: `output` of x (B, H, w). [22] fixes Z to 1; "we use
+    a normalization factor of vocabulary size which we found to be critical" (Sec. 2.2): fresh scores are
+    about 0, so that exp(s) sums to V.
     """
+    x, words = x.flatten(0, 1), targets.flatten().clamp(min=0)[:, None]  # (N, w), (N, 1); N = B * H
 
     def difference(words):  # (N or 1, k) -> (N, k)
         s = torch.einsum("nw,nkw->nk", x, F.embedding(words, output.weight)) + output.bias[words]
         return s.float() - math.log(len(output.weight)) - noise.log_k_p[words]
 
-    words = noise.draw(1 if SHARED_NOISE else len(x))
-    return -F.logsigmoid(difference(target[:, None])).sum() - F.logsigmoid(-difference(words)).sum()
+    others = noise.draw(1 if SHARED_NOISE else len(x))
+    loss = -F.logsigmoid(difference(words)).sum(1) - F.logsigmoid(-difference(others)).sum(1)  # (N,)
+    return loss.view_as(targets).masked_fill(targets == NO_TARGET, 0.0)
 
 
 def learning_rate(step):
@@ -376,9 +377,10 @@ def learning_rate(step):
 class EmotionClassifier(nn.Module):
     """Average pooling over the steps of the anchor, then a linear layer with a sigmoid for each emotion."""
 
-    def __init__(self, n_emotions, anchor, robust=False):
+    def __init__(self, widths, n_emotions, anchor, robust=False):
         super().__init__()
-        self.encoder, self.output = CrossModalTransformer(anchor, robust), nn.Linear(WIDTH, n_emotions)
+        self.encoder = CrossModalTransformer(widths, anchor, robust)
+        self.output = nn.Linear(WIDTH, n_emotions)
         initialise(self.output)
 
     def forward(self, batch):
@@ -409,21 +411,22 @@ def balanced_loss(logits, labels, weights):
 
 def prepare(manifest, fold, device):
     """What is trained on: Corpus of CORPUS, Corpus of PRETRAIN_CORPUS or None, and what `recognise` gives."""
-    parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
-    words = open_words(TRANSCRIPTS, DATA_ROOT, device)
-    is_own = bool(PRETRAIN_CORPUS) and corpus_name(PRETRAIN_CORPUS) == manifest.corpus
-    more = data.own_turns(manifest, fold) if is_own else {}
-    store = clip_store(manifest, [*parts.values(), *more.values()], words, device)
+    parts, other, more = {"train": fold.train, "valid": fold.valid, "test": fold.test}, manifest, {}
+    words, recogniser = (open_words(name, DATA_ROOT, device) for name in (TRANSCRIPTS, ASR_TRANSCRIPTS))
+    if PRETRAIN_CORPUS and corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
+        other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
+        more = data.other_turns(other, HELD_OUT, SEEDS[0], fold)
+    elif PRETRAIN_CORPUS:
+        more = data.own_turns(manifest, fold)
+    own = more.values() if other is manifest else ()
+    store = clip_store(manifest, [*parts.values(), *own], words, device)
     corpus, unlabelled = data.corpus_of(manifest, store, parts, MODALITIES), None
     if ANCHOR not in corpus.inputs:
         raise UserError(f"ANCHOR={ANCHOR}: no training clip of {CORPUS} has {ANCHOR}; choose another anchor")
-    recognised, error_rate = recognise(manifest, fold.test, corpus, device)
-    if PRETRAIN_CORPUS and not is_own:
-        manifest = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
-        more = data.other_turns(manifest, HELD_OUT, SEEDS[0], fold)
-        store = clip_store(manifest, more.values(), words, device)
-    if PRETRAIN_CORPUS:
-        unlabelled = data.corpus_of(manifest, store, data.english(store, more, MIN_SCORE), MODALITIES)
+    recognised, error_rate = recognise(manifest, fold.test, corpus, recogniser, device)
+    if more:
+        store = store if other is manifest else clip_store(other, more.values(), words, device)
+        unlabelled = data.corpus_of(other, store, data.english(store, more, MIN_SCORE), MODALITIES)
     cache, glove = Path(DATA_ROOT) / "cache" / "glove", GLOVE and look_up(GLOVE, DATA_ROOT)
     corpora = [corpus, unlabelled] if unlabelled else [corpus]
     data.give_vectors(corpora, recognised, glove, cache, KEEP_UNKNOWN)
@@ -442,16 +445,13 @@ def clip_store(manifest, parts, words, device, recognise=False):
     return features.extract_clips(sources, words, vgg if pictures else None, RATE_HZ, FPS, folder, how)
 
 
-def recognise(manifest, turns, corpus, device):
+def recognise(manifest, turns, corpus, words, device):
     """The store of the recognised words of test turns, and their error rate (Section 4.1); None without."""
-    if not ASR_TRANSCRIPTS or "text" not in corpus.inputs:
-        return None, None
-    words, ids = open_words(ASR_TRANSCRIPTS, DATA_ROOT, device), corpus.parts["test"].ids
-    if words.needs_sound and not any(turn.audio or turn.video for turn in turns):
-        print(f"  ASR_TRANSCRIPTS={ASR_TRANSCRIPTS}: no test clip has sound; the experiment is left out")
+    has_sound, ids = any(turn.audio or turn.video for turn in turns), corpus.parts["test"].ids
+    if not words or "text" not in corpus.inputs or words.needs_sound and not has_sound:
         return None, None
     store = clip_store(manifest, [turns], words, device, recognise=True)
-    error_rate = word_error_rate(*([data.words_of(s, i) for i in ids] for s in (corpus.store, store)))
+    error_rate = word_error_rate(*([data.forms_of(s, i) for i in ids] for s in (corpus.store, store)))
     print(f"  recognised words: word error rate {100 * error_rate:.1f} % (the paper: 29 %)")
     return store, error_rate
 
@@ -462,21 +462,22 @@ def recognise(manifest, turns, corpus, device):
 def pretrain(method, corpus):
     """Train a masked language model ("softmax" or "nce") where it is not there; returns its history."""
     accelerator = make_accelerator(PRECISION)
-    clips = {name: Clips(corpus, name, corpus.inputs, MAX_S) for name in ("train", "valid")}
-    noise = Noise(corpus.counts, accelerator.device)
+    hide = partial(mask_words, share=HIDDEN_SHARE)  # others in each step, always the same in evaluations
+    clips = {name: Clips(corpus, name, corpus.inputs, MAX_S, hide) for name in ("train", "valid")}
+    criterion = softmax_loss
+    if method == "nce":
+        criterion = partial(nce_loss, noise=Noise(corpus.counts, accelerator.device))
 
     def loss(model, batch):
-        x, target, _ = model(mask_words(batch))
-        if method == "nce":
-            return nce_loss(model.output, x, target, noise), len(x)
-        return F.cross_entropy(model.output(x).float(), target, reduction="sum"), len(x)
+        targets = batch["targets"]
+        return criterion(model.output, model(batch), targets).sum(), (targets != NO_TARGET).sum()
 
     how = {"schedule": "inverse_sqrt", "warmup": WARMUP_STEPS, **adam()}
     peak, size = learning_rate(WARMUP_STEPS), (PRETRAIN_EPOCHS, PRETRAIN_BATCH_SIZE)
     recipe = Recipe(peak, *size, select_by="lowest loss", seed=SEEDS[0], **how)
     own = [NOISE_WORDS, SHARED_NOISE] if method == "nce" else []
     identity = {**identity_on(corpus), "method": [method, HIDDEN_SHARE, *own]}
-    make_model = partial(build, SEEDS[0], MaskedLM, len(corpus.numbers))
+    make_model = partial(build, SEEDS[0], MaskedLM, corpus.widths, len(corpus.numbers))
     task = Task(make_model, loss, held_out_outputs, held_out_figures)
     place = Place(model_folder(PRETRAIN_CORPUS, method), identity, f"pretraining {method}")
     history = train_and_test(accelerator, task, clips, recipe, place, keep_weights=True)["history"]
@@ -484,14 +485,10 @@ def pretrain(method, corpus):
 
 
 def held_out_outputs(model, batch):
-    """Of each clip: loss of its hidden words under the full softmax, how many are found, and how many."""
-    batch = mask_words(batch, torch.Generator().manual_seed(0))  # always the same masks
-    x, target, clip = model(batch)
-    logits = model.output(x).float()  # (N, V)
-    losses = F.cross_entropy(logits, target, reduction="none")  # (N,)
-    each = {"loss": losses, "right": (logits.argmax(1) == target).float(), "n": torch.ones_like(losses)}
-    none = losses.new_zeros(len(batch["hidden"]))
-    return {name: none.index_add(0, clip, values) for name, values in each.items()}  # (B,) each
+    """Of each clip (B,): loss of its hidden words under the full softmax, how many are found, how many."""
+    logits, targets = model.output(model(batch)), batch["targets"]  # (B, H, V), (B, H)
+    found = {"loss": softmax_loss(nn.Identity(), logits, targets), "right": logits.argmax(2) == targets}
+    return {name: each.float().sum(1) for name, each in (found | {"n": targets != NO_TARGET}).items()}
 
 
 def held_out_figures(found, clips):
@@ -509,7 +506,7 @@ def adam():
 def identity_on(corpus):
     """What trainings on a Corpus depend on besides their recipe; JSON-ready."""
     sizes = [WIDTH, DEPTH, HEADS, FEED_FORWARD, DROPOUT, *TERM_WEIGHTS]
-    return {"sizes": sizes, "corpus": corpus.identity(), "max_s": MAX_S}
+    return {"sizes": sizes, "widths": corpus.widths, "corpus": corpus.identity(), "max_s": MAX_S}
 
 
 def model_folder(corpus, *names):
@@ -521,46 +518,42 @@ def model_folder(corpus, *names):
 
 def finetune(row, seed, corpus, recognised):
     """Fine-tune a tables.Row with one initialisation and test it, if it is not done; returns its outcome."""
-    accelerator = make_accelerator(PRECISION)
-    main = tables.is_main(row, corpus.inputs, ANCHOR)
-    clips = {name: Clips(corpus, name, row.inputs, MAX_S) for name in ("train", "valid")}
+    accelerator, main = make_accelerator(PRECISION), tables.is_main(row, corpus.inputs, ANCHOR)
+    change = partial(drop_modalities, rate=DROP_RATE) if row.robust else None
+    clips = {"train": Clips(corpus, "train", row.inputs, MAX_S, change)}
+    clips["valid"] = Clips(corpus, "valid", row.inputs, MAX_S)
     for inputs in tables.conditions(row, corpus.inputs):
         clips["+".join(inputs)] = Clips(corpus, "test", inputs, MAX_S)
     if recognised is not None and main:
-        clips[tables.RECOGNISED] = Clips(corpus, "test", row.inputs, MAX_S, recognised)
+        clips[tables.RECOGNISED] = Clips(corpus, "test", row.inputs, MAX_S, words_from=recognised)
     weights = balance(corpus.parts["train"].targets).to(accelerator.device)
 
     def loss(model, batch):
-        logits = model(drop_modalities(batch) if row.robust else batch)
-        return balanced_loss(logits, batch["labels"], weights), len(logits)
+        return balanced_loss(model(batch), batch["labels"], weights), len(batch["labels"])
 
     def score(found, clips):
-        return {"score": float(tables.selection_score(clips.labels, found["logits"] > 0))}
+        return {"score": tables.selection_score(clips.labels, found["logits"] > 0)}
 
     peak, size = FINETUNE_LEARNING_RATE, (FINETUNE_EPOCHS, FINETUNE_BATCH_SIZE)
     recipe = Recipe(peak, *size, warmup=0.1, select_by="highest score", seed=seed, **adam())
     pretrained = None if row.first == "scratch" else model_folder(PRETRAIN_CORPUS, row.first)
-    identity = {
-        **identity_on(corpus),
-        "row": asdict(row),
-        "robust": row.robust and [N_SUBSTITUTES, DROP_RATE],
-        "pretrained": pretrained and read_json(pretrained / "outcome.json")["history"]["identity"],
-        "recognised": hash_of(recognised.meta) if tables.RECOGNISED in clips else "",
-    }
-    make_model = partial(build, seed, classifier, row, clips["train"].labels.shape[1], pretrained)
+    identity = {**identity_on(corpus), "row": asdict(row), "robust": [N_SUBSTITUTES, DROP_RATE] * row.robust}
+    identity["pretrained"] = pretrained and read_json(pretrained / "outcome.json")["history"]["identity"]
+    identity["recognised"] = hash_of(recognised.meta) if tables.RECOGNISED in clips else ""
+    make_model = partial(build, seed, classifier, row, corpus, pretrained)
     task = Task(make_model, loss, lambda model, batch: {"logits": model(batch)}, score)
     place = Place(model_folder(CORPUS, row.slug(), f"seed{seed}"), identity, f"{row.slug()} seed {seed}")
     keep_weights = main and row.first == "scratch"  # for the case studies
     return train_and_test(accelerator, task, clips, recipe, place, keep_weights)
 
 
-def classifier(row, n_emotions, pretrained):
+def classifier(row, corpus, pretrained=None):
     """A Row's model with fresh weights, or those of a pretrained encoder in a folder."""
-    model = EmotionClassifier(n_emotions, row.anchor, row.robust)
+    n_emotions = corpus.parts["train"].targets.shape[1]
+    model = EmotionClassifier(corpus.widths, n_emotions, row.anchor, row.robust)
     if pretrained:
-        weights = load_file(best_weights(pretrained))
-        own = {name: x for name, x in weights.items() if name.startswith("encoder.")}
-        load_trained(model.encoder, {name.removeprefix("encoder."): x for name, x in own.items()})
+        own = {name: x for name, x in load_file(best_weights(pretrained)).items() if "encoder." in name}
+        model.encoder.load_state_dict({name.removeprefix("encoder."): x for name, x in own.items()})
     return model
 
 
@@ -568,32 +561,40 @@ def classifier(row, n_emotions, pretrained):
 
 
 def check_constants():
-    """Refuse what would fail after hours."""
-    c = globals()
-    for name, choices in (("MODALITIES", DIMS), ("METHODS", ("softmax", "nce"))):
-        if set(c[name]) - set(choices) or not c[name]:
-            raise UserError(f"{name}={','.join(c[name])}: choose among {', '.join(choices)}")
-    if ANCHOR not in MODALITIES:
-        raise UserError(f"ANCHOR={ANCHOR}: choose one of MODALITIES, {', '.join(MODALITIES)}")
+    """Refuse what would fail after hours; single values are checked by `settings`."""
+    choices = {"MODALITIES": tuple(ARRAYS), "ANCHOR": MODALITIES, "METHODS": ("softmax", "nce")}
+    settings.check_choices(SETTINGS, choices)
     if PRETRAIN_CORPUS and ANCHOR != "text":
         raise UserError(f"ANCHOR={ANCHOR}: masked words need ANCHOR=text; set that, or PRETRAIN_CORPUS=")
-    for name, value in SETTINGS.items():
-        if type(value) is int and value < 1 and name not in ("FRAME_SIZE", "WORKERS"):
-            raise UserError(f"{name}={value}: give 1 or more")
-    for name in ("HIDDEN_SHARE", "HELD_OUT", "DROP_RATE"):
-        if not 0 < c[name] < 1:
-            raise UserError(f"{name}={c[name]:g}: a share between 0 and 1 is needed")
     if WIDTH % HEADS:
         raise UserError(f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width; change one")
-    if not SEEDS or FPS <= 0 or MAX_S < 0 or len(TERM_WEIGHTS) != 3 or not 0 <= DROPOUT < 1:
-        what = "at least one seed, FPS above 0, no negative length, three weights, and a dropout from 0 to 1"
-        raise UserError(f"SEEDS, FPS, MAX_S, TERM_WEIGHTS or DROPOUT: give {what}")
-    if GLOVE and not look_up(GLOVE, DATA_ROOT):
-        raise UserError(f"GLOVE={GLOVE}: no such file, neither here nor in {DATA_ROOT}; correct the path")
+    if DEPTH * WIDTH * (WIDTH + FEED_FORWARD) > 1e9:
+        raise UserError("WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory; make one smaller")
+    if len(TERM_WEIGHTS) != 3 or len(BETAS) != 2 or max(BETAS) >= 1:
+        raise UserError("TERM_WEIGHTS, BETAS: give three weights, and two numbers below 1")
+    if 0 < FRAME_SIZE < 32 or FRAME_SIZE > 1024 or not 8000 <= RATE_HZ <= 192_000 or FPS > 240:
+        raise UserError("FRAME_SIZE, RATE_HZ, FPS: give 0 or 32 to 1024 pixels, 8 to 192 kHz, up to 240 fps")
+
+
+def check_files():
+    """Name all corpora, word vectors and weights that are not there, before anything slow."""
+    c, missing = globals(), []
+    for name in ("CORPUS", "PRETRAIN_CORPUS"):
+        if c[name] and not (prepared_folder(DATA_ROOT, c[name]) / "manifest.csv").exists():
+            missing.append(f"{name}={c[name]} (not prepared: run 01_prepare_data.py --CORPUS={c[name]})")
+    for name in ("GLOVE", "TRANSCRIPTS", "ASR_TRANSCRIPTS"):
+        if c[name] and not is_there(c[name], DATA_ROOT, is_model="TRANSCRIPTS" in name):
+            missing.append(f"{name}={c[name]} (no such file here or in {DATA_ROOT})")
+    if VGG_WEIGHTS and not RANDOM_VGG and not Path(VGG_WEIGHTS).is_file():
+        missing.append(f"VGG_WEIGHTS={VGG_WEIGHTS} (no such file)")
+    if missing:
+        remedy = "get these, or run with --scratch, which needs no word vectors or weights, or --demo"
+        raise UserError(f"{'; '.join(missing)}; {remedy}")
 
 
 def main():
     check_constants()
+    check_files()
     accelerator, manifest = make_accelerator(PRECISION), read_manifest(DATA_ROOT, CORPUS)
     fold, protocol = data.fold_of(manifest, N_GROUPS), data.protocol_text(manifest)
     cases = data.find_cases(CASES, fold.test)
@@ -617,24 +618,17 @@ def main():
     for (row, seed, *_), found in zip(tasks, outcomes):
         epochs = found["history"]["log"]
         run.log({"event": "fine-tuned", "row": row.slug(), "seed": seed, "epochs": epochs})
-    results = tables.Results(
-        emotions=data.emotions_of(manifest),
-        test=corpus.parts["test"],
-        inputs=corpus.inputs,
-        anchor=ANCHOR,
-        seeds=SEEDS,
-        n_resamples=N_RESAMPLES,
-        outcomes={row: [found for task, found in zip(tasks, outcomes) if task[0] == row] for row in rows},
-        pretrained=dict(zip(methods, histories)),
-        pretraining=data.vocabulary_facts(unlabelled) if unlabelled else {},
-        recognised=recognised and (error_rate, f"words of {Path(ASR_TRANSCRIPTS).name}"),
-        note=corpus.vectors.note,
-    )
+    outcomes = {row: [found for task, found in zip(tasks, outcomes) if task[0] == row] for row in rows}
+    about = data.emotions_of(manifest), corpus.parts, corpus.inputs, ANCHOR, SEEDS, N_RESAMPLES
+    results = tables.Results(*about, outcomes, dict(zip(methods, histories)), note=corpus.vectors.note)
+    results.tfidf = data.tfidf_logits(corpus) if "text" in corpus.inputs else None
+    results.pretraining = data.vocabulary_facts(unlabelled) if unlabelled else {}
+    results.recognised = recognised and (error_rate, f"words of {Path(ASR_TRANSCRIPTS).name}")
     tables.write(run, results, data.is_multilabel(manifest))
     if unlabelled:
         figures.pretraining_figure(run, results)
     best = model_folder(CORPUS, rows[0].slug(), f"seed{SEEDS[results.best(rows[0])]}")
-    model = load_best(EmotionClassifier(len(results.emotions), ANCHOR), best).to(accelerator.device).eval()
+    model = load_best(classifier(rows[0], corpus), best).to(accelerator.device).eval()
     figures.cases_figure(run, results, model, Clips(corpus, "test", corpus.inputs, MAX_S), cases)
     run.predictions(tables.prediction_rows(results))
     run.finish()

@@ -18,7 +18,6 @@ from common import settings
 from common.corpora import mosei
 from common.khare import data as khare_data
 from common.khare import tables as khare_tables
-from common.khare.words import word_form
 from common.manifest import read_manifest
 from common.store import Store
 from common.training import best_weights
@@ -137,8 +136,9 @@ def test_every_test_clip_is_predicted_once_per_system(demo, predicted):
 def test_table_1_is_what_scikit_learn_finds(demo, predicted):
     table = rows(results(demo) / "khare_table_1.csv")
     ours = [line for line in table if line["mean"]]
-    assert len(ours) == len(table) == 6 * 14
-    for line in ours:
+    assert len(ours) == len(table) == 7 * 14
+    assert {line["row"] for line in ours[-14:]} == {khare_tables.TFIDF}
+    for line in ours[:-14]:
         label, kind = line["row"].rsplit(", ", 1)
         slug = MAIN[[*khare_tables.LABELS.values()].index(label)]
         score, place = column_parts(line["column"])
@@ -189,15 +189,13 @@ def test_table_2_is_what_scikit_learn_finds(demo, predicted):
 
 def test_f1_table_is_what_scikit_learn_finds(demo, predicted):
     table = rows(results(demo) / "khare_table_f1.csv")
-    assert len(table) == 3 * 4 * 7
+    assert len(table) == 4 * 3
     for line in table:
-        kind, name = line["row"].split(": ")
-        place = -1 if line["column"] == "average" else mosei.EMOTIONS.index(line["column"])
-        if name.startswith("no emotion"):
-            found = sklearn_score(predicted.true, np.zeros_like(predicted.true), kind, place)
+        if line["row"] == "no emotion in any clip":
+            found = sklearn_score(predicted.true, np.zeros_like(predicted.true), line["column"], -1)
         else:
-            slug = MAIN[[*khare_tables.LABELS.values()].index(name.removesuffix(", best"))]
-            found = predicted.score(f"{slug}: text+audio+video", best_seed(demo, slug), kind, place)
+            slug = MAIN[[*khare_tables.LABELS.values()].index(line["row"].removesuffix(", best"))]
+            found = predicted.score(f"{slug}: text+audio+video", best_seed(demo, slug), line["column"], -1)
         assert float(line["mean"]) == pytest.approx(found, abs=1e-4)
 
 
@@ -226,7 +224,7 @@ def test_costs_and_figures(demo):
     }
     for label in ("pretrained, full softmax", "pretrained, NCE"):
         assert cost[label, "perplexity"] == pytest.approx(np.exp(cost[label, "held-out loss"]), rel=1e-3)
-        assert cost[label, "a step"] > 0 and 1 <= cost[label, "best epoch"] <= 3
+        assert cost[label, "an epoch"] > 0 and 1 <= cost[label, "best epoch"] <= 3
     assert cost["word frequencies alone", "perplexity"] > 1
     for stem in ("khare_fig_cases", "khare_fig_pretraining"):
         assert (results(demo) / f"{stem}.png").stat().st_size > 10000
@@ -253,19 +251,20 @@ def lab(demo, tmp_path):
 
 def test_statistics_and_vocabulary_come_from_training_clips(lab):
     script, corpus, unlabelled, _ = lab()
-    rows = corpus.parts["train"].rows
-    audio = np.concatenate([khare_data.rows_at(corpus.store, "audio", i) for i in rows]).astype(np.float64)
+    ids = corpus.parts["train"].ids
+    audio = np.concatenate([corpus.store.rows(i, "audio") for i in ids]).astype(np.float64)
     assert np.allclose(corpus.stats["audio"][0], audio.mean(0), atol=1e-2)
     store, parts = unlabelled.store, unlabelled.parts
-    words = Counter(word_form(w) for i in parts["train"].rows for w in khare_data.words_at(store, i))
+    words = khare_data.count_tokens(store, parts["train"].ids)
     words = {word: n for word, n in words.items() if word in unlabelled.vectors.row_of}
     assert dict(zip(unlabelled.numbers, unlabelled.counts.tolist())) == words
     assert unlabelled.counts.tolist() == sorted(words.values(), reverse=True)
     speakers = {name: set(part.speakers) for name, part in parts.items()}
     assert not speakers["train"] & speakers["valid"] and len(speakers["valid"]) == 2
-    score = store["facts"][:, 1]
-    assert (score[np.concatenate([part.rows for part in parts.values()])] >= script.MIN_SCORE).all()
-    assert (score < script.MIN_SCORE).any()  # German clips are in the store
+    used = {i for part in parts.values() for i in part.ids}
+    score = dict(zip(store.ids, store["facts"][:, 1]))
+    assert all(score[i] >= script.MIN_SCORE for i in used)
+    assert min(score.values()) < script.MIN_SCORE  # German clips are in the store
 
 
 def test_a_corpus_that_is_pretrained_on_itself_hides_its_test_part(lab):
@@ -273,7 +272,7 @@ def test_a_corpus_that_is_pretrained_on_itself_hides_its_test_part(lab):
     own, used = corpus.parts, unlabelled.parts
     assert set(used) == {"train", "valid"} and used["train"].ids
     assert set(used["train"].ids) <= set(own["train"].ids) and set(used["valid"].ids) <= set(own["valid"].ids)
-    words = {name: set(khare_data.count_words(corpus.store, part.rows)) for name, part in own.items()}
+    words = {name: set(khare_data.count_tokens(corpus.store, part.ids)) for name, part in own.items()}
     assert not (words["test"] - words["train"]) & set(unlabelled.numbers)
 
 
@@ -298,7 +297,7 @@ def test_pretrained_rows_start_from_the_pretrained_encoder(lab):
         folder = script.model_folder(script.PRETRAIN_CORPUS, method)
         weights = script.load_file(best_weights(folder))
         row = khare_tables.Row(method, corpus.inputs, "text")
-        models = [script.build(seed, script.classifier, row, 6, folder) for seed in (0, 1)]
+        models = [script.build(seed, script.classifier, row, corpus, folder) for seed in (0, 1)]
         for model in models:
             for name, tensor in model.encoder.state_dict().items():
                 assert torch.equal(tensor, weights[f"encoder.{name}"])
@@ -338,7 +337,7 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys)
 
     run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
     again = capsys.readouterr().out
-    assert again.count(": already trained") == 2 and "seed 0" not in again
+    assert again.count(": already trained") == 2 + 3 * 2
     assert (results(tmp_path) / "predictions.csv").read_text() == mine
     assert (results(tmp_path) / "khare_table_1.csv").read_text() == table
 
@@ -358,23 +357,20 @@ def test_default_constants_are_the_papers():
 @pytest.mark.parametrize(
     "option, told",
     [
-        ("--MODALITIES=text,smell", "choose among text"),
-        ("--METHODS=", "choose among softmax"),
-        ("--ANCHOR=touch", "choose one of MODALITIES"),
+        ("--MODALITIES=text,smell", "MODALITIES=smell: choose from text"),
+        ("--METHODS=", "METHODS=: must not be empty"),
+        ("--ANCHOR=touch", "choose from text"),
         ("--ANCHOR=audio", "masked words need ANCHOR=text"),
-        ("--SEEDS=", "at least one"),
-        ("--HIDDEN_SHARE=1.5", "between 0 and 1"),
-        ("--DROP_RATE=0", "between 0 and 1"),
-        ("--WARMUP_STEPS=0", "1 or more"),
-        ("--FINETUNE_EPOCHS=0", "1 or more"),
-        ("--GLOVE=no.txt", "no such file"),
-        ("--HEADS=3", "do not divide"),
-        ("--CORPUS=mosei", "not prepared"),
-        ("--PRETRAIN_CORPUS=voxceleb2", "not prepared"),
-        ("--MIN_SCORE=0.5", "no clip with words is left"),
+        ("--SEEDS=0,-1", "SEEDS=0,-1"),
+        ("--MIN_SCORE=nan", "MIN_SCORE=nan"),
+        ("--DEPTH=100000", "would not fit"),
+        ("--BETAS=0.9", "two numbers below 1"),
+        ("--FRAME_SIZE=8", "32 to 1024 pixels"),
+        ("--WIDTH=31", "do not divide"),
+        ("--MIN_SCORE=-0.0001", "no clip with words is left"),
         ("--CASES=nobody[1]", "no such clip in the test part"),
         ("--TERM_WEIGHTS=1", "three weights"),
-        ("--FPS=0", "above 0"),
+        ("--FPS=0", "FPS=0"),
     ],
 )
 def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option, told):
@@ -383,6 +379,14 @@ def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option,
         run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, option)[2:])
     message = ended.value.code  # Python prints it and exits with 1
     assert message.startswith("error: ") and told in message and "\n" not in message
+
+
+def test_all_that_is_missing_is_listed_at_once(tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, SCRIPT, f"--DATA_ROOT={tmp_path}", "--TRANSCRIPTS=a.csv", "--VGG_WEIGHTS=vgg.pth")
+    named = [part.partition("=")[0] for part in ended.value.code.removeprefix("error: ").split("; ")]
+    assert named[:4] == ["CORPUS", "PRETRAIN_CORPUS", "GLOVE", "TRANSCRIPTS"] and "VGG_WEIGHTS" in named
+    assert "--scratch" in ended.value.code and "\n" not in ended.value.code
 
 
 def test_named_cases_and_prepare_only(demo, tmp_path, capsys):
@@ -424,7 +428,8 @@ def test_words_of_meld(tmp_path):
     run_here(tmp_path, SCRIPT, "--scratch", "--CORPUS=meld", *command(SCRIPT, tmp_path, *TINY)[3:])
     table = rows(results(tmp_path, "meld") / "khare_table_1.csv")
     assert {line["row"] for line in table} == {
-        f"{label}, {kind}" for label in khare_tables.LABELS.values() for kind in ("best", "mean")
+        khare_tables.TFIDF,
+        *(f"{label}, {kind}" for label in khare_tables.LABELS.values() for kind in ("best", "mean")),
     }
     assert not any(line["paper"] for line in table)
     assert not (results(tmp_path, "meld") / "khare_table_2.csv").exists()  # there is one modality

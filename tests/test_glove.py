@@ -1,5 +1,6 @@
 """GloVe text files with every oddity that the official and the repackaged ones have."""
 
+import gzip
 import os
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from common.khare import words
-from common.khare.words import coverage, read_glove
+from common.khare.words import Vectors, read_glove
 
 
 def write(path, lines, dim=4, header="", end="\n"):
@@ -26,7 +27,7 @@ def write(path, lines, dim=4, header="", end="\n"):
 
 def firsts(path, words):
     """{word: which line its vector came from}, None where it has none."""
-    vectors = read_glove(path, words, 4)
+    vectors = read_glove(path, list(words))
     return {
         word: round(float(v[0] - 0.25)) if v.any() else None for word, v in zip(words, vectors, strict=True)
     }
@@ -34,24 +35,25 @@ def firsts(path, words):
 
 def test_only_wanted_words_each_with_its_vector(tmp_path):
     path = write(tmp_path / "glove.txt", [",", "the", "cat", "dog"])
-    found = read_glove(path, ["absent", "dog", "the"], 4)
+    found = read_glove(path, ["absent", "dog", "the"])
     assert found.dtype == np.float32 and found.tolist() == [[0] * 4, [3.25] * 4, [1.25] * 4]
-    assert read_glove(path, [], 4).shape == (0, 4)
+    assert read_glove(path, []).shape == (0, 4)
 
 
-def test_the_published_dimension_is_the_default(tmp_path):
-    assert read_glove(write(tmp_path / "glove.txt", ["a", "b"], 300), ["b"]).shape == (1, 300)
+@pytest.mark.parametrize("width", [2, 50, 300])
+def test_the_width_is_that_of_the_file_packed_or_not(tmp_path, width):
+    path = write(tmp_path / "glove.txt", ["a", "b"], width)
+    packed = tmp_path / "glove.txt.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, packed):
+        assert read_glove(file, ["b"]).tolist() == [[1.25] * width]
 
 
-def test_exact_case_goes_before_lower_case(tmp_path):
-    path = write(tmp_path / "glove.txt", ["us", "US", "apple", "Bob"])
-    assert firsts(path, ["US", "us", "APPLE", "bob", "Us"]) == {
-        "US": 1,
-        "us": 0,
-        "APPLE": 2,
-        "bob": None,
-        "Us": 0,
-    }
+def test_contractions_are_looked_up_whole_in_parts_and_without_apostrophe(tmp_path):
+    path = write(tmp_path / "glove.txt", ["do", "n't", "it", "its", "we're", "we", "'re", "\u2026"])
+    words = ["don't", "it's", "we're", "he's", "...", "we-it", "do's"]
+    expected = (0.75, 3.25, 4.25, 0, 7.25, 3.75, 0.25)
+    assert read_glove(path, words).tolist() == [[x] * 4 for x in expected]
 
 
 def test_tokens_with_blanks_repeated_tokens_and_numbers(tmp_path):
@@ -99,30 +101,19 @@ def test_repackaged_files(tmp_path, header, end, before, after):
     "content, what",
     [
         (b"", "no vectors in it"),
-        (b"PK\x03\x04 the archive", "packed or"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs pointer"),
-        (b"the 1 2 3\ncat 1 2 3\n", "3 numbers after the token, not 4"),
-        (b"the 1 2 3 4 5\ncat 1 2 3 4 5\n", "5 numbers after the token, not 4"),
-        (b"2 300\nthe 1 2 3\n", "3 numbers after the token, not 4"),
-        (
-            b"the 1 2 3 4\n" * 12 + b"cat 1 2",
-            "glove.txt:13: 2 numbers after the token, not 4; the file is cut off",
-        ),
+        (b"PK\x03\x04 the archive", "unpack it"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pull it by git lfs"),
+        (b"the 1 2 3 4\n" * 12 + b"cat 1 2", "glove.txt:13: cut off, fewer than 4 numbers"),
         (b"dog 1 2 3 4\n" * 12 + b"the 1 2 x 4\n", "glove.txt:13: could not convert"),
-        (b"dog 1 2 3 4\n" * 12 + b"the 1 2 nan 4\n", "glove.txt:13: a number is not finite"),
-        (b"<html><body>404 not found</body></html>\n", "0 numbers after the token"),
+        (b"dog 1 2 3 4\n" * 12 + b"the 1 2 nan 4\n", "a number that is not finite"),
+        (b"<html><body>404 not found</body></html>\n", "no vectors in its first line"),
     ],
 )
 def test_bad_files_are_named(tmp_path, content, what):
     (tmp_path / "glove.txt").write_bytes(content)
     with pytest.raises(UserError, match="glove.txt.*; ") as error:
-        read_glove(tmp_path / "glove.txt", ["the"], 4)
+        read_glove(tmp_path / "glove.txt", ["the"])
     assert what in str(error.value) and "\n" not in str(error.value)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="glove.txt: no such file; unpack"):
-        read_glove(tmp_path / "glove.txt", ["the"], 4)
 
 
 # ---- What is kept -----------------------------------------------------------------------------
@@ -130,29 +121,18 @@ def test_missing_file(tmp_path):
 
 def test_a_second_reading_does_not_open_the_file(tmp_path, monkeypatch):
     path, cache = write(tmp_path / "glove.txt", ["one", "two"]), tmp_path / "prepared" / "glove"
-    first = read_glove(path, ["none", "two"], 4, cache)
+    first = read_glove(path, ["none", "two"], cache)
 
     def opened(*_):
         raise AssertionError("read again")
 
     monkeypatch.setattr(words, "read_vectors", opened)
-    assert (read_glove(path, ["none", "two"], 4, cache) == first).all()
+    assert (read_glove(path, ["none", "two"], cache) == first).all()
     with pytest.raises(AssertionError, match="read again"):  # other words
-        read_glove(path, ["none", "one"], 4, cache)
+        read_glove(path, ["none", "one"], cache)
     os.utime(path, ns=(0, 0))
     with pytest.raises(AssertionError, match="read again"):  # another file
-        read_glove(path, ["none", "two"], 4, cache)
-
-
-def test_a_damaged_cache_is_read_again(tmp_path):
-    path, cache = write(tmp_path / "glove.txt", ["one", "two"]), tmp_path / "glove"
-    expected = read_glove(path, ["none", "two"], 4, cache)
-    np.save(tmp_path / "other.npy", np.zeros((3, 4), np.float32))
-    for content in (b"half", b"", (tmp_path / "other.npy").read_bytes()):
-        [file] = cache.iterdir()
-        file.write_bytes(content)
-        for _ in range(2):
-            assert (read_glove(path, ["none", "two"], 4, cache) == expected).all()
+        read_glove(path, ["none", "two"], cache)
 
 
 # ---- Coverage ---------------------------------------------------------------------------------
@@ -160,10 +140,8 @@ def test_a_damaged_cache_is_read_again(tmp_path):
 
 def test_coverage_counts_types_and_running_words(tmp_path):
     path = write(tmp_path / "glove.txt", ["one", "two"])
-    counts = Counter({"one": 5, "Two": 2, "umm": 3, "uhh": 3, "zzz": 7})
-    found = coverage(list(counts), read_glove(path, list(counts), 4), counts)
-    assert found == (
-        "2 of 5 words have a GloVe vector (40.0%), 7 of 20 running words (35.0%); "
-        "most frequent without: zzz 7, uhh 3, umm 3"
+    counts = Counter({"one": 5, "two": 2, "umm": 3, "uhh": 3, "zzz": 7})
+    assert Vectors(counts, path, None, False).note == (
+        "2 of 5 words, 7 of 20 running words have a GloVe vector"
     )
-    assert "0 of 0 words" in coverage([], read_glove(path, [], 4), Counter())
+    assert "0 of 0 words" in Vectors(Counter(), path, None, False).note

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -36,8 +37,8 @@ def step(model, loss, batch, recipe):
     """Two optimiser steps on the pretended GPU; the accelerator asserts that losses are fp32."""
     accelerator = pretend_cuda.Accelerator(PRECISION)
     with pretend_cuda.PretendCuda():
-        model.to(accelerator.device).train()
-        run = Training(accelerator, model, loss, Samples(), recipe, Place(tempfile.mkdtemp(), {{}}, ""))
+        place = Place(tempfile.mkdtemp(), {{}}, "")
+        run = Training(accelerator, model.train(), loss, Samples(), recipe, place)
         for number in range(2):
             totals = run.step(0, send_to_device(batch, accelerator.device))
             assert totals.device.type == "cuda" and totals.shape == (2,)
@@ -117,3 +118,96 @@ def test_the_training_loop_on_a_device(tmp_path):
     for ours, theirs in zip(found, toy.curves(history), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert steps == {"steps": 16, "waits": {}}
+
+
+# ---- 07 ------------------------------------------------------------------------------------
+
+KHARE = """
+from functools import partial
+from torch import nn
+m = load_script("07_crossmodal_mosei.py")
+vars(m).update(DEPTH=1, WIDTH=32, HEADS=2, FEED_FORWARD=16, N_SUBSTITUTES=2, NOISE_WORDS=5)
+recipe, widths = Recipe(1e-3, 2, 8, betas=(0.9, 0.98), eps=1e-9), {{"text": 300, "audio": 200, "video": 4096}}
+batch = {{name: torch.randn(8, 6, n) for name, n in widths.items()}}
+batch |= {{f"{{name}}_length": torch.arange(8) % 7 for name in widths}}
+batch |= {{"hidden": torch.arange(16).view(8, 2) % 6, "targets": torch.arange(16).view(8, 2) * 3}}
+batch["targets"][3] = m.NO_TARGET
+for method in m.METHODS:
+
+    def loss(model, batch):
+        targets, more = batch["targets"], {{}}
+        if method == "nce":
+            more["noise"] = m.Noise(np.arange(1, 51), targets.device)
+        criterion = m.nce_loss if more else m.softmax_loss
+        return criterion(model.output, model(batch), targets, **more).sum(), (targets != m.NO_TARGET).sum()
+
+    step(m.MaskedLM(widths, 50), loss, batch, recipe)
+batch["labels"] = torch.rand(8, 6) < 0.5
+weights = m.balance(batch["labels"])
+for anchor, robust in (("text", False), ("text", True), ("audio", False)):
+
+    def loss(model, batch):
+        logits = model(batch)
+        return m.balanced_loss(logits, batch["labels"], weights.to(logits.device)), len(logits)
+
+    step(m.EmotionClassifier(widths, 6, anchor, robust), loss, batch, recipe)
+print("passed")
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "no"])
+def test_steps_of_07_under_the_autocast_of_cuda(precision):
+    assert "passed" in run(KHARE, precision)
+
+
+KHARE_ON_A_DEVICE = """
+import collections, json, sys, tempfile
+sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
+import contextlib, torch
+on_device, steps = {on_device}, {{"steps": 0, "waits": collections.Counter()}}
+torch.set_num_threads(1)
+if on_device:
+    import pretend_device
+    library = pretend_device.register()
+    torch.inference_mode = torch.no_grad
+    pretend_device.patch_training(steps)
+import numpy as np
+import test_khare_features as toy
+from conftest import load_script
+
+m = load_script("07_crossmodal_mosei.py")
+folder, place = tempfile.mkdtemp(), pretend_device.PretendDevice if on_device else contextlib.nullcontext
+vars(m).update(DATA_ROOT=folder, CORPUS="x", PRETRAIN_CORPUS="x", SEEDS=(0,), DROPOUT=0.0, WORKERS=0, EPS=1.0)
+vars(m).update(DEPTH=1, WIDTH=16, HEADS=2, FEED_FORWARD=8, N_SUBSTITUTES=2, NOISE_WORDS=5, WARMUP_STEPS=4)
+vars(m).update(PRETRAIN_EPOCHS=2, FINETUNE_EPOCHS=2, PRETRAIN_BATCH_SIZE=4, FINETUNE_BATCH_SIZE=4)
+labels = np.arange(54).reshape(9, 6) % 4 == 0
+corpus = toy.corpus_of(toy.made_up(folder + "/store", 9), np.arange(9), labels=labels)
+corpus.parts |= {{"valid": corpus.parts["train"], "test": corpus.parts["train"]}}
+corpus.counts = np.array([5, 3])
+whole, curves = corpus.inputs, []
+with place():
+    for method in m.METHODS:
+        curves.append([[e["train_loss"], e["valid_loss"]] for e in m.pretrain(method, corpus)["log"]])
+    for first, robust in (("scratch", False), ("softmax", False), ("scratch", True)):
+        found = m.finetune(m.tables.Row(first, whole, "text", robust), 0, corpus, None)
+        curves.append(found["tests"]["text+audio+video"]["outputs"]["logits"])
+    toy.features.vgg16 = toy.small_vgg
+    vgg = toy.VGG(None, 16, 2, "gpu:0" if on_device else "cpu")
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    curves.append(vgg.features(pictures)[:, :50].tolist())
+print(json.dumps([curves, steps]))
+"""
+
+
+def test_07_on_a_device():
+    """Both trainings, tests, VGG-16: figures of the CPU, nothing on two devices, no wait within a step."""
+    paths, found = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}, []
+    for on_device in (True, False):
+        code = KHARE_ON_A_DEVICE.format(on_device=on_device, **paths)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    (ours, steps), (theirs, _) = found
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # EPS: Adam would amplify rounding
+    assert steps == {"steps": 2 * 2 * 3 + 3 * 2 * 3, "waits": {}}

@@ -9,7 +9,7 @@ import pytest
 from common.corpora.mosei import EMOTIONS
 from common.errors import UserError
 from common.khare import data as khare_data
-from common.khare.words import Vectors, word_error_rate
+from common.khare.words import Vectors, tokens_of, word_error_rate
 from common.manifest import Manifest, Turn
 from common.store import StoreWriter
 
@@ -71,7 +71,7 @@ def store_of(folder, words, scores=None):
             "audio": np.zeros((4, 200), np.float16),
             "video": np.zeros((0, 4096), np.float16),
             "words": np.frombuffer(content, np.uint8),
-            "word_times": np.zeros((n, 2), np.float32),
+            "word_times": np.arange(2 * n, dtype=np.float32).reshape(n, 2),
             "facts": np.float32([[2.0, (scores or {}).get(name, np.nan), 0]]),
         }
         writer.add([name], arrays, {key: [len(array)] for key, array in arrays.items()})
@@ -171,7 +171,7 @@ def test_english_clips_are_those_with_words_and_a_high_score(tmp_path, capsys):
     parts = {"train": [turns[name] for name in "abce"], "valid": [turns["d"]]}
     found = khare_data.english(store, parts, -0.3)
     assert [turn.utterance_id for part in found.values() for turn in part] == ["a", "d"]
-    with pytest.raises(UserError, match="MIN_SCORE=0: no clip with words is left to train"):
+    with pytest.raises(UserError, match="MIN_SCORE=0: no clip with words is left to"):
         khare_data.english(store, parts, 0.0)
 
 
@@ -212,17 +212,48 @@ def test_a_video_without_other_sound_is_kept_for_it(tmp_path):
     assert khare_data.sources_of(manifest, [[turn]], False)[0].video == str(tmp_path / "clip.mp4")
 
 
+@pytest.mark.parametrize(
+    "word, tokens",
+    [
+        ("Hello,", ["hello"]),
+        ("\u201cNo!\u201d", ["no", "!"]),
+        ("What?!", ["what", "?", "!"]),
+        ("well....", ["well", "..."]),
+        ("oh\u2026", ["oh", "..."]),
+        ("Don\u2019t!!", ["don't", "!", "!"]),
+        ("O.K.", ["o.k"]),
+        ("--", []),
+        ("!", ["!"]),
+        ("", []),
+    ],
+)
+def test_marks_that_carry_emotion_are_tokens(word, tokens):
+    assert list(tokens_of(word)) == tokens
+
+
+def test_marks_end_with_their_word_and_are_counted(tmp_path):
+    store = store_of(tmp_path / "s", {"u": "No! no?!", "v": "you"})
+    corpus = corpus_of(store, train=["u"], valid=["v"])
+    khare_data.give_vectors([corpus], None, "", None, False)
+    assert corpus.numbers == {"!": 0, "no": 1, "?": 2} and corpus.counts.tolist() == [2, 2, 1]
+    clips = khare_data.Clips(corpus, "train", ("text",), 0)
+    words, times = clips.words(0)
+    assert words == ["no", "!", "no", "?", "!"]
+    assert times.tolist() == [[0, 1], [1, 1], [2, 3], [3, 3], [3, 3]]
+    assert khare_data.forms_of(store, "u") == ["no", "no"]
+
+
 def test_random_vectors_depend_on_the_spelling_alone():
-    vectors = Vectors(Counter(["Hello,", "world!", "--", "hello", "other"]), "", None, False)
+    vectors = Vectors(Counter(["world", "hello", "other"]), "", None, False)
     assert vectors.words == ["hello", "other", "world"] and set(vectors.row_of) == set(vectors.words)
     again = Vectors(Counter(["zero", "hello"]), "", None, False)
     assert np.array_equal(vectors.vectors[0], again.vectors[again.row_of["hello"]])
     assert not np.allclose(*vectors.vectors[:2]) and 0.35 < vectors.vectors.std() < 0.45
-    assert vectors.rows(["Hello", "--", "none", "world?"]).tolist() == [0, -1, -1, 2]
+    assert vectors.rows(["hello", "--", "none", "world"]).tolist() == [0, -1, -1, 2]
     assert (vectors.of(["none"]) == 0).all() and np.array_equal(
-        vectors.of(["hello!"])[0], again.of(["hello"])[0]
+        vectors.of(["hello"])[0], again.of(["hello"])[0]
     )
-    assert vectors.identity(["hello"]) == again.identity(["Hello", "absent"]) != vectors.identity(["world"])
+    assert vectors.identity(["hello"]) == again.identity(["hello", "absent"]) != vectors.identity(["world"])
 
 
 def corpus_of(store, **parts):
@@ -242,12 +273,12 @@ def test_the_vocabulary_is_of_training_clips_and_has_vectors(tmp_path, capsys):
     path.write_text(f"hello {numbers}\nworld {numbers}\nsecret {numbers}\n")
     khare_data.give_vectors([corpus], None, path, None, False)
     assert corpus.numbers == {"hello": 0, "world": 1} and corpus.counts.tolist() == [2, 1]
-    assert "3 of 4 words have" in capsys.readouterr().out
+    assert "3 of 4 words, 5 of 6" in capsys.readouterr().out and corpus.widths == {"text": 300}
     facts = khare_data.vocabulary_facts(corpus)
     assert (facts["clips"], facts["held_out"], facts["vocabulary"], facts["majority"]) == (2, 1, 2, 1.0)
     assert facts["unigram_perplexity"] == pytest.approx(1.5)
-    assert khare_data.words_of(corpus.store, "w") == ["hello", "secret"]
-    assert khare_data.words_of(corpus.store, "absent") == []
+    assert khare_data.forms_of(corpus.store, "w") == ["hello", "secret"]
+    assert khare_data.forms_of(corpus.store, "absent") == []
     with pytest.raises(UserError, match="no clip of the valid part could be read"):
         corpus_of(corpus.store, train=["u"], valid=["gone"])
 

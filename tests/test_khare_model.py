@@ -5,13 +5,16 @@ import math
 from functools import partial
 
 import networks
+import numpy as np
 import pytest
 import torch
 from conftest import load_script
 from networks import noise, seeded
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
+from common.khare.data import NO_TARGET
 from common.layers import build, count_parameters, sinusoidal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,14 +32,13 @@ uneven = partial(networks.uneven, scale=0.4)
 def script():
     """07 with small sizes."""
     module = load_script("07_crossmodal_mosei.py")
-    module.DIMS = N_FEATURES
     for name, value in SMALL.items():
         setattr(module, name, value)
     return module
 
 
 def encoder(script, anchor="text", robust=False):
-    return uneven(build(0, script.CrossModalTransformer, anchor, robust))
+    return uneven(build(0, script.CrossModalTransformer, N_FEATURES, anchor, robust))
 
 
 def batch_of(lengths=LENGTHS, filling=0.0, seed=0):
@@ -148,7 +150,7 @@ def test_a_padded_batch_is_plain_clips(script, anchor, depth):
 @pytest.mark.parametrize("robust", [False, True])
 @pytest.mark.parametrize("anchor", N_FEATURES)
 def test_a_clip_alone_is_the_clip_in_a_padded_batch(script, anchor, robust):
-    classifier = uneven(build(0, script.EmotionClassifier, 6, anchor, robust))
+    classifier = uneven(build(0, script.EmotionClassifier, N_FEATURES, 6, anchor, robust))
     batch = batch_of(filling=37.0)
     together = classifier(batch)
     for number in range(7):
@@ -166,13 +168,13 @@ def test_a_missing_modality_adds_nothing_and_breaks_no_gradient(script):
         lacks = (batch[f"{name}_length"] == 0) | ~is_step.any(1)
         assert (term[lacks] == 0).all() and (term[~lacks] != 0).all(2).any(1).all()
     script.TERM_WEIGHTS = (0.33, 0.33, 0.33)
-    classifier = build(0, script.EmotionClassifier, 6, "text")
+    classifier = build(0, script.EmotionClassifier, N_FEATURES, 6, "text")
     classifier(batch).square().sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in classifier.parameters())
 
 
 def test_without_text_the_papers_model_says_nothing(script):
-    classifier = uneven(build(0, script.EmotionClassifier, 6, "text"))
+    classifier = uneven(build(0, script.EmotionClassifier, N_FEATURES, 6, "text"))
     logits = classifier(batch_of())
     assert torch.equal(logits[5], classifier.output.bias) and torch.equal(logits[6], classifier.output.bias)
     assert (logits[:5] != classifier.output.bias).all()
@@ -180,7 +182,7 @@ def test_without_text_the_papers_model_says_nothing(script):
 
 def test_substitutes_let_a_clip_without_text_be_told_from_another(script):
     script.N_SUBSTITUTES = 8
-    classifier = uneven(build(0, script.EmotionClassifier, 6, "text", True))
+    classifier = uneven(build(0, script.EmotionClassifier, N_FEATURES, 6, "text", True))
     first, second = classifier(batch_of(seed=0)), classifier(batch_of(seed=1))
     assert (first[5] - second[5]).abs().min() > 1e-4, "audio and video of a clip without text are not used"
     torch.testing.assert_close(first[6], second[6])
@@ -203,7 +205,8 @@ def test_parameters_at_the_papers_size():
     w, hidden = 512, 200
     layer = 4 * (w + 1) * w + (w + 1) * hidden + (hidden + 1) * w + 4 * w
     with torch.device("meta"):
-        model = load_script("07_crossmodal_mosei.py").CrossModalTransformer("text")
+        widths = {"text": 300, "audio": 200, "video": 4096}
+        model = load_script("07_crossmodal_mosei.py").CrossModalTransformer(widths, "text")
     assert count_parameters(model) == 20 * layer + (300 + 200 + 4096 + 3) * w == 27_518_368
 
 
@@ -216,17 +219,15 @@ def test_dropout_is_for_training_alone(script):
 
 
 def test_dropped_modalities(script):
-    lengths = {"text": [4] * 3000 + [0] * 3000, "audio": [5] * 6000, "video": [6] * 6000}
-    batch = {f"{name}_length": torch.tensor(length) for name, length in lengths.items()}
-    torch.manual_seed(0)
-    found = script.drop_modalities(batch)
-    left, before = (torch.stack([b[f"{name}_length"] for name in N_FEATURES]) for b in (found, batch))
+    clips = [{"text": range(4 * (i < 3000)), "audio": range(5), "video": range(6)} for i in range(6000)]
+    found = [script.drop_modalities(clip, np.random.default_rng(i), 0.3) for i, clip in enumerate(clips)]
+    left, before = (np.array([[len(c[name]) for name in N_FEATURES] for c in x]).T for x in (found, clips))
     assert ((left == before) | (left == 0)).all() and (left > 0).any(0).all()
-    assert batch["text_length"][0] == 4
-    shares = (left[:, :3000] == 0).double().mean(1)  # 0.3, less the 0.3 ** 3 that would lose everything
-    assert (shares - (0.3 - 0.3**3)).abs().max() < 0.03  # three and a half standard errors
-    shares = (left[1:, 3000:] == 0).double().mean(1)
-    assert (shares - (0.3 - 0.3**2)).abs().max() < 0.03
+    assert len(clips[0]["text"]) == 4
+    shares = (left[:, :3000] == 0).mean(1)  # 0.3, less the 0.3 ** 3 that would lose everything
+    assert np.abs(shares - (0.3 - 0.3**3)).max() < 0.03  # three and a half standard errors
+    shares = (left[1:, 3000:] == 0).mean(1)
+    assert np.abs(shares - (0.3 - 0.3**2)).max() < 0.03
 
 
 # ---- Masked words --------------------------------------------------------------------------
@@ -234,17 +235,24 @@ def test_dropped_modalities(script):
 
 def spoken(words, n_audio=20, n_video=2, word_ids=None):
     """One clip with ones everywhere and words [(start_s, end_s)]."""
-    times = torch.tensor(words, dtype=torch.float32).reshape(1, -1, 2)
     return {
-        "text": torch.ones(1, len(words), 300),
-        "audio": torch.ones(1, n_audio, 200),
-        "video": torch.ones(1, n_video, 8),
-        "word_ids": torch.arange(len(words))[None] if word_ids is None else torch.tensor([word_ids]),
-        "word_start_s": times[..., 0],
-        "word_end_s": times[..., 1],
-        "audio_step_s": torch.tensor([0.05]),
-        "video_step_s": torch.tensor([0.5]),
+        "text": np.ones((len(words), 300)),
+        "audio": np.ones((n_audio, 200)),
+        "video": np.ones((n_video, 8)),
+        "word_ids": np.arange(len(words)) if word_ids is None else np.array(word_ids),
+        "word_times": np.array(words, np.float32).reshape(-1, 2),
+        "step_s": {"audio": 0.05, "video": 0.5},
     }
+
+
+def masked(script, clip, share=0.15, seed=0):
+    return script.mask_words(clip, np.random.default_rng(seed), share)
+
+
+def zeros_of(steps):
+    """Which steps are hidden; the others are as they were."""
+    assert set(np.unique(steps)) <= {0.0, 1.0} and ((steps == 0).all(1) == (steps == 0).any(1)).all()
+    return np.flatnonzero((steps == 0).all(1)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -267,48 +275,41 @@ def spoken(words, n_audio=20, n_video=2, word_ids=None):
     ],
 )
 def test_all_audio_and_video_of_a_hidden_word_is_hidden(script, start, end, audio, video):
-    batch = script.mask_words(spoken([(start, end)]))
-    assert batch["hidden"].tolist() == [[True]] and (batch["text"] == 0).all()
-    assert (batch["audio"][0] == 0).all(1).nonzero().flatten().tolist() == audio
-    assert (batch["video"][0] == 0).all(1).nonzero().flatten().tolist() == video
-    assert batch["audio_hidden"][0].nonzero().flatten().tolist() == audio
-    assert set(batch["audio"].unique().tolist()) <= {0.0, 1.0}
+    clip = masked(script, spoken([(start, end)]))
+    assert clip["hidden"].tolist() == clip["targets"].tolist() == [0] and zeros_of(clip["text"]) == [0]
+    assert zeros_of(clip["audio"]) == audio and zeros_of(clip["video"]) == video
 
 
 def test_long_clips_have_exact_steps(script):
-    script.HIDDEN_SHARE = 1.0
     for k in (1, 799, 1999, 3999):
-        batch = script.mask_words(spoken([(0.05 * k, 0.05 * (k + 1))], n_audio=4000))
-        assert batch["audio_hidden"][0].nonzero().flatten().tolist() == [k]
+        clip = masked(script, spoken([(0.05 * k, 0.05 * (k + 1))], n_audio=4000), 1.0)
+        assert zeros_of(clip["audio"]) == [k]
 
 
 @pytest.mark.parametrize("n_words, n_hidden", [(1, 1), (3, 1), (9, 1), (10, 2), (20, 3), (100, 15)])
 def test_the_share_of_hidden_words(script, n_words, n_hidden):
-    before = spoken([(0.1 * k, 0.1 * k + 0.1) for k in range(n_words)], n_audio=2 * n_words, n_video=n_words)
-    batch = script.mask_words(before, seeded(1))
-    hidden = batch["hidden"][0]
-    assert hidden.sum() == n_hidden and torch.equal(batch["audio_hidden"][0], hidden.repeat_interleave(2))
-    assert torch.equal((batch["text"][0] == 0).all(1), hidden)
-    assert (before["text"] == 1).all()  # a step that is repeated after an out-of-memory error starts from it
+    clip = spoken([(0.1 * k, 0.1 * k + 0.1) for k in range(n_words)], n_audio=2 * n_words, n_video=n_words)
+    clip = masked(script, clip, seed=1)
+    hidden = clip["hidden"].tolist()
+    assert len(hidden) == n_hidden and zeros_of(clip["text"]) == hidden
+    assert zeros_of(clip["audio"]) == [step for k in hidden for step in (2 * k, 2 * k + 1)]
 
 
-def test_words_outside_the_vocabulary_and_padding_are_never_hidden(script):
-    script.HIDDEN_SHARE, times = 0.5, [(0.1 * k, 0.1 * k + 0.1) for k in range(6)]
+def test_words_outside_the_vocabulary_are_never_hidden(script):
+    times = [(0.1 * k, 0.1 * k + 0.1) for k in range(6)]
     for seed in range(20):
-        hidden = script.mask_words(spoken(times, word_ids=[-1, 3, -1, -1, 5, -1]), seeded(seed))["hidden"]
-        assert hidden.sum() == 1 and hidden[0, [0, 2, 3, 5]].sum() == 0
-    batch = script.mask_words(spoken(times, word_ids=[-1] * 6))
-    assert batch["hidden"].sum() == 0 and (batch["audio"] == 1).all()
+        clip = masked(script, spoken(times, word_ids=[-1, 3, -1, -1, 5, -1]), 0.5, seed)
+        assert clip["hidden"].tolist() in ([1], [4]) and clip["targets"].tolist() in ([3], [5])
+    clip = masked(script, spoken(times, word_ids=[-1] * 6))
+    assert not len(clip["hidden"]) and (clip["audio"] == 1).all()
 
 
 def test_masks_depend_on_the_generator_alone_and_reach_every_word(script):
     def draw(seed):
-        return script.mask_words(spoken([(0.1 * k, 0.1 * k + 0.1) for k in range(10)]), seeded(seed))[
-            "hidden"
-        ]
+        return masked(script, spoken([(0.1 * k, 0.1 * k + 0.1) for k in range(10)]), seed=seed)["hidden"]
 
-    assert torch.equal(draw(4), draw(4))
-    counts = sum(draw(seed)[0].int() for seed in range(500))
+    assert np.array_equal(draw(4), draw(4))
+    counts = np.bincount(np.concatenate([draw(seed) for seed in range(500)]), minlength=10)
     assert counts.min() > 60 and counts.max() < 145  # 100 each, sd 9
 
 
@@ -333,7 +334,7 @@ def test_nce_by_hand(script, shared):
     """One position, V = 2 words as likely as noise, k = 3: whatever is drawn, D = s - ln 2 - ln(3 / 2)."""
     noise_words = noise_of(script, 3, shared, (5, 5))
     output = output_of(torch.ones(2, 1), torch.tensor([0.5, 0.5]))
-    found = script.nce_loss(output, torch.ones(1, 1), torch.tensor([1]), noise_words)
+    found = script.nce_loss(output, torch.ones(1, 1, 1), torch.tensor([[1]]), noise_words)
     d = 1.5 - math.log(2) - math.log(1.5)
     expected = math.log(1 + math.exp(-d)) + 3 * math.log(1 + math.exp(d))
     assert found.item() == pytest.approx(expected, rel=1e-5)
@@ -358,7 +359,8 @@ def test_nce_has_its_exact_expectation(script, shared):
     output, target = output_of(noise(6, 4, seed=5), noise(6, seed=6)), torch.tensor([0, 4, 1, 5])
     noise_words, x = noise_of(script, 2, shared), noise(4, 4, seed=7)
     with torch.no_grad():
-        found = torch.stack([script.nce_loss(output, x, target, noise_words) for _ in range(4000)])
+        losses = [script.nce_loss(output, x[None], target[None], noise_words) for _ in range(4000)]
+        found = torch.stack(losses).sum((1, 2))
         d = output(x) - math.log(6) - noise_words.log_k_p
         others = 2 * (torch.tensor(COUNTS) / 100 * F.logsigmoid(-d)).sum()
         expected = -F.logsigmoid(d)[torch.arange(4), target].sum() - others
@@ -381,31 +383,43 @@ def test_with_much_noise_the_gradient_is_that_of_the_full_softmax(script, shared
     errors = []
     for k in (1, 100, 20_000):
         words = noise_of(script, k, shared)
-        found = gradient_of(lambda output, x, words=words: script.nce_loss(output, x, target, words))
+        found = gradient_of(
+            lambda output, x, words=words: script.nce_loss(output, x[None], target[None], words).sum()
+        )
         errors.append(((found - exact).norm() / exact.norm()).item())
     assert errors[0] > 0.2 and errors[1] < errors[0] and errors[2] < 0.02, errors
 
 
 def complete(n_clips=8):
-    """Clips that lack nothing, of several lengths, half of their words hidden."""
+    """Clips that lack nothing, of several lengths, about half of their words hidden."""
     lengths = {n: [1 + (5 * i + k) % N_STEPS[n] for i in range(n_clips)] for k, n in enumerate(N_FEATURES)}
-    batch = batch_of(lengths)
-    shape = batch["text"].shape[:2]
-    there = torch.arange(shape[1]) < batch["text_length"][:, None]
-    ids = torch.randint(0, 20, shape, generator=seeded())
-    return batch | {"word_ids": ids, "hidden": there & (torch.rand(shape, generator=seeded(1)) < 0.5)}
+    hidden = [torch.randperm(n, generator=seeded(i))[: (n + 1) // 2] for i, n in enumerate(lengths["text"])]
+    targets = [torch.randint(0, 20, (len(places),), generator=seeded(i)) for i, places in enumerate(hidden)]
+    padded = pad_sequence(hidden, True, 0), pad_sequence(targets, True, NO_TARGET)
+    return batch_of(lengths) | dict(zip(("hidden", "targets"), padded))
 
 
 def test_the_model_gives_what_stands_at_the_hidden_words(script):
-    model, batch = uneven(script.MaskedLM(12)), complete()
+    model, batch = uneven(script.MaskedLM(N_FEATURES, 12)), complete()
     encoded, _ = model.encoder(batch)
-    places = batch["hidden"].nonzero().tolist()
-    x, target, clip = model(batch)
-    assert len(places) > 8 and clip.tolist() == [i for i, _ in places]
-    assert target.tolist() == [int(batch["word_ids"][i, j]) for i, j in places]
-    torch.testing.assert_close(x, torch.stack([encoded[i, j] for i, j in places]))
-    none, _, _ = model(batch | {"hidden": torch.zeros_like(batch["hidden"])})
-    assert len(none) == 0
+    x = model(batch)
+    for i, j in (batch["targets"] != NO_TARGET).nonzero().tolist():
+        torch.testing.assert_close(x[i, j], encoded[i, batch["hidden"][i, j]])
+    none = model(batch | {"hidden": torch.zeros(8, 0, dtype=torch.int64)})
+    assert none.shape == (8, 0, 16)
+
+
+@pytest.mark.parametrize("k", [0, 5])
+def test_padding_of_hidden_words_has_no_loss_and_no_gradient(script, k):
+    output, targets = output_of(noise(6, 4, seed=3), noise(6)), torch.tensor([[2, NO_TARGET], [5, 1]])
+    x = noise(2, 2, 4).requires_grad_()
+    if k:
+        losses = script.nce_loss(output, x, targets, noise_of(script, k, False))
+    else:
+        losses = script.softmax_loss(output, x, targets)
+        torch.testing.assert_close(losses[1, 1], F.cross_entropy(output(x[1, 1]), torch.tensor(1)))
+    losses.sum().backward()
+    assert losses[0, 1] == 0 and (x.grad[0, 1] == 0).all() and (x.grad != 0).any(2).sum() == 3
 
 
 def train(model, loss, n_steps, rate):
@@ -419,20 +433,18 @@ def train(model, loss, n_steps, rate):
 @pytest.mark.parametrize("k, shared", [(0, False), (10, False), (40, True)])
 def test_eight_clips_are_learned_as_masked_language_model(script, k, shared):
     torch.manual_seed(0)
-    batch, model = complete(), build(0, script.MaskedLM, 20)
+    batch, model = complete(), build(0, script.MaskedLM, N_FEATURES, 20)
     words = noise_of(script, k, shared, torch.arange(1, 21)) if k else None
+    targets, there = batch["targets"], batch["targets"] != NO_TARGET
 
     def loss():
-        x, target, _ = model(batch)
-        if k:
-            return script.nce_loss(model.output, x, target, words) / len(x)
-        return F.cross_entropy(model.output(x), target)
+        more = (script.nce_loss, words) if k else (script.softmax_loss,)
+        return more[0](model.output, model(batch), targets, *more[1:]).sum() / there.sum()
 
     train(model, loss, 120, 1e-2)
-    x, target, _ = model.eval()(batch)
-    logits = model.output(x)
-    assert len(x) > 8 and (logits.argmax(1) == target).all()
-    assert F.cross_entropy(logits, target) < 0.5, "scores of NCE are not those of a softmax"
+    logits = model.output(model.eval()(batch))[there]
+    assert len(logits) > 8 and (logits.argmax(1) == targets[there]).all()
+    assert F.cross_entropy(logits, targets[there]) < 0.5, "scores of NCE are not those of a softmax"
 
 
 def test_the_schedule_by_hand(script):
@@ -469,7 +481,10 @@ def test_balanced_loss_by_hand(script):
 
 
 def test_pooling(script):
-    classifier, batch = uneven(build(0, script.EmotionClassifier, 6, "text")), batch_of(filling=9.0)
+    classifier, batch = (
+        uneven(build(0, script.EmotionClassifier, N_FEATURES, 6, "text")),
+        batch_of(filling=9.0),
+    )
     encoded, _ = classifier.encoder(batch)
     logits = classifier(batch)
     for number, length in enumerate(LENGTHS["text"][:5]):
@@ -485,6 +500,6 @@ def test_eight_clips_are_learned_as_emotions(script, anchor, robust):
         batch["text_length"][:3] = 0
     labels = (torch.arange(8)[:, None] >> torch.arange(6) & 1).bool()
     labels[:, 3:] = ~labels[:, :3]
-    model, weights = build(0, script.EmotionClassifier, 6, anchor, robust), script.balance(labels)
+    model, weights = build(0, script.EmotionClassifier, N_FEATURES, 6, anchor, robust), script.balance(labels)
     train(model, lambda: script.balanced_loss(model(batch), labels, weights), 150, 1e-2)
     assert torch.equal(model.eval()(batch) > 0, labels)

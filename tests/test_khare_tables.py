@@ -5,10 +5,11 @@ import pytest
 
 from common.corpora.mosei import EMOTIONS
 from common.khare import figures, tables
-from common.khare.data import DIMS, Part
-from common.khare.tables import Results, Row, conditions, confusion, named, plan, scores
+from common.khare.data import Part
+from common.khare.features import ARRAYS
+from common.khare.tables import Results, Row, averaged, conditions, named, plan
 
-MODALITIES = tuple(DIMS)
+MODALITIES = tuple(ARRAYS)
 WHOLE = named(MODALITIES)
 
 
@@ -20,9 +21,7 @@ def results_of(rows=None, n=40, inputs=MODALITIES, emotions=EMOTIONS):
     """Random logits of three initialisations, the second of which is the best on dev."""
     generator, outcomes = np.random.default_rng(0), {}
     videos = np.array([f"v{i // 4}" for i in range(n)])
-    part = Part(
-        [f"v{i // 4}[{i % 4}]" for i in range(n)], np.arange(n), videos, generator.random((n, 6)) < 0.4
-    )
+    part = Part([f"v{i // 4}[{i % 4}]" for i in range(n)], videos, generator.random((n, 6)) < 0.4)
     for row in rows or rows_of(inputs):
         tests = [named(condition) for condition in conditions(row, inputs)]
         outcomes[row] = [
@@ -32,7 +31,7 @@ def results_of(rows=None, n=40, inputs=MODALITIES, emotions=EMOTIONS):
             }
             for dev in (0.5, 0.7, 0.6)
         ]
-    return Results(emotions, part, inputs, "text", (0, 1, 2), 200, outcomes)
+    return Results(emotions, {"train": part, "test": part}, inputs, "text", (0, 1, 2), 200, outcomes)
 
 
 def set_logit(results, row, condition, i, emotion, value):
@@ -90,7 +89,7 @@ def test_dev_chooses_the_best_and_all_make_the_mean():
     results = results_of()
     row, true = results.main[0], results.test.targets
     cells = results.averages("x", row, WHOLE, {"WA": 66.6, "F1": 78.5})
-    each = [100 * scores(confusion(true, run > 0))["WA"][-1] for run in results.logits(row, WHOLE)]
+    each = [100 * averaged("WA", true, run > 0) for run in results.logits(row, WHOLE)]
     assert cells[0].values == [pytest.approx(each[1])] and cells[0].sd is None and cells[0].paper == 66.6
     assert cells[2].values == [pytest.approx(x) for x in each] and cells[2].paper is None
     assert cells[0].low < cells[0].values[0] < cells[0].high
@@ -99,7 +98,7 @@ def test_dev_chooses_the_best_and_all_make_the_mean():
 def test_gains_are_paired():
     """A system that is another one but for clips that it gets right has a gain above zero."""
     results = results_of(n=400)
-    theirs = results.predicted(results.main[0], WHOLE, "best")
+    theirs = results.predicted(results.main[0], kind="best")
     better = theirs.copy()
     better[:, ::4] = results.test.targets[::4]
     columns = results.columns()
@@ -143,10 +142,35 @@ def test_papers_stand_beside_its_own_models_alone():
     assert not any(cell.paper for cell in run.khare_table_1.values())
 
 
+def test_the_counts_of_the_paper_stand_beside_those_of_the_corpus():
+    run = Collected()
+    tables.corpus_table(run, results_of(n=8))
+    papers = [cell.paper for (_, column), cell in run.khare_table_corpus.items() if column == "all"]
+    assert papers == [23453, 12135, 5856, 4903, 2262, 4208, 1850]
+    assert (
+        run.khare_table_corpus["clips", "all"].values == [16]
+        and not run.khare_table_corpus["sad", "test"].paper
+    )
+
+
+def test_classes_are_chosen_by_their_true_odds():
+    """Balanced logits are alike for two classes, of which one has nine times as many clips."""
+    results, run = results_of(rows_of(("text",), methods=()), n=40, inputs=("text",)), Collected()
+    for part in results.parts.values():
+        part.targets = np.eye(6, dtype=bool)[[0] * 36 + [1] * 4]
+    for outcome in results.outcomes[results.main[0]]:
+        outcome["tests"]["text"]["outputs"]["logits"] = np.zeros((40, 6)) - 9 * (np.arange(6) > 1)
+    results.tfidf = np.eye(6)[None, [1] * 40] * 9.0
+    with np.errstate(divide="ignore"):
+        tables.classes_table(run, results)
+    assert run.khare_table_classes["scratch_text_anchor-text", "accuracy"].values == [90.0] * 3
+    assert run.khare_table_classes[tables.TFIDF, "accuracy"].values == [10.0]
+
+
 def test_one_video_gives_no_interval():
     results = results_of(n=4)
     cell = results.averages("x", results.main[0], WHOLE)[0]
-    assert cell.low is None and cell.values
+    assert np.isnan(cell.low) and cell.values
 
 
 def test_predictions_hold_all_runs_of_table_1_and_the_chosen_one_of_others():
@@ -168,19 +192,22 @@ def test_predictions_hold_all_runs_of_table_1_and_the_chosen_one_of_others():
 
 @pytest.mark.parametrize("lost", MODALITIES)
 def test_cases_are_clips_where_a_modality_decides(lost):
-    """Emotion 2 of clip 7 is found with all inputs and not without one; a larger fall elsewhere is no matter.
-    Without text it is the model whose anchor is audio, as in the paper."""
+    """The emotion that loses most without a modality; without text the model whose anchor is audio tells."""
     results = results_of()
     results.test.targets[:] = False
     results.test.targets[7, 2] = results.test.targets[9, 4] = True
-    rest = tuple(name for name in MODALITIES if name != lost)
-    row = Row("scratch", MODALITIES, "audio" if lost == "text" else "text")
-    for i, emotion, whole, without in ((7, 2, 0.5, -0.5), (9, 4, 5.0, 0.5)):
-        set_logit(results, row, MODALITIES, i, emotion, whole)
-        set_logit(results, row, rest, i, emotion, without)
-    assert figures.case_of(results, lost) == figures.Case(7, f"anger needs {lost}")
+    for name in MODALITIES:  # clip 7 is found without all but one modality, clip 9 with that one alone
+        rest = tuple(other for other in MODALITIES if other != name)
+        row = Row("scratch", MODALITIES, "audio" if name == "text" else "text")
+        for i, emotion, without in (
+            (7, 2, -5.0 if name == lost else 5.0),
+            (9, 4, 5.0 if name == lost else -5.0),
+        ):
+            set_logit(results, row, MODALITIES, i, emotion, 5.0)
+            set_logit(results, row, rest, i, emotion, without)
+    assert figures.chosen_cases(results)[7] == f" (anger needs {lost})"
 
 
 def test_without_missing_inputs_the_first_clip_is_shown():
     results = results_of(rows_of(("text",), methods=(), beyond_paper=False), inputs=("text",))
-    assert [case.i for case in figures.chosen_cases(results)] == [0]
+    assert figures.chosen_cases(results) == {0: ""}

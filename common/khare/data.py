@@ -10,17 +10,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from torch.nn.utils.rnn import pad_sequence
 
 from common import splits
 from common.corpora import mosei
 from common.errors import UserError
 from common.files import atomic_path, hash_of
 from common.khare.features import ARRAYS, AUDIO_DIM, AUDIO_STEP_S, FACTS, VIDEO_DIM, Source
-from common.khare.words import WORD_DIM, Vectors, word_form
+from common.khare.words import MARKS, Vectors, tokens_of
 from common.store import Store, rows_of
 
-DIMS = {"text": WORD_DIM, "audio": AUDIO_DIM, "video": VIDEO_DIM}  # the modalities and their features
 PAPER_CASES = ("HeZS2-Prhc[8]", "10219[11]", "-9y-fZ3swSY[1]")  # of Sec. 4.2: video[number in its transcript]
+NO_TARGET = -100  # what cross-entropy passes over
 
 
 # ---- Emotions and parts --------------------------------------------------------------------
@@ -38,10 +43,9 @@ def emotions_of(manifest):
 
 def targets_of(manifest, turns):
     """(N, E) bool: which emotions are present; of MOSEI those with a score above 0 (Sec. 3.1)."""
-    several = is_multilabel(manifest)
-    found = [mosei.emotions_of(turn) if several else [turn.label] for turn in turns]
-    names = emotions_of(manifest)
-    targets = [[name in present for name in names] for present in found]
+    several, names = is_multilabel(manifest), emotions_of(manifest)
+    present = [mosei.emotions_of(turn) if several else [turn.label] for turn in turns]
+    targets = [[name in those for name in names] for those in present]
     return np.array(targets, bool).reshape(len(turns), len(names))
 
 
@@ -50,8 +54,7 @@ def fold_of(manifest, n_groups):
     if not is_multilabel(manifest):
         return splits.model_choice_split(manifest, n_groups)
     parts = [[turn for turn in manifest.turns if turn.extra.get("split") == name] for name in splits.OFFICIAL]
-    empty = [name for name, turns in zip(splits.OFFICIAL, parts) if not turns]
-    if empty:
+    if empty := [name for name, turns in zip(splits.OFFICIAL, parts) if not turns]:
         path = f"{manifest.folder}/manifest.csv"
         raise UserError(f"{path}: no segment of the {empty[0]} fold; prepare the whole corpus")
     seen = Counter(video for turns in parts for video in splits.speakers_of(turns))
@@ -76,8 +79,7 @@ def find_cases(names, turns):
         video, number = turn.extra.get("video_id", ""), turn.extra.get("clip", "")
         for name in (video, video.removeprefix("-")):
             numbers.setdefault(f"{name}[{number}]", turn.utterance_id)
-    unknown = [name for name in names if name not in numbers]
-    if unknown:
+    if unknown := [name for name in names if name not in numbers]:
         raise UserError(f"CASES={','.join(unknown)}: no such clip in the test part; see predictions.csv")
     return [numbers[name] for name in names or PAPER_CASES if name in numbers]
 
@@ -88,7 +90,7 @@ def find_cases(names, turns):
 def own_turns(manifest, fold):
     """{"train", "valid": turns} of a corpus that is pretrained on itself: those of its train and dev parts.
 
-    Turns without a label train too, but only of speakers (in an official split: of the part) of the fold's.
+    Turns without a label train too, where their speaker, or in an official split their part, trains.
     """
     labelled = {turn.utterance_id for part in (fold.train, fold.valid, fold.test) for turn in part}
     rest = [turn for turn in manifest.turns if turn.utterance_id not in labelled]
@@ -107,10 +109,7 @@ def other_turns(manifest, share, seed, fold):
     turns = [turn for turn in manifest.turns if turn.extra.get("set") != "test"]
     kept = [turn for turn in turns if turn.dialogue_id.removeprefix(f"{turn.speaker}_") not in tested]
     n_test, n_same = len(manifest.turns) - len(turns), len(turns) - len(kept)
-    if n_test or n_same:
-        print(
-            f"  {manifest.corpus}: left out {n_test:,} test clips, {n_same:,} of videos that validate or test"
-        )
+    print(f"  {manifest.corpus}: left out {n_test:,} test clips, {n_same:,} of videos that validate or test")
     speakers = splits.speakers_of(kept)
     if len(speakers) < 2:
         path = f"{manifest.folder}/manifest.csv"
@@ -118,10 +117,8 @@ def other_turns(manifest, share, seed, fold):
     n_held_out = min(max(1, round(share * len(speakers))), len(speakers) - 1)
     order = np.random.default_rng((seed, 7)).permutation(len(speakers))
     held_out = {speakers[i] for i in order[:n_held_out]}
-    parts = {"train": [], "valid": []}
-    for turn in kept:
-        parts["valid" if turn.speaker in held_out else "train"].append(turn)
-    return parts
+    train = [turn for turn in kept if turn.speaker not in held_out]
+    return {"train": train, "valid": [turn for turn in kept if turn.speaker in held_out]}
 
 
 def english(store, parts, min_score):
@@ -130,18 +127,14 @@ def english(store, parts, min_score):
     min_score  mean log-probability; clips without a score stay. The paper's threshold, on another scale, left
                978 k of 1,092 k clips
     """
-    score, found = store["facts"][:, FACTS.index("score")], {}
-    kept, unknown = ~(score < min_score), np.isnan(score).sum()
-    print(
-        f"  {kept.sum():,} of {len(store):,} clips score {min_score:g} or more or have no score ({unknown:,})"
-    )
+    kept = ~(store["facts"][:, FACTS.index("score")] < min_score)
+    print(f"  {kept.sum():,} of {len(store):,} clips score {min_score:g} or more, or have no score")
     kept &= store.spans("word_times")[1] > 0
-    for name, turns in parts.items():
-        turns, rows = rows_of(store, turns)
-        found[name] = [turn for turn, keep in zip(turns, kept[rows]) if keep]
-        if not found[name]:
-            what = f"MIN_SCORE={min_score:g}: no clip with words is left to {name} the masked language model"
-            raise UserError(f"{what}; give TRANSCRIPTS, or lower MIN_SCORE")
+    ids = {name for name, keep in zip(store.ids, kept) if keep}
+    found = {name: [turn for turn in turns if turn.utterance_id in ids] for name, turns in parts.items()}
+    if not all(found.values()):
+        what = f"MIN_SCORE={min_score:g}: no clip with words is left to the masked language model"
+        raise UserError(f"{what}; give TRANSCRIPTS, or lower MIN_SCORE")
     return found
 
 
@@ -173,42 +166,34 @@ def sources_of(manifest, parts, with_video, with_words=True):
     return sources
 
 
-def rows_at(store, name, i):
-    """The rows of clip number i of a store."""
-    first, count = (column[i] for column in store.spans(name))
-    return store[name][first : first + count]
-
-
-def words_at(store, i):
-    """The words of clip number i of a store."""
-    return rows_at(store, "words", i).tobytes().decode().split("\n")[:-1]
-
-
 def words_of(store, clip_id):
-    """The words of a clip in one spelling, for the word error rate; [] where the store lacks it."""
-    words = words_at(store, store.row_of(clip_id)) if clip_id in store else []
-    return [form for form in map(word_form, words) if form]
+    """The words of a clip as they are written; [] where the store lacks it."""
+    text = store.rows(clip_id, "words").tobytes().decode() if clip_id in store else ""
+    return text.split("\n")[:-1]
 
 
-def count_words(store, rows=None):
-    """How often each word occurs in some clips, as it is written."""
-    counts = Counter()
-    for i in range(len(store)) if rows is None else rows:
-        counts.update(words_at(store, i))
-    return counts
+def forms_of(store, clip_id):
+    """The words of a clip in one spelling, without any punctuation, for the word error rate."""
+    tokens = [token for word in words_of(store, clip_id) for token in tokens_of(word)]
+    return [token for token in tokens if not MARKS.fullmatch(token)]
+
+
+def count_tokens(store, ids):
+    """How often each token occurs in some clips."""
+    words, tokens = Counter(word for clip_id in ids for word in words_of(store, clip_id)), Counter()
+    for word, count in words.items():
+        for token in tokens_of(word):
+            tokens[token] += count
+    return tokens
 
 
 @dataclass
 class Part:
-    """Clips of one part of a split: their ids, positions in the store, speakers, and emotions (N, E) bool."""
+    """Clips of one part of a split: their ids, speakers, and emotions (N, E) bool."""
 
     ids: list
-    rows: np.ndarray
     speakers: np.ndarray
     targets: np.ndarray
-
-    def __len__(self):
-        return len(self.ids)
 
 
 @dataclass
@@ -218,9 +203,9 @@ class Corpus:
     parts    {"train", "valid", "test": Part}, without "test" where nothing is tested
     inputs   the modalities that its training clips have
     stats    `statistics` of its training clips
-    words    how often each word occurs in its store
-    vectors  words.Vectors; vectors_id: a hash of those of its own words
-    numbers  {word form: number} of the words that are predicted, the most frequent first, and counts (V,)
+    vectors  words.Vectors; vectors_id: a hash of those of its own tokens
+    widths   {modality: numbers of a step} of those that any corpus of the run has
+    numbers  {token: number} of those that are predicted, the most frequent first, and counts (V,)
     """
 
     name: str
@@ -228,11 +213,11 @@ class Corpus:
     parts: dict
     inputs: tuple
     stats: dict
-    words: Counter
     vectors: Vectors | None = None
     vectors_id: str = ""
     numbers: dict = field(default_factory=dict)
     counts: np.ndarray | None = None
+    widths: dict = field(default_factory=dict)
 
     def identity(self):
         """What trainings on it depend on; JSON-ready."""
@@ -240,13 +225,10 @@ class Corpus:
         words = hash_of([self.numbers, self.counts.tolist()]), self.vectors_id, self.vectors.keep_unknown
         return [hash_of(self.store.meta), parts, words]
 
-    def count_forms(self, part):
-        """How often each word form with a vector occurs in a part."""
-        found = Counter()
-        for word, count in count_words(self.store, self.parts[part].rows).items():
-            if word_form(word) in self.vectors.row_of:
-                found[word_form(word)] += count
-        return found
+    def count_known(self, part):
+        """How often each token with a vector occurs in a part."""
+        counts = count_tokens(self.store, self.parts[part].ids)
+        return Counter({token: n for token, n in counts.items() if token in self.vectors.row_of})
 
 
 def give_vectors(corpora, recognised, glove, cache, keep_unknown):
@@ -254,26 +236,42 @@ def give_vectors(corpora, recognised, glove, cache, keep_unknown):
 
     recognised  a store of more words, or None; the rest is for words.Vectors
     """
-    counts = sum((corpus.words for corpus in corpora), count_words(recognised) if recognised else Counter())
-    vectors = Vectors(counts, glove, cache, keep_unknown)
+    stores = [corpus.store for corpus in corpora]
+    own = [count_tokens(store, store.ids) for store in stores + [recognised] * bool(recognised)]
+    vectors = Vectors(sum(own, Counter()), glove, cache, keep_unknown)
     print(f"  words     {vectors.note}")
-    for corpus in corpora:
-        corpus.vectors, corpus.vectors_id = vectors, vectors.identity(corpus.words)
-        found = corpus.count_forms("train")
-        order = sorted(found, key=lambda form: (-found[form], form))
-        corpus.numbers = {form: number for number, form in enumerate(order)}
-        corpus.counts = np.array([found[form] for form in order], np.int64)
+    widths = {"text": vectors.width, "audio": AUDIO_DIM, "video": VIDEO_DIM}
+    there = {name for corpus in corpora for name in corpus.inputs}
+    for corpus, words in zip(corpora, own):
+        corpus.widths = {name: n for name, n in widths.items() if name in there}
+        corpus.vectors, corpus.vectors_id = vectors, vectors.identity(words)
+        found = corpus.count_known("train")
+        order = sorted(found, key=lambda token: (-found[token], token))
+        corpus.numbers = {token: number for number, token in enumerate(order)}
+        corpus.counts = np.array([found[token] for token in order], np.int64)
+
+
+def tfidf_logits(corpus):
+    """(1, N, E) for the test part, by a linear classifier of TF-IDF words, balanced as the loss of 07 is."""
+    tokens = {}
+    for name in ("train", "test"):
+        words = (words_of(corpus.store, clip_id) for clip_id in corpus.parts[name].ids)
+        tokens[name] = [[token for word in own for token in tokens_of(word)] for own in words]
+    each = OneVsRestClassifier(LogisticRegression(class_weight="balanced", max_iter=1000))
+    model = make_pipeline(TfidfVectorizer(analyzer=list, sublinear_tf=True), each)
+    model.fit(tokens["train"], corpus.parts["train"].targets.astype(int))
+    return model.decision_function(tokens["test"])[None]
 
 
 def vocabulary_facts(corpus):
     """What tables say of a pretraining corpus, and how well word frequencies alone find its words."""
-    held_out = corpus.count_forms("valid")
-    n = np.array([held_out[form] for form in corpus.numbers])  # (V,)
+    held_out = corpus.count_known("valid")
+    n = np.array([held_out[token] for token in corpus.numbers])  # (V,)
     surprise = -np.log(corpus.counts / corpus.counts.sum())
     return {
         "corpus": corpus.name,
-        "clips": len(corpus.parts["train"]),
-        "held_out": len(corpus.parts["valid"]),
+        "clips": len(corpus.parts["train"].ids),
+        "held_out": len(corpus.parts["valid"].ids),
         "vocabulary": len(corpus.numbers),
         "majority": float(n[0] / n.sum()),
         "unigram_perplexity": float(np.exp((n * surprise).sum() / n.sum())),
@@ -282,39 +280,38 @@ def vocabulary_facts(corpus):
 
 def corpus_of(manifest, store, parts, modalities):
     """The Corpus of some parts {name: turns}, as far as the store and some modalities go."""
+    found = {}
     for name, turns in parts.items():
-        turns, rows = rows_of(store, turns)
+        turns, _ = rows_of(store, turns)
         if not turns:
             raise UserError(f"{store.folder}: no clip of the {name} part could be read; see its problems.csv")
         ids, speakers = [turn.utterance_id for turn in turns], np.array([turn.speaker for turn in turns])
-        parts = parts | {name: Part(ids, rows, speakers, targets_of(manifest, turns))}
-    train = parts["train"].rows
-    there = [name for name in DIMS if store.spans(ARRAYS[name])[1][train].any()]
+        found[name] = Part(ids, speakers, targets_of(manifest, turns))
+    train = found["train"].ids
+    there = [name for name, array in ARRAYS.items() if any(store.length(i, array) for i in train)]
     inputs = tuple(name for name in there if name in modalities)
-    return Corpus(manifest.corpus, store, parts, inputs, statistics(store, train), count_words(store))
+    return Corpus(manifest.corpus, store, found, inputs, statistics(store, train))
 
 
-def statistics(store, rows):
+def statistics(store, ids):
     """{"audio", "video": (mean (D,), sd (D,))} of every number of a step of some clips, kept with the store.
 
     A number that never varies, as of a unit of VGG-16 that is never active, gets a deviation of 1.
     """
-    path = store.folder / f"stats_{hash_of([store.meta, rows.tolist()])}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            return {name: tuple(kept[name]) for name in ("audio", "video")}
-    except (OSError, ValueError, KeyError, EOFError):  # not there, or damaged
-        found = {name: mean_and_sd(store, name, sorted(rows)) for name in ("audio", "video")}
-    with atomic_path(path) as temporary:
-        np.savez(temporary, **found)
-    return found
+    path = store.folder / f"stats_{hash_of([store.meta, ids])}.npz"
+    if not path.exists():
+        found = {name: mean_and_sd(store, name, ids) for name in ("audio", "video")}
+        with atomic_path(path) as temporary:
+            np.savez(temporary, **found)
+    with np.load(path) as kept:
+        return {name: tuple(kept[name]) for name in ("audio", "video")}
 
 
-def mean_and_sd(store, name, rows):
-    count, total, squares = 0, np.zeros(DIMS[name]), np.zeros(DIMS[name])
-    for i in rows:
-        x = rows_at(store, name, i).astype(np.float64)
-        count, total, squares = count + len(x), total + x.sum(0), squares + np.einsum("td,td->d", x, x)
+def mean_and_sd(store, name, ids):
+    count, total, squares = 0, 0.0, 0.0
+    for clip_id in ids:
+        x = store.rows(clip_id, name).astype(np.float64)
+        count, total, squares = count + len(x), total + x.sum(0), squares + (x * x).sum(0)
     mean = total / max(1, count)
     sd = np.sqrt(np.maximum(0, squares / max(1, count) - mean**2))
     return mean.astype(np.float32), np.where(sd > 1e-4, sd, 1).astype(np.float32)
@@ -327,75 +324,64 @@ class Clips:
                 padding and of masked words are what a model sees
     inputs      the modalities that its batches have; of the others no clip has a step
     max_s       seconds of a clip that are taken, so that one long clip does not fill the memory; 0 = all
+    change      change(clip, random numbers) -> clip, such as one with masked words, or None
     words_from  another store to take the words from, such as recognised ones; a clip that it lacks has none
     """
 
-    def __init__(self, corpus, part, inputs, max_s, words_from=None):
+    def __init__(self, corpus, part, inputs, max_s, change=None, words_from=None):
         part = corpus.parts[part]
-        self.ids, self.rows, self.labels = part.ids, part.rows, part.targets
-        self.corpus, self.store, self.inputs, self.max_s = corpus, corpus.store, inputs, max_s or float("inf")
-        self.word_store, self.word_rows = self.store, self.rows
-        if words_from is not None:
-            rows = [words_from.row_of(i) if i in words_from else -1 for i in self.ids]
-            self.word_store, self.word_rows = words_from, np.array(rows)
+        self.ids, self.labels = part.ids, part.targets
+        self.corpus, self.store, self.inputs, self.change = corpus, corpus.store, inputs, change
+        self.word_store = self.store if words_from is None else words_from
+        self.max_s = max_s or float("inf")
         self.step_s = {"audio": AUDIO_STEP_S, "video": self.store.meta["video_step_s"]}
         self.limits = {name: max_s and max(1, round(max_s / s)) or None for name, s in self.step_s.items()}
-        n_words = np.append(self.word_store.spans("word_times")[1], 0)  # the last for those that it lacks
-        counts = {"text": n_words[self.word_rows]}
-        for name, limit in self.limits.items():
-            counts[name] = self.store.spans(name)[1][self.rows].clip(max=limit)
-        self.lengths = sum(counts[name] for name in inputs)  # by which batches are made
+        rows = [self.store.row_of(clip_id) for clip_id in self.ids]
+        self.lengths = np.zeros(len(self.ids), np.int64)  # by which batches are made
+        for name in inputs:
+            count = self.store.spans(ARRAYS[name])[1][rows]
+            self.lengths += count.clip(max=self.limits.get(name) or count)
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.ids)
 
     def words(self, index):
-        """(words, their times (W, 2)) of a clip, without those that have no vector unless these are kept."""
-        if "text" not in self.inputs or self.word_rows[index] < 0:
+        """(tokens, their times (W, 2)) of a clip, without those that have no vector unless these are kept."""
+        clip_id = self.ids[index]
+        if "text" not in self.inputs or clip_id not in self.word_store:
             return [], np.zeros((0, 2), np.float32)
-        words = words_at(self.word_store, self.word_rows[index])
-        times = rows_at(self.word_store, "word_times", self.word_rows[index])
-        kept = ~(times[:, 0] >= self.max_s)
-        if not self.corpus.vectors.keep_unknown:
-            kept &= self.corpus.vectors.rows(words) >= 0
-        return [word for word, keep in zip(words, kept) if keep], times[kept]
+        store, vectors, found = self.word_store, self.corpus.vectors, []
+        for word, (start, end) in zip(words_of(store, clip_id), store.rows(clip_id, "word_times")):
+            tokens = tokens_of(word) if not start >= self.max_s else ()
+            known = [token for token in tokens if vectors.keep_unknown or token in vectors.row_of]
+            found += [(token, end if MARKS.fullmatch(token) else start, end) for token in known]
+        return [x[0] for x in found], np.array([x[1:] for x in found], np.float32).reshape(-1, 2)
 
     def __getitem__(self, key):
-        """key: (index, seed) -> dict of the arrays of one clip; nothing here is random."""
-        words, times = self.words(key[0])
-        word_ids = [self.corpus.numbers.get(word_form(word), -1) for word in words]
-        item = {"text": self.corpus.vectors.of(words), "word_ids": np.array(word_ids, np.int64)}
-        item |= {"word_start_s": times[:, 0], "word_end_s": times[:, 1], "labels": self.labels[key[0]]}
+        """key: (index, seed of what `change` draws, None = always the same) -> dict of a clip's arrays."""
+        index, seed = key
+        words, times = self.words(index)
+        word_ids = [self.corpus.numbers.get(word, -1) for word in words]
+        clip = {"text": self.corpus.vectors.of(words), "word_ids": np.array(word_ids, np.int64)}
+        clip |= {"word_times": times, "step_s": self.step_s, "labels": self.labels[index]}
         for name, (mean, sd) in self.corpus.stats.items():
-            steps = rows_at(self.store, name, self.rows[key[0]]) if name in self.inputs else ()
-            steps = np.asarray(steps, np.float32).reshape(-1, DIMS[name])[: self.limits[name]]
-            item[name] = (steps - mean) / sd
-        return item
+            n_steps = self.limits[name] if name in self.inputs else 0
+            clip[name] = (self.store.rows(self.ids[index], name)[:n_steps].astype(np.float32) - mean) / sd
+        return self.change(clip, np.random.default_rng(seed or (0, index))) if self.change else clip
 
-    def collate(self, items):
+    def collate(self, clips):
         """A batch of clips, padded to the longest and to one step at least.
 
         "text" (B, W, 300), "audio" (B, T_a, 200), "video" (B, T_v, 4096) float32, 0 where padded, with
-        "text_length", "audio_length", "video_length" (B,), 0 = the clip lacks it; "word_ids" (B, W), -1 =
-        outside the vocabulary or padded; "word_start_s", "word_end_s" (B, W), NaN where padded;
-        "audio_step_s", "video_step_s" (B,); "labels" (B, E).
+        "text_length", "audio_length", "video_length" (B,), 0 = the clip lacks it; "labels" (B, E); of masked
+        clips also "hidden" (B, H), the places of the hidden words, and "targets" (B, H), their numbers,
+        NO_TARGET where padded.
         """
-        filling = {"word_ids": -1, "word_start_s": float("nan"), "word_end_s": float("nan")}
-        batch = {"labels": torch.from_numpy(np.stack([item["labels"] for item in items]))}
-        for name in (*DIMS, *filling):
-            parts = [torch.from_numpy(np.asarray(item[name])) for item in items]
-            batch[name] = padded(parts, filling.get(name, 0))
-        for name in DIMS:
-            batch[f"{name}_length"] = torch.tensor([len(item[name]) for item in items])
-        for name, step_s in self.step_s.items():
-            batch[f"{name}_step_s"] = torch.full((len(items),), step_s)
-        return batch
-
-
-def padded(parts, value):
-    """Tensors (T, ...) -> (B, longest T and at least 1, ...)."""
-    longest = max(1, *(len(part) for part in parts))
-    batch = parts[0].new_full((len(parts), longest, *parts[0].shape[1:]), value)
-    for row, part in zip(batch, parts):
-        row[: len(part)] = part
-    return batch
+        batch = {"labels": torch.from_numpy(np.stack([clip["labels"] for clip in clips]))}
+        for name in (*ARRAYS, "hidden", "targets"):
+            if name in clips[0]:
+                parts = [torch.from_numpy(clip[name]) for clip in clips]
+                one = parts[0].new_zeros((1, *parts[0].shape[1:]))  # one step at least
+                batch[name] = pad_sequence([*parts, one], True, NO_TARGET if name == "targets" else 0)[:-1]
+        lengths = {f"{name}_length": torch.tensor([len(clip[name]) for clip in clips]) for name in ARRAYS}
+        return batch | lengths

@@ -13,8 +13,8 @@ For each clip the store has as many rows as it needs of every array:
 import random
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -27,7 +27,7 @@ from common.errors import UserError
 from common.extraction import extract
 from common.files import file_hash, hash_of
 from common.khare.words import tidy_words
-from common.layers import read_checkpoint
+from common.layers import build, read_checkpoint
 from common.media import MediaError, Silence, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
 
@@ -47,20 +47,14 @@ FACTS = ("seconds", "score", "words outside")
 
 @dataclass(slots=True)
 class Source:
-    """A clip to be: where its sound, picture and words are; "" = none.
-
-    audio    file; "" = the sound of the video's container, where it has any
-    start_s  where in both files the clip begins; before 0 s is 0 s
-    end_s    where it ends, None = with the recording
-    words    [(word, start_s, end_s)] on the clip's own clock, times None = not known; None = to be found
-    """
+    """A clip to be: where its sound, picture and words are; "" = none."""
 
     clip_id: str
-    audio: str = ""
+    audio: str = ""  # "" = the sound of the video's container, where it has any
     video: str = ""
-    start_s: float = 0.0
-    end_s: float | None = None
-    words: list | None = None
+    start_s: float = 0.0  # where in both files it begins; before 0 s is 0 s
+    end_s: float | None = None  # where it ends, None = with the recording
+    words: list | None = None  # [(word, start_s, end_s)] on its own clock; None = to be found
 
 
 # ---- Audio: filterbank energies (Section 3.1) ----------------------------------------------
@@ -69,11 +63,9 @@ class Source:
 def filterbanks(samples, rate_hz):
     """40 log-filterbank energies every 10 ms, five of which make a step of 50 ms: (S,) -> (T_a, 200) float32.
 
-    Kaldi's, as torchaudio computes them, because the paper's recogniser is Kaldi's: windows of 25 ms
-    (Povey's), preemphasis 0.97, mean removed, power, 40 triangles on the mel scale from 20 Hz to half the
-    rate, natural logarithm; no dither. Frame k is centred in [0.01 k, 0.01 (k + 1)) seconds (snip_edges
-    False), and recordings are mirrored at both ends. The last step repeats the last frame; fewer samples
-    (full scale = 1) than a window's are followed by silence.
+    Those of Kaldi, as the paper's recogniser, computed by torchaudio without dither. Frame k is centred in
+    [0.01 k, 0.01 (k + 1)) seconds (snip_edges False), and recordings are mirrored at both ends. The last step
+    repeats the last frame; fewer samples (full scale = 1) than a window's are followed by silence.
     """
     window, hop = (round(rate_hz * ms / 1000) for ms in (WINDOW_MS, HOP_MS))
     n_frames = max(1, (len(samples) + hop // 2) // hop)
@@ -89,36 +81,27 @@ def filterbanks(samples, rate_hz):
 
 
 class VGG:
-    """VGG-16 up to its second layer of 4096 units, fc7, after the ReLU; it is loaded when it is first used.
+    """VGG-16 up to the last layer of 4096 units, fc7, after the ReLU, as its classifier reads it.
 
-    "4096-dimensional features extracted from the VGG-16 model": fc7 is the last layer with 4096, and its
-    output after the ReLU is what the classifier reads. A masked frame of zeros is one without any findings.
-
-    weights  file of torchvision's vgg16; "" = torchvision's own download (ImageNet); None = random (He's)
+    weights  file of torchvision's vgg16; "" = torchvision's own download (ImageNet); None = random
     size     side of a picture in pixels, 0 = 224. The last pooling gives fc6 the same 7 x 7 places for any
              size, so that the demo takes 32 px: 30 times as fast, and still 4096 numbers per frame
     batch    pictures per forward pass
-    Raises UserError where a file is missing, damaged, or not VGG-16's.
     """
 
     def __init__(self, weights, size, batch, device):
-        self.weights, self.size, self.batch = weights, size or VGG_SIZE, batch
-        self.device, self.network = torch.device(device), None
-        if weights and not Path(weights).is_file():
-            raise UserError(f"{weights}: no such file; correct VGG_WEIGHTS")
+        self.weights, self.size, self.batch, self.device = weights, size or VGG_SIZE, batch, device
+        self.network = None  # loaded when it is first used
         self.name = "random" if weights is None else file_hash(weights) if weights else "torchvision"
 
     def identity(self):
         return [self.name, self.size]
 
     def load(self):
-        with torch.device("meta"):
-            network = vgg16(weights=None, init_weights=False)
+        network = build(0, vgg16)
         network.classifier[6] = nn.Identity()  # the classes of ImageNet: not needed, other files have others
-        if self.weights is None:
-            network.to_empty(device="cpu").apply(he_weights(torch.Generator().manual_seed(0)))
-        else:
-            network.load_state_dict(vgg_weights(self.weights, network.state_dict()), assign=True)
+        if self.weights is not None:
+            network.load_state_dict(vgg_weights(self.weights, network.state_dict()))
         parts = network.features, network.avgpool, nn.Flatten(), network.classifier[:5]
         self.network = nn.Sequential(*parts).eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)
@@ -126,26 +109,13 @@ class VGG:
     @torch.inference_mode()
     def features(self, pictures):
         """pictures (B, size, size, 3) uint8 -> (B, 4096) float32 numpy."""
-        if not len(pictures):
-            return np.zeros((0, VIDEO_DIM), np.float32)
         if self.network is None:
             self.load()
-        found = []
+        found = [torch.zeros(0, VIDEO_DIM)]
         for some in torch.from_numpy(pictures).split(self.batch):
             x = normalise_frames(some.to(self.device)[:, None], *IMAGENET)[:, :, 0]  # (B, 3, size, size)
-            found.append(self.network(x).float().cpu().numpy())
-        return np.concatenate(found)
-
-
-def he_weights(generator):
-    """First weights of a module, for nn.Module.apply."""
-
-    def fill(module):
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, generator=generator)
-            nn.init.zeros_(module.bias)
-
-    return fill
+            found.append(self.network(x).float().cpu())
+        return torch.cat(found).numpy()
 
 
 def vgg_weights(path, wanted):
@@ -156,12 +126,9 @@ def vgg_weights(path, wanted):
     except (OSError, RuntimeError) as error:
         message = f"torchvision's VGG-16: cannot be downloaded ({error}); download {official.url} elsewhere"
         raise UserError(f"{message} and name the file as VGG_WEIGHTS") from error
-    bad = [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key].shape]
-    if bad:
-        raise UserError(
-            f"{path}: {bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} weights; "
-            "name a file of torchvision's vgg16"
-        )
+    if bad := [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key].shape]:
+        what = f"{bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} weights"
+        raise UserError(f"{path}: {what}; name a file of torchvision's vgg16")
     return {key: state[key].float() for key in wanted}
 
 
@@ -184,10 +151,7 @@ class Recordings:
                 self.parts |= {source.clip_id: (group, lock) for source in group}
 
     def read(self, source):
-        """The arrays of a clip for a store, with "pictures" (T_v, size, size, 3) uint8 instead of "video".
-
-        Raises MediaError where it cannot be read or nothing is in it.
-        """
+        """The arrays of a clip for a store, with "pictures" (T_v, size, size, 3) uint8 instead of "video"."""
         group, lock = self.parts.get(source.clip_id, ([source], Lock()))
         with lock:
             if source.clip_id not in self.decoded:
@@ -228,16 +192,11 @@ class Recordings:
 def read_sounds(sources, rate_hz):
     """Samples (S,) of each clip of a recording, S = 0 where there are none."""
     path, nothing = sources[0].audio or sources[0].video, np.zeros(0, np.float32)
-    if not path or path == sources[0].video and not probe(path).rate_hz:
-        return [nothing] * len(sources)
-    ends_s = [source.end_s for source in sources]
+    ends_s, samples, found = [source.end_s for source in sources], nothing, []
     last_s = None if None in ends_s else max(ends_s)
-    if last_s is not None and last_s <= 0:
-        return [nothing] * len(sources)
-    try:
-        samples, found = read_audio(path, last_s, rate_hz), []
-    except Silence:
-        return [nothing] * len(sources)
+    if path and (path != sources[0].video or probe(path).rate_hz) and (last_s is None or last_s > 0):
+        with suppress(Silence):
+            samples = read_audio(path, last_s, rate_hz)
     for source in sources:
         end = len(samples) if source.end_s is None else max(0, round(source.end_s * rate_hz))
         piece = samples[round(max(0.0, source.start_s) * rate_hz) : end]
@@ -251,30 +210,32 @@ def read_views(sources, fps, size):
     Frame k is what a player shows in the middle of [k / fps, (k + 1) / fps) of the clip, as far as that
     reaches; torchvision's crop for VGG-16, the central 224 of 256 pixels (`pictures.central_square`).
     """
-    path, nothing = sources[0].video, np.zeros((0, size, size, 3), np.uint8)
+    path, nothing = sources[0].video, [(np.zeros((0, size, size, 3), np.uint8), 0.0)] * len(sources)
     if not path or not size:
-        return [(nothing, 0.0)] * len(sources)
+        return nothing
     info = probe(path)
     whole_s = info.duration_s or count_frames(path) / (info.fps or 25)
-    spans_s, times_s = [], []
-    for source in sources:
-        start, end = max(0.0, source.start_s), whole_s if source.end_s is None else min(source.end_s, whole_s)
-        n = max(0, np.ceil((end - start) * fps - EDGE_TOLERANCE))
-        edges = np.minimum(start + np.arange(n + 1) / fps, end)
-        spans_s.append((start, end))
-        times_s.append((edges[:-1] + edges[1:]) / 2)  # (T_v,)
+    starts_s = [max(0.0, source.start_s) for source in sources]
+    ends_s = [whole_s if source.end_s is None else min(source.end_s, whole_s) for source in sources]
+    times_s = [middles(start, end, fps) for start, end in zip(starts_s, ends_s)]
     wanted_s = np.concatenate(times_s)
-    order, last_s = np.argsort(wanted_s, kind="stable"), max(end for _, end in spans_s)
-    if not len(order):
-        return [(nothing, 0.0)] * len(sources)
-    pictures, first_s, shown_to_s = read_pictures(path, wanted_s[order], last_s, size)
-    parts = np.split(np.argsort(order), np.cumsum([len(times) for times in times_s])[:-1])
-    found = []
-    for part, times, (start, end) in zip(parts, times_s, spans_s):
+    if not len(wanted_s):
+        return nothing
+    order = np.argsort(wanted_s, kind="stable")
+    pictures, first_s, shown_to_s = read_pictures(path, wanted_s[order], max(ends_s), size)
+    parts, found = np.split(np.argsort(order), np.cumsum([len(times) for times in times_s])[:-1]), []
+    for part, times, start, end in zip(parts, times_s, starts_s, ends_s):
         # A clip that ends before the pictures start has none; one in which they start begins with the first.
         part = part[(times < shown_to_s + STAMP_TOLERANCE_S) & (end > first_s)]
         found.append((pictures[part], min(end, shown_to_s) - start if len(part) else 0.0))
     return found
+
+
+def middles(start_s, end_s, fps):
+    """The times (T_v,) in the middle of each frame of a clip; the last frame may be shorter."""
+    n = max(0, np.ceil((end_s - start_s) * fps - EDGE_TOLERANCE))
+    edges = np.minimum(start_s + np.arange(n + 1) / fps, end_s)
+    return (edges[:-1] + edges[1:]) / 2
 
 
 # ---- Clips to a store ----------------------------------------------------------------------
@@ -284,9 +245,8 @@ def extract_clips(sources, words, vgg, rate_hz, fps, folder, how):
     """The Store of features and words of clips, made once (Section 3.1); a run that was killed resumes.
 
     sources  list of Source; clips of the same files should follow each other
-    words    WordsFile, Transcripts or Recogniser, for sources that have none of their own, or None
-    vgg      VGG, None = no video; fps: pictures per second
-    how      extraction.Extraction
+    words    what gives words to sources that have none of their own (words.open_words)
+    vgg      VGG, None = no video; fps: pictures per second; how: extraction.Extraction
     """
     if words is not None and words.needs_sound and words.rate_hz != rate_hz:
         raise UserError(f"RATE_HZ={rate_hz}: the recogniser needs {words.rate_hz} Hz; set RATE_HZ to that")
@@ -301,17 +261,12 @@ def extract_clips(sources, words, vgg, rate_hz, fps, folder, how):
         "words": words and words.identity(),
         "version": 2,  # the last step of audio repeats its last frame
     }
-    items, what = {source.clip_id: source for source in sources}, "filterbanks, pictures and words"
-    bytes_ = needed_bytes(sources, fps if vgg else 0.0)
-
-    def compute(clips):
-        return arrays_of(clips, vgg)
-
-    store = extract(items, recordings.read, compute, folder, identity, how, what, bytes_)
-    n, hours = {name: store.spans(name)[1] for name in ARRAYS.values()}, store["facts"][:, 0].sum() / 3600
-    lacking = ", ".join(f"{(n[array] == 0).sum():,} without {name}" for name, array in ARRAYS.items())
-    outside = f"; {store['facts'][:, 2].sum():,.0f} words lay outside"
-    print(f"  {len(store):,} clips, {hours:,.2f} h, {n['word_times'].sum():,} words; {lacking}{outside}")
+    items, compute = {source.clip_id: source for source in sources}, partial(arrays_of, vgg=vgg)
+    what, n_bytes = "filterbanks, pictures and words", needed_bytes(sources, fps if vgg else 0.0)
+    store = extract(items, recordings.read, compute, folder, identity, how, what, n_bytes)
+    lacks = [f"{(store.spans(array)[1] == 0).sum():,} without {name}" for name, array in ARRAYS.items()]
+    seconds, _, outside = store["facts"].sum(0)
+    print(f"  {seconds / 3600:,.2f} h; {', '.join(lacks)}; {outside:,.0f} words lay outside", flush=True)
     return store
 
 

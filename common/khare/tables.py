@@ -17,7 +17,6 @@ import numpy as np
 
 from common import metrics
 from common.corpora import mosei
-from common.khare.data import Part
 from common.results import PREDICTION_COLUMNS, Cell, paper_figures, score_cells
 
 SCORES = {  # of confusion counts (..., 2, 2), true class by row
@@ -27,12 +26,18 @@ SCORES = {  # of confusion counts (..., 2, 2), true class by row
     "positive F1": lambda counts: metrics.f1(counts)[..., 1],
 }
 MAIN = ("WA", "F1")  # the paper's
+ALL = slice(None)  # emotions
 RECOGNISED = "recognised"  # the condition of the ASR experiment
+TFIDF = "TF-IDF words, linear"
 LABELS = {"scratch": "baseline", "softmax": "pretrained, full softmax", "nce": "pretrained, NCE"}
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 
 
 # ---- Rows ----------------------------------------------------------------------------------
+
+
+def named(condition):
+    return "+".join(condition)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Row:
 
     def slug(self):
         """Name of its folder, such as scratch_text+audio_anchor-text."""
-        return f"{self.first}_{'+'.join(self.inputs)}_anchor-{self.anchor}" + "_robust" * self.robust
+        return f"{self.first}_{named(self.inputs)}_anchor-{self.anchor}" + "_robust" * self.robust
 
 
 def subsets(names, having=""):
@@ -83,59 +88,37 @@ def is_main(row, inputs, anchor):
     return (row.inputs, row.anchor, row.robust) == (inputs, anchor, False)
 
 
-def named(condition):
-    return "+".join(condition)
-
-
 # ---- Scores (Section 4) --------------------------------------------------------------------
 
 
-def confusion(y_true, y_pred, member=None):
-    """Counts (..., E, 2, 2) of true class (row) against predicted class of y_true (N, E), y_pred (..., N, E).
-
-    member  (N,) number of each clip's video: then (K, ..., E, 2, 2), the counts of each video
-    """
-    y_true, y_pred = np.asarray(y_true, bool), np.asarray(y_pred, bool)
-    videos = np.zeros(len(y_true), int) if member is None else member
-    n_videos, n_emotions = videos.max(initial=0) + 1, y_true.shape[1]
-    cell = (videos[:, None] * n_emotions + np.arange(n_emotions)) * 4 + 2 * y_true + y_pred  # (..., N, E)
-    size = n_videos * n_emotions * 4
-    counts = np.stack([np.bincount(run, minlength=size) for run in cell.reshape(-1, y_true.size)])
-    counts = counts.reshape(*y_pred.shape[:-2], n_videos, n_emotions, 2, 2).astype(float)
-    return counts[..., 0, :, :, :] if member is None else np.moveaxis(counts, y_pred.ndim - 2, 0)
-
-
-def scores(counts):
-    """All SCORES of counts (..., E, 2, 2): name -> (..., E + 1), the last one being the average."""
-    found = {name: score(counts) for name, score in SCORES.items()}  # (..., E)
-    return {name: np.concatenate([x, x.mean(-1, keepdims=True)], -1) for name, x in found.items()}
+def averaged(score, y_true, y_pred):
+    """One of SCORES, averaged over E binary tasks; y_true and y_pred (N, E) bool."""
+    counts = [metrics.confusion(*pair, n_classes=2) for pair in zip(y_true.T, y_pred.T)]  # (E, 2, 2)
+    return float(SCORES[score](np.array(counts)).mean())
 
 
 def selection_score(y_true, y_pred):
     """What chooses on dev (Sec. 4), of y_true and y_pred (N, E): the mean of average WA and average F1."""
-    found = scores(confusion(y_true, y_pred))
-    return (found["WA"][..., -1] + found["F1"][..., -1]) / 2
+    return sum(averaged(score, y_true, y_pred) for score in MAIN) / 2
 
 
-def resampled(y_true, y_pred, videos, n_resamples, seed=0):
-    """Scores on resamples of whole videos, drawn with replacement: clips of one video are not independent.
+def interval(score, y_true, y_pred, videos, n_resamples, theirs=None):
+    """The 95 % interval of an average over S runs and E tasks when whole videos are resampled.
 
-    y_pred  (S, N, E): the scores of runs are averaged within each resample
-    Returns name -> (R, E + 1). The same seed draws the same resamples, so that the difference of two systems'
-    results is that of a paired bootstrap. {} with a single video.
+    y_true (N, E) bool; y_pred (S, N, E) bool; theirs (S, N, E): the interval of the paired difference to them
     """
-    names, member = np.unique(np.asarray(videos), return_inverse=True)
-    if len(names) < 2:
-        return {}
-    counts = confusion(y_true, y_pred, member)  # (K, S, E, 2, 2)
-    equal = np.full(len(names), 1 / len(names))
-    draws = np.random.default_rng(seed).multinomial(len(names), equal, n_resamples).astype(float)
-    return {name: x.mean(1) for name, x in scores(np.tensordot(draws, counts, 1)).items()}
 
+    def metric(counts):
+        if theirs is None:
+            return SCORES[score](counts)
+        both = counts[..., :2, :].reshape(*counts.shape[:-2], 2, 2, 2)  # true, ours, theirs
+        return SCORES[score](both.sum(-1)) - SCORES[score](both.sum(-2))
 
-def interval(values):
-    """The 95 % percentile interval (low, high) of resampled scores (R,), in percent."""
-    return 100 * np.quantile(values, [0.025, 0.975])
+    tasks = np.tile(y_true.T, (len(y_pred), 1)).astype(int)  # (S * E, N)
+    found = y_pred * 1 if theirs is None else 2 * y_pred + theirs
+    found, n_classes = found.swapaxes(1, 2).reshape(tasks.shape), 2 if theirs is None else 4
+    limits = metrics.cluster_bootstrap(metric, tasks, found, videos, n_resamples, 0, n_classes=n_classes)
+    return [100 * limit for limit in limits]
 
 
 # ---- What was found ------------------------------------------------------------------------
@@ -146,7 +129,7 @@ class Results:
     """What the tables show."""
 
     emotions: tuple
-    test: Part  # that is tested
+    parts: dict  # {"train", "valid", "test": data.Part}
     inputs: tuple  # modalities that training clips have
     anchor: str  # the query modality
     seeds: tuple
@@ -155,7 +138,12 @@ class Results:
     pretrained: dict = field(default_factory=dict)  # {method: history of its training}
     pretraining: dict = field(default_factory=dict)  # data.vocabulary_facts
     recognised: tuple | None = None  # word error rate, whose words they are
+    tfidf: np.ndarray | None = None  # data.tfidf_logits
     note: str = ""  # of the word vectors
+
+    @property
+    def test(self):
+        return self.parts["test"]
 
     @property
     def main(self):
@@ -174,15 +162,16 @@ class Results:
         """(S, N, E) of all initialisations."""
         return np.array([outcome["tests"][condition]["outputs"]["logits"] for outcome in self.outcomes[row]])
 
-    def predicted(self, row, condition, kind="mean"):
-        """(S, N, E) bool; kind "best": (1, N, E) of the chosen initialisation. A probability above 0.5."""
-        found = self.logits(row, condition) > 0
+    def predicted(self, row, condition="", kind="mean"):
+        """(S, N, E) bool, a probability above 0.5; kind "best": (1, N, E) of the chosen initialisation."""
+        found = self.logits(row, condition or named(self.inputs)) > 0
         return found[[self.best(row)]] if kind == "best" else found
 
-    def columns(self, kinds=MAIN):
-        """{"happy WA": ("WA", 0), ...}, the average last, whose number is -1."""
-        places = {name: place for place, name in enumerate(self.emotions)} | {"average": -1}
-        return {f"{name} {kind}": (kind, place) for name, place in places.items() for kind in kinds}
+    def columns(self):
+        """{"happy WA": ("WA", its column), ..., "average F1": ("F1", ALL)}."""
+        places = {name: slice(place, place + 1) for place, name in enumerate(self.emotions)}
+        places["average"] = ALL
+        return {f"{name} {kind}": (kind, place) for name, place in places.items() for kind in MAIN}
 
     def paper(self, table, row):
         """{column: the paper's number} of a row of a table, {} for other emotions."""
@@ -193,38 +182,37 @@ class Results:
         """Cells of a line: mean over runs and its interval; with `theirs`, paired differences, in points.
 
         predicted, theirs  (S, N, E)
-        columns            {heading: (score, number of the emotion)}
+        columns            {heading: (score, a slice of the emotions, whose scores are averaged)}
         """
-        y, videos = self.test.targets, self.test.speakers
-        found, drawn = scores(confusion(y, predicted)), resampled(y, predicted, videos, self.n_resamples)
-        if theirs is not None:
-            base, other = scores(confusion(y, theirs)), resampled(y, theirs, videos, self.n_resamples)
-            found = {name: found[name].mean(0, keepdims=True) - base[name].mean(0) for name in found}
-            drawn = {name: drawn[name] - other[name] for name in drawn}
-        runs = [(seed, "test") for seed in self.seeds] if len(predicted) > 1 and theirs is None else []
-        cells = []
-        for heading, (score, place) in columns.items():
-            limits = interval(drawn[score][:, place]) if drawn else (None, None)
-            values, paper = (100 * found[score][:, place]).tolist(), (papers or {}).get(heading)
-            unit = "%" if theirs is None else "points"
+        cells, unit = [], "%" if theirs is None else "points"
+        runs = [(seed, "test") for seed in self.seeds] if len(predicted) > 1 else []
+        for heading, (score, places) in columns.items():
+            y, ours = self.test.targets[:, places], predicted[..., places]
+            values, rival = [100 * averaged(score, y, run) for run in ours], None
+            if theirs is not None:
+                rival = theirs[..., places]
+                values = [value - 100 * averaged(score, y, run) for value, run in zip(values, rival)]
+            limits = interval(score, y, ours, self.test.speakers, self.n_resamples, rival)
+            paper = (papers or {}).get(heading)
             cells.append(Cell(label, heading, values, runs, paper, *limits, len(y), unit))
         return cells
 
     def averages(self, label, row, condition, papers=None):
         """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
-        best = self.predicted(row, condition, "best")
-        cells = self.cells(label, best, {kind: (kind, -1) for kind in MAIN}, papers)
-        every = self.predicted(row, condition)
-        return cells + self.cells(label, every, {f"{kind}, mean": (kind, -1) for kind in MAIN})
+        cells = []
+        for kind, more, paper in (("best", "", papers), ("mean", ", mean", None)):
+            columns = {score + more: (score, ALL) for score in MAIN}
+            cells += self.cells(label, self.predicted(row, condition, kind), columns, paper)
+        return cells
 
-    def caption(self):
-        """What every table says."""
-        counts = ", ".join(f"{n} {count:,}" for n, count in zip(self.emotions, self.test.targets.sum(0)))
-        return (
-            f"WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(self.seeds)} initialisations "
+    def write(self, run, stem, title, cells, note=""):
+        """One table, with what most of them say below it."""
+        note += (
+            f" WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(self.seeds)} initialisations "
             "that with the highest mean of average WA and F1 on dev, as in the paper; mean: over them all. "
-            f"Intervals resample test videos. Test clips with {counts}. {self.note}."
+            f"Intervals resample test videos. {self.note}."
         )
+        run.table(f"khare_table_{stem}", f"{title}, {run.corpus}", cells, note)
 
 
 # ---- Tables --------------------------------------------------------------------------------
@@ -233,6 +221,7 @@ class Results:
 def write(run, results, multilabel):
     """All tables; multilabel: whether a clip can have several emotions."""
     wanted = {
+        corpus_table: True,
         table_1: True,
         gain_table: len(results.main) > 1,
         table_2: len(results.inputs) > 1,
@@ -245,32 +234,44 @@ def write(run, results, multilabel):
         table(run, results)
 
 
+def corpus_table(run, results):
+    """Clips of each part, and how often each emotion is present, beside the paper's counts (Sec. 3.1)."""
+    counts = {part: [len(own.targets), *own.targets.sum(0)] for part, own in results.parts.items()}
+    counts["all"], cells = np.sum([*counts.values()], 0), []
+    for i, row in enumerate(("clips", *results.emotions)):
+        papers = results.paper("corpus", row)
+        for column, n in counts.items():
+            cells.append(Cell(row, column, [float(n[i])], paper=papers.get(column), unit="", digits=0))
+    run.table("khare_table_corpus", f"Clips, {run.corpus}", cells)
+
+
 def table_1(run, results):
     """Table 1: baseline and pretraining, each emotion, best of the initialisations and their mean."""
-    cells, whole = [], named(results.inputs)
+    cells = []
     for label in ("M-ELMo + NN (A+T)", "Graph-MFN"):
-        papers = results.paper("1", label)
-        cells += [Cell(label, heading, paper=papers[heading]) for heading in papers]
+        cells += [Cell(label, name, paper=paper) for name, paper in results.paper("1", label).items()]
     for kind in ("best", "mean"):
         for row in results.main:
-            label, found = LABELS[row.first], results.predicted(row, whole, kind)
+            label = LABELS[row.first]
             papers = results.paper("1", label) if kind == "best" else None
+            found = results.predicted(row, kind=kind)
             cells += results.cells(f"{label}, {kind}", found, results.columns(), papers)
-    run.table("khare_table_1", f"Table 1. Emotion recognition, {run.corpus}", cells, results.caption())
+    if results.tfidf is not None:
+        cells += results.cells(TFIDF, results.tfidf > 0, results.columns())
+    results.write(run, "1", "Table 1. Emotion recognition", cells)
 
 
 def gain_table(run, results):
-    """What pretraining gains, paired: the same resamples of videos for both systems."""
-    cells, whole, base = [], named(results.inputs), results.main[0]
+    """What pretraining gains, paired: the same resamples of videos and initialisations for both systems."""
+    cells, base, before = [], results.main[0], results.paper("1", LABELS["scratch"])
     for row in results.main[1:]:
-        label, before = LABELS[row.first], results.paper("1", LABELS["scratch"])
+        label = LABELS[row.first]
         papers = {c: round(x - before[c], 1) for c, x in results.paper("1", label).items()}
         for kind, paper in (("best", papers), ("mean", None)):
-            found, theirs = (results.predicted(system, whole, kind) for system in (row, base))
+            found, theirs = (results.predicted(system, kind=kind) for system in (row, base))
             cells += results.cells(f"{label}, {kind}", found, results.columns(), paper, theirs)
     note = "Difference to the baseline in points, with its paired interval; paper: from its Table 1."
-    title = f"Gain by pretraining, {run.corpus}"
-    run.table("khare_table_gain", title, cells, f"{note} {results.caption()}")
+    results.write(run, "gain", "Gain by pretraining", cells, note)
 
 
 def table_2(run, results):
@@ -290,39 +291,39 @@ def table_2(run, results):
         "in the paper, which has no numbers. Robust: trained vectors stand in for a missing "
         "modality, and training clips lose theirs at a rate of DROP_RATE; not in the paper."
     )
-    title = f"Table 2. Missing inputs, {run.corpus}"
-    run.table("khare_table_2", title, cells, f"{note} {results.caption()}")
+    results.write(run, "2", "Table 2. Missing inputs", cells, note)
 
 
 def f1_table(run, results):
     """F1 in three ways beside a classifier that finds nothing: weighted F1 flatters rare emotions."""
-    cells, never = [], np.zeros((1, *results.test.targets.shape), bool)
-    for kind in ("F1", "macro F1", "positive F1"):
-        columns = {c.removesuffix(f" {kind}"): where for c, where in results.columns((kind,)).items()}
-        name = "weighted F1" if kind == "F1" else kind
-        for row in results.main:
-            found = results.predicted(row, named(results.inputs), "best")
-            cells += results.cells(f"{name}: {LABELS[row.first]}, best", found, columns)
-        cells += results.cells(f"{name}: no emotion in any clip", never, columns)
+    columns = {"weighted F1": ("F1", ALL), **{kind: (kind, ALL) for kind in ("macro F1", "positive F1")}}
+    found = {f"{LABELS[row.first]}, best": results.predicted(row, kind="best") for row in results.main}
+    found["no emotion in any clip"] = np.zeros((1, *results.test.targets.shape), bool)
+    cells = [cell for label, predicted in found.items() for cell in results.cells(label, predicted, columns)]
     note = (
         "Weighted: mean of absent and present by class size; macro: plain mean; positive: of present alone."
     )
-    title = f"F1 in three ways, {run.corpus}"
-    run.table("khare_table_f1", title, cells, f"{note} {results.caption()}")
+    results.write(run, "f1", "F1 in three ways", cells, note)
 
 
 def classes_table(run, results):
-    """Of a corpus with one label per clip: the most probable of all classes, as other classifiers choose."""
-    y, cells = results.test.targets.argmax(1), []
-    for row in results.outcomes:
-        found = results.logits(row, named(row.inputs)).argmax(2)  # (S, N)
-        every = {(seed, "test"): (slice(i, i + 1), np.arange(len(y))) for i, seed in enumerate(results.seeds)}
-        cells += score_cells(
-            row.slug(), metrics.METRICS, y, found, results.test.speakers, every, results.n_resamples
-        )
+    """Of a corpus with one label per clip: the most probable of all classes, as other classifiers choose.
+
+    The loss is balanced (Sec. 3.1), as if each class were there in half of the clips: true odds are added.
+    """
+    y, share, cells = results.test.targets.argmax(1), results.parts["train"].targets.mean(0), []
+    logits = {row.slug(): results.logits(row, named(row.inputs)) for row in results.outcomes}  # (S, N, E)
+    for name, found in (logits if results.tfidf is None else logits | {TFIDF: results.tfidf}).items():
+        every = {
+            (s, "test"): (slice(i, i + 1), np.arange(len(y)))
+            for i, s in enumerate(results.seeds[: len(found)])
+        }
+        found = (found + np.log(share / (1 - share))).argmax(2)  # (S, N)
+        data = y, found, results.test.speakers, every, results.n_resamples
+        cells += score_cells(name, metrics.METRICS, *data)
     majority, equal = metrics.chance(y, len(results.emotions))
     note = (
-        f"Not in the paper. All initialisations, none chosen; the loss is balanced. Chance "
+        "Not in the paper. All initialisations, none chosen; classes weigh as in the training part. Chance "
         f"{100 * majority:.1f} % (majority class), {100 * equal:.1f} % (1 / C). {results.note}."
     )
     run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells, note)
@@ -330,36 +331,31 @@ def classes_table(run, results):
 
 def asr_table(run, results):
     """Section 4.1: the models of Table 1 on recognised instead of reference words."""
-    cells, whole = [], named(results.inputs)
-    changes = {f"change in {kind}": (kind, -1) for kind in MAIN}
+    cells, changes = [], {f"change in {score}": (score, ALL) for score in MAIN}
     for row in results.main:
         label = LABELS[row.first]
-        cells += results.averages(f"{label}: reference", row, whole)
+        cells += results.averages(f"{label}: reference", row, named(results.inputs))
         cells += results.averages(f"{label}: recognised", row, RECOGNISED)
-        after, before = (results.predicted(row, condition, "best") for condition in (RECOGNISED, whole))
+        before, after = (results.predicted(row, condition, "best") for condition in ("", RECOGNISED))
         cells += results.cells(f"{label}: recognised", after, changes, None, before)
     wer, words = results.recognised
     paper = results.paper("asr", "words").get("word error rate")
     cells.append(Cell("words", "word error rate", [100 * wer], paper=paper, digits=1))
     note = f"Trained on reference transcripts, tested on {words}. Change: of the best, paired, in points."
-    run.table("khare_table_asr", f"Recognised words, {run.corpus}", cells, f"{note} {results.caption()}")
+    results.write(run, "asr", "Recognised words", cells, note)
 
 
 def cost_table(run, results):
     """What the two pretrainings cost and how well they find hidden words."""
     cells, facts = [], results.pretraining
     for method, history in results.pretrained.items():
-        log, best = history["log"], history["log"][history["best_epoch"] - 1]
-        seconds = history["seconds"] / len(log)
-        for column, value, unit, digits in (
-            ("an epoch", seconds, "s", 2),
-            ("a step", 1000 * seconds / history["steps_per_epoch"], "ms", 1),
-            ("best epoch", history["best_epoch"], "", 0),
-            ("held-out loss", best["valid_loss"], "", 3),
-            ("perplexity", float(np.exp(best["valid_loss"])), "", 1),
-            ("hidden words found", 100 * best["valid_accuracy"], "%", 2),
-        ):
-            cells.append(Cell(LABELS[method], column, [value], unit=unit, digits=digits))
+        log, label, best = history["log"], LABELS[method], history["log"][history["best_epoch"] - 1]
+        seconds, loss = history["seconds"] / len(log), best["valid_loss"]
+        cells.append(Cell(label, "an epoch", [seconds], unit="s"))
+        cells.append(Cell(label, "best epoch", [history["best_epoch"]], unit="", digits=0))
+        cells.append(Cell(label, "held-out loss", [loss], unit="", digits=3))
+        cells.append(Cell(label, "perplexity", [float(np.exp(loss))], unit="", digits=1))
+        cells.append(Cell(label, "hidden words found", [100 * best["valid_accuracy"]]))
     cells.append(Cell("always the most frequent word", "hidden words found", [100 * facts["majority"]]))
     perplexity = [facts["unigram_perplexity"]]
     cells.append(Cell("word frequencies alone", "perplexity", perplexity, unit="", digits=1))
@@ -384,10 +380,8 @@ def prediction_rows(results):
             for k in range(len(found)) if every else [results.best(row)]:
                 system = "test", results.seeds[k], f"{row.slug()}: {condition}"
                 for i, clip_id in enumerate(test.ids):
-                    names = (
-                        names_of(results.emotions, present) for present in (test.targets[i], found[k, i])
-                    )
-                    yield dict(zip(PREDICTION_COLUMNS, (clip_id, test.speakers[i], *system, *names)))
+                    labels = [names_of(results.emotions, x) for x in (test.targets[i], found[k, i])]
+                    yield dict(zip(PREDICTION_COLUMNS, (clip_id, test.speakers[i], *system, *labels)))
 
 
 def names_of(emotions, present):

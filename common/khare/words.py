@@ -6,32 +6,46 @@ there is none, `identity()`, and `needs_sound`: whether samples are read at all.
 """
 
 import csv
+import gzip
 import hashlib
 import re
-from collections import Counter
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import torch
 from torchaudio.functional import edit_distance
-from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from common.errors import UserError
-from common.files import atomic_path, file_hash, hash_of, read_csv
-from common.media import LFS_POINTER
+from common.files import atomic_path, file_hash, hash_of
 
-WORD_DIM = 300  # of GloVe (Sec. 3.1)
+RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
-PUNCTUATION = ".,;:!?\"'`()[]{}<>*-_/\\\u2018\u2019\u201c\u201d\u2026\u2013\u2014"
+PUNCTUATION = ".,;:\"'`()[]{}<>*-_/\\\u2018\u201c\u201d\u2013\u2014"
+MARKS = re.compile(r"(\.\.\.|[!?])")  # punctuation that carries emotion
+CLITICS = re.compile(r"(?=n't$)|(?='(?:s|m|d|re|ve|ll)$)")
 END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still belong to it
+SHORTEST_S = 0.025  # one frame of wav2vec 2.0
 NUMBERS = re.compile(rb"( [-+]?\d*\.?\d+(e[-+]?\d+)?)*$", re.IGNORECASE)  # at the end of a line
 NAN = float("nan")
 
 
-def word_form(word):
-    """The spelling by which words are looked up and counted: lower case, without punctuation around it."""
-    return word.strip(PUNCTUATION).lower()
+@cache
+def tokens_of(word):
+    """What a word is looked up and counted as: "No!" is "no" and "!"; other punctuation around it goes."""
+    pieces = MARKS.split(word.replace("\u2019", "'").replace("\u2026", "..."))
+    tokens = (x if MARKS.fullmatch(x) else x.strip(PUNCTUATION).lower() for x in pieces)
+    return tuple(token for token in tokens if token)
+
+
+def hash_arrays(names, arrays):
+    """A hash of some names and of numpy arrays."""
+    digest = hashlib.sha256(repr(list(names)).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 # ---- Where words come from (Sections 2.2 and 3.1) ------------------------------------------
@@ -42,13 +56,19 @@ def look_up(name, data_root):
     return next((place for place in (Path(name), Path(data_root) / name) if place.exists()), None)
 
 
-def open_words(name, data_root, device):
-    """What gives words to clips that have none; None for "".
+def is_there(name, data_root, is_model):
+    """Whether a file or folder is there; with is_model also a model of transformers (hub)."""
+    if look_up(name, data_root) or not is_model or name.endswith(".csv"):
+        return look_up(name, data_root) is not None
+    try:
+        return bool(AutoConfig.from_pretrained(name))
+    except (OSError, ValueError):
+        return False
 
-    name  a CSV file utterance_id,word,start_s,end_s[,score]; a folder of <clip>.csv or .txt; else a CTC model
-          of transformers, a hub name or its folder. A path is looked for here, then in data_root
-    Raises UserError where a CSV file is not there; what is no file at all is taken for a hub name.
-    """
+
+@cache
+def open_words(name, data_root, device):
+    """What gives words to clips that have none: a CSV file, a folder, else a CTC model; None for ""."""
     if not name:
         return None
     path = look_up(name, data_root)
@@ -56,16 +76,13 @@ def open_words(name, data_root, device):
         return WordsFile(path)
     if path and not (path / "config.json").exists():
         return Transcripts(path)
-    if not path and name.endswith(".csv"):
-        raise UserError(f"{name}: no such file, neither here nor in {data_root}; correct the path")
     return Recogniser(path or name, device)
 
 
 class WordsFile:
     """Words from a CSV file utterance_id,word,start_s,end_s[,score]; the lines of a clip follow each other.
 
-    The score of a clip is the mean of its words' scores, without the empty ones. Only where each clip stands
-    in the file is kept in memory. Clips that it lacks have no words.
+    The score of a clip is the mean of its words'. Only where a clip stands in the file is kept in memory.
     """
 
     needs_sound = False
@@ -73,11 +90,11 @@ class WordsFile:
     def __init__(self, path):
         self.path, self.spans = path, {}
         with open(path, "rb") as file:
-            first = file.readline()
-            columns = next(csv.reader([first.decode("utf-8-sig", "replace")]), [])
+            header = file.readline()
+            columns = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
             if columns[:4] != COLUMNS:
                 raise UserError(f"{path}: its first line is not {','.join(COLUMNS)}; give it that header")
-            at, self.n_cells = len(first), 4 + (columns[4:] == ["score"])
+            at = len(header)
             for name, lines in groupby(file, key=first_cell):
                 if name and name in self.spans:
                     raise UserError(f"{path}: words of {name} stand in two places; sort it by utterance_id")
@@ -92,10 +109,9 @@ class WordsFile:
         with open(self.path, "rb") as file:
             file.seek(at)
             lines = file.read(length).decode("utf-8", "replace").split("\n")
-        rows = [row[1 : self.n_cells] for row in csv.reader(lines) if row]
-        found = [parsed(row, f"{self.path}: {clip_id}") for row in rows]
-        scores = [score[0] for *_, score in found if score and score[0] is not None]
-        return [word[:3] for word in found], float(np.mean(scores)) if scores else NAN
+        rows = [parsed(row[1:], f"{self.path}: {clip_id}") for row in csv.reader(lines) if row]
+        scores = [score for *_, score in rows if score is not None]
+        return [row[:3] for row in rows], float(np.mean(scores)) if scores else NAN
 
 
 def first_cell(line):
@@ -105,10 +121,10 @@ def first_cell(line):
 
 
 def parsed(cells, place):
-    """(word, start_s, end_s, [score]) of the cells of a line; an empty number is None."""
+    """(word, start_s, end_s, score) of the cells of a line; an empty or absent number is None."""
     try:
-        word, start, end, *score = cells
-        start, end, *score = (float(cell) if cell.strip() else None for cell in (start, end, *score))
+        word, *numbers = cells
+        start, end, score = [float(cell) if cell.strip() else None for cell in [*numbers, ""][:3]]
         return word, start, end, score
     except ValueError as error:
         line = ",".join(cells)
@@ -116,10 +132,7 @@ def parsed(cells, place):
 
 
 class Transcripts:
-    """Words from a folder of transcripts, <clip id>.csv (word,start_s,end_s) or <clip id>.txt.
-
-    A text has no times: `tidy_words` spreads its words over the clip. Clips without a file have no words.
-    """
+    """Words without times from a folder of transcripts, <clip id>.txt."""
 
     needs_sound = False
 
@@ -130,11 +143,8 @@ class Transcripts:
         return str(self.folder)
 
     def words(self, clip_id, samples):
-        path, text = self.folder / f"{clip_id}.csv", self.folder / f"{clip_id}.txt"
-        if path.is_file():
-            rows = ([row.get(name) or "" for name in COLUMNS[1:]] for row in read_csv(path))
-            return [parsed(row, path)[:3] for row in rows], NAN
-        words = text.read_text(encoding="utf-8-sig", errors="replace").split() if text.is_file() else []
+        path = self.folder / f"{clip_id}.txt"
+        words = path.read_text(encoding="utf-8-sig", errors="replace").split() if path.is_file() else []
         return [(word, None, None) for word in words], NAN
 
 
@@ -142,8 +152,8 @@ class Recogniser:
     """Words from a CTC model of transformers such as wav2vec 2.0, in fp32 (in the paper: Kaldi's TDNN).
 
     A clip is recognised by itself: wav2vec 2.0's first layer normalises over time, so that padding would
-    change its words. The most likely letter of each frame of 20 ms is taken; the score of a clip is the mean
-    log-probability of those that are not blank, which silence does not raise, and another language lowers.
+    change its words. The score of a clip is the mean log-probability of its letters, which silence does not
+    raise, and another language lowers.
     """
 
     needs_sound = True
@@ -155,32 +165,25 @@ class Recogniser:
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
-        self.model, self.device = model.to(device).eval().requires_grad_(False), torch.device(device)
-        self.rate_hz, config, self.shortest = self.extractor.sampling_rate, model.config, 1
-        self.step_s = config.inputs_to_logits_ratio / self.rate_hz
-        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
-            self.shortest = (self.shortest - 1) * stride + kernel  # samples of one frame
+        self.model = model.to(device).eval().requires_grad_(False)
+        self.rate_hz = self.extractor.sampling_rate
+        self.step_s = model.config.inputs_to_logits_ratio / self.rate_hz
 
     def identity(self):
-        digest = hashlib.sha256()
-        for key, tensor in sorted(self.model.state_dict().items()):
-            digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        names, tensors = zip(*sorted(self.model.state_dict().items()))
+        return hash_arrays(names, (tensor.cpu().numpy() for tensor in tensors))
 
     @torch.inference_mode()
     def words(self, clip_id, samples):
-        if len(samples) < self.shortest:
+        if len(samples) < SHORTEST_S * self.rate_hz:
             return [], NAN
         inputs = self.extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt").input_values
-        logits = self.model(inputs.to(self.device)).logits[0]  # (T, letters)
-        best, letters = logits.log_softmax(-1).max(-1)  # (T,)
+        logits = self.model(inputs.to(self.model.device)).logits[0]  # (T, letters)
+        best, letters = logits.log_softmax(-1).cpu().max(-1)  # (T,)
         spoken = letters != self.tokenizer.pad_token_id
         if not spoken.any():
             return [], NAN
-        found, step_s = (
-            self.tokenizer.decode(letters.cpu(), output_word_offsets=True).word_offsets,
-            self.step_s,
-        )
+        found, step_s = self.tokenizer.decode(letters, output_word_offsets=True).word_offsets, self.step_s
         words = [(x["word"].lower(), x["start_offset"] * step_s, x["end_offset"] * step_s) for x in found]
         return words, float(best[spoken].mean())
 
@@ -207,10 +210,7 @@ def tidy_words(words, seconds):
 
 
 def word_error_rate(references, hypotheses):
-    """Word edits by the number of words in the references (Section 4.1); it can exceed 1.
-
-    references, hypotheses  lists of transcripts, each a list of words, in the same spelling and case
-    """
+    """Word edits by the number of words in the references (Section 4.1); both are lists of lists of words."""
     pairs, n_words = list(zip(references, hypotheses, strict=True)), sum(map(len, references))
     if not n_words:
         raise ValueError("no word in the reference transcripts")
@@ -221,9 +221,9 @@ def word_error_rate(references, hypotheses):
 
 
 class Vectors:
-    """Vectors (n, 300) of words, and `row_of` {word form: its row} of those that have one.
+    """Vectors (n, width) of tokens, and `row_of` {token: its row} of those that have one.
 
-    counts  Counter of all words as they are written
+    counts  Counter of all tokens
     glove   file of GloVe vectors; "" = random ones, seeded by the spelling, where GloVe is not at hand: no
             word then has neighbours in meaning
     cache   folder for what is read from the file
@@ -231,129 +231,97 @@ class Vectors:
     """
 
     def __init__(self, counts, glove, cache, keep_unknown):
-        forms = Counter()
-        for word, count in counts.items():
-            forms[word_form(word)] += count
-        forms.pop("", None)
-        self.words, self.keep_unknown = sorted(forms), keep_unknown
+        self.words, self.keep_unknown = sorted(counts), keep_unknown
         if glove:
-            self.vectors = read_glove(glove, self.words, WORD_DIM, cache)
-            self.note = coverage(self.words, self.vectors, forms)
+            self.vectors = read_glove(glove, self.words, cache)
         else:
-            self.vectors = np.array([random_vector(word) for word in self.words]).reshape(-1, WORD_DIM)
-            self.note = "word vectors are random, without GloVe"
+            self.vectors = np.array([random_vector(word) for word in self.words]).reshape(-1, RANDOM_WIDTH)
         known = self.vectors.any(1)
         self.row_of = {word: row for row, word in enumerate(self.words) if known[row]}
+        n, n_known = counts.total(), sum(counts[word] for word in self.row_of)
+        self.note = f"{len(self.row_of):,} of {len(counts):,} words, {n_known:,} of {n:,} running words have "
+        self.note += "a GloVe vector" if glove else "a random vector, without GloVe"
+
+    @property
+    def width(self):
+        return self.vectors.shape[1]
 
     def rows(self, words):
         """The row (W,) of each word, -1 = it has no vector."""
-        return np.array([self.row_of.get(word_form(word), -1) for word in words], np.int64)
+        return np.array([self.row_of.get(word, -1) for word in words], np.int64)
 
     def of(self, words):
-        """Vectors (W, 300) of words, zeros where they have none."""
-        rows, found = self.rows(words), np.zeros((len(words), WORD_DIM), np.float32)
+        """Vectors (W, width) of words, zeros where they have none."""
+        rows, found = self.rows(words), np.zeros((len(words), self.width), np.float32)
         found[rows >= 0] = self.vectors[rows[rows >= 0]]
         return found
 
     def identity(self, words):
         """A hash of the vectors of some words."""
         rows = sorted(set(self.rows(words).tolist()) - {-1})
-        digest = hashlib.sha256(repr([self.words[row] for row in rows]).encode())
-        digest.update(np.ascontiguousarray(self.vectors[rows]).tobytes())
-        return digest.hexdigest()[:16]
+        return hash_arrays([self.words[row] for row in rows], [self.vectors[rows]])
 
 
 def random_vector(word):
     """(300,) float32 for a word; its numbers have a deviation of 0.4, about that of GloVe's."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little")
-    return np.random.default_rng(seed).normal(0, 0.4, WORD_DIM).astype(np.float32)
+    return np.random.default_rng(seed).normal(0, 0.4, RANDOM_WIDTH).astype(np.float32)
 
 
-def coverage(words, vectors, counts):
-    """How many words have a vector, as types and as running words, and the most frequent ones without."""
-    missing = sorted((-counts[word], word) for word, row in zip(words, vectors) if not row.any())
-    types, tokens = len(counts), counts.total()
-    n_types, n_tokens = types - len(missing), tokens + sum(count for count, _ in missing)
-    shown = ", ".join(f"{word} {-count:,}" for count, word in missing[:5])
-    return (
-        f"{n_types:,} of {types:,} words have a GloVe vector ({n_types / max(1, types):.1%}), "
-        f"{n_tokens:,} of {tokens:,} running words ({n_tokens / max(1, tokens):.1%})"
-        + (f"; most frequent without: {shown}" if shown else "")
-    )
+def spellings(word):
+    """What a token may stand as in a file, the best first; of several pieces the mean is taken."""
+    whole = [word], CLITICS.split(word), [word.replace("'", "")], [word.replace("...", "\u2026")]
+    return *whole, [piece for piece in re.split("-+|'s$", word) if piece] or [word]
 
 
-def read_glove(path, words, dim=WORD_DIM, cache=None):
-    """Vectors (n, dim) of `words` from a GloVe text file in one pass, zeros for a word that it lacks.
+def read_glove(path, words, cache=None):
+    """Vectors (n, width) of tokens, by the first of their `spellings` that the file has; zeros for others.
 
-    path   a file of lines <token> <dim numbers>; the largest, 840B.300d, has 5.6 GB and 2.2 million tokens
-    words  each is looked up as it is written, then in lower case
-    cache  folder where the result is kept for the same file and words; None = nowhere
-    Raises UserError for a file that is missing, packed, cut off or of vectors of another length.
+    cache  folder where the result is kept for the same file and words (840B.300d has 5.6 GB); None = nowhere
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path}: no such file; unpack GloVe's archive there, or name the file of its vectors"
-        )
     stat = path.stat()
-    key = hash_of([path.name, stat.st_size, stat.st_mtime_ns, dim, list(words)])
+    key = hash_of([path.name, stat.st_size, stat.st_mtime_ns, words])
     kept = Path(cache) / f"glove_{key}.npy" if cache else None
-    try:
-        vectors = np.load(kept, mmap_mode="r", allow_pickle=False) if kept else np.zeros(0)
-        if vectors.shape == (len(words), dim):
-            return vectors
-    except (OSError, ValueError, EOFError):  # not there, or damaged
-        pass
-    found = read_vectors(path, {form.encode() for word in words for form in (word, word.lower())}, dim)
-    vectors = np.zeros((len(words), dim), np.float32)
+    if kept and kept.exists():
+        return np.load(kept, mmap_mode="r")
+    wanted = {piece.encode() for word in words for pieces in spellings(word) for piece in pieces}
+    found, width = read_vectors(path, wanted)
+    vectors = np.zeros((len(words), width), np.float32)
     for row, word in zip(vectors, words):
-        row[:] = found.get(word.encode(), found.get(word.lower().encode(), 0))
+        several = ([found.get(piece.encode()) for piece in pieces] for pieces in spellings(word))
+        row[:] = next((np.mean(x, 0) for x in several if all(piece is not None for piece in x)), 0.0)
     if kept:
         with atomic_path(kept) as temporary:
             np.save(temporary, vectors)
     return vectors
 
 
-def read_vectors(path, wanted, dim):
-    """{token: vector (dim,)} of the wanted tokens (bytes); of repeated tokens the first counts.
+def read_vectors(path, wanted):
+    """({token: vector (width,)} of the wanted tokens (bytes), width); of repeated tokens the first counts.
 
-    Lines end with a newline and nothing else, and fields are parted by plain blanks: tokens may hold other
-    blanks (U+00A0, U+0085), and in 840B plain ones too (". . ."), so that a line is parsed from the right.
-    Most lines are passed over by their first piece, without parsing their numbers.
+    The first line tells the width. Lines end with a newline and nothing else, and fields are parted by plain
+    blanks: tokens may hold other blanks (U+00A0, U+0085), and in 840B plain ones too (". . ."), so that a
+    line is parsed from the right. Most lines are passed over by their first piece, without their numbers.
+    Raises UserError for a file that is no such text or is cut off.
     """
-    firsts, vectors, n_lines = {token.split(b" ", 1)[0] for token in wanted}, {}, 0
-    with open(path, "rb") as file:
+    firsts, vectors, width = {token.split(b" ", 1)[0] for token in wanted}, {}, 0
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            line = line.rstrip(b" \r\n")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.startswith((LFS_POINTER, b"PK\x03\x04", b"\x1f\x8b")):
-                    raise UserError(
-                        f"{path}: packed or a git-lfs pointer, not the text file; unpack or pull it"
-                    )
-                if re.fullmatch(rb"\d+ \d+", line):
-                    continue  # "<vocabulary> <dim>" of a repackaged file
-            n = line.count(b" ") if n_lines else NUMBERS.search(line).group().count(b" ")
-            if line and (n < dim or not n_lines and n != dim):
-                raise UserError(
-                    f"{path}:{number}: {n} numbers after the token, not {dim}; the file is cut off or has "
-                    f"vectors of another length: unpack it again, or choose that of {dim} dimensions"
-                )
-            n_lines += bool(line)
+            line = line.rstrip(b" \r\n").removeprefix(b"\xef\xbb\xbf")
+            if not line or not width and re.fullmatch(rb"\d+ \d+", line):
+                continue  # "<vocabulary> <width>" of a repackaged file
+            width = width or NUMBERS.search(line).group().count(b" ")
+            if not width:
+                raise UserError(f"{path}: no vectors in its first line; unpack it, or pull it by git lfs")
+            if line.count(b" ") < width:
+                raise UserError(f"{path}:{number}: cut off, fewer than {width} numbers; unpack it again")
             if line.split(b" ", 1)[0] in firsts:
-                token, *fields = line.rsplit(b" ", dim)
+                token, *fields = line.rsplit(b" ", width)
                 if token in wanted and token not in vectors:
-                    vectors[token] = parse_vector(fields, f"{path}:{number}")
-    if not n_lines:
-        raise UserError(f"{path}: no vectors in it; unpack it again")
-    return vectors
-
-
-def parse_vector(fields, place):
-    try:
-        vector = np.array([float(field) for field in fields], np.float32)
-    except ValueError as error:
-        raise UserError(f"{place}: {error}; unpack the file again") from error
-    if not np.isfinite(vector).all():
-        raise UserError(f"{place}: a number is not finite; unpack the file again")
-    return vector
+                    try:
+                        vectors[token] = np.array(fields).astype(np.float32)
+                    except ValueError as error:
+                        raise UserError(f"{path}:{number}: {error}; unpack it again") from error
+    if not width or not all(np.isfinite(vector).all() for vector in vectors.values()):
+        raise UserError(f"{path}: no vectors in it, or a number that is not finite; unpack it again")
+    return vectors, width

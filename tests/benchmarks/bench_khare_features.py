@@ -23,6 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import av
@@ -167,19 +168,19 @@ def whole(folder, video):
     for k in range(N_STORED):
         writer.add([f"{k}"], arrays, rows)
     store, forms = writer.finish(), Counter(f"w{k}" for k in range(n_words))
-    part = Part(store.ids, np.arange(N_STORED), np.array(store.ids), np.zeros((N_STORED, 6), bool))
+    part = Part(store.ids, np.array(store.ids), np.zeros((N_STORED, 6), bool))
     stats = {"audio": (audio.mean(0), audio.std(0)), "video": (video.mean(0), video.std(0))}
     inputs, numbers = ("text", "audio", "video"), {form: k for k, form in enumerate(forms)}
     vectors = Vectors(forms, "", None, False)
-    corpus = Corpus("x", store, {"train": part}, inputs, stats, forms, vectors, "", numbers)
+    corpus = Corpus("x", store, {"train": part}, inputs, stats, vectors, "", numbers)
     data = Clips(corpus, "train", inputs, 0)
 
     def batch():
-        return data.collate([data[i, 0] for i in rng.integers(N_STORED, size=BATCH)])
+        return data.collate([data[i, None] for i in rng.integers(N_STORED, size=BATCH)])
 
     report(f"read at random, batches of {BATCH}", batch, BATCH, 20)
-    ready, script = batch(), load_script("07_crossmodal_mosei.py")
-    report("words masked", lambda: script.mask_words(ready), BATCH, 20)
+    data.change = partial(load_script("07_crossmodal_mosei.py").mask_words, share=0.15)
+    report("... with words masked", batch, BATCH, 20)
     print(f"store: {sum(p.stat().st_size for p in store.folder.rglob('*')) / N_STORED / 1e3:.1f} kB per clip")
 
 

@@ -19,17 +19,19 @@ from pathlib import Path
 
 import torch
 from measure import DTYPES, forget_peak, load_before, machine, peak_gb, seconds_of, step_options
-from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from conftest import load_script
 
+from common.khare.data import NO_TARGET
 from common.layers import build, count_parameters
 
 script = load_script("07_crossmodal_mosei.py")
 N_VOCABULARY, HIDDEN_SHARE = 88_000, 0.15
+WIDTHS = {"text": 300, "audio": 200, "video": 4096}
 FULL = "full softmax"
 
 
@@ -61,11 +63,11 @@ class Step:
 
     def __init__(self, arguments):
         self.device, self.dtype = arguments.device, DTYPES[arguments.precision]
-        self.model = build(0, script.MaskedLM, N_VOCABULARY).to(self.device)
+        self.model = build(0, script.MaskedLM, WIDTHS, N_VOCABULARY).to(self.device)
         self.batch = {name: x.to(self.device) for name, x in random_batch(arguments).items()}
-        n_words = int(self.batch["hidden"].sum())
-        self.x = torch.randn(n_words, script.WIDTH, device=self.device, requires_grad=True)
-        self.target = self.batch["word_ids"][self.batch["hidden"]]
+        self.targets = self.batch["targets"]
+        self.n_words = int((self.targets != NO_TARGET).sum())
+        self.x = torch.randn(*self.targets.shape, script.WIDTH, device=self.device, requires_grad=True)
 
     def choose(self, version):
         """Frequencies of noise words as of rank 1 / r (Zipf)."""
@@ -74,20 +76,19 @@ class Step:
             script.NOISE_WORDS, script.SHARED_NOISE = version
             self.noise = script.Noise(1 + 1_000_000 // torch.arange(1, N_VOCABULARY + 1), self.device)
 
-    def loss(self, x, target):
+    def loss(self, x):
         if self.noise:
-            return script.nce_loss(self.model.output, x, target, self.noise)
-        return F.cross_entropy(self.model.output(x).float(), target, reduction="sum")
+            return script.nce_loss(self.model.output, x, self.targets, self.noise).sum()
+        return script.softmax_loss(self.model.output, x, self.targets).sum()
 
     def backward(self):
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            x, target, _ = self.model(self.batch)
-            loss = self.loss(x, target) / len(x)
+            loss = self.loss(self.model(self.batch)) / self.n_words
         loss.backward()
 
     def loss_alone(self):
         with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.loss(self.x, self.target)
+            loss = self.loss(self.x)
         loss.backward()
 
     def clear(self):
@@ -108,14 +109,14 @@ def random_batch(arguments):
     for name, steps in n_steps.items():
         length = torch.where(torch.arange(n) % 2 == 0, steps, steps // 2)
         x, beyond = (
-            torch.randn(n, max(1, steps), script.DIMS[name], generator=generator),
+            torch.randn(n, max(1, steps), WIDTHS[name], generator=generator),
             torch.arange(max(1, steps)) >= length[:, None],
         )
         batch |= {name: x.masked_fill(beyond[..., None], 0.0), f"{name}_length": length}
-    there = torch.arange(arguments.words) < batch["text_length"][:, None]
-    rank = torch.rand(n, arguments.words, generator=generator).masked_fill(~there, 2.0).argsort(1).argsort(1)
-    batch["hidden"] = rank < (HIDDEN_SHARE * batch["text_length"]).round()[:, None]
-    batch["word_ids"] = torch.randint(N_VOCABULARY, (n, arguments.words), generator=generator)
+    counts = [max(1, round(HIDDEN_SHARE * int(length))) for length in batch["text_length"]]
+    hidden = [torch.randperm(int(x), generator=generator)[:n] for n, x in zip(counts, batch["text_length"])]
+    targets = [torch.randint(N_VOCABULARY, (n,), generator=generator) for n in counts]
+    batch["hidden"], batch["targets"] = pad_sequence(hidden, True), pad_sequence(targets, True, NO_TARGET)
     return batch
 
 
@@ -168,7 +169,7 @@ def main():
     print(
         f"{machine(arguments.device)}, torch {torch.__version__}, {arguments.precision}, "
         f"batch {arguments.batch}, "
-        f"{count_parameters(step.model) / 1e6:.1f} M parameters, {len(step.target)} hidden words, "
+        f"{count_parameters(step.model) / 1e6:.1f} M parameters, {step.n_words} hidden words, "
         f"{'text only' if arguments.text_only else 'text, audio and video'}{load}"
     )
     report(step, arguments)
