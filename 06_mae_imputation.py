@@ -12,8 +12,8 @@ Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES
 (clips/), an autoencoder trained on PRETRAIN_CORPUS at a fixed rate (models/), fine-tuned on CORPUS with the
 curriculum and at the fixed rate; classifiers on whole features, then on imputed ones. Writes
 results/06_mae_imputation/<corpus>/: chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases (where
-the method wins, ties or loses), beyond the paper table_imputation, table_cost, fig_baselines, fig_unequal,
-fig_bursts; predictions.csv, metrics.json, log.jsonl.
+the method wins, ties or loses), beyond the paper table_imputation and fig_baselines; predictions.csv,
+metrics.json, log.jsonl. What a step and the imputation of a clip take: tests/benchmarks/bench_mae_step.py.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. One linear layer per modality leads into CAV-MAE's encoder and one out of its decoder, in place of those
@@ -39,19 +39,17 @@ if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import re
-import timeit
 from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from common.chochlakis import imputation, tables
-from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure, training_seconds
+from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure
 from common.chochlakis.clips import Batches, clip_batches, clip_features, generator_of, read_part
 from common.chochlakis.imputation import impute, together, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
@@ -60,19 +58,10 @@ from common.errors import UserError
 from common.extraction import Extraction
 from common.files import file_hash, hash_of
 from common.jobs import side_by_side
-from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
+from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
-from common.training import (
-    Place,
-    Recipe,
-    Task,
-    best_weights,
-    load_best,
-    load_trained,
-    make_accelerator,
-    train_and_test,
-)
+from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, to_device
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -131,7 +120,7 @@ TRAIN_MASKS = 5               # of each recording for fine-tuning. Not in the pa
 MIXTURES = ("0.4", "0.7", "0.4+0.7")  # Figure 4: shares of hidden clips that a classifier is fine-tuned on
 
 # ---- Beyond the paper ----------------------------------------------------------------------
-BEYOND_PAPER = True           # other baselines, unequal rates, bursts, costs
+BEYOND_PAPER = True           # other baselines, errors of what is imputed
 
 # ---- Machine -------------------------------------------------------------------------------
 PREPARE_ONLY = False          # extract the features of all clips, then stop
@@ -159,7 +148,8 @@ PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.
          "audioset": (10, 0.5, 1e-4)}
 # fmt: on
 
-Data = namedtuple("Data", "train valid test class_names folder")  # Parts; the folder of a seed's models
+# Parts of a split; the names of the classes; where models go, of which seed, and the device.
+Data = namedtuple("Data", "train valid test classes folder seed accelerator")
 
 # B recordings (R: all of a part) of 2 modalities, audio first, N clips of each, D features of a clip, M masks
 # of each recording, V visible clips, w width of a token, C classes. `hidden` is True where a clip is lost:
@@ -169,22 +159,20 @@ Data = namedtuple("Data", "train valid test class_names folder")  # Parts; the f
 # ---- Which clips are lost (Sections 3.3, 4.2 and 4.3) --------------------------------------
 
 
-def draw_masks(n_samples, n_clips, n_audio, n_video, n_masks, generator):
-    """Lose clips at random, for every recording, mask and modality on its own.
+def draw_masks(n_samples, n_clips, n_hidden, n_masks, generator):
+    """Lose clips at random, for every recording, mask and modality on its own; "equal" ratios (Sec. 4.2).
 
-    n_audio, n_video  clips to hide, 0 to N: integers, or tensors of them that broadcast to (M, B)
+    n_hidden  clips of either modality to hide, 0 to N: an integer, or a tensor (M, B)
     Returns hidden (M, B, 2, N) bool, with exactly as many True.
     """
-    counts = torch.stack([torch.as_tensor(n).expand(n_masks, n_samples) for n in (n_audio, n_video)], 2)
     rank = torch.rand(n_masks, n_samples, 2, n_clips, generator=generator).argsort(3).argsort(3)
-    return rank < counts[..., None]
+    return rank < torch.as_tensor(n_hidden).expand(n_masks, n_samples)[..., None, None]
 
 
 def draw_mixture(n_samples, n_clips, levels, n_masks, generator):
     """Masks of one of `levels` each: "for each sample, we randomly sample the level of dropout" (4.2)."""
     drawn = torch.randint(len(levels), (n_masks, n_samples), generator=generator)
-    counts = torch.as_tensor(levels)[drawn]  # (M, B)
-    return draw_masks(n_samples, n_clips, counts, counts, n_masks, generator)
+    return draw_masks(n_samples, n_clips, torch.as_tensor(levels)[drawn], n_masks, generator)
 
 
 def n_hidden_at(epoch, step, n_clips):
@@ -198,16 +186,14 @@ def count_of(share, n_clips):
 
 
 def mixtures(n_clips):
-    """MIXTURES as counts of hidden clips."""
-    return [tuple(count_of(share, n_clips) for share in mixture.split("+")) for mixture in MIXTURES]
+    """MIXTURES as counts of hidden clips: "0.4+0.7" of five are "2+4"."""
+    return ["+".join(str(count_of(share, n_clips)) for share in mix.split("+")) for mix in MIXTURES]
 
 
 def draw_test_masks(n, n_clips):
-    """{("level", k): hidden (M, R, 2, N)} of R = n test recordings (Sec. 4.3), and masks beyond the paper."""
-    generator = partial(generator_of, MASK_SEED, n_clips)
-    levels = {k: draw_masks(n, n_clips, k, k, N_MASKS, generator(0, k)) for k in range(1, n_clips)}
-    more = imputation.masks_beyond(draw_masks, n, n_clips, N_MASKS, generator) if BEYOND_PAPER else {}
-    return {("level", k): hidden for k, hidden in levels.items()} | more
+    """{k: hidden (M, R, 2, N)} of R = n test recordings, "10 random masks applied to each" (Sec. 4.3)."""
+    levels = range(1, n_clips)
+    return {k: draw_masks(n, n_clips, k, N_MASKS, generator_of(MASK_SEED, n_clips, 0, k)) for k in levels}
 
 
 # ---- The masked autoencoder (Section 3.3) --------------------------------------------------
@@ -233,14 +219,13 @@ class Block(nn.Module):
 
 
 def visible_first(hidden):
-    """The visible clips of a modality, as many as the recording with most of them has, of hidden (B, N).
+    """Where the visible clips are: at (..., V), in their order, of hidden (..., N).
 
-    Returns at (B, V), V >= 1, visible clips in their order, then hidden ones where there are fewer; and which
-    are visible (B, V).
+    V >= 1 is the number of those that the modality with most of them has; where there are fewer, hidden clips
+    follow. To be called on the CPU, since a GPU would have to be waited for.
     """
-    n_most = max(1, int((~hidden).sum(1).max()))
-    at = hidden.byte().argsort(dim=1, stable=True)[:, :n_most]
-    return at, ~hidden.gather(1, at)
+    n_most = max(1, int((~hidden).sum(-1).max()))
+    return hidden.byte().argsort(dim=-1, stable=True)[..., :n_most]
 
 
 class AVMAE(nn.Module):
@@ -279,26 +264,27 @@ class AVMAE(nn.Module):
                 std, self.mean[m] = torch.std_mean(there, 0, correction=0)
                 self.std[m] = torch.where(std > 1e-6, std, 1.0)
 
-    def encode(self, x, hidden):
-        """Tokens (B, V_a + V_v, w) of the visible clips of x, and which of the 2 N clips they are."""
+    def encode(self, x, hidden, at):
+        """Tokens (B, 2 V, w) of the visible clips of x; at (B, 2, V): `visible_first` of hidden."""
         found, positions = [], sinusoidal(x.shape[2], MAE_WIDTH, x.device)
+        is_visible = ~hidden.gather(2, at)  # (B, 2, V)
         ways = (self.embed_a, self.modality_a, self.blocks_a), (self.embed_v, self.modality_v, self.blocks_v)
         for m, (embed, modality, blocks) in enumerate(ways):
-            at, is_visible = visible_first(hidden[:, m])
-            tokens = embed(take(x[:, m], at)) + positions[at] + modality  # (B, V, w)
+            tokens = embed(take(x[:, m], at[:, m])) + positions[at[:, m]] + modality  # (B, V, w)
             for block in blocks:
-                tokens = block(tokens, is_visible)
-            found.append((tokens, at + m * x.shape[2], is_visible))
-        tokens, at, is_visible = (torch.cat(pair, 1) for pair in zip(*found))
+                tokens = block(tokens, is_visible[:, m])
+            found.append(tokens)
+        tokens = torch.cat(found, 1)
         for block in self.blocks_u:
-            tokens = block(tokens, is_visible)
-        return self.norm(tokens), at
+            tokens = block(tokens, is_visible.flatten(1))
+        return self.norm(tokens)
 
-    def decode(self, tokens, at, hidden):
+    def decode(self, tokens, hidden, at):
         """Features of all clips (B, 2, N, D), of which only those of hidden clips are trained."""
         tokens, is_key = self.decoder_embed(tokens), torch.ones_like(hidden.flatten(1))
         every = tokens.new_zeros(*is_key.shape, DECODER_WIDTH)  # (B, 2 N, w')
-        every = every.scatter(1, at[..., None].expand_as(tokens), tokens)  # in order again
+        at = torch.cat([at[:, 0], at[:, 1] + hidden.shape[2]], 1)[..., None]  # (B, 2 V, 1)
+        every = every.scatter(1, at.expand_as(tokens), tokens)  # in order again
         every = torch.where(hidden.flatten(1)[..., None], self.mask_token, every)
         modality = torch.cat([self.decoder_modality_a, self.decoder_modality_v])  # (2, 1, w')
         every = every + (sinusoidal(hidden.shape[2], DECODER_WIDTH, every.device) + modality).flatten(0, 1)
@@ -307,32 +293,31 @@ class AVMAE(nn.Module):
         audio, video = self.decoder_norm(every).chunk(2, 1)  # (B, N, w') each
         return torch.stack([self.output_a(audio), self.output_v(video)], 1)
 
-    def predict(self, x, hidden):
+    def predict(self, x, hidden, at):
         """Standardised features of all clips from the visible ones of x, both (B, 2, N, D)."""
         x = ((x - self.mean) / self.std).masked_fill(hidden[..., None], 0.0)
-        return self.decode(*self.encode(x, hidden), hidden).float()
+        return self.decode(self.encode(x, hidden, at), hidden, at).float()
 
-    def forward(self, x, hidden, missing):
+    def forward(self, x, hidden, at, learned):
         """The loss of features x (B, 2, N, D): mean squared error of hidden clips, summed over modalities.
 
-        missing  (B, 2, N) bool, clips that were never there: hidden as well, but not to be learned
+        learned  (B, 2, N) bool, those of the hidden clips that are there
         """
-        learned, target = hidden & ~missing, (x - self.mean) / self.std
-        error = (self.predict(x, hidden | missing) - target).square().mean(3)  # (B, 2, N)
+        error = (self.predict(x, hidden, at) - (x - self.mean) / self.std).square().mean(3)  # (B, 2, N)
         error = torch.where(learned, error, 0.0).sum((0, 2))  # (2,)
         return (error / learned.sum((0, 2)).clamp(min=1)).sum()
 
     @torch.no_grad()
-    def impute(self, x, hidden):
+    def impute(self, x, hidden, at):
         """x (B, 2, N, D) with its hidden clips predicted: "we reconstruct only missing inputs" (Sec. 3.1)."""
-        return torch.where(hidden[..., None], self.predict(x, hidden) * self.std + self.mean, x)
+        return torch.where(hidden[..., None], self.predict(x, hidden, at) * self.std + self.mean, x)
 
 
 # ---- Classifiers (Section 3.4) -------------------------------------------------------------
 
 
 class LinearClassifier(nn.Module):
-    """A linear classifier of clips, after batch normalisation; a recording is the mean of its clips."""
+    """A linear classifier of clips, after batch normalisation."""
 
     def __init__(self, n_features, n_classes):
         super().__init__()
@@ -340,15 +325,7 @@ class LinearClassifier(nn.Module):
 
     def forward(self, x):
         """x (B, N, 2 D), audio and video side by side, or (B, N, D) of one -> logits of clips (B, N, C)."""
-        return self.linear(self.norm(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-
-    def loss(self, x, labels):
-        """Cross-entropy of each clip on its own, labels (B,) -> mean over all clips."""
-        logits = self(x).float()
-        return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
-
-    def probabilities(self, x):
-        return self(x).float().softmax(2).mean(1)  # (B, C)
+        return self.linear(self.norm(x.flatten(0, 1))).unflatten(0, x.shape[:2]).float()
 
 
 class GRUClassifier(nn.Module):
@@ -360,18 +337,17 @@ class GRUClassifier(nn.Module):
         self.linear = nn.Linear(GRU_WIDTH, n_classes)
 
     def forward(self, x):
-        """x (B, N, 2 D) or (B, N, D) -> logits (B, C)."""
+        """x (B, N, 2 D) or (B, N, D) -> logits of recordings (B, 1, C)."""
         _, final = self.gru(self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2]))  # (1, B, GRU_WIDTH)
-        return self.linear(final[0])
-
-    def loss(self, x, labels):
-        return F.cross_entropy(self(x).float(), labels)
-
-    def probabilities(self, x):
-        return self(x).float().softmax(1)
+        return self.linear(final[0])[:, None].float()
 
 
 NETWORKS = {"linear": LinearClassifier, "gru": GRUClassifier}
+
+
+def classifier_loss(logits, labels):
+    """Cross-entropy of each clip, or recording, on its own: logits (B, N or 1, C), labels (B,)."""
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
 
 
 # ---- Baselines (Section 3.5) ---------------------------------------------------------------
@@ -405,19 +381,24 @@ def clips_of(corpus):
     return (N_CLIPS or n_clips, CLIP_S or clip_s) if corpus == corpus_name(CORPUS) else (n_clips, clip_s)
 
 
+def files_of(name):
+    """The authors' files of a backbone, "" where there are none."""
+    if name == "avid-cma":
+        files = {"bins": AVID_STATS, "audio": AVID_CHECKPOINT, "video": AVID_CHECKPOINT}
+    else:
+        files = {"audio": CRISSCROSS_AUDIO, "video": CRISSCROSS_VIDEO}
+    return dict.fromkeys(files, "") if RANDOM_BACKBONES else files
+
+
 def backbone_of(name, device, manifest, turns):
     """A frozen Backbone; what it lacks is measured on some 1,000 clips of the turns of a corpus."""
-    files = {"video": CRISSCROSS_VIDEO, "audio": CRISSCROSS_AUDIO, "stats": ""}
-    if name == "avid-cma":
-        files = {"video": AVID_CHECKPOINT, "audio": AVID_CHECKPOINT, "stats": AVID_STATS}
-    files, seed = (dict.fromkeys(files, ""), SEEDS[0]) if RANDOM_BACKBONES else (files, None)
-    backbone = load_backbone(name, files, BACKBONE_WIDTH, FRAME_SIZE, device, seed, ALLOW_PICKLE)
-    print(*(f"  {line}" for line in backbone.report), sep="\n")
+    backbone = load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE, device, ALLOW_PICKLE)
     clips = clips_of(manifest.corpus)
     batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
     path = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / name / "measured.pt"
     identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
-    return measure(backbone, batches, path, identity)
+    measure(backbone, batches, path, identity)
+    return backbone
 
 
 def features_of(manifest, turns, backbone):
@@ -436,14 +417,39 @@ def recipe_of(rate, epochs, batch_size, seed, **more):
     return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
-def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, first):
-    """An AVMAE and its history, trained with new masks in every epoch; `valid` chooses the epoch.
+def masked(part, rows, lost):
+    """What an AVMAE takes of some recordings of a Part, of whose clips some get lost; lost (B, 2, N)."""
+    missing = part.missing[rows]
+    hidden = lost | missing
+    return {"x": part.x[rows], "hidden": hidden, "at": visible_first(hidden), "learned": lost & ~missing}
+
+
+@torch.no_grad()
+def validation_loss(model, data, lost):
+    """Mean loss of the validation recordings, of whose clips some are lost; lost (R, 2, N)."""
+    model.eval()
+    total = torch.zeros((), device=data.accelerator.device)
+    for rows in torch.arange(len(lost)).split(EVAL_BATCH_SIZE):
+        batch = to_device(masked(data.valid, rows, lost[rows]), total.device)
+        with data.accelerator.autocast():
+            total += model(**batch) * len(rows)
+    return float(total) / len(lost)
+
+
+def train_autoencoder(data, name, levels, rate, first):
+    """An AVMAE and its history, trained with new masks in every epoch; data.valid chooses the epoch.
 
     levels  counts of hidden clips of either modality, by epoch
     first   file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
-    n_clips = train.n_clips
-    valid_hidden = draw_mixture(len(valid), n_clips, range(1, n_clips), 1, generator_of(seed, 3))[0]
+    train, valid, n_clips = data.train, data.valid, data.train.n_clips
+    model = build(data.seed, AVMAE, train.x.shape[3])
+    if first and first == CAVMAE_CHECKPOINT:
+        print(f"  CAV-MAE: {load_cavmae(model, first)}")
+    elif first:
+        load_trained(model, load_file(first))
+    model.standardise(train.x, train.missing)
+    valid_lost = draw_mixture(len(valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
 
     def make_model():
         model = build(seed, AVMAE, train.x.shape[3])
@@ -455,8 +461,7 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fir
         return model
 
     def batch_of(rows, epoch, generator):
-        hidden = draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0]
-        return {"x": train.x[rows], "hidden": hidden, "missing": train.missing[rows]}
+        return masked(train, rows, draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0])
 
     def valid_batch(rows, *_):
         return {"x": valid.x[rows], "hidden": valid_hidden[rows], "missing": valid.missing[rows]}
@@ -464,20 +469,23 @@ def train_autoencoder(accelerator, train, valid, levels, rate, seed, folder, fir
     def loss(model, batch):
         return model(**batch) * len(batch["x"]), len(batch["x"])
 
-    def outputs(model, batch):
-        return {"loss": model(**batch).expand(len(batch["x"]))}
+    def evaluate(model):
+        return {"loss": validation_loss(model, data, valid_lost)}
 
-    def figures(found, _):
-        return {"loss": found["loss"].mean(dtype=float)}
-
-    recipe, model = recipe_of(rate, len(levels), MAE_BATCH_SIZE, seed, select_by="lowest loss"), make_model()
+    by_loss = {"select_by": "loss", "higher_is_better": False}
+    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, **by_loss)
     identity = {"features": [train.identity(), valid.identity()], "levels": levels}
     identity |= {"model": [str(model), MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
-    data = {"train": Batches(len(train), batch_of), "valid": Batches(len(valid), valid_batch)}
-    place = Place(folder, identity, f"{folder.parent.name} {folder.name}")
-    task = Task(lambda: model, loss, outputs, figures)
-    history = train_and_test(accelerator, task, data, recipe, place, keep_weights=True)["history"]
-    return load_best(model, folder).to(accelerator.device).eval(), history
+    batches, folder, title = Batches(len(train), batch_of), data.folder / name, f"{data.folder.name} {name}"
+    how = recipe, folder, identity, title
+    history = fit(data.accelerator, model, loss, batches, evaluate, *how, epoch_lines=False)
+    chosen = f"epoch {history['best_epoch']} of {len(levels)}, validation loss {history['best']:.3f}"
+    print(f"  {title}: {history['seconds']:.1f} s, {chosen} (1 per modality: the mean feature)", flush=True)
+    return model.eval(), history
+
+
+def models_folder(corpus, name):
+    return Path(DATA_ROOT) / "models" / corpus_name(corpus) / "chochlakis" / name
 
 
 def pretrain(accelerator, name, store, turns):
@@ -486,56 +494,65 @@ def pretrain(accelerator, name, store, turns):
     order = torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))
     n_valid, levels = max(1, len(part) // 20), [count_of(FIXED_SHARE, part.n_clips)] * PRETRAIN_EPOCHS
     valid, train = (part.rows(at.sort().values) for at in (order[:n_valid], order[n_valid:]))
-    folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name / "pretrained"
-    how = levels, PRETRAIN_LEARNING_RATE, SEEDS[0], folder, CAVMAE_CHECKPOINT
-    train_autoencoder(accelerator, train, valid, *how)
-    return best_weights(folder)
+    data = Data(train, valid, None, (), models_folder(PRETRAIN_CORPUS, name), SEEDS[0], accelerator)
+    train_autoencoder(data, "pretrained", levels, PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT)
+    return best_weights(data.folder / "pretrained")
 
 
-def fine_tune_autoencoders(accelerator, data, seed, first):
+def fine_tune_autoencoders(data, first):
     """{"curri-MAE", "MAE": (model, history)}: with the curriculum, and at the fixed rate (Section 4.4)."""
-    n_clips, found = data.train.n_clips, {}
+    n_clips = data.train.n_clips
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
     curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
     fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
-    for name, levels in (("curri-MAE", curriculum), ("MAE", fixed)):
-        how = levels, rate, seed, data.folder / name, first
-        found[name] = train_autoencoder(accelerator, data.train, data.valid, *how)
-    return found
+    levels = {"curri-MAE": curriculum, "MAE": fixed}
+    return {name: train_autoencoder(data, name, levels[name], rate, first) for name in levels}
 
 
 # ---- Imputing, and training the classifiers (Sections 3.4, 3.5 and 4.2) --------------------
 
 
-def imputers_of(accelerator, data, autoencoders):
+def imputers_of(data, autoencoders):
     """{name: (x, hidden) -> x}: the constants of Section 3.5, others beyond the paper, the autoencoders."""
-    mean, how = data.train.mean(), {"accelerator": accelerator, "batch_size": EVAL_BATCH_SIZE}
+    mean = data.train.mean()
     constants = {"zeros": torch.zeros_like(mean), "mean": mean}
     found = {name: partial(impute_constant, constant=vector) for name, vector in constants.items()}
     found |= {name: partial(function, mean=mean) for name, function in imputation.BEYOND.items()}
-    return found | {n: partial(imputation.by_model, model, **how) for n, (model, _) in autoencoders.items()}
+    return found | {n: partial(impute_by_model, data.accelerator, m) for n, (m, _) in autoencoders.items()}
 
 
-def training_inputs(data, system, imputers, seed):
+def impute_by_model(accelerator, model, x, hidden):
+    """Impute x (R, 2, N, D) under every mask of hidden (M, R, 2, N) by an AVMAE -> (M, R, 2, N, D)."""
+    filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
+    for rows in torch.arange(len(filled)).split(EVAL_BATCH_SIZE):
+        batch = filled[rows], lost[rows], visible_first(lost[rows])
+        with accelerator.autocast():
+            imputed = model.impute(*(tensor.to(accelerator.device) for tensor in batch))
+        filled[rows] = imputed.to(filled)
+    return filled.unflatten(0, hidden.shape[:2])
+
+
+def training_inputs(data, system, imputers):
     """[training, validation inputs (M, R, N, n)] of a System: whole, or imputed on drawn masks (Sec. 4.2)."""
     if not system.tuned:
         return [whole(part, system.imputer) for part in (data.train, data.valid)]
     n_clips, inputs = data.train.n_clips, []
-    levels = {"all": range(1, n_clips), "largest": [n_clips - 1]}.get(system.tuned, system.tuned)
+    levels = {"all": [*range(1, n_clips)], "largest": [n_clips - 1]}
+    levels = levels.get(system.tuned) or [int(k) for k in system.tuned.split("+")]
     for number, part in enumerate((data.train, data.valid)):
-        hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator_of(seed, 5, number))
+        hidden = draw_mixture(len(part), n_clips, levels, TRAIN_MASKS, generator_of(data.seed, 5, number))
         inputs.append(together(impute(imputers[system.imputer], data.train, part, hidden)))
     return inputs
 
 
-def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by):
+def train_classifier(data, system, inputs, first, imputed_by):
     """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
     first  the classifier that fine-tuning starts from, or None; imputed_by: identity of an autoencoder
     """
     (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels.numpy()
-    model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.class_names))
+    model = build(data.seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
     if first:
         model.load_state_dict(first.state_dict())
 
@@ -546,7 +563,7 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
         return {"x": x_valid[:, rows].transpose(0, 1)}  # (B, M, N, n)
 
     def loss(model, batch):
-        return model.loss(**batch) * len(batch["x"]), len(batch["x"])
+        return classifier_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
     def outputs(model, batch):
         return {"class": model.probabilities(batch["x"].flatten(0, 1)).argmax(1).view(len(batch["x"]), -1)}
@@ -554,28 +571,23 @@ def train_classifier(accelerator, data, system, seed, inputs, first, imputed_by)
     def figures(found, _):
         return {"accuracy": (found["class"] == y_valid[:, None]).mean()}
 
-    recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, seed)
-    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.class_names}
+    recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, data.seed)
+    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.classes}
     identity |= {"model": str(model), "system": str(system), "masks": TRAIN_MASKS, "imputed_by": imputed_by}
-    sets = {"train": Batches(len(y), batch_of), "valid": Batches(len(y_valid), valid_batch)}
-    task, folder = Task(lambda: model, loss, outputs, figures), data.folder / system.slug()
-    train_and_test(accelerator, task, sets, recipe, Place(folder, identity, system.slug()), keep_weights=True)
-    return load_best(model, folder).to(accelerator.device).eval()
+    how = recipe, data.folder / system.slug(), identity, system.slug()
+    fit(data.accelerator, model, loss, Batches(len(y), batch_of), evaluate, *how, epoch_lines=False)
+    return model.eval()
 
 
-def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):
+def train_classifiers(data, systems, imputers, autoencoders):
     """{System: classifier}: trained on whole features, then fine-tuned on imputed ones, or not."""
-    trained, read, inputs = {}, None, None
+    trained = {}
     for system in systems:
-        pristine = trained.get(System(system.classifier, "none"))
-        if not system.tuned and system.imputer not in tables.WHOLE:
-            trained[system] = pristine
-            continue
-        if read != (system.imputer, system.tuned):  # classifiers that read the same follow each other
-            read, inputs = (system.imputer, system.tuned), training_inputs(data, system, imputers, seed)
-        _, history = autoencoders.get(system.imputer, (None, {"identity": ""}))
-        how = inputs, pristine if system.tuned else None, history["identity"]
-        trained[system] = train_classifier(accelerator, data, system, seed, *how)
+        trained[system] = pristine = trained.get(System(system.classifier, "none"))
+        if system.tuned or system.imputer in tables.WHOLE:
+            _, history = autoencoders.get(system.imputer, (None, {"identity": ""}))
+            how = training_inputs(data, system, imputers), pristine if system.tuned else None
+            trained[system] = train_classifier(data, system, *how, history["identity"])
     return trained
 
 
@@ -584,22 +596,15 @@ def train_classifiers(accelerator, data, seed, systems, imputers, autoencoders):
 
 def run_seed(name, seed, store, fold, classes, first):
     """Train and test all of one backbone and seed, from its store of clip features; see outcomes_of."""
-    accelerator = make_accelerator(PRECISION)
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
-    folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
-    data = Data(*parts, classes, folder)
-    autoencoders = fine_tune_autoencoders(accelerator, data, seed, first)
-    imputers = imputers_of(accelerator, data, autoencoders)
-    systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
-    classifiers = train_classifiers(accelerator, data, seed, systems, imputers, autoencoders)
-    masks = draw_test_masks(len(data.test), data.test.n_clips)
-    what = classifiers, imputers, masks, backoff, EVAL_BATCH_SIZE
-    predicted, errors = imputation.predict(data.train, data.test, *what)
-    model, history = autoencoders["curri-MAE"]
-    how = model, data.test.x[:1], masks["level", 1][:1, :1], accelerator, 1
-    latency_s = np.median(timeit.repeat(partial(imputation.by_model, *how), number=1, repeat=20))
-    cost = history["seconds"] / len(history["log"]), count_parameters(model), latency_s
-    return data.test, predicted, errors, cost
+    folder = models_folder(CORPUS, name) / f"seed{seed}"
+    data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION))
+    autoencoders = fine_tune_autoencoders(data, first)
+    imputers, n_clips = imputers_of(data, autoencoders), data.test.n_clips
+    systems = tables.plan(CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
+    classifiers = train_classifiers(data, systems, imputers, autoencoders)
+    what = classifiers, imputers, draw_test_masks(len(data.test), n_clips), backoff, EVAL_BATCH_SIZE
+    return data.test, *imputation.predict(data.train, data.test, *what)
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -638,12 +643,12 @@ def main():
         recordings = [turn for turn in unlabelled.turns if turn.audio or turn.video]
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
 
-    backbones, stores, first = {}, {}, dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
+    stores, first = {}, dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
     for name in BACKBONES:
-        backbones[name] = backbone_of(name, accelerator.device, unlabelled or manifest, recordings)
-        stores[name] = features_of(manifest, turns, backbones[name])
+        backbone = backbone_of(name, accelerator.device, unlabelled or manifest, recordings)
+        stores[name] = features_of(manifest, turns, backbone)
         if PRETRAIN_CORPUS:
-            first[name] = features_of(unlabelled, recordings, backbones[name])
+            first[name] = features_of(unlabelled, recordings, backbone)
     if PREPARE_ONLY:
         return
     for name in BACKBONES if PRETRAIN_CORPUS else ():
@@ -652,12 +657,8 @@ def main():
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
 
-    (n_clips, clip_s), costs = clips_of(manifest.corpus), {}
-    for name, backbone in backbones.items() if BEYOND_PAPER else ():
-        epoch_s = n_clips * len(fold.train) * training_seconds(backbone, clip_s, accelerator)
-        costs[name] = epoch_s, backbone.n_parameters
-    outcomes = tables.outcomes_of(found, manifest.classes, SETTINGS)
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), costs)
+    outcomes, (n_clips, _) = tables.outcomes_of(found, SETTINGS), clips_of(manifest.corpus)
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), BEYOND_PAPER)
     tables.write_predictions(run, outcomes, fold.name, manifest.classes)
     run.finish()
 

@@ -21,11 +21,12 @@ TEST = {
     "ravdess": "Actor_07 Actor_12 Actor_13 Actor_20",
     "lombard": "s16 s18 s19 s2 s21 s22 s36 s54",
 }
-SIZES = {
-    "cremad": (91, 14),
-    "ravdess": (24, 4),
-    "lombard": (54, 8),
-}  # speakers; of the test, and of validation
+SPEAKERS = {
+    "cremad": [f"{number}" for number in range(1001, 1092)],
+    "ravdess": [f"Actor_{number:02d}" for number in range(1, 25)],
+    "lombard": [f"s{number}" for number in range(2, 56)],
+}
+N_TEST = {"cremad": 14, "ravdess": 4, "lombard": 8}
 
 
 def corpus(speakers, classes=("sad", "happy"), **extra):
@@ -38,15 +39,13 @@ def corpus(speakers, classes=("sad", "happy"), **extra):
     return Manifest("toy", Path("toy"), classes, turns)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SPEAKERS)
 def test_the_whole_corpus_gets_the_split_that_was_drawn_once(name):
-    manifest = corpus(cs.ALL_SPEAKERS[name])
+    manifest = corpus(SPEAKERS[name])
     fold = cs.fold_of(manifest, name)
     test, valid = speakers_of(fold.test), speakers_of(fold.valid)
     assert test == TEST[name].split() and valid == VALID[name].split()
-    n_speakers, n_test = SIZES[name]
-    assert len(cs.ALL_SPEAKERS[name]) == len(set(cs.ALL_SPEAKERS[name])) == n_speakers
-    assert len(test) == len(valid) == n_test and not set(test) & set(valid)
+    assert len(test) == len(valid) == N_TEST[name] and not set(test) & set(valid)
     parts = [turn.utterance_id for part in (fold.train, fold.valid, fold.test) for turn in part]
     assert sorted(parts) == sorted(turn.utterance_id for turn in manifest.labelled)
 
@@ -54,11 +53,11 @@ def test_the_whole_corpus_gets_the_split_that_was_drawn_once(name):
 def test_men_and_women_of_ravdess_in_every_part():
     for speakers in (TEST["ravdess"].split(), VALID["ravdess"].split()):
         assert sorted(int(name[-2:]) % 2 for name in speakers) == [0, 0, 1, 1]
-    first_twelve = cs.ALL_SPEAKERS["ravdess"][:12]
-    for speakers in cs.draw_speakers(first_twelve, cs.SHARES["ravdess"], cs.SPLIT_SEED):
+    first_twelve = SPEAKERS["ravdess"][:12]
+    for speakers in cs.draw_speakers(first_twelve, Fraction(4, 24)):
         assert sorted(int(name[-2:]) % 2 for name in speakers) == [0, 1]
     men = [name for name in first_twelve if int(name[-2:]) % 2]
-    test, valid = cs.draw_speakers(men, Fraction(1, 3), 0)  # no women to balance with
+    test, valid = cs.draw_speakers(men, Fraction(1, 3))  # no women to balance with
     assert len(test) == len(valid) == 2 and {*test, *valid} < set(men)
 
 
@@ -83,16 +82,18 @@ def test_other_speakers_are_drawn_by_the_same_rule(name, speakers, n_test):
     assert set(speakers_of(again.test)) == test
 
 
-def test_ranks_do_not_depend_on_who_else_is_there():
+def test_ranks_do_not_depend_on_who_else_is_there(monkeypatch):
     names = [f"p{k}" for k in range(40)]
-    test, _ = cs.draw_speakers(names, Fraction(1, 4), 7)
-    fewer, _ = cs.draw_speakers([name for name in names if name not in ("p3", "p4")], Fraction(1, 4), 7)
+    test, _ = cs.draw_speakers(names, Fraction(1, 4))
+    fewer, _ = cs.draw_speakers([name for name in names if name not in ("p3", "p4")], Fraction(1, 4))
     assert set(test) - {"p3", "p4"} <= set(fewer)
-    assert cs.draw_speakers(names, Fraction(1, 4), 8)[0] != test
+    monkeypatch.setattr(cs, "SPLIT_SEED", 8)
+    assert cs.draw_speakers(names, Fraction(1, 4))[0] != test
 
 
 def test_refusals():
-    for speakers, message in ((["a", "b"], "2 speaker"), (["a", "", "b"], "no speaker")):
+    absent = "class 'happy' is absent from the training turns"
+    for speakers, message in ((["a", "b"], absent), (["a", "", "b"], "no speaker")):
         with pytest.raises(UserError, match=message):
             cs.fold_of(corpus(speakers), "mine")
     unlabelled = corpus(["a", "b", "c"])
@@ -121,11 +122,7 @@ def test_protocol_text_says_whose_split_it_is():
         manifest = corpus(speakers)
         return cs.protocol_text(manifest, name, cs.fold_of(manifest, name))
 
-    assert "63 speakers train, 14 validate, 14 test (the paper's 70-15-15; seed 2024" in text(
-        "cremad", cs.ALL_SPEAKERS["cremad"]
-    )
-    assert "16 speakers train, 4 validate, 4 test (the paper's 4 test speakers, validation ours" in text(
-        "ravdess", cs.ALL_SPEAKERS["ravdess"]
-    )
-    assert "38 speakers train, 8 validate, 8 test" in text("lombard", cs.ALL_SPEAKERS["lombard"])
-    assert "(drawn from the speakers at hand, 17% each" in text("ravdess", cs.ALL_SPEAKERS["ravdess"][:12])
+    cremad, ravdess = (text(name, SPEAKERS[name]) for name in ("cremad", "ravdess"))
+    assert "split by the paper's 70-15-15: 63 speakers train, 14 validate, 14 test (seed 2024" in cremad
+    assert "4 test speakers of 24, whose 4,230 clips have no neutral ones: 16 speakers train, 4" in ravdess
+    assert "by 15 % each: 36 speakers train, 9 validate" in text("mine", SPEAKERS["lombard"])

@@ -43,7 +43,7 @@ UNSTEADY_MS = [
     1500,
     1950,
 ]
-KIND = {"n_clips": 5, "clip_s": 0.4, "rate_hz": 24000, "fps": 16, "size": SIZE}
+KIND = {"n_clips": 5, "clip_s": 0.4, "rate_hz": 24000, "size": SIZE}
 FRAMES = 6  # round(0.4 * 16)
 
 
@@ -302,7 +302,7 @@ def test_a_video_that_breaks_off_gives_what_decodes(tmp_path):
 
 def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
     path = shared_data("ravdess_av") / "Actor_01" / "01-01-01-01-01-01-01.mp4"
-    found = read_clips(path, path, 10, 0.4, 24000, 16, 224)
+    found = read_clips(path, path, 10, 0.4, 24000, 224)
     frame_s = 1001 / 30000
     with media.open_video(path, 1) as (container, stream):
         shown = [frame for frame, _ in media.timed_frames(container.demux(stream), stream)]
@@ -339,7 +339,7 @@ class MeanBackbone:
     A multiple of the number of clips in the batch is added, so that other batches can give other features.
     """
 
-    rate_hz, fps, size, dim = 24000, 16, SIZE, 3
+    rate_hz, size, dim = 24000, SIZE, 3
 
     def __init__(self, watch=lambda audio, video: None, by_batch=0.0):
         self.watch, self.by_batch = watch, by_batch
@@ -347,7 +347,7 @@ class MeanBackbone:
     def identity(self):
         return {"by_batch": str(self.by_batch)}
 
-    def features(self, audio, video):
+    def __call__(self, audio, video):
         self.watch(audio, video)
         if audio is not None:
             audio = torch.stack([audio.mean(1), audio.square().mean(1), torch.ones(len(audio))], 1)

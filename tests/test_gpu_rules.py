@@ -89,6 +89,110 @@ def test_steps_of_05_under_the_autocast_of_cuda(precision):
     assert "passed" in run(SADOK, precision)
 
 
+# ---- 06 ------------------------------------------------------------------------------------
+
+CHOCHLAKIS = """
+import test_chochlakis_mae as toy
+from torch.nn import functional as F
+from common.chochlakis.backbones import Backbone
+
+kept = []
+
+
+def plain_gru(self, x):
+    # In place of cuDNN's GRU, which asks the driver.
+    state = torch.zeros_like(x[:, 0, :1]).expand(-1, self.hidden_size)
+    for clip in x.unbind(1):
+        given = F.linear(clip, self.weight_ih_l0, self.bias_ih_l0).chunk(3, 1)
+        held = F.linear(state, self.weight_hh_l0, self.bias_hh_l0).chunk(3, 1)
+        reset, update = (given[0] + held[0]).sigmoid(), (given[1] + held[1]).sigmoid()
+        state = (1 - update) * (given[2] + reset * held[2]).tanh() + update * state
+    return None, state[None]
+
+
+torch.nn.GRU.forward, torch.nn.GRU.flatten_parameters = plain_gru, lambda self: None
+
+
+def fit(accelerator, model, loss, batches, evaluate, *how, **more):
+    kept.append((model, loss, batches, evaluate))
+    return {{"seconds": 0.0, "best_epoch": 1, "best": 0.0, "identity": "", "log": []}}
+
+
+cpu = pretend_cuda.Accelerator("no")
+cpu.device = torch.device("cpu")
+toy.CHANGED.update(fit=fit, make_accelerator=lambda precision: cpu)
+toy.small_seed(tempfile.mkdtemp())
+assert {{type(model).__name__ for model, *_ in kept}} == {{"AVMAE", "LinearClassifier", "GRUClassifier"}}
+items = [(i, (0, 1, i)) for i in range(8)]
+for model, loss, batches, _ in kept[::4]:
+    step(model, loss, batches.collate(items), Recipe(1e-3, 2, 8, 0.05, "constant", clip_norm=0.0))
+
+cuda, c, part = pretend_cuda.Accelerator(PRECISION), toy.script, toy.part_of(8, 1)
+with pretend_cuda.PretendCuda():
+    model = c.AVMAE(toy.D).to(cuda.device)
+    hidden = c.draw_mixture(8, toy.N, [1, 3], 2, toy.seeded())
+    imputed = c.impute_by_model(cuda, model, part.x, hidden)
+    assert imputed.dtype == torch.float32 and imputed.device.type == "cpu"
+    assert np.isfinite(c.validation_loss(model, c.Data(part, part, part, (), "", 0, cuda), hidden[0]))
+    for make in c.NETWORKS.values():
+        head = make(2 * toy.D, 2).to(cuda.device)
+        assert toy.imputation.classify(head, toy.imputation.together(imputed), 4).shape == (2, 8)
+    for name, rate_hz in (("avid-cma", 24000), ("crisscross", 16000)):
+        backbone = Backbone(name, 2, 32).eval().to(cuda.device)
+        found = backbone(torch.randn(3, rate_hz // 2), torch.zeros(3, 8, 32, 32, 3, dtype=torch.uint8))
+        assert [x.dtype for x in found] == [torch.float32] * 2 and found[0].device.type == "cuda"
+print("passed")
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "no"])
+def test_steps_of_06_under_the_autocast_of_cuda(precision):
+    """Autoencoder and classifiers forward and backward; validation, imputation, evaluation, features."""
+    assert "passed" in run(CHOCHLAKIS, precision)
+
+
+SEED_OF_06 = """
+import collections, json, sys, tempfile
+sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
+import pretend_device, torch
+library, steps = pretend_device.register(), {{"steps": 0, "waits": collections.Counter()}}
+torch.inference_mode = torch.no_grad
+torch.set_num_threads(1)
+pretend_device.patch_training(steps)
+import test_chochlakis_mae as toy
+from common.chochlakis.backbones import Backbone
+from common.layers import build
+
+with pretend_device.PretendDevice():
+    _, predicted, errors = toy.small_seed(tempfile.mkdtemp())
+    backbone = build(0, Backbone, "crisscross", 2, 32).eval().to(pretend_device.GPU)
+    features = [x.cpu().tolist() for x in backbone(*toy.clips())]
+predicted = [labels.tolist() for labels in predicted.values()]
+print(json.dumps([predicted, list(errors.values()), features, steps]))
+"""
+
+
+def test_a_seed_of_06_on_a_device(tmp_path):
+    """Training, evaluation, imputation and features: the figures of the CPU, and no wait within a step."""
+    import numpy as np
+    import test_chochlakis_mae as toy
+
+    from common.chochlakis.backbones import Backbone
+    from common.layers import build
+
+    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}
+    done = subprocess.run([sys.executable, "-c", SEED_OF_06.format(**paths)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    predicted, errors, features, steps = json.loads(done.stdout.splitlines()[-1])
+    _, expected, wanted = toy.small_seed(tmp_path)
+    same = [np.mean(np.array(a) == b) for a, b in zip(predicted, expected.values(), strict=True)]
+    assert np.mean(same) > 0.98
+    assert np.allclose(errors, list(wanted.values()), rtol=1e-3)
+    for found, ours in zip(features, build(0, Backbone, "crisscross", 2, 32).eval()(*toy.clips())):
+        assert np.allclose(found, ours, atol=1e-4)
+    assert steps["steps"] > 100 and steps["waits"] == {}
+
+
 TOY = """
 import collections, json, sys, tempfile
 sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]

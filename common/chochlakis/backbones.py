@@ -1,19 +1,13 @@
 """The frozen networks of Chochlakis et al. 2024, Sec. 3.2: AVID-CMA [1] and CrissCross [3].
 
-The video network, the two audio networks, what they read, the pair of them, the authors' checkpoints, and
-what random networks need instead. Layers bear the names that they have in the authors' files. A feature
-belongs to its clip alone: every clip has a spectrogram of its own, and BatchNorm uses its stored statistics.
+Layers bear the names that they have in the authors' files. A feature belongs to its clip alone: every clip
+has a spectrogram of its own, and BatchNorm uses its stored statistics.
 
-B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w
-features.
+B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w.
 """
 
-import copy
 import hashlib
-import timeit
-import zipfile
 from collections import Counter
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -28,7 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from common.errors import UserError
 from common.files import atomic_path
-from common.layers import build, count_parameters, read_checkpoint
+from common.layers import build, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 
 RATES_HZ = {"avid-cma": 24000, "crisscross": 16000}
@@ -46,7 +40,6 @@ MEL_MEAN, MEL_STD = -5.3688107, 4.410007
 # cut off in every layer: a linear map of the features explained 0.05 of the variance of the colour of moving
 # squares in new clips, and 0.52 with 2 (0.64 with 4, where the features hardly vary; mean of three seeds).
 RANDOM_BIAS = 2.0
-COST_CLIPS = 8  # in a step of which the time is taken
 
 
 # ---- Video network -------------------------------------------------------------------------
@@ -83,13 +76,12 @@ class R2Plus1D(nn.Module):
     """R(2+1)D-18 of both papers: (B, 3, F, H, W) -> (B, 8 w). It is not torchvision's: the stem is one 3-D
     convolution, and between the halves of a (2+1)D convolution are as many channels as come out of it.
 
-    width  w, 64 in the papers
-    pool   over all of space and time: "max" (AVID-CMA) or "average" (CrissCross)
+    pool  over all of space and time: torch.amax (AVID-CMA) or torch.mean (CrissCross)
     """
 
     def __init__(self, width, pool):
         super().__init__()
-        self.pool = {"max": torch.amax, "average": torch.mean}[pool]
+        self.pool = pool
         self.conv1 = nn.Sequential(
             conv(3, width, (3, 7, 7), (1, 2, 2)),
             nn.BatchNorm3d(width),
@@ -190,157 +182,96 @@ def log_mel(samples):
 # ---- The pair of networks ------------------------------------------------------------------
 
 
-@dataclass
-class Backbone:
-    """A frozen video network and a frozen audio network, as `load_backbone` makes them."""
+class Backbone(nn.Module):
+    """A frozen audio network and a frozen video network, as `load_backbone` makes them.
 
-    name: str
-    rate_hz: int  # of the samples that `features` takes
-    fps: int  # of the frames
-    size: int  # side of a frame in pixels
-    dim: int  # D
-    video: nn.Module
-    audio: nn.Module
-    stats: torch.Tensor | None  # mean and sd (2, 257) of AVID-CMA's log spectrogram; None = not measured
-    untrained: list  # those of MODALITIES whose network has random weights
-    report: list  # a line per network: which of its weights come from where
+    name   "avid-cma" or "crisscross"
+    width  w, 64 in the papers; features have D = 8 w dimensions
+    size   side of a frame in pixels
+    """
 
-    @property
-    def device(self):
-        return next(self.video.parameters()).device
-
-    @property
-    def n_parameters(self):
-        """Of both networks: 26.5 million for CrissCross, 20.1 for AVID-CMA ("25M" in Section 4.2)."""
-        return count_parameters(self.video) + count_parameters(self.audio)
+    def __init__(self, name, width, size):
+        super().__init__()
+        self.name, self.rate_hz, self.size, self.dim = name, RATES_HZ[name], size, 8 * width
+        audio, pool = (crisscross_audio, torch.mean) if name == "crisscross" else (avid_audio, torch.amax)
+        self.audio, self.video = audio(width), R2Plus1D(width, pool)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, _BatchNorm):
+                nn.init.constant_(module.bias, RANDOM_BIAS)
+        self.bins = nn.BatchNorm1d(AVID_BINS, eps=1e-20, affine=False)  # of AVID-CMA's spectrogram
+        self.unmeasured = []  # names of parts whose BatchNorms know nothing of the clips
 
     def identity(self):
         """What features depend on besides their clips, JSON-ready."""
-        digest = hashlib.sha256(b"" if self.stats is None else self.stats.numpy().tobytes())
-        for network in (self.video, self.audio):
-            for key, tensor in sorted(network.state_dict().items()):
-                digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        sizes = {name: getattr(self, name) for name in ("rate_hz", "fps", "size", "dim")}
-        return {"backbone": self.name, **sizes, "weights": digest.hexdigest()[:16], "precision": "fp32"}
+        digest = hashlib.sha256()
+        for key, tensor in self.state_dict().items():
+            digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        sizes = {"backbone": self.name, "rate_hz": self.rate_hz, "fps": FPS, "size": self.size}
+        return {**sizes, "weights": digest.hexdigest()[:16], "precision": "fp32"}
 
-    def video_input(self, frames):
-        """frames (B, F, size, size, 3) uint8, tensor or array -> (B, 3, F, size, size) on the device."""
-        return normalise_frames(torch.as_tensor(frames).to(self.device), *IMAGENET)
-
-    def audio_input(self, samples):
-        """samples (B, S) float at rate_hz, tensor or array -> (B, 1, T, 257) or (B, 1, 80, T)."""
-        samples = torch.as_tensor(samples).to(self.device, torch.float32)
+    def read(self, part, clips):
+        """What "bins", "audio" or "video" reads of clips as `forward` takes them."""
+        clips = torch.as_tensor(clips).to(next(self.parameters()).device)
+        if part == "video":
+            return normalise_frames(clips, *IMAGENET)  # (B, 3, F, size, size)
         if self.name == "crisscross":
-            return log_mel(samples)
-        mean, std = self.stats.to(self.device)
-        return (log_spectrogram(samples) - mean) / (std + STD_FLOOR)
+            return log_mel(clips)  # (B, 1, 80, T)
+        bins = log_spectrogram(clips)  # (B, 1, T, 257)
+        return bins.flatten(0, 2) if part == "bins" else self.bins(bins.flatten(0, 2)).view_as(bins)
 
     @torch.no_grad()
-    def features(self, audio, video):
+    def forward(self, audio, video):
         """Features of clips (Section 3.2), each of which depends on its own clip alone, in float32.
 
-        audio  (B, S) float samples at rate_hz, S > 512; None = not wanted
-        video  (B, F, size, size, 3) uint8 frames at fps; None = not wanted
+        audio  (B, S) float32 samples at rate_hz, S > 512; None = not wanted
+        video  (B, F, size, size, 3) uint8 frames at FPS; None = not wanted
         Returns audio (B, D), video (B, D) on the device; None for what was None.
         """
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return (
-                None if audio is None else self.audio(self.audio_input(audio)),
-                None if video is None else self.video(self.video_input(video)),
+                None if audio is None else self.audio(self.read("audio", audio)),
+                None if video is None else self.video(self.read("video", video)),
             )
 
 
-def load_backbone(name, files, width, size, device, random_seed=None, allow_pickle=False):
-    """The frozen networks of Section 3.2, as a Backbone.
+def load_backbone(name, files, width, size, device, allow_pickle=False):
+    """The frozen networks of Section 3.2 as a Backbone; prints where their weights come from.
 
-    name          "avid-cma" or "crisscross"
-    files         {"video", "audio": checkpoint, "stats": npz}; AVID-CMA's checkpoint has both networks. ""
-                  for a network: random weights; "" for stats: to be measured
-    width, size   w (D = 8 w), 64 in the papers; side of a frame in pixels, 0 = the papers'
-    random_seed   seed of random weights, which `measure` must follow; None = they are refused
+    files         {"audio", "video": checkpoint, "bins": npz}; AVID-CMA's checkpoint has both networks. "":
+                  random weights, or statistics that are to be measured; `measure` must follow
+    size          side of a frame in pixels, 0 = the papers'
     allow_pickle  load checkpoints that hold more than tensors, which lets them run code of their own
     Raises UserError where a file is missing, no checkpoint, or does not fit the networks.
     """
-    networks, report, untrained = build(random_seed or 0, new_networks, name, width), [], []
-    for part, network in networks.items():
-        if file := files[part] or (files["video"] if name == "avid-cma" else ""):
+    backbone = build(0, Backbone, name, width, size or SIZES_PX[name])
+    backbone.unmeasured = [part for part, file in files.items() if not file]
+    for part in MODALITIES:
+        network, told = getattr(backbone, part), "random weights"
+        if file := files[part]:
             weights = network_weights(read_checkpoint(file, allow_pickle), part)
-            report.append(f"{name}, {part}: {load_weights(network, *weights, part, width, file)}")
-        elif random_seed is None:
-            raise UserError(
-                f"backbone {name!r}: no checkpoint for its {part} network; name the authors' file"
-            )
+            needed = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
+            told = load_fitting(network, weights, needed, file, "BACKBONE_WIDTH")
         else:
-            untrained.append(part)
-            report.append(f"{name}, {part}: random weights of seed {random_seed}")
-        network.to(device).eval().requires_grad_(False)
-    stats = read_audio_stats(files["stats"]) if files["stats"] and name != "crisscross" else None
-    sizes = RATES_HZ[name], FPS, size or SIZES_PX[name], 8 * width
-    return Backbone(name, *sizes, **networks, stats=stats, untrained=untrained, report=report)
-
-
-def new_networks(name, width):
-    """{"video", "audio": network} with He's first weights, and RANDOM_BIAS in every BatchNorm."""
-    if name == "crisscross":
-        networks = {"video": R2Plus1D(width, "average"), "audio": crisscross_audio(width)}
-    else:
-        networks = {"video": R2Plus1D(width, "max"), "audio": avid_audio(width)}
-    for module in nn.ModuleDict(networks).modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, _BatchNorm):
-            nn.init.constant_(module.bias, RANDOM_BIAS)
-    return networks
+            setattr(backbone, part, nn.Sequential(network, nn.BatchNorm1d(backbone.dim, affine=False)))
+        print(f"  {name}, {part}: {told}")
+    if files.get("bins"):
+        backbone.bins.running_mean, backbone.bins.running_var = read_bins(files["bins"])
+    return backbone.to(device).eval().requires_grad_(False)
 
 
 # ---- The authors' checkpoints --------------------------------------------------------------
 
 
 def network_weights(content, part):
-    """Of any authors' file: (weights {name: tensor} of one network by its own names, names of all else).
+    """The weights {name: tensor} of one network by its own names, and all else, of any authors' file.
 
     content  of `read_checkpoint`. AVID-CMA's has "model" with keys module.video_model.*, module.audio_model.*
              and heads; CrissCross's are the weights of one network and nothing else
     """
     model = content["model"] if isinstance(content.get("model"), dict) else content
-    model = {str(key).removeprefix("module."): value for key, value in model.items()}
-    prefix = f"{part}_model."
-    if not any(key.startswith(("video_model.", "audio_model.")) for key in model):
-        return model, []
-    own = {key.removeprefix(prefix): value for key, value in model.items() if key.startswith(prefix)}
-    return own, [key for key in model if not key.startswith(prefix)]
-
-
-def load_weights(network, weights, others, part, width, file):
-    """Copy weights, of `network_weights`, into a network; all but BatchNorm's counters must be there and fit.
-
-    Returns a line that says what was loaded, skipped and missing. Raises UserError.
-    """
-    wanted = network.state_dict()
-    missing = [key for key in wanted if key not in weights and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(
-            f"{file}: {len(missing)} of {len(wanted)} weights of the {part} network are missing, first "
-            f"{missing[0]}; the file has {len(weights) + len(others)} others such as "
-            f"{next(iter([*weights, *others]), 'none')}; name the checkpoint of that network"
-        )
-    loaded = {key: value for key, value in weights.items() if key in wanted}
-    for key, value in loaded.items():
-        if (shape := getattr(value, "shape", ())) != wanted[key].shape:
-            raise UserError(
-                f"{file}: {key} is {tuple(shape)} where a network of width {width} has "
-                f"{tuple(wanted[key].shape)}; change the width or name another checkpoint"
-            )
-    network.load_state_dict(wanted | loaded)
-    skipped = listed([*others, *(key for key in weights if key not in wanted)])
-    n_missing = len(wanted) - len(loaded)
-    return f"{len(loaded)} keys loaded from {Path(file).name}, skipped {skipped}, {n_missing} missing"
-
-
-def listed(keys):
-    """Names of tensors by the module that they belong to: "54 of audio_model, 1 of audio_proj"."""
-    counts = Counter(key.partition(".")[0] for key in keys)
-    return ", ".join(f"{n} of {name}" for name, n in sorted(counts.items())) or "none"
+    return {str(k).removeprefix("module.").removeprefix(f"{part}_model."): x for k, x in model.items()}
 
 
 def load_cavmae(model, path):
@@ -349,34 +280,51 @@ def load_cavmae(model, path):
     model  has CAV-MAE's names of layers, without "attn." and "mlp."; of fewer blocks it takes the first ones
     path   a state dict as the authors saved it, 647 tensors, of which a model of their sizes takes 383: what
            belongs to patches or to the contrastive loss has no place in it
-    Returns a line that says what was loaded, skipped and left as it was. Raises UserError if nothing fits.
     """
-    own, weights = model.state_dict(), {}
+    weights = {}
     for name, tensor in read_checkpoint(path).items():
         weights[str(name).removeprefix("module.").replace(".attn.", ".").replace(".mlp.", ".")] = tensor
-    loaded = {n: x for n, x in weights.items() if n in own and getattr(x, "shape", None) == own[n].shape}
-    if not {"blocks_a.0.qkv.weight", "blocks_u.0.qkv.weight", "mask_token"} <= set(loaded):
+    needed = ["blocks_a.0.qkv.weight", "blocks_u.0.qkv.weight", "mask_token"]
+    return load_fitting(model, weights, needed, path, "MAE_WIDTH and DECODER_WIDTH")
+
+
+def load_fitting(network, weights, needed, path, sizes):
+    """Copy weights into a network where name and shape agree; returns what was loaded, skipped and left.
+
+    Raises UserError for a name in `needed` that does not fit; sizes: the constants that it depends on.
+    """
+    own = network.state_dict()
+    loaded = {k: x for k, x in weights.items() if k in own and getattr(x, "shape", None) == own[k].shape}
+    if absent := [name for name in needed if name not in loaded]:
         raise UserError(
-            f"{path}: not a checkpoint of CAV-MAE, or of other sizes than MAE_WIDTH and DECODER_WIDTH; give "
-            "audio_model.21.pth or a relative of it and its sizes, 768 and 512"
+            f"{path}: {len(absent)} of {len(needed)} weights are absent or of another shape, first "
+            f"{absent[0]}; name the authors' file for this network, and its sizes in {sizes}"
         )
-    model.load_state_dict(loaded, strict=False)
-    skipped, left = weights.keys() - loaded.keys(), own.keys() - loaded.keys() - {"mean", "std"}
-    report = f"{len(loaded)} of {len(weights)} tensors of CAV-MAE loaded, skipped {listed(skipped)}"
+    network.load_state_dict(own | loaded)
+    skipped, left = weights.keys() - loaded.keys(), own.keys() - loaded.keys()
+    report = f"{len(loaded)} tensors of {Path(path).name} loaded, skipped {listed(skipped)}"
     return f"{report}; left as they were: {listed(left)}"
 
 
-def read_audio_stats(path):
-    """Mean and sd (2, 257) of the bins of the log spectrogram from an npz file. Raises UserError."""
-    remedy = "name audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or none to have them measured"
+def listed(keys):
+    """Names of tensors by the module that they belong to: "54 of audio_model, 1 of audio_proj"."""
+    counts = Counter(key.partition(".")[0] for key in keys)
+    return ", ".join(f"{n} of {name}" for name, n in sorted(counts.items())) or "none"
+
+
+def read_bins(path):
+    """Mean and variance (257,) of the bins of the log spectrogram from AVID-CMA's npz file."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stats = np.stack([np.asarray(file[key], np.float32) for key in ("mean", "std")])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not an npz file with mean and std ({error}); {remedy}") from error
-    if stats.shape != (2, AVID_BINS) or not np.isfinite(stats).all() or (stats[1] < 0).any():
-        raise UserError(f"{path}: needs {AVID_BINS} finite numbers each, not {stats[0].shape}; {remedy}")
-    return torch.from_numpy(stats)
+        with np.load(path) as file:
+            mean, std = (torch.from_numpy(np.asarray(file[key], np.float32)) for key in ("mean", "std"))
+    except Exception:  # numpy and zipfile raise many kinds
+        mean = std = torch.zeros(0)
+    if not mean.shape == std.shape == (AVID_BINS,) or not (mean.isfinite() & (std >= 0)).all():
+        raise UserError(
+            f"{path}: not an npz file with {AVID_BINS} finite numbers in mean and in std; name "
+            'audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or AVID_STATS="" to have them measured'
+        )
+    return mean, (std + STD_FLOOR).square()
 
 
 # ---- Without the authors' files ------------------------------------------------------------
@@ -387,62 +335,18 @@ def measure(backbone, batches, path, identity):
     """Measure on training clips what a backbone lacks, or read what was measured on the same ones before.
 
     That is mean and sd of the log spectrogram's bins without AVID-CMA's file, and BatchNorm's statistics in
-    random networks, whose features would otherwise grow from layer to layer.
+    random networks, so that every channel, and every feature at the end, has mean 0 and sd 1. A bin that
+    hardly varies, as all above 8 kHz in what was once recorded at 16 kHz, must not be blown up.
     batches         () -> iterable of (audio (B, S), video (B', F, size, size, 3)) of whole clips, None = none
     path, identity  file to keep the outcome in; JSON-ready, which clips these are
     """
-    needs_stats = backbone.name != "crisscross" and backbone.stats is None
-    networks = {part: getattr(backbone, part) for part in backbone.untrained}
-    if not needs_stats and not networks:
-        return backbone
-    kept = read_checkpoint(path) if Path(path).exists() else {}
+    kept = read_checkpoint(path) if backbone.unmeasured and Path(path).exists() else {}
     if kept.get("identity") == identity:
-        backbone.stats = kept["stats"] if needs_stats else backbone.stats
-        for part, network in networks.items():
-            network.load_state_dict(kept[part])
-        return backbone
-    if needs_stats:
-        backbone.stats = measure_audio_stats(backbone, batches())
-    for part, network in networks.items():  # every channel then has zero mean and unit variance
-        read, m = getattr(backbone, f"{part}_input"), MODALITIES.index(part)
-        update_bn((read(batch[m]) for batch in batches() if batch[m] is not None), network)
-    states = {part: network.state_dict() for part, network in networks.items()}
-    with atomic_path(path) as temporary:
-        torch.save({"identity": identity, "stats": backbone.stats, **states}, temporary)
-    return backbone
-
-
-def measure_audio_stats(backbone, batches):
-    """Mean and sd (2, 257) of the log spectrogram's bins.
-
-    A bin with an sd below MIN_STD_DB, as all above 8 kHz in what was once recorded at 16 kHz, must not be
-    blown
-    up where a later clip has something there.
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for samples in (audio for audio, _ in batches if audio is not None):
-        bins = log_spectrogram(torch.as_tensor(samples)).double().flatten(0, 2)
-        count, total, squares = count + len(bins), total + bins.sum(0), squares + bins.square().sum(0)
-    if not count:
-        raise UserError(f"BACKBONES={backbone.name}: no training recording has audio; leave it out")
-    mean = total / count  # (257,)
-    std = (squares / count - mean.square()).clamp(min=MIN_STD_DB**2).sqrt()
-    return torch.stack([mean, std]).float()
-
-
-def training_seconds(backbone, clip_s, accelerator):
-    """Seconds of forward and backward pass per clip, were it trained: the median of three steps on copies."""
-    video, audio = (copy.deepcopy(n).train().requires_grad_(True) for n in (backbone.video, backbone.audio))
-    shape = (COST_CLIPS, max(1, round(clip_s * backbone.fps)), backbone.size, backbone.size, 3)
-    frames = torch.randint(0, 256, shape, dtype=torch.uint8)
-    samples = 0.1 * torch.randn(COST_CLIPS, round(clip_s * backbone.rate_hz))
-
-    def step():
-        with accelerator.autocast():
-            out = video(backbone.video_input(frames)).sum() + audio(backbone.audio_input(samples)).sum()
-        out.backward()
-        float(out.detach())  # waits for a GPU
-
-    return (
-        float(np.median(timeit.repeat(step, number=1, repeat=4)[1:])) / COST_CLIPS
-    )  # the first one warms up
+        backbone.load_state_dict(kept["state"])
+    elif backbone.unmeasured:
+        for part in backbone.unmeasured:
+            clips = (video if part == "video" else audio for audio, video in batches())
+            update_bn((backbone.read(part, x) for x in clips if x is not None), getattr(backbone, part))
+            backbone.bins.running_var.clamp_(min=MIN_STD_DB**2)
+        with atomic_path(path) as temporary:
+            torch.save({"identity": identity, "state": backbone.state_dict()}, temporary)

@@ -2,9 +2,7 @@
 
 A recording is cut into N clips that follow each other from its start. What is hidden from the autoencoder
 must not show in a neighbour, so nothing is computed across clips: audio is resampled clip by clip, and what
-lies beyond the end of a recording is silence and its last frame. Every file is decoded once. Sound and
-picture of a container share a clock that starts where the container does; a sound file starts with its
-container.
+lies beyond the end of a recording is silence and its last frame. Every file is decoded once.
 
 R recordings, N clips of each, S samples and F frames of a clip, D features. Modality 0 is audio, 1 is video.
 """
@@ -16,7 +14,7 @@ import numpy as np
 import torch
 from torchaudio.functional import resample
 
-from common.chochlakis.backbones import MODALITIES
+from common.chochlakis.backbones import FPS, MODALITIES
 from common.errors import UserError
 from common.extraction import extract
 from common.files import hash_of
@@ -41,25 +39,24 @@ class Clips:
     video_s: np.ndarray
 
 
-def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, fps, size):
+def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
     """Cut a recording into Clips, decoding it once.
 
     audio_path  audio file or container; None = the container of the video, where that has sound
     video_path  container; None = the recording has no video
     n_clips     N; clip n lasts from n * clip_s to (n + 1) * clip_s seconds
     rate_hz     sampling rate of the clips; S = round(clip_s * rate_hz)
-    fps, size   frames per second of the clips, each what a player shows at that time, and their side in
-                pixels; F = round(clip_s * fps), at least 1
+    size        side of a frame in pixels; F = round(clip_s * FPS), each what a player shows at that time
     Raises MediaError where there is no file, or one that cannot be used.
     """
     if not (audio_path or video_path):
         raise MediaError("", "neither audio nor video")
-    n_frames = max(1, round(clip_s * fps))
+    n_frames = max(1, round(clip_s * FPS))
     audio = np.zeros((n_clips, round(clip_s * rate_hz)), np.float32)
     video = np.zeros((n_clips, n_frames if video_path else 0, size, size, 3), np.uint8)
     audio_s, video_s = np.zeros((2, n_clips), np.float32)
     if video_path:
-        wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / fps).ravel()
+        wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / FPS).ravel()
         pictures, *span_s = read_pictures(video_path, wanted_s, n_clips * clip_s, size)
         video, video_s = pictures.reshape(video.shape), covered_s(*span_s, n_clips, clip_s)
     own_file = audio_path and Path(audio_path) != Path(video_path or "")
@@ -101,7 +98,7 @@ def fill_audio(audio, path, clip_s, rate_hz):
 def read_turn(manifest, turn, backbone, n_clips, clip_s):
     """The Clips of a turn as a backbone takes them."""
     audio, video = (manifest.path(name) if name else None for name in (turn.audio, turn.video))
-    return read_clips(audio, video, n_clips, clip_s, backbone.rate_hz, backbone.fps, backbone.size)
+    return read_clips(audio, video, n_clips, clip_s, backbone.rate_hz, backbone.size)
 
 
 def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
@@ -128,11 +125,10 @@ def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
 
 
 def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
-    """The store of the features of all clips of some recordings, extracted once.
+    """The store of the features of all clips of some recordings, extracted once; how: Extraction.
 
-    how  Extraction. The store has N rows for each recording: "audio" and "video" (N, D) float32, zeros where
-         it
-    lacks the modality, and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
+    It has N rows for each recording: "audio" and "video" (N, D) float32, zeros where it lacks the modality,
+    and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
     Raises UserError if the disk is too small, too many recordings have problems, or features are not finite.
     """
 
@@ -143,21 +139,13 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
         arrays = features_of([clips for _, clips in found], backbone)  # (recordings, N, ...) each
         for name in MODALITIES:
             if (bad := ~np.isfinite(arrays[name]).all((1, 2))).any():
-                raise UserError(
-                    f"{found[bad.argmax()][0]}: its {name} features hold NaN; check the checkpoint"
-                )
+                who = found[bad.argmax()][0]
+                raise UserError(f"{who}: its {name} features hold NaN; check the checkpoint")
         return {name: np.concatenate(array) for name, array in arrays.items()}, [n_clips] * len(found)
 
-    identity = {
-        "manifest": manifest.fingerprint(),
-        "n_clips": n_clips,
-        "clip_s": clip_s,
-        **backbone.identity(),
-    }
-    items, need_bytes = (
-        {turn.utterance_id: turn for turn in turns},
-        len(turns) * n_clips * 8 * (backbone.dim + 1),
-    )
+    identity = {"manifest": manifest.fingerprint(), "n_clips": n_clips, "clip_s": clip_s}
+    identity |= backbone.identity()
+    items, need_bytes = {turn.utterance_id: turn for turn in turns}, len(turns) * n_clips * 8 * backbone.dim
     store = extract(items, read, compute, folder, identity, how, "clip features", need_bytes)
     for m in MODALITIES:
         seconds = store[f"{m}_s"].reshape(-1, n_clips)  # (recordings, N)
@@ -169,16 +157,16 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
 
 def features_of(found, backbone):
     """What the store keeps of a list of Clips: {name: (recordings, N, ...)}."""
-    seconds = {m: np.stack([getattr(clips, f"{m}_s") for clips in found]) for m in MODALITIES}
-    has, inputs = {m: seconds[m].any(1) for m in MODALITIES}, []
+    arrays, inputs = {}, {}
     for m in MODALITIES:
-        there = [getattr(clips, m) for clips, is_there in zip(found, has[m]) if is_there]
-        inputs.append(torch.from_numpy(np.concatenate(there)) if there else None)
-    arrays = {f"{m}_s": seconds[m] for m in MODALITIES}
-    for m, output in zip(MODALITIES, backbone.features(*inputs)):
-        arrays[m] = np.zeros((*seconds[m].shape, backbone.dim), np.float32)
+        seconds = arrays[f"{m}_s"] = np.stack([getattr(clips, f"{m}_s") for clips in found])
+        arrays[m] = np.zeros((*seconds.shape, backbone.dim), np.float32)
+        there = [getattr(clips, m) for clips, s in zip(found, seconds) if s.any()]
+        inputs[m] = torch.from_numpy(np.concatenate(there)) if there else None
+    for m, output in zip(MODALITIES, backbone(**inputs)):
         if output is not None:
-            arrays[m][has[m]] = output.cpu().numpy().reshape(-1, *arrays[m].shape[1:])
+            has = arrays[f"{m}_s"].any(1)
+            arrays[m][has] = output.cpu().numpy().reshape(-1, *arrays[m].shape[1:])
     return arrays
 
 

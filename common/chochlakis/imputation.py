@@ -1,25 +1,14 @@
-"""What 06 does around its method: impute and classify in batches, measure errors; and what is not in the
-paper (Chochlakis et al. 2024): clips lost in a row or at unequal rates, and two other ways to impute.
+"""What 06 does around its method: impute and classify in batches, measure errors; and, not in the paper
+(Chochlakis et al. 2024), two other ways to impute.
 
 x (R, 2, N, D) features of R recordings, 2 modalities, N clips; hidden (M, R, 2, N) True where a clip is lost
 under one of M masks; mean (2, D) of the training clips.
 """
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common.chochlakis.tables import WHOLE, System, is_tested
-
-
-def by_model(model, x, hidden, accelerator, batch_size):
-    """Impute x under every mask of hidden by 06's autoencoder -> (M, R, 2, N, D)."""
-    filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
-    for at in torch.arange(len(filled)).split(batch_size):
-        with accelerator.autocast():
-            imputed = model.impute(filled[at].to(accelerator.device), lost[at].to(accelerator.device))
-        filled[at] = imputed.to(filled)
-    return filled.unflatten(0, hidden.shape[:2])
+from common.chochlakis.tables import WHOLE, System
 
 
 def impute(imputer, train, part, hidden):
@@ -43,36 +32,36 @@ def whole(part, imputer):
 
 @torch.no_grad()
 def classify(model, x, batch_size):
-    """The most likely class under a classifier, x (M, R, N, n) -> (M, R) array."""
+    """The class of the largest mean probability over clips under a classifier, x (M, R, N, n) -> (M, R)."""
     model.eval()
     rows, device = x.flatten(0, 1).split(batch_size), model.linear.weight.device
-    labels = torch.cat([model.probabilities(some.to(device)).argmax(1) for some in rows])
+    labels = torch.cat([model(some.to(device)).softmax(2).mean(1).argmax(1) for some in rows])
     return labels.unflatten(0, x.shape[:2]).cpu().numpy()
 
 
 def predict(train, test, classifiers, imputers, masks, backoff, batch_size):
     """Predictions for a test Part, and how far off what was imputed is.
 
-    classifiers  {System: classifier}; imputers: {name: (x, hidden) -> x}; masks: {setting: hidden}; backoff:
-                 06's
-    Returns {(System, setting): (M, R)}, and {(imputer, k): [audio, video] in %} of k lost clips.
+    classifiers  {System: classifier}; imputers: {name: (x, hidden) -> x}; masks: {k: hidden} of k lost clips
+    backoff      06's
+    Returns {(System, k): (M, R)}, and {(imputer, k): [audio, video] in %}.
     """
-    predicted, errors = {}, {}
+    predicted, errors, lossy = {}, {}, {}
     for system, model in classifiers.items():
         if system.imputer in WHOLE:
-            predicted[system, ("level", 0)] = classify(model, whole(test, system.imputer), batch_size)
-    for setting, hidden in masks.items():
-        asked = [system for system in classifiers if is_tested(system, setting)]
-        for name in dict.fromkeys(system.imputer for system in asked):
+            predicted[system, 0] = classify(model, whole(test, system.imputer), batch_size)
+        else:
+            lossy.setdefault(system.imputer, []).append(system)
+    for k, hidden in masks.items():
+        for name, systems in lossy.items():
             if name == "backoff":
                 probabilities = back_off(train, test, classifiers, hidden, backoff)
-                predicted[System("linear", name), setting] = probabilities.argmax(2).numpy()
+                predicted[systems[0], k] = probabilities.argmax(2).numpy()
                 continue
             x = impute(imputers[name], train, test, hidden)
-            if setting[0] == "level":
-                errors[name, setting[1]] = unexplained(train, test, x, hidden)
-            for system in (system for system in asked if system.imputer == name):
-                predicted[system, setting] = classify(classifiers[system], together(x), batch_size)
+            errors[name, k] = unexplained(train, test, x, hidden)
+            for system in systems:
+                predicted[system, k] = classify(classifiers[system], together(x), batch_size)
     return predicted, errors
 
 
@@ -83,7 +72,7 @@ def back_off(train, test, classifiers, hidden, backoff):
     for name in WHOLE:
         model = classifiers[System("linear", name)]
         logits = model(whole(test, name)[0].to(model.linear.weight.device))
-        clips.append(logits.float().softmax(2).cpu())  # (R, N, C)
+        clips.append(logits.softmax(2).cpu())  # (R, N, C)
     prior = F.one_hot(train.labels, clips[0].shape[2]).float().mean(0)
     return backoff(*clips, hidden | test.missing, prior)
 
@@ -103,26 +92,6 @@ def unexplained(train, test, x, hidden):
 
 
 # ---- Not in the paper ----------------------------------------------------------------------
-
-
-def masks_beyond(draw_masks, n, n_clips, n_masks, generator):
-    """{setting: hidden}: ("burst", k), k neighbours, and ("unequal", k_audio, k_video); draw_masks: 06's."""
-    masks = {}
-    for k in range(1, n_clips):
-        masks["burst", k] = draw_bursts(n, n_clips, k, n_masks, generator(1, k))
-    for a, v in np.ndindex(n_clips, n_clips):
-        masks["unequal", a, v] = draw_masks(n, n_clips, a, v, n_masks, generator(2, a, v))
-    return masks
-
-
-def draw_bursts(n_samples, n_clips, n_hidden, n_masks, generator):
-    """Lose `n_hidden` neighbours of both modalities at once, at a random place -> hidden (M, R, 2, N) bool.
-
-    Every place where they fit is equally likely, so that the first and the last clip are lost least often.
-    """
-    first = torch.randint(n_clips - n_hidden + 1, (n_masks, n_samples, 1, 1), generator=generator)
-    place = torch.arange(n_clips) - first
-    return ((place >= 0) & (place < n_hidden)).expand(-1, -1, 2, -1)
 
 
 def impute_last(x, hidden, mean):

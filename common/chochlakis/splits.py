@@ -1,9 +1,8 @@
 """Who trains, validates and tests in Chochlakis et al. 2024, Sec. 4.1: one speaker-independent split.
 
 The paper gives sizes and no names: CREMA-D 70-15-15 at random, RAVDESS and Lombard GRID at random with 4 and
-8 test speakers. It does not say who validates for the last two: here as many as test. Speakers are drawn by
-`draw_speakers`, the same on every machine; where others are there (a part of a corpus, a demo, a folder of
-one's own), the same rule draws the same share of those.
+8 test speakers. It does not say who validates for the last two: here as many as test. Where other speakers
+are there (a part of a corpus, a demo, a folder of one's own), the same rule draws the same share of them.
 """
 
 import hashlib
@@ -12,23 +11,16 @@ import re
 from fractions import Fraction
 
 from common import splits
-from common.errors import UserError
 from common.splits import speakers_of
 
 SPLIT_SEED = 2024
-MIN_SPEAKERS = 3  # one each to train, to validate and to test
-ALL_SPEAKERS = {
-    "cremad": [f"{number}" for number in range(1001, 1092)],
-    "ravdess": [f"Actor_{number:02d}" for number in range(1, 25)],
-    "lombard": [f"s{number}" for number in range(2, 56)],
+# The share of the speakers that tests, as many validate, and whose rule that is.
+RULES = {
+    "cremad": (Fraction(15, 100), "the paper's 70-15-15"),
+    "ravdess": (Fraction(4, 24), "the paper's 4 test speakers of 24, whose 4,230 clips have no neutral ones"),
+    "lombard": (Fraction(8, 54), "the paper's 8 test speakers of 54"),
 }
-# The share of the speakers that tests, and the share that validates; of other corpora 15 %.
-SHARES = {"cremad": Fraction(15, 100), "ravdess": Fraction(4, 24), "lombard": Fraction(8, 54)}
-SOURCES = {
-    "cremad": "the paper's 70-15-15",
-    "ravdess": "the paper's 4 test speakers, validation ours",
-    "lombard": "the paper's 8 test speakers, validation ours",
-}
+OTHERS = (Fraction(15, 100), "15 % each")
 
 
 def corpus_of(name):
@@ -36,17 +28,13 @@ def corpus_of(name):
     return name.removeprefix("demo_").removesuffix("_av")
 
 
-def share_of(name):
-    return SHARES.get(corpus_of(name), Fraction(15, 100))
-
-
-def draw_speakers(speakers, share, seed):
+def draw_speakers(speakers, share):
     """Draw (test, validation speakers), sorted lists of a share of the speakers each, rounded up.
 
     RAVDESS's actors, whose sex is in their number, are drawn as many men as women. A speaker's rank is the
     SHA-256 of seed and name, so that it depends on neither the other speakers nor a library's random numbers.
     """
-    ranked = sorted(speakers, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).hexdigest())
+    ranked = sorted(speakers, key=lambda name: hashlib.sha256(f"{SPLIT_SEED} {name}".encode()).digest())
     if all(re.fullmatch(r"Actor_\d\d", name) for name in ranked):
         men, women = ([name for name in ranked if int(name[-2:]) % 2 == odd] for odd in (1, 0))
         both = min(len(men), len(women))
@@ -62,16 +50,11 @@ def fold_of(manifest, name):
     """
     splits.check_labels(manifest)
     if splits.has_official_split(manifest):
-        return splits.model_choice_split(manifest, MIN_SPEAKERS)
-    speakers = speakers_of(manifest.labelled)
-    if len(speakers) < MIN_SPEAKERS:
-        raise UserError(
-            f"{manifest.folder}/manifest.csv: labelled turns of {len(speakers)} speaker(s); training, "
-            f"validation and test take one each: give {MIN_SPEAKERS} or more"
-        )
-    fold = splits.make_fold(manifest, "split", *draw_speakers(speakers, share_of(name), SPLIT_SEED))
-    splits.check_folds([fold], manifest)
-    return fold
+        return splits.official_fold(manifest, "split", "validation")
+    share, _ = RULES.get(corpus_of(name), OTHERS)
+    fold = splits.make_fold(manifest, "split", *draw_speakers(speakers_of(manifest.labelled), share))
+    splits.check_folds([fold], manifest, times_tested=None)
+    return splits.check_classes(manifest, [fold])[0]
 
 
 def protocol_text(manifest, name, fold):
@@ -79,10 +62,8 @@ def protocol_text(manifest, name, fold):
     if splits.has_official_split(manifest):
         return splits.protocol_text(manifest)
     train, valid, test = (len(speakers_of(turns)) for turns in (fold.train, fold.valid, fold.test))
-    source = f"drawn from the speakers at hand, {float(share_of(name)):.0%} each, rounded up"
-    if speakers_of(manifest.labelled) == sorted(ALL_SPEAKERS.get(corpus_of(name), ())):
-        source = SOURCES[corpus_of(name)]
+    _, rule = RULES.get(corpus_of(name), OTHERS)
     return (
-        f"one speaker-independent split, {train} speakers train, {valid} validate, {test} test ({source}; "
-        f"seed {SPLIT_SEED}, common/chochlakis/splits.py)"
+        f"one speaker-independent split by {rule}: {train} speakers train, {valid} validate, {test} test "
+        f"(seed {SPLIT_SEED}, common/chochlakis/splits.py)"
     )

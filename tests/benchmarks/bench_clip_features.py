@@ -42,6 +42,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from common.chochlakis.backbones import FPS
 from common.chochlakis.clips import clip_features, read_clips
 from common.extraction import Extraction
 from common.manifest import Manifest, Turn
@@ -50,7 +51,7 @@ from common.pictures import STAMP_TOLERANCE_S, central_square
 
 RUNS = 5
 N_FILES = 4
-N_CLIPS, CLIP_S, RATE_HZ, FPS, SIZE = 10, 0.4, 24000, 16, 224
+N_CLIPS, CLIP_S, RATE_HZ, SIZE = 10, 0.4, 24000, 224
 SHORT_SIDE = 256
 REPEATS = 4  # times that extract takes each file, since its threads must start
 ENDINGS = (".mp4", ".mov", ".flv")
@@ -60,12 +61,12 @@ SCALER = VideoReformatter()
 class NoBackbone:
     """Takes no time and remembers nothing."""
 
-    rate_hz, fps, size, dim = RATE_HZ, FPS, SIZE, 512
+    rate_hz, size, dim = RATE_HZ, SIZE, 512
 
     def identity(self):
         return {}
 
-    def features(self, audio, video):
+    def __call__(self, audio, video):
         return tuple(None if x is None else torch.zeros(len(x), self.dim) for x in (audio, video))
 
 
@@ -105,7 +106,7 @@ def write_mp4(path, gop, seconds=4.2):
 
 
 def once(path, n_clips):
-    found = read_clips(path, path, N_CLIPS, CLIP_S, RATE_HZ, FPS, SIZE)
+    found = read_clips(path, path, N_CLIPS, CLIP_S, RATE_HZ, SIZE)
     return found.audio[:n_clips], found.video[:n_clips]
 
 
