@@ -51,7 +51,7 @@ from torch.nn import functional as F
 from common.chochlakis import imputation, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure
 from common.chochlakis.clips import Batches, clip_batches, clip_features, generator_of, read_part
-from common.chochlakis.imputation import impute, together, whole
+from common.chochlakis.imputation import classes_of, impute, together, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
 from common.errors import UserError
@@ -61,7 +61,16 @@ from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, read_manifest
 from common.results import start_run
-from common.training import Recipe, best_weights, fit, load_trained, make_accelerator, to_device
+from common.training import (
+    Place,
+    Recipe,
+    Task,
+    best_weights,
+    load_best,
+    load_trained,
+    make_accelerator,
+    train_and_test,
+)
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -417,23 +426,24 @@ def recipe_of(rate, epochs, batch_size, seed, **more):
     return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
+def train(data, name, model, task, batches, recipe, identity):
+    """Train a model, or read it where it was trained before; returns it and its history.
+
+    batches  what gives batches of the training and of the validation recordings, for `Batches`
+    """
+    parts = {"train": data.train, "valid": data.valid}
+    identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
+    place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
+    sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
+    history = train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)["history"]
+    return load_best(model, place.folder).to(data.accelerator.device).eval(), history
+
+
 def masked(part, rows, lost):
     """What an AVMAE takes of some recordings of a Part, of whose clips some get lost; lost (B, 2, N)."""
     missing = part.missing[rows]
     hidden = lost | missing
     return {"x": part.x[rows], "hidden": hidden, "at": visible_first(hidden), "learned": lost & ~missing}
-
-
-@torch.no_grad()
-def validation_loss(model, data, lost):
-    """Mean loss of the validation recordings, of whose clips some are lost; lost (R, 2, N)."""
-    model.eval()
-    total = torch.zeros((), device=data.accelerator.device)
-    for rows in torch.arange(len(lost)).split(EVAL_BATCH_SIZE):
-        batch = to_device(masked(data.valid, rows, lost[rows]), total.device)
-        with data.accelerator.autocast():
-            total += model(**batch) * len(rows)
-    return float(total) / len(lost)
 
 
 def train_autoencoder(data, name, levels, rate, first):
@@ -442,46 +452,33 @@ def train_autoencoder(data, name, levels, rate, first):
     levels  counts of hidden clips of either modality, by epoch
     first   file of the first weights: CAV-MAE's, an AVMAE's, or "" for random ones
     """
-    train, valid, n_clips = data.train, data.valid, data.train.n_clips
-    model = build(data.seed, AVMAE, train.x.shape[3])
+    n_clips, model = data.train.n_clips, build(data.seed, AVMAE, data.train.x.shape[3])
     if first and first == CAVMAE_CHECKPOINT:
         print(f"  CAV-MAE: {load_cavmae(model, first)}")
     elif first:
         load_trained(model, load_file(first))
-    model.standardise(train.x, train.missing)
-    valid_lost = draw_mixture(len(valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
+    model.standardise(data.train.x, data.train.missing)
+    valid_lost = draw_mixture(len(data.valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
 
-    def make_model():
-        model = build(seed, AVMAE, train.x.shape[3])
-        if first and first == CAVMAE_CHECKPOINT:
-            print(f"  {load_cavmae(model, first)}")
-        elif first:
-            load_trained(model, load_file(first))
-        model.standardise(train.x, train.missing)
-        return model
-
-    def batch_of(rows, epoch, generator):
-        return masked(train, rows, draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0])
+    def train_batch(rows, epoch, generator):
+        return masked(data.train, rows, draw_mixture(len(rows), n_clips, [levels[epoch]], 1, generator)[0])
 
     def valid_batch(rows, *_):
-        return {"x": valid.x[rows], "hidden": valid_hidden[rows], "missing": valid.missing[rows]}
+        return masked(data.valid, rows, valid_lost[rows])
 
     def loss(model, batch):
         return model(**batch) * len(batch["x"]), len(batch["x"])
 
-    def evaluate(model):
-        return {"loss": validation_loss(model, data, valid_lost)}
+    def outputs(model, batch):
+        return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    by_loss = {"select_by": "loss", "higher_is_better": False}
-    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, **by_loss)
-    identity = {"features": [train.identity(), valid.identity()], "levels": levels}
-    identity |= {"model": [str(model), MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
-    batches, folder, title = Batches(len(train), batch_of), data.folder / name, f"{data.folder.name} {name}"
-    how = recipe, folder, identity, title
-    history = fit(data.accelerator, model, loss, batches, evaluate, *how, epoch_lines=False)
-    chosen = f"epoch {history['best_epoch']} of {len(levels)}, validation loss {history['best']:.3f}"
-    print(f"  {title}: {history['seconds']:.1f} s, {chosen} (1 per modality: the mean feature)", flush=True)
-    return model.eval(), history
+    def figures(found, _):
+        return {"loss": found["loss"].mean(dtype=float)}
+
+    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss")
+    identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
+    task = Task(lambda: model, loss, outputs, figures)
+    return train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
 
 
 def models_folder(corpus, name):
@@ -556,7 +553,7 @@ def train_classifier(data, system, inputs, first, imputed_by):
     if first:
         model.load_state_dict(first.state_dict())
 
-    def batch_of(rows, epoch, generator):
+    def train_batch(rows, epoch, generator):
         return {"x": x[torch.randint(len(x), rows.shape, generator=generator), rows], "labels": y[rows]}
 
     def valid_batch(rows, *_):
@@ -566,17 +563,15 @@ def train_classifier(data, system, inputs, first, imputed_by):
         return classifier_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
     def outputs(model, batch):
-        return {"class": model.probabilities(batch["x"].flatten(0, 1)).argmax(1).view(len(batch["x"]), -1)}
+        return {"class": classes_of(model(batch["x"].flatten(0, 1))).view(len(batch["x"]), -1)}
 
     def figures(found, _):
         return {"accuracy": (found["class"] == y_valid[:, None]).mean()}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, data.seed)
-    identity = {"features": [data.train.identity(), data.valid.identity()], "classes": data.classes}
-    identity |= {"model": str(model), "system": str(system), "masks": TRAIN_MASKS, "imputed_by": imputed_by}
-    how = recipe, data.folder / system.slug(), identity, system.slug()
-    fit(data.accelerator, model, loss, Batches(len(y), batch_of), evaluate, *how, epoch_lines=False)
-    return model.eval()
+    identity = {"classes": data.classes, "masks": TRAIN_MASKS, "imputed_by": imputed_by}
+    task = Task(lambda: model, loss, outputs, figures)
+    return train(data, system.slug(), model, task, (train_batch, valid_batch), recipe, identity)[0]
 
 
 def train_classifiers(data, systems, imputers, autoencoders):

@@ -300,15 +300,21 @@ def test_a_recording_that_lacks_a_modality_gets_it_imputed_if_others_have_it():
     assert torch.allclose(found[1, 1], part.x[[0, 2], 1].mean((0, 1)))
 
 
-def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
-    script, part, seen = load_script(SCRIPT), part_of(6, 5, 2, no_video=(4,)), {}
-    vars(script).update(CAVMAE_CHECKPOINT="", MAE_EPOCHS=50, MAE_WIDTH=12, MAE_DEPTH=1, DECODER_WIDTH=16)
+def without_training(script, monkeypatch, seen):
+    """Keep the training data sets by name in `seen`."""
 
     def train_and_test(accelerator, task, data, recipe, place, **options):
         seen[place.folder.name] = data["train"]
         return {"history": {}}
 
-    monkeypatch.setattr(script, "fit", fit)
+    monkeypatch.setattr(script, "train_and_test", train_and_test)
+    monkeypatch.setattr(script, "load_best", lambda model, folder: model)
+
+
+def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
+    script, part, seen = load_script(SCRIPT), part_of(6, 5, 2, no_video=(4,)), {}
+    vars(script).update(CAVMAE_CHECKPOINT="", MAE_EPOCHS=50, MAE_WIDTH=12, MAE_DEPTH=1, DECODER_WIDTH=16)
+    without_training(script, monkeypatch, seen)
     data = script.Data(part, part, part, (), tmp_path / "seed0", 0, make_accelerator("no"))
     script.fine_tune_autoencoders(data, "")
     batches = seen["curri-MAE"]
@@ -327,15 +333,15 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
 
 
 def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
-    script, seen = load_script(SCRIPT), []
-    monkeypatch.setattr(script, "train_and_test", lambda a, task, data, *_, **__: seen.append(data["train"]))
-    monkeypatch.setattr(script, "load_best", lambda model, folder: model)
+    script, seen = load_script(SCRIPT), {}
+    without_training(script, monkeypatch, seen)
     part = part_of(8, 2, 1)
     part.labels = torch.arange(8)
     x = torch.arange(3.0)[:, None, None, None].expand(3, 8, 2, 1)  # the number of the mask
-    data = script.Data(part, part, part, tuple("abcdefgh"), tmp_path, 0, None)
+    data = script.Data(part, part, part, tuple("abcdefgh"), tmp_path, 0, make_accelerator("no"))
     script.train_classifier(data, tables.System("linear", "zeros", "all"), (x, x), None, "")
-    batches = [seen[0].collate([(i, (0, epoch, i)) for i in range(8)]) for epoch in range(6)]
+    (train_set,) = seen.values()
+    batches = [train_set.collate([(i, (0, epoch, i)) for i in range(8)]) for epoch in range(6)]
     assert all(batch["labels"].tolist() == list(range(8)) for batch in batches)
     masks = torch.stack([batch["x"][:, 0, 0] for batch in batches])  # (epochs, R)
     assert set(masks.flatten().tolist()) == {0, 1, 2} and not (masks == masks[0]).all()

@@ -113,19 +113,21 @@ def plain_gru(self, x):
 torch.nn.GRU.forward, torch.nn.GRU.flatten_parameters = plain_gru, lambda self: None
 
 
-def fit(accelerator, model, loss, batches, evaluate, *how, **more):
-    kept.append((model, loss, batches, evaluate))
-    return {{"seconds": 0.0, "best_epoch": 1, "best": 0.0, "identity": "", "log": []}}
+def train_and_test(accelerator, task, data, recipe, place, **more):
+    kept.append((task, data))
+    return {{"history": {{"identity": ""}}}}
 
 
 cpu = pretend_cuda.Accelerator("no")
 cpu.device = torch.device("cpu")
-toy.CHANGED.update(fit=fit, make_accelerator=lambda precision: cpu)
+toy.CHANGED.update(train_and_test=train_and_test, make_accelerator=lambda precision: cpu)
+toy.CHANGED.update(load_best=lambda model, folder: model)
 toy.small_seed(tempfile.mkdtemp())
-assert {{type(model).__name__ for model, *_ in kept}} == {{"AVMAE", "LinearClassifier", "GRUClassifier"}}
-items = [(i, (0, 1, i)) for i in range(8)]
-for model, loss, batches, _ in kept[::4]:
-    step(model, loss, batches.collate(items), Recipe(1e-3, 2, 8, 0.05, "constant", clip_norm=0.0))
+models = {{type(task.make_model()).__name__ for task, _ in kept}}
+assert models == {{"AVMAE", "LinearClassifier", "GRUClassifier"}}
+items, recipe = [(i, (0, 1, i)) for i in range(8)], Recipe(1e-3, 2, 8, 0.05, "constant", clip_norm=0.0)
+for task, data in kept[::4]:
+    step(task.make_model(), task.loss, data["train"].collate(items), recipe)
 
 cuda, c, part = pretend_cuda.Accelerator(PRECISION), toy.script, toy.part_of(8, 1)
 with pretend_cuda.PretendCuda():
@@ -133,7 +135,11 @@ with pretend_cuda.PretendCuda():
     hidden = c.draw_mixture(8, toy.N, [1, 3], 2, toy.seeded())
     imputed = c.impute_by_model(cuda, model, part.x, hidden)
     assert imputed.dtype == torch.float32 and imputed.device.type == "cpu"
-    assert np.isfinite(c.validation_loss(model, c.Data(part, part, part, (), "", 0, cuda), hidden[0]))
+    for task, data in (kept[0], kept[-1]):
+        model = task.make_model().to(cuda.device)
+        batch = data["valid"].collate([(i, None) for i in range(8)])
+        batch = {{name: x.to(cuda.device) for name, x in batch.items()}}
+        assert len(training.forward_batch(cuda, model, task.outputs, batch)) == 1
     for make in c.NETWORKS.values():
         head = make(2 * toy.D, 2).to(cuda.device)
         assert toy.imputation.classify(head, toy.imputation.together(imputed), 4).shape == (2, 8)

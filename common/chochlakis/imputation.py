@@ -30,12 +30,16 @@ def whole(part, imputer):
     return together(part.x)[None] if imputer == "none" else part.x[None, :, ("audio", "video").index(imputer)]
 
 
+def classes_of(logits):
+    """The class of the largest mean probability over clips: logits (B, N, C) -> (B,)."""
+    return logits.softmax(2).mean(1).argmax(1)
+
+
 @torch.no_grad()
 def classify(model, x, batch_size):
-    """The class of the largest mean probability over clips under a classifier, x (M, R, N, n) -> (M, R)."""
-    model.eval()
+    """Classes of recordings under a classifier, x (M, R, N, n) -> (M, R) array."""
     rows, device = x.flatten(0, 1).split(batch_size), model.linear.weight.device
-    labels = torch.cat([model(some.to(device)).softmax(2).mean(1).argmax(1) for some in rows])
+    labels = torch.cat([classes_of(model(some.to(device))) for some in rows])
     return labels.unflatten(0, x.shape[:2]).cpu().numpy()
 
 

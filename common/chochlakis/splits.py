@@ -53,8 +53,8 @@ def fold_of(manifest, name):
         return splits.official_fold(manifest, "split", "validation")
     share, _ = RULES.get(corpus_of(name), OTHERS)
     fold = splits.make_fold(manifest, "split", *draw_speakers(speakers_of(manifest.labelled), share))
-    splits.check_folds([fold], manifest, times_tested=None)
-    return splits.check_classes(manifest, [fold])[0]
+    splits.check_folds([fold], manifest)
+    return fold
 
 
 def protocol_text(manifest, name, fold):
