@@ -568,7 +568,7 @@ def check_constants():
         raise UserError(f"ANCHOR={ANCHOR}: masked words need ANCHOR=text; set that, or PRETRAIN_CORPUS=")
     if WIDTH % HEADS:
         raise UserError(f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width; change one")
-    if DEPTH * WIDTH * (WIDTH + FEED_FORWARD) > 1e9:
+    if DEPTH > 100 or DEPTH * WIDTH * (WIDTH + FEED_FORWARD) > 1e9:
         raise UserError("WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory; make one smaller")
     if len(TERM_WEIGHTS) != 3 or len(BETAS) != 2 or max(BETAS) >= 1:
         raise UserError("TERM_WEIGHTS, BETAS: give three weights, and two numbers below 1")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from common.khare.tables import SCORES, averaged, interval, selection_score
+from common.khare.tables import averaged, resampled, selection_score
 
 SHARES = (0.6, 0.3, 0.2, 0.1, 0.15, 0.08)
 BY_SCIKIT_LEARN = {
@@ -29,9 +29,8 @@ def mean_of(score, y, p):
 
 def test_scores_equal_scikit_learn(labels):
     y, runs, _ = labels
-    assert set(SCORES) == set(BY_SCIKIT_LEARN)
     for run in runs:
-        for score in SCORES:
+        for score in BY_SCIKIT_LEARN:
             assert averaged(score, y, run) == pytest.approx(mean_of(score, y, run))
             assert averaged(score, y[:, [3]], run[:, [3]]) == pytest.approx(
                 mean_of(score, y[:, [3]], run[:, [3]])
@@ -52,48 +51,49 @@ def test_weighted_accuracy_is_the_formula_of_mosei(labels):
 def test_saying_no_has_a_high_weighted_f1_for_a_rare_emotion():
     y = np.zeros((100, 1), bool)
     y[:5] = True
-    found = {score: averaged(score, y, np.zeros_like(y)) for score in SCORES}
+    found = {score: averaged(score, y, np.zeros_like(y)) for score in BY_SCIKIT_LEARN}
     weighted, macro = pytest.approx(0.95 * 190 / 195), pytest.approx(95 / 195)
     assert found == {"WA": 0.5, "F1": weighted, "macro F1": macro, "positive F1": 0.0}
 
 
-def resampled_by_hand(score, y, runs, videos, n_resamples):
-    """Mean over the runs on each resample of videos, clips gathered one by one."""
-    names = np.unique(videos)
-    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
-    for draw in draws:
-        rows = [np.flatnonzero(videos == name) for name, times in zip(names, draw) for _ in range(times)]
-        rows = np.concatenate(rows)
-        yield 100 * np.mean([mean_of(score, y[rows], run[rows]) for run in runs])
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("score", ["WA", "F1"])
-def test_intervals_equal_gathering_the_clips(labels, score):
+def test_resamples_equal_gathering_the_clips(labels, score):
     y, runs, videos = labels
-    ours = np.array(list(resampled_by_hand(score, y, runs, videos, 20)))
-    np.testing.assert_allclose(interval(score, y, runs, videos, 20), np.quantile(ours, [0.025, 0.975]))
-    other = np.where(np.arange(300)[:, None] % 3 == 0, y, runs)
-    gain = ours - list(resampled_by_hand(score, y, other, videos, 20))
-    found = interval(score, y, runs, videos, 20, other)
-    np.testing.assert_allclose(found, np.quantile(gain, [0.025, 0.975]))
+    names = np.unique(videos)
+    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), 8)
+    for draw, found in zip(draws, resampled(score, y, runs[:1], videos, 8)):
+        rows = [np.flatnonzero(videos == name) for name, times in zip(names, draw) for _ in range(times)]
+        rows = np.concatenate(rows)
+        assert found == pytest.approx(mean_of(score, y[rows], runs[0][rows]))
+
+
+def test_a_mean_carries_the_spread_of_its_runs():
+    """All videos are alike, so that nothing but the runs varies: their standard error, even of two."""
+    y, accuracies = np.tile([[False], [True]], (500, 1)), (0.5, 0.6, 0.9, 0.7)
+    right = np.arange(1000) // 2 % 10
+    for n in (2, 4):
+        runs = np.array([np.where((right < 10 * x)[:, None], y, ~y) for x in accuracies[:n]])
+        drawn = resampled("WA", y, runs, np.arange(1000) // 20, 20000)
+        assert drawn.mean() == pytest.approx(np.mean(accuracies[:n]), abs=0.005)
+        assert drawn.std() == pytest.approx(np.std(accuracies[:n], ddof=1) / n**0.5, rel=0.05)
+        same = resampled("WA", y, runs, np.arange(1000) // 20, 20000)
+        assert (drawn == same).all(), "systems are not paired"
 
 
 def test_names_of_videos_and_a_single_one(labels):
     y, runs, videos = labels
     named = np.array([f"-video{number:02d}" for number in videos])
-    assert interval("WA", y, runs[:1], named, 50) == interval("WA", y, runs[:1], videos, 50)
-    assert np.isnan(interval("WA", y, runs, np.zeros(300), 10)).all()
+    assert (resampled("WA", y, runs, named, 50) == resampled("WA", y, runs, videos, 50)).all()
+    assert np.isnan(resampled("WA", y, runs, np.zeros(300), 10)).all()
 
 
 def test_differences_are_paired(labels):
     y, runs, videos = labels
     better = runs[:1].copy()
     better[:, :30] = y[:30]
-    alone = interval("WA", y, better, videos, 2000)
-    low, high = interval("WA", y, better, videos, 2000, runs[:1])
-    gain = averaged("WA", y, better[0]) - averaged("WA", y, runs[0])
-    assert low < 100 * gain < high and high - low < 0.75 * np.ptp(alone)
+    alone, other = (resampled("WA", y, x, videos, 2000) for x in (better, runs[:1]))
+    assert (alone - other).std() < 0.75 * alone.std()
 
 
 def test_clips_of_one_video_are_not_independent():
@@ -101,5 +101,5 @@ def test_clips_of_one_video_are_not_independent():
     y = np.tile(np.arange(600) % 2, (6, 1)).T == 1
     right = np.random.default_rng(0).random((600, 6)) < np.repeat(np.linspace(0.4, 0.9, 20), 30)[:, None]
     p = np.where(right, y, ~y)[None]
-    by_video, by_clip = (np.ptp(interval("WA", y, p, who, 1000)) for who in (videos, np.arange(600)))
+    by_video, by_clip = (resampled("WA", y, p, who, 1000).std() for who in (videos, np.arange(600)))
     assert by_video > 2 * by_clip

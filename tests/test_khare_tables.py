@@ -161,10 +161,12 @@ def test_classes_are_chosen_by_their_true_odds():
     for outcome in results.outcomes[results.main[0]]:
         outcome["tests"]["text"]["outputs"]["logits"] = np.zeros((40, 6)) - 9 * (np.arange(6) > 1)
     results.tfidf = np.eye(6)[None, [1] * 40] * 9.0
+    results.outcomes[Row("nce", ("text",), "text")] = results.outcomes[results.main[0]]
     with np.errstate(divide="ignore"):
         tables.classes_table(run, results)
     assert run.khare_table_classes["scratch_text_anchor-text", "accuracy"].values == [90.0] * 3
     assert run.khare_table_classes[tables.TFIDF, "accuracy"].values == [10.0]
+    assert run.khare_table_classes["pretrained, NCE - baseline", "gain in accuracy"].values == [0.0] * 3
 
 
 def test_one_video_gives_no_interval():

@@ -17,12 +17,12 @@ import numpy as np
 
 from common import metrics
 from common.corpora import mosei
-from common.results import PREDICTION_COLUMNS, Cell, paper_figures, score_cells
+from common.results import PREDICTION_COLUMNS, Cell, paper_figures
 
-SCORES = {  # of confusion counts (..., 2, 2), true class by row
+SCORES = {  # of confusion counts (..., C, C), true class by row
+    **metrics.METRICS,
     "WA": metrics.unweighted_recall,
     "F1": metrics.weighted_f1,
-    "macro F1": metrics.macro_f1,
     "positive F1": lambda counts: metrics.f1(counts)[..., 1],
 }
 MAIN = ("WA", "F1")  # the paper's
@@ -91,9 +91,9 @@ def is_main(row, inputs, anchor):
 # ---- Scores (Section 4) --------------------------------------------------------------------
 
 
-def averaged(score, y_true, y_pred):
-    """One of SCORES, averaged over E binary tasks; y_true and y_pred (N, E) bool."""
-    counts = [metrics.confusion(*pair, n_classes=2) for pair in zip(y_true.T, y_pred.T)]  # (E, 2, 2)
+def averaged(score, y_true, y_pred, n_classes=2):
+    """One of SCORES, averaged over E tasks; y_true and y_pred (N, E) integers or bool."""
+    counts = [metrics.confusion(*pair, n_classes) for pair in zip(y_true.T, y_pred.T)]  # (E, C, C)
     return float(SCORES[score](np.array(counts)).mean())
 
 
@@ -102,23 +102,19 @@ def selection_score(y_true, y_pred):
     return sum(averaged(score, y_true, y_pred) for score in MAIN) / 2
 
 
-def interval(score, y_true, y_pred, videos, n_resamples, theirs=None):
-    """The 95 % interval of an average over S runs and E tasks when whole videos are resampled.
+def resampled(score, y_true, y_pred, videos, n_resamples, n_classes=2):
+    """An average over S runs and E tasks, of y_pred (S, N, E), on resamples of whole videos and of runs (R,).
 
-    y_true (N, E) bool; y_pred (S, N, E) bool; theirs (S, N, E): the interval of the paired difference to them
+    Runs are drawn with replacement too, since others would have another mean; the factor makes up for what a
+    bootstrap of few loses. The same videos and runs are drawn for each system.
     """
-
-    def metric(counts):
-        if theirs is None:
-            return SCORES[score](counts)
-        both = counts[..., :2, :].reshape(*counts.shape[:-2], 2, 2, 2)  # true, ours, theirs
-        return SCORES[score](both.sum(-1)) - SCORES[score](both.sum(-2))
-
-    tasks = np.tile(y_true.T, (len(y_pred), 1)).astype(int)  # (S * E, N)
-    found = y_pred * 1 if theirs is None else 2 * y_pred + theirs
-    found, n_classes = found.swapaxes(1, 2).reshape(tasks.shape), 2 if theirs is None else 4
-    limits = metrics.cluster_bootstrap(metric, tasks, found, videos, n_resamples, 0, n_classes=n_classes)
-    return [100 * limit for limit in limits]
+    n_runs, tasks = len(y_pred), np.tile(y_true.T, (len(y_pred), 1)).astype(int)  # (S * E, N)
+    found = y_pred.swapaxes(1, 2).reshape(tasks.shape).astype(int)
+    each = metrics.resampled(SCORES[score], tasks, found, videos, n_resamples, 0, n_classes)  # (R, S * E)
+    each, equal = each.reshape(n_resamples, n_runs, -1).mean(-1), np.full(n_runs, 1 / n_runs)
+    drawn = np.random.default_rng(1).multinomial(n_runs, equal, n_resamples) / n_runs  # (R, S)
+    factor = (n_runs / max(1, n_runs - 1)) ** 0.5
+    return (each * (equal + factor * (drawn - equal))).sum(1)
 
 
 # ---- What was found ------------------------------------------------------------------------
@@ -178,24 +174,32 @@ class Results:
         found = {c: value for (t, r, c), value in PAPER.items() if (t, r) == (table, row)}
         return found if self.emotions == mosei.EMOTIONS else {}
 
-    def cells(self, label, predicted, columns, papers=None, theirs=None):
+    def cells(self, label, predicted, columns, papers=None, theirs=None, y=None):
         """Cells of a line: mean over runs and its interval; with `theirs`, paired differences, in points.
 
         predicted, theirs  (S, N, E)
         columns            {heading: (score, a slice of the emotions, whose scores are averaged)}
+        y                  (N, 1): classes, one of which each clip has, in place of its emotions
         """
-        cells, unit = [], "%" if theirs is None else "points"
-        runs = [(seed, "test") for seed in self.seeds] if len(predicted) > 1 else []
-        for heading, (score, places) in columns.items():
-            y, ours = self.test.targets[:, places], predicted[..., places]
-            values, rival = [100 * averaged(score, y, run) for run in ours], None
+        n_classes, y = (2, self.test.targets) if y is None else (len(self.emotions), y)
+        unit, runs = "points" if theirs is not None else "%", [(seed, "test") for seed in self.seeds]
+        cells = []
+        for heading, (score, place) in columns.items():
+            about = score, y[:, place], n_classes
+            values, drawn = self.measured(predicted[..., place], *about)
             if theirs is not None:
-                rival = theirs[..., places]
-                values = [value - 100 * averaged(score, y, run) for value, run in zip(values, rival)]
-            limits = interval(score, y, ours, self.test.speakers, self.n_resamples, rival)
+                others = self.measured(theirs[..., place], *about)
+                values, drawn = values - others[0], drawn - others[1]
+            own, limits = runs if len(values) > 1 else [], np.quantile(drawn, [0.025, 0.975])
             paper = (papers or {}).get(heading)
-            cells.append(Cell(label, heading, values, runs, paper, *limits, len(y), unit))
+            cells.append(Cell(label, heading, values.tolist(), own, paper, *limits, len(y), unit))
         return cells
+
+    def measured(self, predicted, score, y, n_classes):
+        """A score in % of each run (S,), and of their mean on resamples (R,); predicted (S, N, E), y (N, E)."""
+        values = np.array([averaged(score, y, run, n_classes) for run in predicted])
+        drawn = resampled(score, y, predicted, self.test.speakers, self.n_resamples, n_classes)
+        return 100 * values, 100 * drawn
 
     def averages(self, label, row, condition, papers=None):
         """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
@@ -210,7 +214,7 @@ class Results:
         note += (
             f" WA = (TPR + TNR) / 2, F1 weighted by class size. Best: of {len(self.seeds)} initialisations "
             "that with the highest mean of average WA and F1 on dev, as in the paper; mean: over them all. "
-            f"Intervals resample test videos. {self.note}."
+            f"Intervals resample test videos, and the initialisations of a mean. {self.note}."
         )
         run.table(f"khare_table_{stem}", f"{title}, {run.corpus}", cells, note)
 
@@ -296,7 +300,7 @@ def table_2(run, results):
 
 def f1_table(run, results):
     """F1 in three ways beside a classifier that finds nothing: weighted F1 flatters rare emotions."""
-    columns = {"weighted F1": ("F1", ALL), **{kind: (kind, ALL) for kind in ("macro F1", "positive F1")}}
+    columns = {kind: (kind, ALL) for kind in ("weighted F1", "macro F1", "positive F1")}
     found = {f"{LABELS[row.first]}, best": results.predicted(row, kind="best") for row in results.main}
     found["no emotion in any clip"] = np.zeros((1, *results.test.targets.shape), bool)
     cells = [cell for label, predicted in found.items() for cell in results.cells(label, predicted, columns)]
@@ -311,20 +315,22 @@ def classes_table(run, results):
 
     The loss is balanced (Sec. 3.1), as if each class were there in half of the clips: true odds are added.
     """
-    y, share, cells = results.test.targets.argmax(1), results.parts["train"].targets.mean(0), []
+    share, y = results.parts["train"].targets.mean(0), results.test.targets.argmax(1)
     logits = {row.slug(): results.logits(row, named(row.inputs)) for row in results.outcomes}  # (S, N, E)
-    for name, found in (logits if results.tfidf is None else logits | {TFIDF: results.tfidf}).items():
-        every = {
-            (s, "test"): (slice(i, i + 1), np.arange(len(y)))
-            for i, s in enumerate(results.seeds[: len(found)])
-        }
-        found = (found + np.log(share / (1 - share))).argmax(2)  # (S, N)
-        data = y, found, results.test.speakers, every, results.n_resamples
-        cells += score_cells(name, metrics.METRICS, *data)
+    logits |= {} if results.tfidf is None else {TFIDF: results.tfidf}
+    found = {name: (x + np.log(share / (1 - share))).argmax(2)[..., None] for name, x in logits.items()}
+    cells, columns = [], {name: (name, ALL) for name in metrics.METRICS}
+    for name, classes in found.items():  # (S, N, 1)
+        cells += results.cells(name, classes, columns, y=y[:, None])
+    changes, base = {f"gain in {name}": column for name, column in columns.items()}, results.main[0]
+    for row in results.main[1:]:
+        pair = found[row.slug()], changes, None, found[base.slug()]
+        cells += results.cells(f"{LABELS[row.first]} - {LABELS[base.first]}", *pair, y[:, None])
     majority, equal = metrics.chance(y, len(results.emotions))
     note = (
-        "Not in the paper. All initialisations, none chosen; classes weigh as in the training part. Chance "
-        f"{100 * majority:.1f} % (majority class), {100 * equal:.1f} % (1 / C). {results.note}."
+        "Not in the paper. All initialisations; classes weigh as in the training part. Intervals resample "
+        f"videos and initialisations. Chance {100 * majority:.1f} % (majority class), "
+        f"{100 * equal:.1f} % (1 / C). {results.note}."
     )
     run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells, note)
 
