@@ -196,7 +196,7 @@ class Results:
         return cells
 
     def measured(self, predicted, score, y, n_classes):
-        """A score in % of each run (S,), and of their mean on resamples (R,); predicted (S, N, E), y (N, E)."""
+        """A score in % of each run (S,), and of their mean on resamples (R,); predicted (S, N, E)."""
         values = np.array([averaged(score, y, run, n_classes) for run in predicted])
         drawn = resampled(score, y, predicted, self.test.speakers, self.n_resamples, n_classes)
         return 100 * values, 100 * drawn
