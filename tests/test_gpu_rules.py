@@ -249,6 +249,11 @@ for anchor, robust in (("text", False), ("text", True), ("audio", False)):
         return m.balanced_loss(logits, batch["labels"], weights.to(logits.device)), len(logits)
 
     step(m.EmotionClassifier(widths, 6, anchor, robust), loss, batch, recipe)
+accelerator, model = pretend_cuda.Accelerator(PRECISION), m.MaskedLM(widths, 50)
+with pretend_cuda.PretendCuda():
+    on_device = send_to_device(batch, accelerator.device)
+    found = training.forward_batch(accelerator, model.to(accelerator.device), m.held_out_outputs, on_device)
+assert all(x.shape == (8,) and x.dtype == np.float32 for x in found.values())
 print("passed")
 """
 
@@ -293,6 +298,9 @@ with place():
     vgg = toy.VGG(None, 16, 2, "gpu:0" if on_device else "cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     curves.append(vgg.features(pictures)[:, :50].tolist())
+    recogniser = toy.Recogniser(toy.tiny_ctc(folder + "/ctc"), vgg.device)
+    words, score = recogniser.words("a", toy.noise(1, 2))
+    curves.append([score, len(words)])
 print(json.dumps([curves, steps]))
 """
 

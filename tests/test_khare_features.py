@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -158,6 +159,14 @@ def test_vgg_from_a_file_or_random(tmp_path, monkeypatch):
     assert one.features(pictures[:0]).shape == (0, 4096)
 
 
+def test_features_are_computed_without_tf32(vgg, monkeypatch):
+    seen = []
+    monkeypatch.setattr(features, "normalise_frames", lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    with pytest.raises(TypeError):
+        vgg.features(np.zeros((1, 32, 32, 3), np.uint8))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32
+
+
 def test_vgg_refuses_other_files(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "vgg16", small_vgg)
     state = small_vgg().state_dict()
@@ -260,8 +269,13 @@ LETTERS = ["<pad>", "<s>", "</s>", "<unk>", "|", "A", "B", "C"]
 
 @pytest.fixture(scope="module")
 def ctc_folder(tmp_path_factory):
+    return tiny_ctc(tmp_path_factory.mktemp("ctc"))
+
+
+def tiny_ctc(folder):
     """A wav2vec 2.0 with three letters and random weights, large enough that it says something."""
-    folder = tmp_path_factory.mktemp("ctc")
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
     (folder / "vocab.json").write_text(
         str({x: i for i, x in enumerate(LETTERS)}).replace("'", '"'), encoding="utf-8"
     )

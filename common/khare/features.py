@@ -26,7 +26,7 @@ from torchvision.models import VGG16_Weights, vgg16
 from common.errors import UserError
 from common.extraction import extract
 from common.files import file_hash, hash_of
-from common.khare.words import tidy_words
+from common.khare.words import exact, tidy_words
 from common.layers import build, read_checkpoint
 from common.media import MediaError, Silence, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
@@ -106,6 +106,7 @@ class VGG:
         self.network = nn.Sequential(*parts).eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)
 
+    @exact
     @torch.inference_mode()
     def features(self, pictures):
         """pictures (B, size, size, 3) uint8 -> (B, 4096) float32 numpy."""
@@ -259,6 +260,7 @@ def extract_clips(sources, words, vgg, rate_hz, fps, folder, how):
         "video_step_s": 1 / fps,
         "vgg": vgg and vgg.identity(),
         "words": words and words.identity(),
+        "precision": "fp32 without TF32",
         "version": 2,  # the last step of audio repeats its last frame
     }
     items, compute = {source.clip_id: source for source in sources}, partial(arrays_of, vgg=vgg)

@@ -30,6 +30,7 @@ END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still bel
 SHORTEST_S = 0.025  # one frame of wav2vec 2.0
 NUMBERS = re.compile(rb"( [-+]?\d*\.?\d+(e[-+]?\d+)?)*$", re.IGNORECASE)  # at the end of a line
 NAN = float("nan")
+exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # decorator: fp32 on a GPU too
 
 
 @cache
@@ -173,6 +174,7 @@ class Recogniser:
         names, tensors = zip(*sorted(self.model.state_dict().items()))
         return hash_arrays(names, (tensor.cpu().numpy() for tensor in tensors))
 
+    @exact
     @torch.inference_mode()
     def words(self, clip_id, samples):
         if len(samples) < SHORTEST_S * self.rate_hz:
