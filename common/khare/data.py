@@ -198,26 +198,18 @@ class Part:
 
 @dataclass
 class Corpus:
-    """The features of a corpus and who trains on them.
-
-    parts    {"train", "valid", "test": Part}, without "test" where nothing is tested
-    inputs   the modalities that its training clips have
-    stats    `statistics` of its training clips
-    vectors  words.Vectors; vectors_id: a hash of those of its own tokens
-    widths   {modality: numbers of a step} of those that any corpus of the run has
-    numbers  {token: number} of those that are predicted, the most frequent first, and counts (V,)
-    """
+    """The features of a corpus and who trains on them."""
 
     name: str
     store: Store
-    parts: dict
-    inputs: tuple
-    stats: dict
+    parts: dict  # {"train", "valid", "test": Part}, without "test" where nothing is tested
+    inputs: tuple  # the modalities that its training clips have
+    stats: dict  # `statistics` of its training clips
     vectors: Vectors | None = None
-    vectors_id: str = ""
-    numbers: dict = field(default_factory=dict)
-    counts: np.ndarray | None = None
-    widths: dict = field(default_factory=dict)
+    vectors_id: str = ""  # a hash of those of its own tokens
+    numbers: dict = field(default_factory=dict)  # {token: its number} of the V that are predicted
+    counts: np.ndarray | None = None  # (V,) of these, falling
+    widths: dict = field(default_factory=dict)  # {modality: numbers of a step}, of any corpus of the run
 
     def identity(self):
         """What trainings on it depend on; JSON-ready."""

@@ -1,8 +1,5 @@
 """Tables 1 and 2 of Khare et al. 2021, the ASR experiment of Section 4.1, and what goes beyond them.
 
-`plan` lists every Row, a model that is trained with several initialisations, `conditions` what it is tested
-on; 07 does both, `write` makes the tables. Percent.
-
 Emotions are not exclusive: each is a binary task of its own. WA is what the literature of CMU-MOSEI calls
 weighted accuracy, (TP * N / P + TN) / (2 N) = (TPR + TNR) / 2 for P positive and N negative clips. Its F1 is
 weighted by how often each class occurs, which flatters rare emotions: "no" for every clip has a high one.
@@ -42,18 +39,12 @@ def named(condition):
 
 @dataclass(frozen=True)
 class Row:
-    """A model: where its weights come from, and what it is trained on.
+    """A model: where its weights come from, and what it is trained on."""
 
-    first   "scratch", or the pretraining: "softmax", "nce"
-    inputs  modalities that it is trained on
-    anchor  the query modality
-    robust  with substitutes for missing modalities, trained on clips that lose some (not in the paper)
-    """
-
-    first: str
-    inputs: tuple
-    anchor: str
-    robust: bool = False
+    first: str  # "scratch", or the pretraining: "softmax", "nce"
+    inputs: tuple  # modalities that it is trained on
+    anchor: str  # the query modality
+    robust: bool = False  # with substitutes for missing modalities (not in the paper)
 
     def slug(self):
         """Name of its folder, such as scratch_text+audio_anchor-text."""
@@ -304,9 +295,7 @@ def f1_table(run, results):
     found = {f"{LABELS[row.first]}, best": results.predicted(row, kind="best") for row in results.main}
     found["no emotion in any clip"] = np.zeros((1, *results.test.targets.shape), bool)
     cells = [cell for label, predicted in found.items() for cell in results.cells(label, predicted, columns)]
-    note = (
-        "Weighted: mean of absent and present by class size; macro: plain mean; positive: of present alone."
-    )
+    note = "Weighted: mean of absent and present by size; macro: plain mean; positive: of present alone."
     results.write(run, "f1", "F1 in three ways", cells, note)
 
 
