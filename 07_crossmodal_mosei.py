@@ -570,6 +570,8 @@ def check_constants():
         raise UserError(f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width; change one")
     if DEPTH > 100 or DEPTH * WIDTH * (WIDTH + FEED_FORWARD) > 1e9:
         raise UserError("WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory; make one smaller")
+    if max(NOISE_WORDS, N_SUBSTITUTES, N_RESAMPLES) > 100_000 or max(JOBS, WORKERS) > 256:
+        raise UserError("NOISE_WORDS, N_SUBSTITUTES, N_RESAMPLES: up to 100,000; JOBS, WORKERS: up to 256")
     if len(TERM_WEIGHTS) != 3 or len(BETAS) != 2 or max(BETAS) >= 1:
         raise UserError("TERM_WEIGHTS, BETAS: give three weights, and two numbers below 1")
     if 0 < FRAME_SIZE < 32 or FRAME_SIZE > 1024 or not 8000 <= RATE_HZ <= 192_000 or FPS > 240:

@@ -364,6 +364,7 @@ def test_default_constants_are_the_papers():
         ("--SEEDS=0,-1", "SEEDS=0,-1"),
         ("--MIN_SCORE=nan", "MIN_SCORE=nan"),
         ("--DEPTH=100000", "would not fit"),
+        ("--NOISE_WORDS=1000000", "NOISE_WORDS"),
         ("--BETAS=0.9", "two numbers below 1"),
         ("--FRAME_SIZE=8", "32 to 1024 pixels"),
         ("--WIDTH=31", "do not divide"),
