@@ -8,12 +8,12 @@ order; common/chochlakis/ has the frozen backbones, clips and their features, th
     python 06_mae_imputation.py --demo            # after 01 --demo --CORPUS=demo_audioset and demo_cremad
     python 06_mae_imputation.py --scratch --CORPUS=ravdess   # without the authors' weights and AudioSet
 
-Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES: features of all clips
-(clips/), an autoencoder trained on PRETRAIN_CORPUS at a fixed rate (models/), fine-tuned on CORPUS with the
-curriculum and at the fixed rate; classifiers on whole features, then on imputed ones. Writes
-results/06_mae_imputation/<corpus>/: chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases (where
-the method wins, ties or loses), beyond the paper table_imputation and fig_baselines; predictions.csv,
-metrics.json, log.jsonl. What a step and the imputation of a clip take: tests/benchmarks/bench_mae_step.py.
+Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES: features of all clips; an
+autoencoder trained on PRETRAIN_CORPUS at a fixed rate, fine-tuned on CORPUS with the curriculum and at the
+fixed rate; classifiers on whole features, then on imputed ones. Writes results/06_mae_imputation/<corpus>/:
+chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases (where the method wins, ties or loses),
+beyond the paper table_imputation and fig_baselines; predictions.csv, metrics.json. Speed and latency:
+tests/benchmarks/bench_mae_step.py.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. One linear layer per modality leads into CAV-MAE's encoder and one out of its decoder, in place of those
@@ -21,16 +21,15 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 2. Clips follow each other from the start of a recording. Beyond its end are silence and its last frame.
 3. The fixed rate is 7 of 10 clips (Section 4.4 says 70 %); of 5 clips, 4 are nearest to that.
 4. Epochs of all trainings are chosen on validation speakers, by the loss over all levels and by accuracy, of
-   which the paper says nothing. Splits: common/chochlakis/splits.py. The paper's RAVDESS has 4,230 clips and
-   seven emotions without neutral; the release has other counts, and neutral.
+   which the paper says nothing. The paper's RAVDESS has 4,230 clips and seven emotions, not neutral; ours
+   has what the release has.
 5. AdamW with CAV-MAE's settings. Batch, epochs of the classifiers, width of the GRU and the batch
    normalisation before it are not in the paper.
 6. A classifier is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
-7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, over time too, as their
-   authors do: one vector of 512 per clip and modality.
+7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, as their authors do.
 8. The masks of the test are drawn once, from MASK_SEED, and shared by all methods, backbones and seeds.
-9. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all rates; the paper has the first for the
-   linear classifier and the second for the GRU, here both have both.
+9. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all. The paper has the first for the linear
+   classifier and the second for the GRU, by which the cases are judged; here both have both.
 """
 
 from common import settings
@@ -44,14 +43,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
 from common.chochlakis import imputation, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure
-from common.chochlakis.clips import Batches, clip_batches, clip_features, generator_of, read_part
-from common.chochlakis.imputation import classes_of, impute, together, whole
+from common.chochlakis.clips import clip_batches, clip_features, generator_of, read_part
+from common.chochlakis.imputation import classes_of, impute, together, train, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
 from common.errors import UserError
@@ -59,18 +57,9 @@ from common.extraction import Extraction
 from common.files import file_hash, hash_of
 from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
-from common.manifest import corpus_name, read_manifest
+from common.manifest import corpus_name, prepared_folder, read_manifest
 from common.results import start_run
-from common.training import (
-    Place,
-    Recipe,
-    Task,
-    best_weights,
-    load_best,
-    load_trained,
-    make_accelerator,
-    train_and_test,
-)
+from common.training import Recipe, Task, best_weights, load_best, make_accelerator
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -157,7 +146,7 @@ PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.
          "audioset": (10, 0.5, 1e-4)}
 # fmt: on
 
-# Parts of a split; the names of the classes; where models go, of which seed, and the device.
+# Parts of a split, the names of the classes; a seed, its device, and where its models go.
 Data = namedtuple("Data", "train valid test classes folder seed accelerator")
 
 # B recordings (R: all of a part) of 2 modalities, audio first, N clips of each, D features of a clip, M masks
@@ -426,19 +415,6 @@ def recipe_of(rate, epochs, batch_size, seed, **more):
     return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "constant", **more)
 
 
-def train(data, name, model, task, batches, recipe, identity):
-    """Train a model, or read it where it was trained before; returns it and its history.
-
-    batches  what gives batches of the training and of the validation recordings, for `Batches`
-    """
-    parts = {"train": data.train, "valid": data.valid}
-    identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
-    place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
-    sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
-    history = train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)["history"]
-    return load_best(model, place.folder).to(data.accelerator.device).eval(), history
-
-
 def masked(part, rows, lost):
     """What an AVMAE takes of some recordings of a Part, of whose clips some get lost; lost (B, 2, N)."""
     missing = part.missing[rows]
@@ -456,7 +432,7 @@ def train_autoencoder(data, name, levels, rate, first):
     if first and first == CAVMAE_CHECKPOINT:
         print(f"  CAV-MAE: {load_cavmae(model, first)}")
     elif first:
-        load_trained(model, load_file(first))
+        load_best(model, Path(first).parent)
     model.standardise(data.train.x, data.train.missing)
     valid_lost = draw_mixture(len(data.valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
 
@@ -606,29 +582,43 @@ def run_seed(name, seed, store, fold, classes, first):
 
 
 def check_constants():
-    """Refuse what would fail after hours."""
-    for name, known in (("BACKBONES", RATES_HZ), ("CLASSIFIERS", NETWORKS)):
-        if set(SETTINGS[name]) - set(known) or not SETTINGS[name]:
-            raise UserError(f"{name}={','.join(SETTINGS[name])}: choose among {', '.join(known)}")
-    counts = "_EPOCHS", "_BATCH_SIZE", "_MASKS", "_HEADS", "JOBS", "N_RESAMPLES"
-    if low := [name for name, value in SETTINGS.items() if name.endswith(counts) and value < 1]:
-        raise UserError(f"{low[0]}={SETTINGS[low[0]]}: give 1 or more")
+    """Refuse what would fail after hours; single values are checked by `settings`."""
+    settings.check_choices(SETTINGS, {"BACKBONES": tuple(RATES_HZ), "CLASSIFIERS": tuple(NETWORKS)})
     is_share = [re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES]
+    size = (2 * MAE_DEPTH + MAE_JOINT_DEPTH) * MAE_WIDTH**2 + DECODER_DEPTH * DECODER_WIDTH**2
     for is_wrong, told in (
-        (not SEEDS, "SEEDS: give at least one"),
-        (N_CLIPS < 0 or N_CLIPS == 1 or CLIP_S < 0, "N_CLIPS, CLIP_S: give 2 clips or more, 0 = the paper's"),
-        (not MIXTURES or not all(is_share), "MIXTURES: give shares of the clips, such as 0.4,0.4+0.7"),
+        (N_CLIPS and not 2 <= N_CLIPS <= 1000, f"N_CLIPS={N_CLIPS}: give 2 to 1,000, 0 = the paper's"),
+        (CLIP_S and not 0.1 <= CLIP_S <= 60, f"CLIP_S={CLIP_S}: give 0.1 to 60 seconds, 0 = the paper's"),
+        (FRAME_SIZE and not 32 <= FRAME_SIZE <= 1024, f"FRAME_SIZE={FRAME_SIZE}: give 0 or 32 to 1024"),
+        (BACKBONE_WIDTH > 1024, f"BACKBONE_WIDTH={BACKBONE_WIDTH}: give up to 1024"),
+        (not all(is_share), f"MIXTURES={','.join(MIXTURES)}: give shares of the clips, such as 0.4,0.4+0.7"),
+        (max(N_MASKS, TRAIN_MASKS) > 1000, "N_MASKS, TRAIN_MASKS: give up to 1,000"),
+        (len(BETAS) != 2 or max(BETAS) >= 1, "BETAS: give two numbers below 1"),
         (corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS), "PRETRAIN_CORPUS: has the test recordings"),
-        (CAVMAE_CHECKPOINT and not Path(CAVMAE_CHECKPOINT).is_file(), f"{CAVMAE_CHECKPOINT}: no such file"),
-        (MAE_WIDTH % MAE_HEADS, "MAE_HEADS: does not divide MAE_WIDTH"),
-        (DECODER_WIDTH % DECODER_HEADS, "DECODER_HEADS: does not divide DECODER_WIDTH"),
+        (MAE_WIDTH % MAE_HEADS, f"MAE_HEADS={MAE_HEADS}: does not divide MAE_WIDTH={MAE_WIDTH}"),
+        (DECODER_WIDTH % DECODER_HEADS, f"DECODER_HEADS={DECODER_HEADS}: does not divide DECODER_WIDTH"),
+        (size * MLP_RATIO > 1e10 or GRU_WIDTH > 1e4, "MAE_*, DECODER_*, MLP_RATIO, GRU_WIDTH: too large"),
     ):
         if is_wrong:
             raise UserError(told)
 
 
+def check_files():
+    """Name all corpora and weights that are not there, before anything slow."""
+    files = {CAVMAE_CHECKPOINT} | {file for name in BACKBONES for file in files_of(name).values()}
+    missing = [f"{file} (no such file)" for file in sorted(files - {""}) if not Path(file).is_file()]
+    for name in filter(None, (CORPUS, PRETRAIN_CORPUS)):
+        if not (prepared_folder(DATA_ROOT, name) / "manifest.csv").exists():
+            missing.append(f"{name} (not prepared: run 01_prepare_data.py --CORPUS={name})")
+    if missing:
+        raise UserError(
+            f"{'; '.join(missing)}; get these, or run --scratch, which needs no weights, or --demo"
+        )
+
+
 def main():
     check_constants()
+    check_files()
     accelerator = make_accelerator(PRECISION)
     manifest, unlabelled = read_manifest(DATA_ROOT, CORPUS), None
     fold = fold_of(manifest, CORPUS)

@@ -300,21 +300,21 @@ def test_a_recording_that_lacks_a_modality_gets_it_imputed_if_others_have_it():
     assert torch.allclose(found[1, 1], part.x[[0, 2], 1].mean((0, 1)))
 
 
-def without_training(script, monkeypatch, seen):
+def without_training(monkeypatch, seen):
     """Keep the training data sets by name in `seen`."""
 
     def train_and_test(accelerator, task, data, recipe, place, **options):
         seen[place.folder.name] = data["train"]
         return {"history": {}}
 
-    monkeypatch.setattr(script, "train_and_test", train_and_test)
-    monkeypatch.setattr(script, "load_best", lambda model, folder: model)
+    monkeypatch.setattr(imputation, "train_and_test", train_and_test)
+    monkeypatch.setattr(imputation, "load_best", lambda model, folder: model)
 
 
 def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
     script, part, seen = load_script(SCRIPT), part_of(6, 5, 2, no_video=(4,)), {}
     vars(script).update(CAVMAE_CHECKPOINT="", MAE_EPOCHS=50, MAE_WIDTH=12, MAE_DEPTH=1, DECODER_WIDTH=16)
-    without_training(script, monkeypatch, seen)
+    without_training(monkeypatch, seen)
     data = script.Data(part, part, part, (), tmp_path / "seed0", 0, make_accelerator("no"))
     script.fine_tune_autoencoders(data, "")
     batches = seen["curri-MAE"]
@@ -334,7 +334,7 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
 
 def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
     script, seen = load_script(SCRIPT), {}
-    without_training(script, monkeypatch, seen)
+    without_training(monkeypatch, seen)
     part = part_of(8, 2, 1)
     part.labels = torch.arange(8)
     x = torch.arange(3.0)[:, None, None, None].expand(3, 8, 2, 1)  # the number of the mask
@@ -395,20 +395,24 @@ def test_seeds_side_by_side_find_what_they_find_in_turn(demo, tmp_path):
 @pytest.mark.parametrize(
     "option, told",
     [
-        ("--BACKBONES=resnet", "choose among avid-cma"),
+        ("--BACKBONES=resnet", "choose from avid-cma"),
         ("--BACKBONES=", "must not be empty"),
-        ("--CLASSIFIERS=svm", "choose among"),
+        ("--CLASSIFIERS=svm", "choose from"),
         ("--SEEDS=", "must not be empty"),
         ("--N_MASKS=0", "above 0"),
         ("--MAE_EPOCHS=0", "above 0"),
-        ("--N_CLIPS=1", "2 clips or more"),
+        ("--N_CLIPS=1", "N_CLIPS=1: give 2 to 1,000"),
         ("--MIXTURES=0.4+x", "shares of the clips"),
         ("--MIXTURES=", "must not be empty"),
         ("--PRETRAIN_CORPUS=demo_cremad", "test recordings"),
         ("--PRETRAIN_CORPUS=audioset", "not prepared"),
         ("--CORPUS=lombard", "not prepared"),
-        ("--CAVMAE_CHECKPOINT=no.pth", "no such file"),
-        ("--MAE_HEADS=3", "does not divide MAE_WIDTH"),
+        ("--CAVMAE_CHECKPOINT=no.pth", "no.pth (no such file)"),
+        ("--MAE_HEADS=3", "MAE_HEADS=3: does not divide MAE_WIDTH"),
+        ("--MAE_WIDTH=1000000", "MLP_RATIO, GRU_WIDTH: too large"),
+        ("--CLIP_S=0.01", "0.1 to 60 seconds"),
+        ("--FRAME_SIZE=8", "give 0 or 32 to 1024"),
+        ("--BETAS=0.9,1", "BETAS: give two numbers below 1"),
         ("--RANDOM_BACKBONES=False", "no such file"),
         ("--MAX_PROBLEM_SHARE=0", "cannot be used"),
     ],

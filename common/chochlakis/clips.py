@@ -223,23 +223,3 @@ def read_part(store, turns, classes=()):
 def generator_of(*numbers):
     """A torch.Generator seeded from a tuple of integers."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-class Batches:
-    """A data set: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings.
-
-    Outside training epoch and generator are None.
-    """
-
-    def __init__(self, n, batch_of):
-        self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
-
-    def __getitem__(self, key):
-        return key
-
-    def collate(self, keys):
-        rows = torch.tensor([index for index, _ in keys])
-        if keys[0][1] is None:
-            return self.batch_of(rows, None, None)
-        seed, epoch, _ = keys[0][1]
-        return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))

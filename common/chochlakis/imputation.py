@@ -1,14 +1,55 @@
-"""What 06 does around its method: impute and classify in batches, measure errors; and, not in the paper
+"""What 06 does around its method: train, impute and classify in batches, measure errors; not in the paper
 (Chochlakis et al. 2024), two other ways to impute.
 
 x (R, 2, N, D) features of R recordings, 2 modalities, N clips; hidden (M, R, 2, N) True where a clip is lost
 under one of M masks; mean (2, D) of the training clips.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from common.chochlakis.clips import generator_of
 from common.chochlakis.tables import WHOLE, System
+from common.training import Place, load_best, train_and_test
+
+# ---- Training ------------------------------------------------------------------------------
+
+
+class Batches:
+    """A data set: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings.
+
+    Outside training epoch and generator are None.
+    """
+
+    def __init__(self, n, batch_of):
+        self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
+
+    def __getitem__(self, key):
+        return key
+
+    def collate(self, keys):
+        rows = torch.tensor([index for index, _ in keys])
+        if keys[0][1] is None:
+            return self.batch_of(rows, None, None)
+        seed, epoch, _ = keys[0][1]
+        return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))
+
+
+def train(data, name, model, task, batches, recipe, identity):
+    """Train a model, or read it where it was trained before; returns it and its history.
+
+    batches  what gives batches of the training and of the validation recordings, for `Batches`
+    """
+    parts = {"train": data.train, "valid": data.valid}
+    identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
+    place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
+    sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
+    history = train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)["history"]
+    return load_best(model, place.folder).to(data.accelerator.device).eval(), history
+
+
+# ---- Imputing and classifying --------------------------------------------------------------
 
 
 def impute(imputer, train, part, hidden):
