@@ -457,17 +457,14 @@ def train_autoencoder(data, name, levels, rate, first):
     return train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
 
 
-def models_folder(corpus, name):
-    return Path(DATA_ROOT) / "models" / corpus_name(corpus) / "chochlakis" / name
-
-
 def pretrain(accelerator, name, store, turns):
     """Weights of an autoencoder trained on PRETRAIN_CORPUS at a fixed rate; one recording in 20 validates."""
     part = read_part(store, turns)
     order = torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))
     n_valid, levels = max(1, len(part) // 20), [count_of(FIXED_SHARE, part.n_clips)] * PRETRAIN_EPOCHS
     valid, train = (part.rows(at.sort().values) for at in (order[:n_valid], order[n_valid:]))
-    data = Data(train, valid, None, (), models_folder(PRETRAIN_CORPUS, name), SEEDS[0], accelerator)
+    folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name
+    data = Data(train, valid, None, (), folder, SEEDS[0], accelerator)
     train_autoencoder(data, "pretrained", levels, PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT)
     return best_weights(data.folder / "pretrained")
 
@@ -568,7 +565,7 @@ def train_classifiers(data, systems, imputers, autoencoders):
 def run_seed(name, seed, store, fold, classes, first):
     """Train and test all of one backbone and seed, from its store of clip features; see outcomes_of."""
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
-    folder = models_folder(CORPUS, name) / f"seed{seed}"
+    folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
     data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION))
     autoencoders = fine_tune_autoencoders(data, first)
     imputers, n_clips = imputers_of(data, autoencoders), data.test.n_clips

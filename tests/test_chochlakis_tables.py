@@ -107,15 +107,24 @@ def test_names_tell_all_systems_apart():
 # ---- Scores --------------------------------------------------------------------------------
 
 
-def test_a_score_is_the_mean_over_masks_and_seeds():
-    """Accuracies 50, 70 with one seed and 60, 100 with the other: mean 70, sample variance 1400 / 3."""
+def test_the_sd_of_a_score_is_over_masks():
+    """Accuracies 50, 70 with one seed and 60, 100 with the other: 55 and 85 by mask, sd 21.2."""
     found = outcome({(METHOD, 2): [right(5, 7), right(6, 10)]}, seeds=(0, 5))
     cell = found.score(METHOD, 2)
-    assert cell.values == pytest.approx([50, 70, 60, 100]) and cell.n == 10
-    assert cell.runs == [(0, "mask 1"), (0, "mask 2"), (5, "mask 1"), (5, "mask 2")]
-    assert (cell.mean, cell.sd) == pytest.approx((70, np.sqrt(1400 / 3)))
+    assert cell.values == pytest.approx([55, 85]) and cell.n == 10
+    assert cell.runs == [("", "mask 1"), ("", "mask 2")]
+    assert (cell.mean, cell.sd) == pytest.approx((70, np.sqrt(450)))
     assert (cell.row, cell.column) == ("linear: curri-MAE-ft", "50 % lost")
     assert found.score(METHOD, 2) is cell, "scored twice"
+
+
+def test_the_sd_of_what_loses_nothing_and_of_a_gain_is_over_seeds():
+    found = outcome({(AUDIO, 0): [right(6), right(8)]}, seeds=(0, 5)).score(AUDIO, 0)
+    assert found.values == pytest.approx([60, 80]) and found.runs == [(0, ""), (5, "")]
+    predicted = {(METHOD, k): [right(10, 10), right(4, 4)] for k in (1, 2, 3)}
+    predicted |= {(BACKOFF, k): right(5, 5) for k in (1, 2, 3)}
+    gain = case(predicted, seeds=(0, 5))["gain, all levels"]
+    assert gain.values == pytest.approx([50, -10]) and gain.runs == [(0, ""), (5, "")]
 
 
 def test_an_interval_is_that_of_all_classes():
@@ -144,7 +153,7 @@ def test_bars_are_one_standard_deviation():
 
 def test_the_note_says_what_is_missing():
     note = outcome({}).note()
-    assert "10 test recordings, 2 of them without video; majority 100.0 %" in note
+    assert "10 test recordings, 2 of them without video; majority class 100.0 %" in note
     assert "without audio" not in note and "avid-cma, random weights; 4 clips" in note
 
 

@@ -120,17 +120,24 @@ class Outcome:
         return (found == self.test.labels.numpy()).astype(int)
 
     def score(self, system, k):
-        """Accuracy with k lost clips as a Cell."""
+        """Accuracy with k lost clips as a Cell: its sd is over masks, of means over seeds."""
         right, n_clips = self.right(system, k), self.test.n_clips
-        runs = [(seed, f"mask {m + 1}") for seed in self.seeds for m in range(right.shape[1])]
-        flat = right.reshape(len(runs), -1)  # (S * M, R)
-        bounds = self.interval(metrics.accuracy, np.ones_like(flat[0]), flat)
+        values, runs = right.mean((0, 2)), [("", f"mask {m + 1}") for m in range(right.shape[1])]
+        if len(runs) == 1:
+            values, runs = right.mean((1, 2)), self.runs
+        bounds = self.interval(metrics.accuracy, np.ones_like(right[0, 0]), right)
         row = f"{system.classifier}: {system.label(n_clips)}"
         column = "none lost" if system.imputer in WHOLE else f"{percent(k, n_clips)} lost"
-        return Cell(row, column, (100 * flat.mean(1)).tolist(), runs, **bounds, n=flat.shape[1])
+        return Cell(row, column, (100 * values).tolist(), runs, **bounds, n=len(self.test))
+
+    @property
+    def runs(self):
+        """Of a Cell with a value for each seed."""
+        return [(seed, "") for seed in self.seeds]
 
     def interval(self, metric, *right):
-        """Bounds in % of a metric, speakers resampled."""
+        """Bounds in % of a metric of right decisions (..., R), speakers resampled."""
+        right = [x.reshape(-1, len(self.test)) for x in right]
         bounds = cluster_bootstrap(metric, *right, self.test.speakers, self.n_resamples, 0, n_classes=2)
         return dict(zip(("low", "high"), 100 * np.array(bounds)))
 
@@ -146,8 +153,8 @@ class Outcome:
         without = "".join(f", {n:,} of them without {name}" for n, name in lacks if n)
         return (
             f"{self.name}, {self.about}; {test.n_clips} clips, as many lost of audio as of video, "
-            f"independently; mean ± sd over masks of recordings and seeds {', '.join(map(str, self.seeds))}, "
-            f"interval by speaker; {len(test):,} test recordings{without}; majority {self.chance:.1f} %."
+            f"independently; means over seeds {', '.join(map(str, self.seeds))}; {len(test):,} test "
+            f"recordings{without}; majority class {self.chance:.1f} %."
         )
 
 
@@ -203,7 +210,7 @@ def show(run, outcome, table, figure, title, panels, about=""):
             cells += [outcome.score(system, k) for k in levels]
     run.table(f"chochlakis_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
     drawn = curve_panels(series, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
-    caption = f"{title}, {run.corpus}. {about} Bars: sd; curves are set off sideways a little."
+    caption = f"{title}, {run.corpus}. {about} Bars: sd over masks."
     run.figure(plots.save(drawn, run.folder, f"chochlakis_{figure}", caption))
 
 
@@ -214,7 +221,7 @@ def write_errors(run, outcome):
         for name, values in zip(MODALITIES, found.T):
             if not np.isnan(values[0]):
                 column = f"{name}, {percent(k, outcome.test.n_clips)} lost"
-                cells.append(Cell(imputer, column, values.tolist(), n=len(outcome.test), digits=1))
+                cells.append(Cell(imputer, column, values.tolist(), outcome.runs, n=len(outcome.test)))
     about = (
         "Not in the paper. Squared error over hidden test clips, relative to that of the training mean, the "
         f"median of all features. {outcome.note()}"
@@ -263,14 +270,14 @@ def case(outcome, corpus, name):
         pairs.append((outcome.right(method, k), outcome.right(best, k)))
     ours, theirs = (np.concatenate(part, 1) for part in zip(*pairs))  # (S, levels * M, R)
     gains, n = 100 * (ours - theirs).mean((1, 2)), len(outcome.test)  # (S,)
-    bounds = outcome.interval(gain, ours.reshape(-1, n), theirs.reshape(-1, n))
+    bounds = outcome.interval(gain, ours, theirs)
     by_ranges, row = (1 in signs) - (-1 in signs), f"{corpus}, {outcome.name}, {name}"
     by_speaker = int(bounds["low"] > 0) - int(bounds["high"] < 0)
     counts = {"win": signs.count(1), "tie": signs.count(0), "lose": signs.count(-1)}
     return [
         *(Cell(row, f"levels that {k}", [v], unit="", digits=0, n=n) for k, v in counts.items()),
         Cell(row, "by ranges", [by_ranges], unit="", n=n, word=VERDICTS[by_ranges]),
-        Cell(row, "gain, all levels", gains.tolist(), **bounds, n=n, unit="points"),
+        Cell(row, "gain, all levels", gains.tolist(), outcome.runs, **bounds, n=n, unit="points"),
         Cell(row, "by speaker", [by_speaker], unit="", n=n, word=VERDICTS[by_speaker]),
     ]
 
