@@ -116,6 +116,14 @@ def test_bad_files_are_named(tmp_path, content, what):
     assert what in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_damaged_archive_is_named(tmp_path):
+    packed = gzip.compress(write(tmp_path / "glove.txt", ["a", "b"] * 500).read_bytes())
+    for content in (packed[:-20], b"the 1 2 3 4\n", packed[:40] + b"\0" * 40 + packed[80:]):
+        (tmp_path / "glove.txt.gz").write_bytes(content)
+        with pytest.raises(UserError, match="glove.txt.gz: .*; "):
+            read_glove(tmp_path / "glove.txt.gz", ["z"])
+
+
 # ---- What is kept -----------------------------------------------------------------------------
 
 

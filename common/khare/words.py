@@ -9,6 +9,7 @@ import csv
 import gzip
 import hashlib
 import re
+import zlib
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -287,7 +288,10 @@ def read_glove(path, words, cache=None):
     if kept and kept.exists():
         return np.load(kept, mmap_mode="r")
     wanted = {piece.encode() for word in words for pieces in spellings(word) for piece in pieces}
-    found, width = read_vectors(path, wanted)
+    try:
+        found, width = read_vectors(path, wanted)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}); download it again") from error
     vectors = np.zeros((len(words), width), np.float32)
     for row, word in zip(vectors, words):
         several = ([found.get(piece.encode()) for piece in pieces] for pieces in spellings(word))
