@@ -175,7 +175,7 @@ def words_of(store, clip_id):
 def forms_of(store, clip_id):
     """The words of a clip in one spelling, without any punctuation, for the word error rate."""
     tokens = [token for word in words_of(store, clip_id) for token in tokens_of(word)]
-    return [token for token in tokens if not MARKS.fullmatch(token)]
+    return [token for token in tokens if token not in MARKS]
 
 
 def count_tokens(store, ids):
@@ -343,10 +343,10 @@ class Clips:
         if "text" not in self.inputs or clip_id not in self.word_store:
             return [], np.zeros((0, 2), np.float32)
         store, vectors, found = self.word_store, self.corpus.vectors, []
-        for word, (start, end) in zip(words_of(store, clip_id), store.rows(clip_id, "word_times")):
+        for word, (start, end) in zip(words_of(store, clip_id), store.rows(clip_id, "word_times").tolist()):
             tokens = tokens_of(word) if not start >= self.max_s else ()
             known = [token for token in tokens if vectors.keep_unknown or token in vectors.row_of]
-            found += [(token, end if MARKS.fullmatch(token) else start, end) for token in known]
+            found += [(token, end if token in MARKS else start, end) for token in known]
         return [x[0] for x in found], np.array([x[1:] for x in found], np.float32).reshape(-1, 2)
 
     def __getitem__(self, key):
@@ -358,7 +358,9 @@ class Clips:
         clip |= {"word_times": times, "step_s": self.step_s, "labels": self.labels[index]}
         for name, (mean, sd) in self.corpus.stats.items():
             n_steps = self.limits[name] if name in self.inputs else 0
-            clip[name] = (self.store.rows(self.ids[index], name)[:n_steps].astype(np.float32) - mean) / sd
+            clip[name] = np.array(self.store.rows(self.ids[index], name)[:n_steps], np.float32)
+            clip[name] -= mean
+            clip[name] /= sd
         return self.change(clip, np.random.default_rng(seed or (0, index))) if self.change else clip
 
     def collate(self, clips):

@@ -25,7 +25,8 @@ from common.files import atomic_path, file_hash, hash_of
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
 PUNCTUATION = ".,;:\"'`()[]{}<>*-_/\\\u2018\u201c\u201d\u2013\u2014"
-MARKS = re.compile(r"(\.\.\.|[!?])")  # punctuation that carries emotion
+MARKS = ("!", "?", "...")  # punctuation that carries emotion
+AT_MARKS = re.compile(r"(\.\.\.|[!?])")
 CLITICS = re.compile(r"(?=n't$)|(?='(?:s|m|d|re|ve|ll)$)")
 END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still belong to it
 SHORTEST_S = 0.025  # one frame of wav2vec 2.0
@@ -37,8 +38,8 @@ exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # decorator:
 @cache
 def tokens_of(word):
     """What a word is looked up and counted as: "No!" is "no" and "!"; other punctuation around it goes."""
-    pieces = MARKS.split(word.replace("\u2019", "'").replace("\u2026", "..."))
-    tokens = (x if MARKS.fullmatch(x) else x.strip(PUNCTUATION).lower() for x in pieces)
+    pieces = AT_MARKS.split(word.replace("\u2019", "'").replace("\u2026", "..."))
+    tokens = (x if x in MARKS else x.strip(PUNCTUATION).lower() for x in pieces)
     return tuple(token for token in tokens if token)
 
 
