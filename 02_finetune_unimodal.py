@@ -47,7 +47,7 @@ from common import plots, splits
 from common.encoders import TurnEncoder, load_backbone, locate, save_finetuned, short_name
 from common.errors import UserError
 from common.files import hash_of, write_json
-from common.inputs import Clipping, has_modality, read_inputs
+from common.inputs import Clipping, cache_states, has_modality, read_inputs
 from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest
 from common.metrics import accuracy, chance, confusion, unweighted_recall
@@ -104,6 +104,16 @@ VIDEO_FPS = 30.0                    # frames per second at which clips are sampl
 VIDEO_STRIDE = 4                    # every 4th of these. Not in the paper
 MIRROR_PROBABILITY = 0.5            # of a training video
 
+# ---- Encoders (Sec. 3.2): how they are read, and how much of them is trained ------------------
+TEXT_POOLING = "paper"              # "paper" (CLS), "cls", "mean" of the tokens, "attention" (trained mean)
+AUDIO_POOLING = "paper"             # "paper" (mean over time; AST: its class tokens), or as above
+VIDEO_POOLING = "paper"             # "paper" (mean), "cls" (the first patch), or as above
+TEXT_LAYER = "last"                 # "last", a number (0 = before the first block), or "weighted": the sum of
+AUDIO_LAYER = "last"                # all layers by trained weights, as benchmarks of speech models do
+VIDEO_LAYER = "last"
+FREEZE = ()                         # modalities whose encoder is not trained, the linear layer alone
+UNFREEZE_BLOCKS = 0                 # of the others: 0 = train all; N = the last N blocks alone
+
 # ---- Beyond the paper ----------------------------------------------------------------------
 OUT_OF_FOLD = True                  # also train ten leave-two-groups-out models, for 04's out-of-fold fusion
 N_RESAMPLES = 10000                 # of the speaker bootstrap behind every interval
@@ -125,6 +135,10 @@ SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS
            "AUDIO_LEARNING_RATE": 5e-4, "AUDIO_EPOCHS": (15, 15, 25), "AUDIO_BATCH_SIZE": 16,
            "AUDIO_EVAL_BATCH_SIZE": 32, "DROPOUT": 0.3, "WARMUP_SHARE": 0.1}    # two CPU cores, from random
                                     # weights: models that 01 wrote with --scratch
+FROZEN = {"FREEZE": ("text", "audio", "video"), "TEXT_LEARNING_RATE": 1e-3, "TEXT_EPOCHS": (30,),
+          "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (50,), "AUDIO_BATCH_SIZE": 32,
+          "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (50,), "VIDEO_BATCH_SIZE": 32,
+          "OUT_OF_FOLD": False}     # the linear layer alone: minutes on two CPU cores
 SETTINGS = {}                       # filled by settings.run: what this run used
 # fmt: on
 
@@ -145,28 +159,38 @@ def modalities_of(manifest):
     return [modality for modality, n in counts.items() if n]
 
 
-def models_of(modality):
-    """The candidates of a modality, Sec. 3.2."""
-    return {"text": TEXT_MODELS, "audio": AUDIO_MODELS, "video": VIDEO_MODELS}[modality]
+def constant(modality, name):
+    """The constant <MODALITY>_<name>: TEXT_EPOCHS of ("text", "EPOCHS")."""
+    return globals()[f"{modality.upper()}_{name}"]
+
+
+def reading_of(modality):
+    """How an encoder is read and how much of it is trained: the arguments of TurnEncoder."""
+    n_trained = 0 if modality in FREEZE else UNFREEZE_BLOCKS or None
+    reading = {"pooling": constant(modality, "POOLING"), "layer": constant(modality, "LAYER")}
+    return {**reading, "n_trained": n_trained}
 
 
 def chosen_models(modality):
     """The models of a modality to cross-validate: one of CHOSEN_MODELS; if it is empty, all candidates."""
-    wanted = {short_name(name) for name in CHOSEN_MODELS}
-    named = [model for model in models_of(modality) if short_name(model) in wanted]
+    models, wanted = constant(modality, "MODELS"), {short_name(name) for name in CHOSEN_MODELS}
+    named = tuple(model for model in models if short_name(model) in wanted)
     if CHOSEN_MODELS and not named:
-        raise UserError(
-            f"CHOSEN_MODELS: names none of {', '.join(models_of(modality))} for {modality}; "
-            "add one, or leave it empty"
-        )
-    return named[:1] or models_of(modality)
+        remedy = "add one, or leave it empty"
+        raise UserError(f"CHOSEN_MODELS: names none of {', '.join(models)} for {modality}; {remedy}")
+    return named[:1] or models
 
 
 def inputs_of(manifest, modality, model):
-    """The turns as the model reads them; media are decoded once."""
-    source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+    """The turns as the model reads them; media are decoded once, and what is frozen is computed once."""
+    source, reading = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus), reading_of(modality)
     clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
-    return read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
+    inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
+    if reading["n_trained"] is None:
+        return inputs
+    encoder = TurnEncoder(load_backbone(source), modality, **reading)
+    size = constant(modality, "EVAL_BATCH_SIZE")
+    return cache_states(inputs, encoder, make_accelerator(PRECISION), DATA_ROOT, manifest.corpus, size)
 
 
 # ---- Model ---------------------------------------------------------------------------------
@@ -175,12 +199,12 @@ def inputs_of(manifest, modality, model):
 class EmotionClassifier(nn.Module):
     """A pretrained transformer with "a fully connected layer and a softmax layer on top" (Sec. 3.2).
 
-    source  checkpoint: hub name or folder; n_classes: C
+    source  checkpoint: hub name or folder; n_classes: C; reading: of TurnEncoder
     """
 
-    def __init__(self, source, modality, n_classes):
+    def __init__(self, source, modality, n_classes, **reading):
         super().__init__()
-        self.encoder = TurnEncoder(load_backbone(source), modality)
+        self.encoder = TurnEncoder(load_backbone(source), modality, **reading)
         self.dropout = nn.Dropout(DROPOUT)
         self.linear = nn.Linear(self.encoder.width, n_classes)
         nn.init.normal_(self.linear.weight, std=0.02)
@@ -188,7 +212,7 @@ class EmotionClassifier(nn.Module):
 
     def forward(self, inputs):
         """inputs: a batch of common/inputs.py. Returns logits (B, C); the softmax is in the loss."""
-        representation = self.encoder(inputs)  # (B, D): the CLS token or the mean over tokens
+        representation = self.encoder(inputs)  # (B, D): one pooled vector
         return self.linear(self.dropout(representation))
 
 
@@ -212,26 +236,22 @@ def figures(found, turns):
     return {"loss": loss, "accuracy": float(accuracy(counts)), "recall": float(unweighted_recall(counts))}
 
 
-def settings_of(modality, model, seed):
-    """Sec. 3.2: how a model is trained (Recipe)."""
-    rate, size, eval_size, epochs = {
-        "text": (TEXT_LEARNING_RATE, TEXT_BATCH_SIZE, TEXT_EVAL_BATCH_SIZE, TEXT_EPOCHS),
-        "audio": (AUDIO_LEARNING_RATE, AUDIO_BATCH_SIZE, AUDIO_EVAL_BATCH_SIZE, AUDIO_EPOCHS),
-        "video": (VIDEO_LEARNING_RATE, VIDEO_BATCH_SIZE, VIDEO_EVAL_BATCH_SIZE, VIDEO_EPOCHS),
-    }[modality]
+def recipe_of(modality, model, seed):
+    """The Recipe of a model (Sec. 3.2); one without an entry in EPOCHS trains as long as the first."""
+    models, epochs = constant(modality, "MODELS"), constant(modality, "EPOCHS")
     if not epochs:
         raise UserError(f"{modality.upper()}_EPOCHS: give at least one number")
     return Recipe(
-        learning_rate=rate,
-        epochs=dict(zip(models_of(modality), epochs)).get(model, epochs[0]),
-        batch_size=size,
+        constant(modality, "LEARNING_RATE"),
+        epochs=dict(zip(models, epochs)).get(model, epochs[0]),
+        batch_size=constant(modality, "BATCH_SIZE"),
         weight_decay=WEIGHT_DECAY,
         schedule=SCHEDULE,
         warmup=WARMUP_SHARE,
         clip_norm=CLIP_NORM,
         seed=seed,
-        eval_batch_size=eval_size,
-        workers=WORKERS,
+        eval_batch_size=constant(modality, "EVAL_BATCH_SIZE"),
+        workers=0 if modality in FREEZE else WORKERS,
     )
 
 
@@ -241,41 +261,34 @@ def model_folder(modality, model, fold, seed):
     return root / f"seed{seed}" / fold.name / short_name(model)
 
 
-def fine_tune(inputs, modality, model, fold, seed):
+def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
     """Train a model on fold.train, keep the epoch with the best accuracy on fold.valid, test it on fold.test.
 
-    inputs  TurnInputs of the whole corpus
+    inputs  TurnInputs of the whole corpus; reading: of TurnEncoder
     Returns the outcome of train_and_test, which trains nothing twice.
     """
-    accelerator = make_accelerator(PRECISION)
-    folder = model_folder(modality, model, fold, seed)
+    accelerator, folder = make_accelerator(PRECISION), model_folder(modality, model, fold, seed)
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
-    identity = {
-        **inputs.made_of,
-        "classes": list(inputs.classes),
-        "dropout": DROPOUT,
-        "mirror": MIRROR_PROBABILITY,
-        "turns": hash_of([part.ids for part in data.values()]),
-    }
+    identity = {**inputs.made_of, "encoder": reading, "classes": list(inputs.classes)}
+    identity |= {"dropout": DROPOUT, "mirror": MIRROR_PROBABILITY}
+    identity["turns"] = hash_of([part.ids for part in data.values()])
 
     def make_model():
         torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
-        return EmotionClassifier(inputs.source, modality, len(inputs.classes))
+        network = EmotionClassifier(inputs.source, modality, len(inputs.classes), **reading)
+        if network.encoder.is_frozen:
+            network.encoder.standardise(data["train"].stored_states())
+        return network
 
-    task, recipe = Task(make_model, cross_entropy, outputs, figures), settings_of(modality, model, seed)
     place = Place(folder, identity, f"{short_name(model)[:16]} {fold.name} seed {seed}")
-    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=fold.name != "choice")
-    if fold.name != "choice" and accelerator.is_main_process:
-        description = {
-            **identity,
-            "modality": modality,
-            "model": short_name(model),
-            "fold": fold.name,
-            **{f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()},
-            "select_on": SELECT_ON,
-            "validate_on": VALIDATE_ON,
-        }
+    task, is_kept = Task(make_model, cross_entropy, outputs, figures), fold.name != "choice"
+    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
+    if is_kept and accelerator.is_main_process:
+        about = {"modality": modality, "model": short_name(model), "source": inputs.source, "fold": fold.name}
+        speakers = {f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()}
+        protocol = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
+        description = {**identity, **about, **speakers, **protocol}
         save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
     return outcome
 
@@ -305,22 +318,22 @@ class Trained:
 def train_all(inputs, models, folds, jobs):
     """Every model {modality: models} with every seed on every fold; a list of Trained."""
     tasks = [
-        (inputs[modality, model], modality, model, fold, seed)
-        for modality, names in models.items()
+        (inputs[m, model], m, model, fold, seed, recipe_of(m, model, seed), reading_of(m))
+        for m, names in models.items()
         for model in names
         for seed in SEEDS
         for fold in folds
     ]
     outcomes = side_by_side(fine_tune, tasks, jobs)
-    return [Trained(*task[1:], outcome) for task, outcome in zip(tasks, outcomes)]
+    return [Trained(*task[1:5], outcome) for task, outcome in zip(tasks, outcomes)]
 
 
-def compare_candidates(manifest, inputs, modalities, jobs):
+def compare_candidates(manifest, inputs, candidates, jobs):
     """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5."""
     fold = splits.model_choice_split(manifest, N_GROUPS)
     print("\nModel choice: Tables 1-3")
     print("\n".join(splits.check_folds([fold], manifest)))
-    return train_all(inputs, {m: models_of(m) for m in modalities}, [fold], jobs)
+    return train_all(inputs, candidates, [fold], jobs)
 
 
 def cross_validate(inputs, models, folds, jobs):
@@ -377,21 +390,19 @@ def row_cells(manifest, number, row, trained):
 
 def printed_figures(manifest, number, row):
     """The paper's numbers {column: value} for a row of Table `number`; in %, where it prints fractions."""
-    if manifest.corpus != "iemocap":
-        return {}
     found = paper_figures(Path(__file__).parent / "common" / "babaali" / "paper.csv")
     printed = {column: value for (*where, column), value in found.items() if where == [number, row]}
     if number in "123" and printed:
         printed["Accuracy"] *= 100
-    return printed
+    return printed if manifest.corpus == "iemocap" else {}
 
 
 def write_table(run, manifest, number, title, rows, note="", protocol=None):
     """Table `number` of rows {name: list of Trained}, with a row for chance."""
     cells = [cell for row, trained in rows.items() for cell in row_cells(manifest, number, row, trained)]
     pool = Pooled(manifest, next(iter(rows.values())))
-    for column, level in zip(MEASURES, pool.chance):
-        cells.append(Cell("always the most frequent class", column, [level], n=pool.n))
+    most_frequent = "always the most frequent class"
+    cells += [Cell(most_frequent, c, [level], n=pool.n) for c, level in zip(MEASURES, pool.chance)]
     columns = (
         "Loss: mean cross-entropy on the test turns. Runtime: seconds to evaluate them once (the paper gives "
         "no unit or hardware; read as transformers' eval_runtime). Training: seconds for all epochs. "
@@ -401,14 +412,15 @@ def write_table(run, manifest, number, title, rows, note="", protocol=None):
 
 def write_choice_tables(run, manifest, compared, chosen):
     """Tables 1-3."""
+    protocol = splits.protocol_text(manifest)
     for modality, models in chosen.items():
         number, title = TABLES[modality]
-        rows = {short_name(m): [t for t in compared if t.model == m] for m in models_of(modality)}
+        own = [t for t in compared if t.modality == modality]
+        rows = {short_name(t.model): [u for u in own if u.model == t.model] for t in own}
         note = (
             "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little. "
             f"To be cross-validated: {row_name(modality, models)}."
         )
-        protocol = splits.protocol_text(manifest)
         write_table(run, manifest, number, title, rows, note, protocol)
 
 
@@ -423,44 +435,39 @@ def write_fold_results(run, manifest, tested, chosen):
     write_table(run, manifest, "4", "Uni-modal performance", rows)
     predictions = []
     for modality, (name, trained) in zip(chosen, rows.items()):
-        draw_curves(run, manifest, modality, name, [t for t in trained if t.seed == SEEDS[0]])
         pool = Pooled(manifest, trained)
+        draw_curves(run, manifest, modality, name, [t for t in trained if t.seed == SEEDS[0]], pool.chance[0])
         predictions += prediction_rows(pool.turns, manifest.classes, pool.runs, {name: pool.y_pred})
     run.predictions(predictions)
 
 
-def draw_curves(run, manifest, modality, name, trained):
+def draw_curves(run, manifest, modality, name, trained, level):
     """Figures 2-4 (loss) and 5-7 (accuracy) of one modality over training steps: a curve per fold."""
     loss_figure, accuracy_figure, what = CURVES[modality]
-    caption = (
-        f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: "
-        f"n = {sum(len(t.fold.valid) for t in trained):,} turns over all folds; training loss: mean of the "
-        "epoch, with dropout."
-    )
     losses, hits = {}, {}
     for t in trained:
         log = t.outcome["history"]["log"]
-        steps = [epoch["step"] for epoch in log]
-        losses[t.fold.name] = {
-            "train": (steps, [epoch["train_loss"] for epoch in log]),
-            "valid": (steps, [epoch["valid_loss"] for epoch in log]),
-        }
+        steps, names = [epoch["step"] for epoch in log], {"train": "train_loss", "valid": "valid_loss"}
+        losses[t.fold.name] = {part: (steps, [epoch[key] for epoch in log]) for part, key in names.items()}
         hits[t.fold.name] = {"valid": (steps, [100 * epoch["valid_accuracy"] for epoch in log])}
-    level = Pooled(manifest, trained).chance[0]
-    for number, measure, drawn in (
-        (loss_figure, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
-        (accuracy_figure, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
-    ):
-        stem = f"babaali_fig_{number}_{what}_{measure}"
-        run.figure(plots.save(drawn, run.folder, stem, f"Figure {number}. {caption}"))
+    n = sum(len(t.fold.valid) for t in trained)
+    caption = (
+        f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: n = {n:,} "
+        "turns over all folds; training loss: mean of the epoch, with dropout."
+    )
+    drawn = plots.learning_curves(losses, "training step", "cross-entropy")
+    stem = f"babaali_fig_{loss_figure}_{what}_loss"
+    run.figure(plots.save(drawn, run.folder, stem, f"Figure {loss_figure}. {caption}"))
+    drawn = plots.learning_curves(hits, "training step", "accuracy (%)", level)
+    stem = f"babaali_fig_{accuracy_figure}_{what}_accuracy"
+    run.figure(plots.save(drawn, run.folder, stem, f"Figure {accuracy_figure}. {caption}"))
 
 
 # ---- Main ----------------------------------------------------------------------------------
 
 
 def main():
-    manifest = read_manifest(DATA_ROOT, CORPUS)
-    accelerator = make_accelerator(PRECISION)
+    manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION)
     jobs = JOBS if accelerator.num_processes == 1 else 1
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
@@ -469,15 +476,16 @@ def main():
 
     modalities = modalities_of(manifest)
     chosen = {m: chosen_models(m) for m in modalities}
-    needed = [(m, model) for m in modalities for model in (models_of(m) if "choice" in STAGES else chosen[m])]
+    candidates = {m: constant(m, "MODELS") for m in modalities} if "choice" in STAGES else chosen
+    needed = [(m, model) for m, models in candidates.items() for model in models]
     for modality, model in needed:
-        settings_of(modality, model, 0)  # refuses wrong values before anything slow
+        recipe_of(modality, model, 0)  # refuses wrong values before anything slow
     with accelerator.main_process_first():
         inputs = {(m, model): inputs_of(manifest, m, model) for m, model in needed}
 
     compared, tested = [], []
     if "choice" in STAGES:  # Tables 1-3
-        compared = compare_candidates(manifest, inputs, modalities, jobs)
+        compared = compare_candidates(manifest, inputs, candidates, jobs)
     if "folds" in STAGES:  # Table 4, Figures 2-7
         print("\nCross-validation: Table 4\n" + "\n".join(splits.check_folds(folds, manifest)))
         tested = cross_validate(inputs, chosen, folds, jobs)
@@ -491,8 +499,8 @@ def main():
         if tested:
             write_fold_results(run, manifest, tested, chosen)
         for t in compared + tested:
+            about = {"model": short_name(t.model), "fold": t.fold.name, "seed": t.seed}
             for entry in t.outcome["history"]["log"]:
-                about = {"model": short_name(t.model), "fold": t.fold.name, "seed": t.seed}
                 run.log({"event": "epoch", **about, **entry})
         run.finish()
 

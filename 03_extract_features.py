@@ -33,11 +33,11 @@ import torch
 from accelerate.utils import send_to_device
 
 from common.babaali.baselines import extract_opensmile
-from common.encoders import count_tokens, load_finetuned
+from common.encoders import load_finetuned, weights_fingerprint
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import read_json
-from common.inputs import Clipping, read_inputs
+from common.inputs import Clipping, by_length, cache_states, read_inputs
 from common.manifest import read_manifest
 from common.results import start_run
 from common.training import forward_batch, make_accelerator
@@ -80,13 +80,12 @@ def model_folders(corpus, modality):
 def represent(model, batch):
     """Representation (B, D) and logits (B, C) of a batch; all hidden layers (B, S, L, D) if asked for."""
     encoder, linear = model
-    output = encoder.backbone(**batch["inputs"], output_hidden_states=HIDDEN_STATES)
-    features = encoder.pool(output, batch["inputs"])
-    if not HIDDEN_STATES:
-        return {"features": features, "logits": linear(features)}
-    hidden = torch.stack(output.hidden_states, dim=2)
-    counts = count_tokens(encoder.backbone, encoder.modality, hidden.shape[1], batch["inputs"])
-    return {"features": features, "logits": linear(features), "hidden": hidden, "tokens": counts}
+    features = encoder(batch["inputs"])
+    found = {"features": features, "logits": linear(features)}
+    if HIDDEN_STATES:
+        layers, visible = encoder.hidden(batch["inputs"])
+        found |= {"hidden": torch.stack(layers, dim=2), "tokens": visible.sum(1)}
+    return found
 
 
 def as_rows(found):
@@ -107,23 +106,25 @@ def extract_features(accelerator, manifest, folder):
         raise UserError(f"{folder}: trained on another manifest.csv; run 02_finetune_unimodal.py again")
     model = encoder.to(accelerator.device), linear.to(accelerator.device)
     modality, clipping = description["modality"], Clipping(**description["clipping"])
-    inputs = read_inputs(manifest, modality, str(folder), clipping, DATA_ROOT, WORKERS)
+    source = str(folder) if encoder.first is None else description["source"]
+    inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
+    if not HIDDEN_STATES:
+        inputs = cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, EVAL_BATCH_SIZE)
 
     def compute(turns):
         batch = send_to_device(inputs.collate(turns), accelerator.device)
         return as_rows(forward_batch(accelerator, model, represent, batch))
 
-    # By length, so that little is padding; turns of one length in random order: in that of the corpus, which
-    # often goes by label, a classifier could read the label off the rounding of a batch.
-    order = np.random.default_rng(0).permutation(len(inputs))
-    order = order[np.argsort(np.array(inputs.lengths)[order], kind="stable")]
+    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION}
+    made_by["hidden_states"] = HIDDEN_STATES
+    order = by_length(inputs.lengths)
     middle, _ = compute([inputs[order[len(order) // 2], None]])
     return extract(
         items={inputs.ids[i]: i for i in order},
         read=lambda i: inputs[i, None],
         compute=compute,
         folder=store_folder(folder),
-        identity={**description, **inputs.made_of, "precision": PRECISION, "hidden_states": HIDDEN_STATES},
+        identity={**description, **made_by},
         how=Extraction(EVAL_BATCH_SIZE, WORKERS),
         what=f"{modality} features",
         need_bytes=len(order) * sum(array.nbytes for array in middle.values()),

@@ -1,34 +1,45 @@
 """Pretrained transformers as encoders: one vector of D numbers per turn, the same in every batch.
 
-Said once here, for whoever loads a pretrained model: where it comes from, how its tokens become one vector,
-and that padding never changes a result. common/inputs.py makes the inputs.
+Said once here, for whoever loads a pretrained model: where it comes from, which families can be read, how its
+tokens become one vector, and that padding never changes a result. common/inputs.py makes the inputs.
 
-B batch, T time steps, S tokens, D feature, C classes.
+Text: any encoder of transformers' Auto classes. Audio: waveforms (wav2vec 2.0, HuBERT, WavLM), spectrograms
+(AST), log-mel (Whisper's encoder). Video: VideoMAE. Decoders (GPT and the like) are refused: their first
+tokens do not see the last ones.
+
+B batch, T time steps, S tokens, D feature, L layers, C classes.
 """
 
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging
 
 from common.errors import UserError
 from common.files import file_hash, hash_of, read_json, write_json
-from common.training import best_weights
+from common.layers import count_parameters
+from common.training import best_weights, load_trained
 
-disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
+logging.disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
 # transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
 PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
+POOLINGS = ("paper", "cls", "mean", "attention")
 WEIGHTS = (".safetensors", ".bin")  # endings of files of weights
 RATE_HZ = 16000  # of every checkpoint used here
 SHORTEST_S = 0.4  # of a waveform: SpecAugment's spans of 10 frames must fit in
-SPECTROGRAM = "audio-spectrogram-transformer"  # the audio architecture that takes spectrograms of one length
+# Families whose blocks need the states before them and a mask, no more
+CONTINUED = "bert camembert distilbert electra hubert mpnet roberta wav2vec2 whisper xlm-roberta".split()
 
 
 # ---- Load ----------------------------------------------------------------------------------
@@ -71,14 +82,39 @@ def weights_fingerprint(source):
     return hash_of([file_hash(path) for path in sorted(Path(source).glob("*")) if path.suffix in WEIGHTS])
 
 
+def load_config(source):
+    """The configuration at `source`; UserError for a decoder."""
+    config = load_pretrained(AutoConfig, source)
+    kind, masked = config.model_type, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    decodes = kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in masked
+    if decodes and not config.is_encoder_decoder:
+        raise UserError(f"{source}: {kind} is a decoder; name an encoder such as BERT, RoBERTa or MPNet")
+    return config
+
+
 def load_processor(source, modality):
     """The tokenizer, feature extractor or image processor that belongs to a checkpoint."""
-    return load_pretrained(PROCESSORS[modality], source)
+    processor = load_pretrained(PROCESSORS[modality], source)
+    processor.padding_side = "right"
+    return processor
 
 
 def load_backbone(source):
-    """The pretrained model at `source`, a hub name or a folder, with outputs that padding does not change."""
-    return ignore_padding(load_pretrained(AutoModel, source))
+    """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs."""
+    load_config(source)
+    return as_encoder(load_pretrained(AutoModel, source))
+
+
+def as_encoder(model):
+    """The encoder of a transformers model, with outputs that padding does not change."""
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    return WhisperEncoder(model) if model.config.model_type == "whisper" else ignore_padding(model)
+
+
+def is_spectrogram(config):
+    """Whether a model is AST, which takes spectrograms of one length."""
+    return config.model_type == "audio-spectrogram-transformer"
 
 
 @dataclass
@@ -93,12 +129,12 @@ class InputShape:
 
 def input_shape(source, modality):
     """The InputShape of the checkpoint at `source`."""
-    config = load_pretrained(AutoConfig, source)
+    config = load_config(source)
     if modality == "text":
-        return InputShape("tokens", max_tokens=min(512, config.max_position_embeddings))
+        return InputShape("tokens", max_tokens=min(512, getattr(config, "max_position_embeddings", 512)))
     if modality == "video":
         return InputShape("frames", frames=config.num_frames, size=config.image_size)
-    if config.model_type == SPECTROGRAM:
+    if is_spectrogram(config):
         return InputShape("spectrogram", frames=config.max_length)
     return InputShape("waveform")
 
@@ -107,38 +143,165 @@ def input_shape(source, modality):
 
 
 class TurnEncoder(nn.Module):
-    """A pretrained transformer, pooled to one vector of `width` numbers per turn.
+    """A pretrained transformer, read at a layer and pooled to one vector of `width` numbers per turn.
 
-    backbone  of load_backbone
-    modality  "text", "audio" or "video"
+    backbone   of load_backbone
+    modality   "text", "audio" or "video"
+    pooling    "cls": the first token (AST: the mean of its two class tokens); "mean" over tokens that are not
+               padding; "attention": their mean by trained weights; "paper": CLS for text and AST, else mean
+    layer      "last", a number (0 = before the first block), or "weighted": the sum of all by trained weights
+    n_trained  so many of the last blocks are trained, 0 = none; None = the whole model with its embeddings.
+               What is not trained runs without dropout, so that it can be computed once: `frozen_states`
     """
 
-    def __init__(self, backbone, modality):
+    def __init__(self, backbone, modality, pooling="paper", layer="last", n_trained=None):
         super().__init__()
-        self.backbone, self.modality, self.width = backbone, modality, backbone.config.hidden_size
+        self.backbone, self.modality, self.layer, config = backbone, modality, layer, backbone.config
+        self.n_trained = n_trained
+        self.width, n_blocks, is_ast = config.hidden_size, config.num_hidden_layers, is_spectrogram(config)
+        self.n_class = 2 if is_ast else 1  # tokens
+        if pooling == "paper":
+            pooling = "cls" if modality == "text" or is_ast else "mean"
+        self.pooling, self.read = pooling, n_blocks if layer in ("last", "weighted") else int(layer)
+        if layer != "last":
+            config.layerdrop = 0.0  # a layer that is left out would be missing
+        if layer == "weighted":
+            self.layer_weights = nn.Parameter(torch.zeros(n_blocks + 1))
+        if pooling == "attention":
+            self.attention = nn.Linear(self.width, 1)
+        self.is_frozen, self.first = n_trained == 0, 0  # block that is trained
+        self.is_pooled = (
+            self.is_frozen and pooling != "attention"
+        )  # frozen states: one vector per turn, layer
+        self.is_cacheable = self.is_frozen
+        if n_trained is not None:
+            self.first = max(0, n_blocks - n_trained)
+            self.is_cacheable = self.is_frozen or config.model_type in CONTINUED
+            backbone.requires_grad_(False)
+            blocks_of(backbone)[self.first :].requires_grad_(True)
+        # Frozen states are layers `lowest` to `first`; pooled ones, which serve every LAYER, are all
+        is_whole = layer == "weighted" or self.is_pooled
+        self.lowest = 0 if is_whole else min(self.first, self.read)
+        if self.is_frozen:  # standardised by those of the training turns
+            self.register_buffer("mean", torch.zeros(n_blocks + 1 - self.lowest, self.width))
+            self.register_buffer("sd", torch.ones(n_blocks + 1 - self.lowest, self.width))
+
+    def train(self, mode=True):
+        """What is not trained stays in evaluation mode: no LayerDrop, SpecAugment or dropout inside it."""
+        super().train(mode)
+        if self.n_trained is not None:
+            self.backbone.eval()
+            blocks_of(self.backbone)[self.first :].train(mode)
+        return self
 
     def forward(self, inputs):
-        """inputs: keyword arguments of the backbone, made by common/inputs.py. Returns (B, D)."""
-        return self.pool(self.backbone(**inputs), inputs)
+        """inputs: keyword arguments of the backbone, or frozen "states" and "visible". Returns (B, D)."""
+        if not self.is_frozen and "states" not in inputs:
+            layers, visible = self.hidden(inputs)
+            return self.pool(self.mix(layers), visible)
+        if "states" in inputs:
+            states, visible = inputs["states"].float(), inputs["visible"]
+        else:
+            states, visible = self.frozen_states(inputs)
+        if self.is_frozen:
+            states = (states - self.mean) / self.sd
+        layers = [*states.unbind(2)]
+        layers += run_blocks(self.backbone, layers[-1], visible, self.first)
+        return self.pool(self.mix(layers, self.lowest), visible)
 
-    def pool(self, output, inputs):
-        """The CLS token where the architecture has one, else the mean over tokens that are not padding."""
-        tokens = output.last_hidden_state  # (B, S, D)
-        if self.modality == "text":
-            return tokens[:, 0]
-        if self.backbone.config.model_type == SPECTROGRAM:
-            return output.pooler_output  # mean of AST's CLS and distillation tokens
-        counts = count_tokens(self.backbone, self.modality, tokens.shape[1], inputs)[:, None]  # (B, 1)
-        visible = torch.arange(tokens.shape[1], device=tokens.device) < counts  # (B, S)
-        return (tokens * visible[..., None]).sum(1) / counts.to(tokens.dtype)
+    def hidden(self, inputs):
+        """All layers [(B, S, D)], the input of the first block too, and which tokens are visible (B, S)."""
+        output = self.backbone(**inputs, output_hidden_states=True)
+        last = output.last_hidden_state
+        counts = count_tokens(self.backbone, self.modality, last.shape[1], inputs)
+        visible = torch.arange(last.shape[1], device=last.device) < counts[:, None]
+        return [*output.hidden_states[:-1], last], visible
+
+    def frozen_states(self, inputs):
+        """What the frozen part makes of a batch: states (B, S, L, D) and visible (B, S).
+
+        Of a model that is frozen as a whole all layers, pooled (S = 1) unless trained attention pools them.
+        """
+        layers, visible = self.hidden(inputs)
+        layers = layers[self.lowest : self.first + 1]
+        if self.is_pooled:
+            layers, visible = [self.pool(x, visible)[:, None] for x in layers], visible[:, :1]
+        return torch.stack(layers, dim=2), visible
+
+    def standardise(self, states):
+        """Mean and deviation of the training turns' frozen states (tokens, L, D), an array."""
+        states = torch.from_numpy(states).float()
+        self.mean.copy_(states.mean(0))
+        self.sd.copy_(states.std(0).clamp(min=1e-5))
+
+    def mix(self, layers, lowest=0):
+        """The layer that is read (B, S, D), or the weighted sum of all; layers from the `lowest` on."""
+        if self.layer != "weighted":
+            return layers[self.read - lowest]
+        return sum(weight * x for weight, x in zip(self.layer_weights.softmax(0), layers, strict=True))
+
+    def pool(self, tokens, visible):
+        """tokens (B, S, D), visible (B, S) -> (B, D)."""
+        if self.pooling == "cls":
+            return tokens[:, : self.n_class].mean(1)
+        if self.pooling == "attention":
+            scores = self.attention(tokens)[..., 0].float().masked_fill(~visible, float("-inf"))  # (B, S)
+            return (tokens * scores.softmax(1)[..., None]).sum(1)
+        return (tokens * visible[..., None]).sum(1) / visible.sum(1, keepdim=True).to(tokens.dtype)
+
+
+def blocks_of(backbone):
+    """A transformer's blocks: of the lists of as many modules as it has layers the one with most weights."""
+    lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
+    lists = [blocks for blocks in lists if len(blocks) == backbone.config.num_hidden_layers]
+    return max(lists, key=count_parameters)
+
+
+def run_blocks(backbone, x, visible, first):
+    """The layers [(B, S, D)] that blocks `first` and on make of x (B, S, D); of families in CONTINUED."""
+    mask = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, torch.finfo(x.dtype).min)
+    kind, layers = backbone.config.model_type, []
+    more = [backbone.encoder.compute_position_bias(x)] if kind == "mpnet" else []
+    for block in blocks_of(backbone)[first:]:
+        x = block(x, mask[:, None, None], *more)
+        x = x[0] if isinstance(x, tuple) else x
+        layers.append(x)
+    has_norm = kind == "whisper" or getattr(backbone.config, "do_stable_layer_norm", False)
+    if layers and has_norm:
+        layers[-1] = backbone.encoder.layer_norm(x)
+    return layers
+
+
+class WhisperEncoder(nn.Module):
+    """Whisper's encoder on turns of any length up to its 30 s.
+
+    transformers' own computes 30 s of every turn, and the turn attends to the silence behind it. Here the
+    trained positions are cut to the longest turn of a batch and padding is not attended to: a turn's states
+    are those of the turn alone, in every batch. (They differ from those with 30 s of silence.)
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.config = encoder, encoder.config
+
+    def forward(self, input_features, attention_mask, output_hidden_states=False):
+        """input_features (B, mel, 2 S), zero where padding; attention_mask (B, S). Returns all layers."""
+        encoder = self.encoder
+        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(input_features)))).transpose(1, 2)  # (B, S, D)
+        x = F.dropout(x + encoder.embed_positions.weight[: x.shape[1]], self.config.dropout, self.training)
+        layers = (x, *run_blocks(self, x, attention_mask.bool(), 0))
+        return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
+
+
+# ---- Fine-tuned models -----------------------------------------------------------------------
 
 
 def save_finetuned(folder, source, processor, description):
     """Put what load_finetuned needs beside the weights of a model that began as the checkpoint at `source`.
 
-    description  JSON-ready dict with at least modality and classes
+    description  JSON-ready dict with modality, classes, source, encoder (pooling, layer, n_trained) and more
     """
-    load_pretrained(AutoConfig, source).save_pretrained(folder)
+    load_config(source).save_pretrained(folder)
     processor.save_pretrained(folder)
     write_json(Path(folder) / "encoder.json", description)
 
@@ -146,10 +309,16 @@ def save_finetuned(folder, source, processor, description):
 def load_finetuned(folder):
     """What 02 left in a folder, in evaluation mode: (TurnEncoder, classification layer, description)."""
     description = read_json(Path(folder) / "encoder.json")
-    backbone = ignore_padding(AutoModel.from_config(load_pretrained(AutoConfig, str(folder))))
-    encoder = TurnEncoder(backbone, description["modality"])
+    how, source = description["encoder"], description["source"]
+    if how["n_trained"] is None:
+        backbone = as_encoder(AutoModel.from_config(load_config(str(folder))))
+    elif weights_fingerprint(source) == description["weights"]:
+        backbone = load_backbone(source)  # what was not trained lies there
+    else:
+        raise UserError(f"{source}: not the weights that 02 started from; run 02_finetune_unimodal.py again")
+    encoder = TurnEncoder(backbone, description["modality"], **how)
     linear = nn.Linear(encoder.width, len(description["classes"]))
-    nn.ModuleDict({"encoder": encoder, "linear": linear}).load_state_dict(load_file(best_weights(folder)))
+    load_trained(nn.ModuleDict({"encoder": encoder, "linear": linear}), load_file(best_weights(folder)))
     return encoder.eval(), linear.eval(), description
 
 
@@ -160,14 +329,37 @@ def collate_waveforms(processor, waveforms):
     """Waveforms (T,) zero-padded at the end to the longest: input_values (B, T) and attention_mask (B, T).
 
     Each is normalised to zero mean and unit variance where the checkpoint asks for it; those shorter than
-    SHORTEST_S last that long, with silence.
+    SHORTEST_S last that long, with silence. For Whisper: `collate_log_mel`.
     """
+    if hasattr(processor, "chunk_length"):
+        return collate_log_mel(processor, waveforms)
     shortest = int(SHORTEST_S * RATE_HZ)
     longest = max(shortest, max(len(waveform) for waveform in waveforms))
     options = dict(padding="max_length", max_length=longest, return_attention_mask=True, return_tensors="pt")
     batch = dict(processor(list(waveforms), sampling_rate=RATE_HZ, **options))
     batch["attention_mask"][:, :shortest] = 1
     return batch
+
+
+def collate_log_mel(processor, waveforms):
+    """Waveforms (T,) as Whisper reads them: input_features (B, mel, 2 S) and attention_mask (B, S).
+
+    The frames of a turn are those that Whisper's own 30 s begin with; behind them are zeros, not its silence.
+    """
+    hop = processor.hop_length
+    parts = []
+    for waveform in waveforms:
+        n_tokens = -(-len(waveform[: processor.n_samples]) // (2 * hop))
+        silence = 2 * hop * (n_tokens + 1) - len(
+            waveform[: processor.n_samples]
+        )  # one token of it is cut off
+        padded = np.pad(waveform[: processor.n_samples], (0, silence))
+        options = dict(padding="longest", truncation=False, return_tensors="pt")
+        found = processor(padded, sampling_rate=RATE_HZ, **options)["input_features"][0]
+        parts.append(found[:, : 2 * n_tokens].T)  # (frames, mel)
+    counts = torch.tensor([len(part) // 2 for part in parts])
+    features = nn.utils.rnn.pad_sequence(parts, batch_first=True).transpose(1, 2)
+    return {"input_features": features, "attention_mask": torch.arange(counts.max()) < counts[:, None]}
 
 
 def count_tokens(backbone, modality, n_tokens, inputs):
@@ -179,7 +371,7 @@ def count_tokens(backbone, modality, n_tokens, inputs):
     if mask is None:
         values = next(iter(inputs.values()))
         return torch.full((len(values),), n_tokens, device=values.device)
-    if modality == "text":
+    if modality == "text" or mask.shape[1] == n_tokens:
         return mask.sum(1)
     return backbone._get_feat_extract_output_lengths(mask.sum(1)).clamp(min=1)
 

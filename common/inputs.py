@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 
 from common.encoders import (
     RATE_HZ,
@@ -18,12 +19,15 @@ from common.encoders import (
     collate_waveforms,
     input_shape,
     load_processor,
+    short_name,
     weights_fingerprint,
 )
+from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import hash_of
 from common.media import read_audio, read_frames
 from common.store import Store
+from common.training import forward_batch
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -75,16 +79,16 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
         decode = partial(decode_frames, step_s=step_s, n_frames=shape.frames, size=shape.size)
         name = f"frames_{shape.frames}x{shape.size}px_{1000 * step_s:.0f}ms_{longest_s:g}s"
         need_bytes = 3 * shape.size**2 * np.maximum(shape.frames, seconds / step_s).sum()
-    return extract(
-        items={turn.utterance_id: manifest.path(getattr(turn, modality)) for turn in turns},
-        read=partial(decode, max_s=longest_s),
-        compute=lambda decoded: ({"inputs": np.concatenate(decoded)}, [len(rows) for rows in decoded]),
-        folder=Path(cache_root) / name,
-        identity={"manifest": manifest.fingerprint(), "inputs": name},
-        how=Extraction(DECODED_TOGETHER, workers, MAX_PROBLEM_SHARE),
-        what={"frames": "video frames"}.get(shape.kind, f"{shape.kind}s"),
-        need_bytes=int(need_bytes),
-    )
+    items = {turn.utterance_id: manifest.path(getattr(turn, modality)) for turn in turns}
+    what = {"frames": "video frames"}.get(shape.kind, f"{shape.kind}s")
+    identity = {"manifest": manifest.fingerprint(), "inputs": name}
+    how = Extraction(DECODED_TOGETHER, workers, MAX_PROBLEM_SHARE)
+
+    def compute(decoded):
+        return {"inputs": np.concatenate(decoded)}, [len(rows) for rows in decoded]
+
+    read = partial(decode, max_s=longest_s)
+    return extract(items, read, compute, Path(cache_root) / name, identity, how, what, int(need_bytes))
 
 
 def decode_waveform(path, max_s):
@@ -123,7 +127,7 @@ class TurnInputs:
     """Some turns as a data set for training.train_and_test and training.predict.
 
     classes  names, for the label's index (-1 = unlabelled)
-    shape    InputShape; processor: of the checkpoint; store: of cache_inputs
+    shape    InputShape; processor: of the checkpoint; store: of cache_inputs; states: of cache_states
     mirror   probability that a training clip is mirrored left to right
     source   hub name or folder of the checkpoint; made_of: what else identifies the inputs
     """
@@ -136,6 +140,7 @@ class TurnInputs:
     mirror: float = 0.0
     source: str = ""
     made_of: dict = field(default_factory=dict)
+    states: Store | None = None
     ids: list = field(init=False)
     labels: np.ndarray = field(init=False)
     lengths: list = field(init=False)  # batches hold turns of similar length
@@ -143,7 +148,9 @@ class TurnInputs:
     def __post_init__(self):
         self.ids = [turn.utterance_id for turn in self.turns]
         self.labels = np.array([self.classes.index(t.label) if t.label else -1 for t in self.turns])
-        if self.shape.kind == "tokens":
+        if self.states:
+            self.lengths = [self.states.length(i) for i in self.ids]
+        elif self.shape.kind == "tokens":
             self.lengths = [len(turn.text) for turn in self.turns]
         else:
             self.lengths = [self.store.length(i) if self.shape.kind == "waveform" else 1 for i in self.ids]
@@ -156,9 +163,15 @@ class TurnInputs:
     def __len__(self):
         return len(self.turns)
 
+    def stored_states(self):
+        """The frozen states of all turns (tokens, L, D)."""
+        return np.concatenate([self.states.rows(i, "states") for i in self.ids])
+
     def __getitem__(self, key):
         """key: (index, seed); a seed of None means evaluation. Returns (input, label)."""
         index, seed = key
+        if self.states:
+            return self.states.rows(self.ids[index], "states"), self.labels[index]
         if self.shape.kind == "tokens":
             return self.turns[index].text, self.labels[index]
         rows = self.store.rows(self.ids[index], "inputs")
@@ -174,7 +187,9 @@ class TurnInputs:
     def collate(self, items):
         """A batch: inputs as the backbone's keyword arguments, labels (B,)."""
         inputs, labels = zip(*items)
-        if self.shape.kind == "tokens":
+        if self.states:
+            batch = collate_states(inputs)
+        elif self.shape.kind == "tokens":
             batch = collate_text(self.processor, list(inputs), self.shape.max_tokens)
         elif self.shape.kind == "waveform":
             batch = collate_waveforms(self.processor, inputs)
@@ -192,16 +207,66 @@ def read_inputs(manifest, modality, source, clipping, data_root, workers):
     store = cache_inputs(manifest, modality, shape, processor, clipping, cache, workers)
     turns = [t for t in manifest.turns if has_modality(t, modality)]
     turns = [t for t in turns if store is None or t.utterance_id in store]
-    made_of = {
-        "manifest": manifest.fingerprint(),
-        "weights": weights_fingerprint(source),
-        "clipping": asdict(clipping),
-    }
+    made_of = {"manifest": manifest.fingerprint(), "weights": weights_fingerprint(source)}
+    made_of["clipping"] = asdict(clipping)
     return TurnInputs(turns, manifest.classes, shape, processor, store, 0.0, source, made_of)
+
+
+def by_length(lengths):
+    """The order in which turns are computed: similar lengths together, so that little is padding.
+
+    Those of one length come in random order: in that of the corpus, which often goes by label, a classifier
+    could read the label off the rounding of a batch.
+    """
+    order = np.random.default_rng(0).permutation(len(lengths))
+    return order[np.argsort(np.asarray(lengths)[order], kind="stable")].tolist()
+
+
+def cache_states(inputs, encoder, accelerator, data_root, corpus, batch_size):
+    """The inputs with the frozen states of a TurnEncoder for each turn: "states" (tokens, L, D) on disk.
+
+    float32 where they are pooled, else float16. Without them where training cannot start from states alone.
+    """
+    if not encoder.is_cacheable:
+        return inputs
+    dtype = np.float32 if encoder.is_pooled else np.float16
+    name = encoder.pooling if encoder.is_pooled else f"tokens_{encoder.layer}_{encoder.first}"
+    folder = Path(data_root) / "cache" / corpus / f"states_{short_name(inputs.source)}_{name}"
+    encoder.to(accelerator.device).eval()
+
+    def forward(model, batch):
+        states, visible = model.frozen_states(batch["inputs"])
+        return {"states": states, "tokens": visible.sum(1)}
+
+    def compute(turns):
+        batch = send_to_device(inputs.collate(turns), accelerator.device)
+        found = forward_batch(accelerator, encoder, forward, batch)
+        counts = found["tokens"].astype(int).tolist()
+        rows = np.concatenate([x[:n] for x, n in zip(found["states"], counts)]).astype(dtype)
+        if not np.isfinite(rows).all():
+            raise UserError(f"{inputs.source}: its states do not fit {dtype.__name__}; train all blocks")
+        return {"states": rows}, counts
+
+    order, identity = by_length(inputs.lengths), {**inputs.made_of, "states": name}
+    middle, _ = compute([inputs[order[len(order) // 2], None]])
+    need, what = len(order) * middle["states"].nbytes, f"states of {short_name(inputs.source)}"
+    items, how = {inputs.ids[i]: (i, None) for i in order}, Extraction(batch_size)
+    states = extract(items, inputs.__getitem__, compute, folder, identity, how, what, need)
+    return replace(inputs, states=states)
+
+
+def collate_states(inputs):
+    """Frozen states (S, L, D) padded to the most tokens: states (B, S, L, D) and visible (B, S)."""
+    counts = torch.tensor([len(x) for x in inputs])
+    states = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(np.array(x)) for x in inputs], batch_first=True
+    )
+    return {"states": states, "visible": torch.arange(states.shape[1]) < counts[:, None]}
 
 
 def collate_text(processor, texts, max_tokens):
     """Token ids padded to the longest text: input_ids and attention_mask (B, S)."""
+    max_tokens = min(max_tokens, processor.model_max_length)  # positions of RoBERTa's begin behind padding's
     options = dict(padding=True, truncation=True, max_length=max_tokens, return_token_type_ids=False)
     return dict(processor(texts, return_tensors="pt", **options))
 

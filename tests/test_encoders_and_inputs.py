@@ -9,6 +9,8 @@ from conftest import load_script, shared_data
 from networks import TINY_SPEECH
 from safetensors.torch import save_file
 from transformers import (
+    AutoConfig,
+    AutoModel,
     HubertConfig,
     HubertModel,
     Wav2Vec2Config,
@@ -16,10 +18,12 @@ from transformers import (
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
+    WhisperFeatureExtractor,
 )
 
 from common.encoders import (
     TurnEncoder,
+    as_encoder,
     collate_waveforms,
     count_tokens,
     ignore_padding,
@@ -202,12 +206,166 @@ def test_texts_do_not_depend_on_their_batch(checkpoints):
             assert torch.allclose(together[i], alone[0], atol=1e-5)
 
 
+SMALL = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+TEXT_FAMILIES = {
+    "bert": SMALL,  # MiniLM is one
+    "distilbert": dict(dim=32, n_layers=3, n_heads=2, hidden_dim=32, vocab_size=50),
+    "roberta": SMALL,
+    "xlm-roberta": SMALL,
+    "mpnet": SMALL,
+    "electra": SMALL | {"embedding_size": 16},
+    "deberta-v2": SMALL | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
+    "t5": dict(d_model=32, d_kv=16, num_layers=3, num_heads=2, d_ff=32, vocab_size=50),
+}
+WHISPER = dict(
+    d_model=32,
+    encoder_layers=3,
+    encoder_attention_heads=2,
+    encoder_ffn_dim=32,
+    decoder_layers=1,
+    vocab_size=50,
+)
+WHISPER |= dict(
+    decoder_attention_heads=2, decoder_ffn_dim=32, num_mel_bins=16, pad_token_id=0, bos_token_id=0
+)
+WHISPER |= dict(eos_token_id=0, decoder_start_token_id=0)
+
+
+def family(kind, **sizes):
+    """A random encoder of a family, with weights as uneven as trained ones."""
+    torch.manual_seed(0)
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return as_encoder(model)
+
+
+def text_batch(*lengths):
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    for row, n in zip(ids, lengths):
+        row[:n] = torch.randint(5, 50, (n,), generator=torch.Generator().manual_seed(n))
+    pad = {"roberta": 1, "xlm-roberta": 1, "mpnet": 1}
+    mask = (ids > 0).long()
+    return lambda kind: {"input_ids": ids + pad.get(kind, 0) * (mask == 0), "attention_mask": mask}
+
+
+def log_mel_batch(*samples):
+    extractor = WhisperFeatureExtractor(feature_size=16)
+    waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in samples]
+    return collate_waveforms(extractor, waveforms)
+
+
+def audio_batch(*samples):
+    waveforms = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in samples]
+    return collate_waveforms(Wav2Vec2FeatureExtractor(), waveforms)
+
+
+FAMILIES = [*TEXT_FAMILIES, "whisper", "wav2vec2", "hubert", "wavlm", "wav2vec2 stable"]
+
+
+def encoder_of(kind, **how):
+    """A TurnEncoder of a family and a function that makes a batch of three lengths, or of one alone."""
+    if kind in TEXT_FAMILIES:
+        model, make = family(kind, **TEXT_FAMILIES[kind]), lambda *n: text_batch(*n)(kind)
+        return TurnEncoder(model, "text", **how).eval(), make, (4, 9, 7)
+    if kind == "whisper":
+        return TurnEncoder(family(kind, **WHISPER), "audio", **how).eval(), log_mel_batch, (9000, 3201, 16000)
+    stable = {"do_stable_layer_norm": True, "feat_extract_norm": "layer"} if "stable" in kind else {}
+    model = family(kind.split()[0], **TINY_SPEECH | {"num_hidden_layers": 3}, **stable)
+    return TurnEncoder(model, "audio", **how).eval(), audio_batch, (9000, 30001, 16000)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "attention"])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_no_encoder_depends_on_the_batch(kind, pooling):
+    model, make, lengths = encoder_of(kind, pooling=pooling, layer="weighted")
+    with torch.no_grad():
+        together = model(make(*lengths))
+        alone = torch.cat([model(make(n)) for n in lengths])
+    assert together.std(0).mean() > 1e-3
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("how", [{"layer": "last"}, {"layer": "2"}, {"layer": "weighted"}])
+@pytest.mark.parametrize("n_trained", [0, 2, 3])
+def test_training_from_frozen_states_is_exact(kind, how, n_trained):
+    """The last blocks on cached states give what the whole model gives, and the same gradients."""
+    model, make, lengths = encoder_of(kind, n_trained=n_trained, pooling="mean", **how)
+    batch = make(*lengths)
+    if not model.is_cacheable:
+        assert kind in ("deberta-v2", "t5", "wavlm")
+        return
+    with torch.no_grad():
+        states, visible = model.frozen_states(batch)
+        plain, make, _ = encoder_of(kind, pooling="mean", **how)
+        torch.testing.assert_close(
+            model({"states": states, "visible": visible}), plain(batch), atol=2e-5, rtol=1e-4
+        )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return
+    model({"states": states, "visible": visible}).square().sum().backward()
+    cached = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert n_trained == 0 or any(name.startswith("backbone") for name in cached)
+    model.zero_grad()
+    model(batch).square().sum().backward()
+    for name, gradient in cached.items():
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, atol=1e-3, rtol=1e-3)
+
+
+def test_the_first_frames_of_whisper_are_its_own():
+    extractor = WhisperFeatureExtractor(feature_size=16)
+    waveform = np.random.default_rng(0).normal(size=9000).astype(np.float32)
+    ours, own = log_mel_batch(9000), extractor(waveform, sampling_rate=16000, return_tensors="pt")
+    waveform = np.random.default_rng(9000).normal(size=9000).astype(np.float32)
+    own = extractor(waveform, sampling_rate=16000, return_tensors="pt")["input_features"]
+    assert ours["attention_mask"].shape == (1, 29) and ours["input_features"].shape == (
+        1,
+        16,
+        58,
+    )  # 9000 / 320
+    torch.testing.assert_close(ours["input_features"], own[:, :, :58], atol=1e-5, rtol=0)
+    assert log_mel_batch(31 * 16000)["attention_mask"].shape == (1, 1500)  # 30 s at most
+
+
+def test_whisper_at_its_full_length_is_transformers_own():
+    """With 30 s there is nothing to cut: the states are those of transformers' forward."""
+    encoder = family("whisper", **WHISPER | {"max_source_positions": 20}).eval()
+    x = torch.randn(2, 16, 40, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = encoder(x, torch.ones(2, 20))
+        own = encoder.encoder(x, output_hidden_states=True)
+    for a, b in zip(ours.hidden_states, own.hidden_states, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "opt"])
+def test_decoders_are_refused(kind, tmp_path):
+    AutoConfig.for_model(kind).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"{kind} is a decoder; name an encoder such as BERT") as error:
+        input_shape(str(tmp_path), "text")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_frozen_runs_without_dropout():
+    model, make, lengths = encoder_of("bert", n_trained=1)
+    batch = make(*lengths)
+    model.train()
+    with torch.no_grad():
+        first, second = (model.hidden(batch)[0] for _ in range(2))
+    assert torch.equal(first[2], second[2]) and not torch.equal(first[3], second[3])
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained and all("layer.2." in name for name in trained)
+
+
 def test_a_saved_classifier_loads_as_it_was(checkpoints, tmp_path):
     source = str(checkpoints / "videomae-base")
     model = load_script("02_finetune_unimodal.py").EmotionClassifier(source, "video", 3).eval()
     processor, shape = load_processor(source, "video"), input_shape(source, "video")
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "best.safetensors")
-    save_finetuned(tmp_path, source, processor, {"modality": "video", "classes": ["a", "b", "c"]})
+    about = {"modality": "video", "classes": ["a", "b", "c"], "source": source}
+    save_finetuned(tmp_path, source, processor, {**about, "encoder": {"n_trained": None}})
     encoder, linear, description = load_finetuned(tmp_path)
     size = (shape.frames, shape.size, shape.size, 3)
     batch = collate_frames(processor, [np.random.default_rng(0).integers(0, 255, size, dtype=np.uint8)])
@@ -253,7 +411,7 @@ def test_overfits_eight_samples(checkpoints):
 def test_epochs_of_models_without_their_own_are_those_of_the_first():
     script = load_script("02_finetune_unimodal.py")
     script.TEXT_MODELS, script.TEXT_EPOCHS = ("a", "b", "c"), (3, 2)
-    assert [script.settings_of("text", model, 0)[0].epochs for model in "abc"] == [3, 2, 3]
+    assert [script.recipe_of("text", model, 0).epochs for model in "abc"] == [3, 2, 3]
 
 
 def test_choose_frames():
