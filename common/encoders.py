@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -27,7 +26,7 @@ from transformers.utils import logging
 from common.errors import UserError
 from common.files import file_hash, hash_of, read_json, write_json
 from common.layers import count_parameters
-from common.training import best_weights, load_trained
+from common.training import load_best
 
 logging.disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
 # transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
@@ -318,7 +317,7 @@ def load_finetuned(folder):
         raise UserError(f"{source}: not the weights that 02 started from; run 02_finetune_unimodal.py again")
     encoder = TurnEncoder(backbone, description["modality"], **how)
     linear = nn.Linear(encoder.width, len(description["classes"]))
-    load_trained(nn.ModuleDict({"encoder": encoder, "linear": linear}), load_file(best_weights(folder)))
+    load_best(nn.ModuleDict({"encoder": encoder, "linear": linear}), folder)
     return encoder.eval(), linear.eval(), description
 
 
