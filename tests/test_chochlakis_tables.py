@@ -39,7 +39,8 @@ def outcome(predicted, seeds=(0,), errors=None):
         key: np.stack(found if isinstance(found, list) else [found] * len(seeds))
         for key, found in predicted.items()
     }
-    return tables.Outcome("avid-cma", "random weights", test, seeds, 200, predicted, errors or {})
+    settings = {"SEEDS": seeds, "N_RESAMPLES": 200, "RANDOM_BACKBONES": True, "PRETRAIN_CORPUS": ""}
+    return tables.Outcome("avid-cma", settings, test, predicted, errors or {})
 
 
 class FakeRun:
@@ -154,7 +155,9 @@ def test_bars_are_one_standard_deviation():
 def test_the_note_says_what_is_missing():
     note = outcome({}).note()
     assert "10 test recordings, 2 of them without video; majority class 100.0 %" in note
-    assert "without audio" not in note and "avid-cma, random weights; 4 clips" in note
+    assert "without audio" not in note and note.startswith(
+        "avid-cma, random weights; autoencoder first trained on nothing else; 4 clips"
+    )
 
 
 # ---- The cases -----------------------------------------------------------------------------

@@ -36,9 +36,8 @@ MIN_STD_DB = 1.0  # of a bin, where we measure it: noise has 4 dB, an empty bin 
 MEL_HOP, MEL_BINS, MEL_TOP_HZ = 160, 80, 8000.0
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # as CrissCross has it
 MEL_MEAN, MEL_STD = -5.3688107, 4.410007
-# Standard deviations by which BatchNorm lifts what random networks compute. With 0, half of all values are
-# cut off in every layer: a linear map of the features explained 0.05 of the variance of the colour of moving
-# squares in new clips, and 0.52 with 2 (0.64 with 4, where the features hardly vary; mean of three seeds).
+# Standard deviations by which BatchNorm lifts what random networks compute: with 0, where half is cut off in
+# every layer, a linear map of the features explained 0.05 of the colours of new clips, with 2 it was 0.52.
 RANDOM_BIAS = 2.0
 
 
@@ -265,10 +264,10 @@ def load_backbone(name, files, width, size, device, allow_pickle=False):
 
 
 def network_weights(content, part):
-    """The weights {name: tensor} of one network by its own names, and all else, of any authors' file.
+    """The weights of a network by its own names, and all else, from what `read_checkpoint` gives.
 
-    content  of `read_checkpoint`. AVID-CMA's has "model" with keys module.video_model.*, module.audio_model.*
-             and heads; CrissCross's are the weights of one network and nothing else
+    AVID-CMA's file has "model" with module.video_model.*, module.audio_model.* and heads; CrissCross's files
+    are the weights of one network.
     """
     model = content["model"] if isinstance(content.get("model"), dict) else content
     return {str(k).removeprefix("module.").removeprefix(f"{part}_model."): x for k, x in model.items()}

@@ -17,10 +17,7 @@ from common.training import Place, load_best, train_and_test
 
 
 class Batches:
-    """A data set: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings.
-
-    Outside training epoch and generator are None.
-    """
+    """A data set: batch_of(rows (B,), epoch, generator) is the batch of some of n recordings."""
 
     def __init__(self, n, batch_of):
         self.lengths, self.batch_of = np.ones(n, np.uint8), batch_of
@@ -29,10 +26,7 @@ class Batches:
         return key
 
     def collate(self, keys):
-        rows = torch.tensor([index for index, _ in keys])
-        if keys[0][1] is None:
-            return self.batch_of(rows, None, None)
-        seed, epoch, _ = keys[0][1]
+        rows, (seed, epoch, _) = torch.tensor([index for index, _ in keys]), keys[0][1] or (0, 0, 0)
         return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))
 
 

@@ -96,10 +96,8 @@ class Outcome:
     """What all Systems of one backbone predicted."""
 
     name: str  # of the backbone
-    about: str  # what backbone and autoencoder are
+    settings: dict  # 06's constants
     test: object  # Part: the test recordings
-    seeds: tuple
-    n_resamples: int
     predicted: dict  # {(System, k): (S, M, R)}
     errors: dict  # {(imputer, k): (S, 2) in %}
 
@@ -113,6 +111,11 @@ class Outcome:
     @property
     def chance(self):
         return 100 * float(self.test.labels.bincount().max()) / len(self.test)
+
+    @property
+    def runs(self):
+        """Of a Cell with a value for each seed."""
+        return [(seed, "") for seed in self.settings["SEEDS"]]
 
     def right(self, system, k):
         """Which predictions are right, (S, M, R) 0 or 1."""
@@ -130,15 +133,11 @@ class Outcome:
         column = "none lost" if system.imputer in WHOLE else f"{percent(k, n_clips)} lost"
         return Cell(row, column, (100 * values).tolist(), runs, **bounds, n=len(self.test))
 
-    @property
-    def runs(self):
-        """Of a Cell with a value for each seed."""
-        return [(seed, "") for seed in self.seeds]
-
     def interval(self, metric, *right):
         """Bounds in % of a metric of right decisions (..., R), speakers resampled."""
         right = [x.reshape(-1, len(self.test)) for x in right]
-        bounds = cluster_bootstrap(metric, *right, self.test.speakers, self.n_resamples, 0, n_classes=2)
+        how = self.test.speakers, self.settings["N_RESAMPLES"], 0, 2
+        bounds = cluster_bootstrap(metric, *right, *how)
         return dict(zip(("low", "high"), 100 * np.array(bounds)))
 
     def series(self, system):
@@ -149,31 +148,25 @@ class Outcome:
 
     def note(self):
         """What every table and figure says."""
-        test, lacks = self.test, zip(self.test.missing.all(2).sum(0).tolist(), MODALITIES)
-        without = "".join(f", {n:,} of them without {name}" for n, name in lacks if n)
+        test, c, lacks = self.test, self.settings, self.test.missing.all(2).sum(0).tolist()
+        without = "".join(f", {n:,} of them without {name}" for n, name in zip(lacks, MODALITIES) if n)
+        weights = "random weights" if c["RANDOM_BACKBONES"] else "the authors' weights"
         return (
-            f"{self.name}, {self.about}; {test.n_clips} clips, as many lost of audio as of video, "
-            f"independently; means over seeds {', '.join(map(str, self.seeds))}; {len(test):,} test "
-            f"recordings{without}; majority class {self.chance:.1f} %."
+            f"{self.name}, {weights}; autoencoder first trained on {c['PRETRAIN_CORPUS'] or 'nothing else'}; "
+            f"{test.n_clips} clips, as many lost of audio as of video, independently; means over seeds "
+            f"{', '.join(map(str, c['SEEDS']))}; {len(test):,} test recordings{without}; majority class "
+            f"{self.chance:.1f} %."
         )
 
 
 def outcomes_of(found, settings):
-    """An Outcome per backbone of {(backbone, seed): what 06's run_seed gives}; settings: 06's constants."""
-    pretrained, seeds, outcomes = settings["PRETRAIN_CORPUS"], settings["SEEDS"], []
-    about = f"random weights, calibrated on {pretrained or 'training clips'}"
-    about = about if settings["RANDOM_BACKBONES"] else "the authors' weights"
-    about += f"; autoencoder first trained on {pretrained or 'no other recordings'}"
+    """An Outcome per backbone of {(backbone, seed): what 06's run_seed gives}."""
+    outcomes = []
     for name in settings["BACKBONES"]:
-        (test, *_), predicted, errors = zip(*(found[name, seed] for seed in seeds))
-        how = seeds, settings["N_RESAMPLES"], stacked(predicted), stacked(errors)
-        outcomes.append(Outcome(name, about, test, *how))
+        (test, *_), *dicts = zip(*(found[name, seed] for seed in settings["SEEDS"]))
+        stacked = ({key: np.stack([of_seed[key] for of_seed in part]) for key in part[0]} for part in dicts)
+        outcomes.append(Outcome(name, settings, test, *stacked))
     return outcomes
-
-
-def stacked(dicts):
-    """{key: the dicts' values in one array}"""
-    return {key: np.stack([values[key] for values in dicts]) for key in dicts[0]}
 
 
 # ---- Tables and figures --------------------------------------------------------------------
@@ -187,9 +180,7 @@ def write(run, outcomes, classifiers, mixtures, fixed, beyond):
         stems = f"table_fig_{number}", f"fig_{number}_{name}"
         show(run, outcome, *stems, f"Figure {number}. Accuracy by level of dropout", panels)
         if "gru" in classifiers:
-            about = (
-                f"GRU, fine-tuned on imputations by autoencoders of {fixed} lost clips or the curriculum. "
-            )
+            about = f"GRU, fine-tuned on imputations of the curriculum or of {fixed} lost clips. "
             stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
             show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         if beyond:
@@ -232,14 +223,15 @@ def write_errors(run, outcome):
 
 def write_predictions(run, outcomes, fold, classes):
     """predictions.csv: those under the first mask of the middle level; fold: name of the split."""
-    test, seeds, found = outcomes[0].test, outcomes[0].seeds, {}
+    test, found = outcomes[0].test, {}
     for outcome in outcomes:
         for (system, k), labels in outcome.predicted.items():
             if k in (0, test.n_clips // 2):
                 lost = f", {percent(k, test.n_clips)} lost" if k else ""
                 name = f"{outcome.name} {system.classifier}: {system.label(test.n_clips)}{lost}"
                 found[name] = labels[:, 0]  # (S, R)
-    runs = {(seed, fold): (slice(i, i + 1), range(len(test))) for i, seed in enumerate(seeds)}
+    seeds = enumerate(outcomes[0].settings["SEEDS"])
+    runs = {(seed, fold): (slice(i, i + 1), range(len(test))) for i, seed in seeds}
     run.predictions(prediction_rows(test.turns, classes, runs, found))
 
 
