@@ -254,7 +254,7 @@ def test_crops_equal_those_of_each_clip_over_several_stores(tmp_path):
 
 def test_random_crops_reach_both_ends(tmp_path):
     crops = Crops([(fake_store(tmp_path / "s", [14]), "clip0")], 10, True)
-    starts = [int(crops[0, (0, epoch, 0)][0][0, 1]) for epoch in range(400)]
+    starts = [int(crops[0, (0, epoch, 0)]["x"][0, 1]) for epoch in range(400)]
     assert np.bincount(starts, minlength=5).min() > 50  # 80 on average, a standard deviation of 8
 
 
@@ -266,9 +266,9 @@ def test_crops_of_spectrograms_are_those_of_the_same_frames(tmp_path, vqvae):
         powers, codes = Powers(paths, pairs, 12, random), Crops(pairs, 12, random)
         for i, path in enumerate(paths):
             key = i, (0, 1, i)
-            assert torch.equal(vqvae.encode(powers[key][0]), codes[key][0])
+            assert torch.equal(vqvae.encode(powers[key]["x"]), codes[key]["x"])
             whole = power_spectrogram(read_clip(path))
-            assert random or torch.equal(powers[key][0], whole[:12])
+            assert random or torch.equal(powers[key]["x"], whole[:12])
     assert powers.collate([powers[i, (0, 0, i)] for i in range(3)])["x"].shape == (3, 12, 513)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.errors import UserError
 from common.layers import build, count_parameters
 from common.sadok.codes import Masked
-from common.sadok.data import Network
+from common.sadok.data import Network, Row
 
 PAPER = Network("vqmae", "patch-tf", 0.8, 200, 64, 10, 4, 8, 12, 0)
 FRAMES = replace(PAPER, strategy="frame", t=1, d=64)
@@ -78,12 +78,11 @@ def test_tokens_are_patches_in_time_major_order(paper):
 
 def test_sizes_that_do_not_fit_are_refused(paper):
     for t, d in ((7, 4), (10, 5), (0, 4)):
-        with pytest.raises(UserError, match="does not divide.*choose one of"):
+        with pytest.raises(UserError, match="TOKEN_SIZE.*does not divide"):
             _ = replace(PAPER, t=t, d=d).grid
-    with pytest.raises(UserError, match="HEADS=4: do not divide the model's width 6"):
-        paper.VQMAE(replace(PAPER, width=6))
-    with pytest.raises(UserError, match="QUERY_HEADS=8: do not divide the model's width 20"):
-        paper.Query2Emo(20, 3)
+    for row in (Row(replace(PAPER, width=6)), Row(replace(PAPER, width=20), head="query2emo")):
+        with pytest.raises(UserError, match="HEADS=4, QUERY_HEADS=8: must divide"):
+            paper.check_constants([row])
 
 
 # ---- Masking -------------------------------------------------------------------------------
@@ -127,7 +126,7 @@ def test_every_token_is_hidden_equally_often(paper, strategy):
 
 def test_masks_that_make_no_sense_are_refused(paper):
     for ratio, strategy in ((0.01, "patch-t"), (0.99, "patch-f"), (0.0, "patch-tf"), (1.3, "patch-tf")):
-        with pytest.raises(UserError, match=f"masking ratio {ratio}"):
+        with pytest.raises(UserError, match=f"RATIO, RATIOS: {ratio} hides"):
             paper.random_masking(replace(PAPER, ratio=ratio, strategy=strategy), np.random.default_rng(0))
 
 
@@ -137,7 +136,7 @@ def test_crops_and_masks_depend_on_the_key_alone(script):
             return 5
 
         def __getitem__(self, key):
-            return torch.full((12, 8), key[0], dtype=torch.uint8), 0
+            return {"x": torch.full((12, 8), key[0], dtype=torch.uint8)}
 
     data = Masked(Clips(), lambda rng: script.random_masking(SMALL, rng), times=2)
     assert len(data.lengths) == 10
@@ -146,7 +145,7 @@ def test_crops_and_masks_depend_on_the_key_alone(script):
     assert not torch.equal(batch["hidden_at"][1], batch["hidden_at"][6])  # the same crop twice in an epoch
     part = data.collate([data[i, (0, 3, i)] for i in (6, 2)])  # in another batch
     assert all(torch.equal(part[name], batch[name][[6, 2]]) for name in batch)
-    assert torch.equal(data[3, None][2], data[3, None][2])
+    assert (data[3, None]["hidden_at"] == data[3, None]["hidden_at"]).all()
 
 
 # ---- Blocks --------------------------------------------------------------------------------
@@ -278,7 +277,7 @@ def test_what_is_hidden_is_not_read_and_what_is_visible_is(script, network):
     is_hidden = script.unpatchify(hidden[..., None].expand(-1, -1, network.t * network.d), network)
     other = (codes + 1) % K
     changed = codes, torch.where(is_hidden, other, codes), torch.where(is_hidden, codes, other)
-    found = [model.predict(script.tokens_of(x, network), visible_at, hidden_at) for x in changed]
+    found = [model.logits(model.decode(script.tokens_of(x, network), visible_at, hidden_at)) for x in changed]
     assert found[0].shape == (*hidden_at.shape, network.t * network.d, K)
     assert torch.equal(found[0], found[1])
     assert (found[0] - found[2]).abs().max() > 1e-3
@@ -291,12 +290,31 @@ def test_equation_1_is_the_mean_over_all_hidden_indices(script):
     tokens = script.tokens_of(codes, network)
     target = tokens[hidden]
     assert target.numel() == 3 * 2 * 4 * 6  # samples, rows hidden of 4, columns, codes of a token
-    logits = model.predict(tokens, visible_at, hidden_at).view(-1, 6, K)
+    logits = model.logits(model.decode(tokens, visible_at, hidden_at)).view(-1, 6, K)
     log_p = logits.log_softmax(2).gather(2, target[..., None])
     assert list(model.train()(codes, visible_at, hidden_at)) == ["loss"]
     found = model.eval()(codes, visible_at, hidden_at)
     torch.testing.assert_close(found["loss"], -log_p.mean())
     assert found["codes_found"].item() == pytest.approx((logits.argmax(2) == target).float().mean().item())
+
+
+def test_a_large_batch_keeps_no_logits_and_has_the_same_gradients(script, monkeypatch):
+    """512 crops have 5 GB of logits: made again in parts for the gradients, they are never held at once."""
+    codes, at = codes_of(6), masked(script, 6)[:2]
+    n_logits = 6 * 8 * 6  # samples, hidden tokens, codes of each
+
+    def step(at_once):
+        """Loss, gradients, and whether logits were kept for them."""
+        monkeypatch.setattr(script, "LOSS_CROPS", at_once)
+        kept, model = [], script.build_network(SMALL)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+            loss = model(codes, *at)["loss"]
+        loss.backward()
+        return (n_logits, K) in kept, loss, model.head.weight.grad, model.encoder.embed.table.grad
+
+    (whole_kept, *whole), (parts_kept, *parts) = step(64), step(4)
+    assert whole_kept and not parts_kept
+    torch.testing.assert_close(whole, parts)
 
 
 def test_reconstruction_changes_hidden_codes_only(script):
@@ -331,7 +349,7 @@ def test_it_learns_eight_samples(script):
 
 # ---- Heads ---------------------------------------------------------------------------------
 
-HEADS = ("cls", "query2emo", "mean")
+HEADS = ("cls", "query2emo", "mean", "row")
 
 
 def classifier(script, head, freeze=False, network=SMALL, n_classes=3):
@@ -354,7 +372,7 @@ def test_classifiers_train_or_hold_the_encoder(script, head):
 def test_cls_is_a_linear_layer_on_the_first_token(script):
     model, codes = classifier(script, "cls"), codes_of(2)
     encoded = model.encoder(script.tokens_of(codes, SMALL))
-    torch.testing.assert_close(model(codes), encoded[:, 0] @ model.head.weight.T + model.head.bias)
+    torch.testing.assert_close(model(codes), model.head.linear(encoded[:, 0]))
 
 
 def test_emotion_from_the_mean_of_tokens_by_hand(script):
@@ -369,10 +387,29 @@ def test_emotion_from_the_mean_of_tokens_by_hand(script):
     torch.testing.assert_close(model.train()(x[:1]), model.eval()(x[:1]))  # one sample has no variance
 
 
+def test_emotion_from_rows_by_hand(script):
+    """Mean and sd over time of the tokens of each row; a frame is one row."""
+    model, x = classifier(script, "row").eval(), codes_of(3)
+    tokens = model.encoder(script.tokens_of(x, SMALL))[:, 1:].view(3, 4, 4, -1).detach().numpy()
+    read = np.stack([tokens.mean(1), tokens.std(1)], 1).reshape(3, -1)
+    assert model.head.linear.in_features == read.shape[1] == 2 * 4 * SMALL.units
+    torch.testing.assert_close(model(x), model.head.linear(torch.from_numpy(read)), atol=1e-4, rtol=1e-4)
+    frames = classifier(script, "row", network=replace(SMALL, strategy="frame", t=1, d=8))
+    assert frames.head.linear.in_features == 2 * 8 * 4
+
+
+def test_cross_entropy_instead_of_the_asymmetric_loss(script):
+    logits, labels = 3 * noise(20, 5), torch.arange(20) % 5
+    expected = F.cross_entropy(logits, labels, label_smoothing=script.SMOOTHING)
+    torch.testing.assert_close(script.LOSSES["cross_entropy"](logits, labels), expected)
+    assert abs(script.LOSSES["asymmetric"](logits, labels) - expected) > 0.1
+
+
 def test_query2emo_has_one_query_and_one_logit_per_class(script, monkeypatch):
     """Classes trade places with their queries and weights, and every token is looked at."""
     monkeypatch.setattr(script, "QUERY_BLOCKS", (1, 2))
-    head, x = uneven(script.Query2Emo(8, 3)).eval(), noise(2, 5, 8).requires_grad_()
+    head = uneven(script.Query2Emo(replace(SMALL, width=8), 3)).eval()
+    x = noise(2, 5, 8).requires_grad_()
     logits = head(x)
     logits.square().sum().backward()
     assert (x.grad.abs().sum((0, 2)) > 0).all()
@@ -463,6 +500,17 @@ def test_specmae_reads_the_visible_patches_only_and_learns(script):
 def test_classifiers_on_specmaes_encoder(script, head):
     model = classifier(script, head, network=replace(SPECTRUM, kind="specmae-log"))
     assert model(noise(2, 4, 6).square()).shape == (2, 3)
+
+
+def test_specmae_under_fp16_holds_the_power_of_loud_speech(script):
+    """A full-scale tone has 65,536, more than fp16's largest number: the layers at its ends stay in fp32."""
+    model, power = script.build_network(SPECTRUM), torch.full((4, 4, 6), 2.6e5)
+    with torch.autocast("cpu", torch.float16):
+        loss = model(power, *masked(script, 4, SPECTRUM)[:2])["loss"]
+        logits = classifier(script, "cls", network=SPECTRUM)(power)
+    (loss * 2**-16).backward()  # the scale that a GradScaler comes to
+    assert torch.isfinite(loss) and torch.isfinite(logits).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_sizes_of_the_authors_specmae(paper):

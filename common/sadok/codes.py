@@ -9,13 +9,29 @@ import functools
 
 import numpy as np
 import torch
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch.utils.data import default_collate
+from torchaudio.functional import melscale_fbanks
 
 from common.extraction import Extraction, extract
 from common.files import file_hash
 from common.sadok.data import audio_paths, read_part
-from common.sadok.vqvae import HOP, N_ROWS, RATE_HZ, cached_clip, power_spectrogram, read_clip
+from common.sadok.vqvae import (
+    HOP,
+    N_BINS,
+    N_CODES,
+    N_ROWS,
+    RATE_HZ,
+    cached_clip,
+    power_spectrogram,
+    read_clip,
+)
 from common.store import Store
 from common.training import best_weights
+
+SVM_C = (0.1, 1.0, 10.0, 100.0)
 
 # ---- Extraction ----------------------------------------------------------------------------
 
@@ -31,7 +47,7 @@ def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
     seconds = sum(turn.duration_s for turn in manifest.turns)
     need_bytes = (seconds * RATE_HZ / HOP + len(clips)) * N_ROWS
     weights = file_hash(best_weights(pretraining.folder / "vqvae"))
-    identity = {"vqvae": weights, "manifest": manifest.fingerprint()}
+    identity = {"vqvae": weights, "manifest": manifest.fingerprint(), "precision": "fp32 without TF32"}
 
     def compute(batch):
         device = vqvae.mean.device
@@ -52,13 +68,15 @@ def open_codes(folder):
 
 
 class Crops:
-    """Crops of codes, a data set for training.fit and training.predict; an item is (codes (T, 64), label).
+    """Crops of codes "x" (T, 64) and "labels", a data set for training.fit and training.predict.
 
     clips     [(Store, utterance id)]
     n_frames  T; a shorter clip is repeated (the authors' wrap padding)
     random    True: from anywhere in the clip, where depends on the key's seed alone; False: from its start
     labels    (n,) class numbers; None = all 0
     """
+
+    collate = staticmethod(default_collate)
 
     def __init__(self, clips, n_frames, random, labels=None):
         self.clips, self.n_frames, self.random = clips, n_frames, random
@@ -72,31 +90,46 @@ class Crops:
     def __getitem__(self, key):
         """key: (index, seed); the seed, a tuple of integers, is read where crops are random."""
         index, seed = key
-        store, name = self.clips[index]
-        codes = store.rows(name, "codes")
+        codes = self.codes(index)
         spare = max(0, len(codes) - self.n_frames)
         start = np.random.default_rng(seed).integers(spare + 1) if self.random else 0
         frames = (start + np.arange(self.n_frames)) % len(codes)
-        return self.read(index, codes, frames), int(self.labels[index])
+        return {"x": self.read(index, frames), "labels": int(self.labels[index])}
 
-    def read(self, index, codes, frames):
-        return torch.from_numpy(codes[frames])  # (T, 64)
+    def codes(self, index):
+        """Those of a whole clip (N, 64)."""
+        store, name = self.clips[index]
+        return store.rows(name, "codes")
 
-    def collate(self, items):
-        """A batch: "x" (B, T, 64) codes or (B, T, 513) powers, and "labels" (B,)."""
-        crops, labels = zip(*items)
-        return {"x": torch.stack(crops), "labels": torch.tensor(labels)}
+    def read(self, index, frames):
+        return torch.from_numpy(self.codes(index)[frames])  # (T, 64)
+
+    def features(self, index):
+        """How often each code occurs in every four rows of a whole clip, for an SVM: (16 * 256,)."""
+        groups = self.codes(index).reshape(-1, 16, 4).swapaxes(0, 1)
+        return np.concatenate(
+            [np.bincount(group.ravel(), minlength=N_CODES) / group.size for group in groups]
+        )
 
 
 class Powers(Crops):
-    """The same crops of power spectrograms, what SpecMAE reads; an item is (power (T, 513), label)."""
+    """The same crops of power spectrograms, what SpecMAE reads: "x" (T, 513)."""
 
     def __init__(self, paths, *crops):
         super().__init__(*crops)
         self.paths = paths
 
-    def read(self, index, codes, frames):
+    def read(self, index, frames):
         return power_spectrogram(cached_clip(self.paths[index]), torch.from_numpy(frames))
+
+    def features(self, index):
+        """Statistics over time of the log-mel spectrum of a whole clip, for an SVM: (200,)."""
+        mel = power_spectrogram(cached_clip(self.paths[index])) @ melscale_fbanks(
+            N_BINS, 0, 8000, 40, RATE_HZ
+        )
+        mel = (mel + 1e-5).log()  # (N, 40)
+        quantiles = mel.quantile(torch.tensor([0.1, 0.9]), 0).flatten()
+        return torch.cat([mel.mean(0), mel.std(0), quantiles, mel.diff(dim=0).std(0)]).numpy()
 
 
 def crops_of(network, turns, pretraining, random=False, label_of=None):
@@ -119,14 +152,32 @@ class Masked:
     mask  mask(rng) -> numbers of the visible (V,) and of the hidden tokens (H,); rng a numpy Generator
     """
 
+    collate = staticmethod(default_collate)  # x (B, T, D'), visible_at (B, V), hidden_at (B, H)
+
     def __init__(self, crops, mask, times=1):
         self.crops, self.mask, self.lengths = crops, mask, np.ones(times * len(crops), np.uint8)
 
     def __getitem__(self, key):
         number, seed = key  # seed None outside training: the same mask each time
-        x, _ = self.crops[number % len(self.crops), seed]
-        return x, *map(torch.from_numpy, self.mask(np.random.default_rng(seed or (0, number))))
+        visible_at, hidden_at = self.mask(np.random.default_rng(seed or (0, number)))
+        x = self.crops[number % len(self.crops), seed]["x"]
+        return {"x": x, "visible_at": visible_at, "hidden_at": hidden_at}
 
-    def collate(self, items):
-        x, visible_at, hidden_at = (torch.stack(part) for part in zip(*items))
-        return {"x": x, "visible_at": visible_at, "hidden_at": hidden_at}  # (B, T, D'), (B, V), (B, H)
+
+# ---- Baselines, not in the paper -----------------------------------------------------------
+
+
+def classify_by_svm(sets, n_classes):
+    """An SVM on `features` of {"train", "valid", "test": Crops}, whose C is chosen on "valid".
+
+    Returns an outcome such as that of training.train_and_test; its "epochs" are the values of C.
+    """
+    x = {part: np.stack([crops.features(i) for i in range(len(crops))]) for part, crops in sets.items()}
+    models = [make_pipeline(StandardScaler(), SVC(C=c)).fit(x["train"], sets["train"].labels) for c in SVM_C]
+    score = {
+        part: [model.score(x[part], sets[part].labels) for model in models] for part in ("valid", "test")
+    }
+    logits = np.eye(n_classes)[models[int(np.argmax(score["valid"]))].predict(x["test"])]
+    epochs = [{"accuracy": valid, "test_accuracy": test} for valid, test in zip(*score.values())]
+    tested = {"ids": sets["test"].ids, "outputs": {"logits": logits.tolist()}}
+    return {"history": {"log": epochs}, "tests": {"test": tested}}

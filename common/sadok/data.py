@@ -54,7 +54,19 @@ class Corpus:
         self.class_of = dict(zip(self.row, self.y))
 
 
-def read_corpora(corpus_of, data_root, first, others):
+def check_prepared(data_root, names):
+    """UserError that names all corpora that a run needs and that are not prepared."""
+    faults = []
+    for name in dict.fromkeys(names):
+        try:
+            read_part(data_root, name)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError(f"{'; '.join(faults)}. Synthetic corpora: 01 --demo, then --demo here")
+
+
+def read_corpora(corpus_of, first, others):
     """{name: corpus_of(name)}, of `others` those that are prepared and can be divided."""
     found = {first: corpus_of(first)}
     for name in others:
@@ -109,14 +121,13 @@ class Pretraining:
         return parts
 
 
-def plan_pretrainings(corpora, everyone, leave_out):
-    """{(corpus, number of a fold): the Pretraining that serves it}.
+def plan_pretrainings(corpora, everyone):
+    """{(corpus, number of a fold): the Pretraining that serves it, without speakers whom the fold tests}.
 
-    everyone   Pretraining that leaves nobody out
-    leave_out  "tested": nobody whom the fold tests is in a pretraining on the same corpus; or "nobody"
+    everyone  Pretraining that leaves nobody out: it serves corpora that it does not read
     Fold k of every corpus shares a pretraining, so that runs with another CORPUS or other TABLES do too.
     """
-    shared = [c for c in corpora.values() if leave_out == "tested" and c.base in everyone.corpora]
+    shared = [c for c in corpora.values() if c.base in everyone.corpora]
     found = {}
     for name, corpus in corpora.items():
         for k in range(len(corpus.folds)):
@@ -124,6 +135,7 @@ def plan_pretrainings(corpora, everyone, leave_out):
             tested = frozenset((base, turn.speaker) for base, fold in folds for turn in fold.test)
             without = replace(everyone, name=f"without_fold{k + 1}", left_out=tested)
             found[name, k] = without if corpus in shared else everyone
+            found[name, k].turns()  # UserError where too few speakers are left
     return found
 
 
@@ -169,13 +181,16 @@ class Network:
         return self.t * self.d * self.code_width
 
     @property
+    def units(self):
+        return self.width or self.token_width
+
+    @property
     def grid(self):
         """(n_t, n_d), tokens along time and frequency; UserError where t or d does not divide its side."""
         for size, total in ((self.t, self.n_frames), (self.d, self.n_rows)):
-            if size < 1 or total < 1 or total % size:
-                good = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
-                found = f"{size} does not divide {total} frames or codes of a frame; choose one of {good}"
-                raise UserError(f"token size {self.t}x{self.d}: {found}")
+            if size < 1 or total % size:
+                names = "N_FRAMES, TOKEN_SIZE, SPEC_PATCH, TOKEN_SIZES"
+                raise UserError(f"{names}: {size} of {self.t}x{self.d} does not divide {total}")
         return self.n_frames // self.t, self.n_rows // self.d
 
     @property
@@ -200,6 +215,8 @@ class Row:
     head: str = "cls"
 
     def slug(self):
-        """Such as finetuned_cls, frozen_cls; scratch_cls, random_cls: not pretrained, trained or frozen."""
+        """finetuned_cls, frozen_cls; scratch_cls, random_cls: not pretrained, trained or frozen; svm."""
+        if self.head == "svm":
+            return "svm"
         ways = ("scratch", "random"), ("finetuned", "frozen")
         return f"{ways[self.pretrained][self.freeze]}_{self.head}"

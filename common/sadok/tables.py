@@ -11,7 +11,6 @@ import numpy as np
 from common import metrics
 from common.comparison import paired_test_cells
 from common.errors import UserError
-from common.files import read_json
 from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
 from common.sadok import figures
 from common.sadok.data import Row, size_of
@@ -29,18 +28,12 @@ TABLES = {  # title, what a reader must know
     "fig3": ("Figure 3 in numbers", ""),
     "equal": ("Frames and patches at one width", "Not in the paper: its tokens of frames have 512 units. "),
     "mean": ("Emotion from the mean of all tokens", f"Not in the paper, which reads CLS. {MASKED}"),
-}
-VQVAE_FIGURES = {  # column: (figure of vqvae.vqvae_figures, unit, digits)
-    "Itakura-Saito divergence": ("itakura_saito", "", 3),
-    "log-spectral distance": ("log_spectral_distance", "dB", 2),
-    "codebook perplexity (of 256)": ("perplexity", "", 1),
-    "share of codes used": ("usage", "", 3),
+    "row": ("Emotion from mean and sd of each row", f"Not in the paper, which reads CLS. {MASKED}"),
 }
 POOLED = {
     "accuracy pooled": metrics.accuracy,
     "UAR": metrics.unweighted_recall,
     "weighted F1": metrics.weighted_f1,
-    "macro F1": metrics.macro_f1,
 }
 BEST_TEST = "accuracy, best TEST epoch"
 IN_TABLE_5 = ("accuracy", "UAR", "weighted F1", BEST_TEST)
@@ -57,7 +50,7 @@ def masked_by(network, strategy):
 def networks(patch, strategy):
     """patch masked by `strategy`; by frames; and by frames at the width of patches."""
     frame = masked_by(patch, "frame")
-    return masked_by(patch, strategy), frame, replace(frame, width=patch.width or patch.token_width)
+    return masked_by(patch, strategy), frame, replace(frame, width=patch.units)
 
 
 def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, token_sizes):
@@ -67,7 +60,7 @@ def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, toke
     spectra   {"" or " on log power": Network} of SpecMAE
     """
     (base, frame, narrow), found = networks(patch, strategy), {}
-    name, mean = f"VQ-MAE-S-{base.depth}", Row(base, head="mean")
+    name = f"VQ-MAE-S-{base.depth}"
     found["1"] = {
         f"{name}, not pretrained": Row(base, pretrained=False),
         f"{name}, pretrained, frozen": Row(base, freeze=True),
@@ -88,12 +81,13 @@ def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, toke
     found["fig3"] = {text: Row(replace(patch, t=t, d=d)) for text, (t, d) in sizes.items()}
     units = f"{narrow.width} units"
     found["equal"] = {f"Patch-tf, {units}": Row(patch), f"Frame, {units}": Row(narrow)}
-    found["mean"] = {
-        "random and frozen": replace(mean, pretrained=False, freeze=True),
-        "pretrained, frozen": replace(mean, freeze=True),
-        "not pretrained, trained": replace(mean, pretrained=False),
-        "pretrained, fine-tuned": mean,
-    }
+    for head in ("mean", "row"):
+        found[head] = {
+            "random and frozen": Row(base, pretrained=False, freeze=True, head=head),
+            "pretrained, frozen": Row(base, freeze=True, head=head),
+            "not pretrained, trained": Row(base, pretrained=False, head=head),
+            "pretrained, fine-tuned": Row(base, head=head),
+        }
     return found
 
 
@@ -118,13 +112,14 @@ def runs(planned, corpora, seeds, serving):
 def tests(patch, strategy, spectra):
     """{what is gained: (Row, Row without it)}, as far as the tables have both; arguments as for `rows`."""
     base, frame, narrow = networks(patch, strategy)
-    mean, scratch = Row(base, head="mean"), {"pretrained": False}
+    heads, scratch = {"mean of tokens": "mean", "rows of tokens": "row"}, {"pretrained": False}
+    read = {label: Row(base, head=head) for label, head in heads.items()}
     changes = {  # (Row, what differs in the other one)
         "pretrained against not, Patch-tf": (Row(patch), scratch),
         "pretrained against not, Frame": (Row(frame), scratch),
-        "pretrained against not, mean of tokens": (mean, scratch),
-        "pretrained against not, mean of tokens, frozen": (replace(mean, freeze=True), scratch),
-        "mean of tokens against CLS": (mean, {"head": "cls"}),
+        **{f"pretrained against not, {label}": (row, scratch) for label, row in read.items()},
+        **{f"... {label}, frozen": (replace(row, freeze=True), scratch) for label, row in read.items()},
+        **{f"{label} against CLS": (row, {"head": "cls"}) for label, row in read.items()},
         "fine-tuned against frozen": (Row(patch), {"freeze": True}),
         "Frame against Patch-tf": (Row(frame), {"network": patch}),
         "Frame against Patch-tf, one width": (Row(narrow), {"network": patch}),
@@ -146,7 +141,6 @@ class Report:
     corpora: dict  # {name: Corpus}, the first of Tables 1-4
     pretraining: object  # data.Pretraining
     pretrain_epochs: int
-    leave_out: str
     seeds: tuple
     n_resamples: int
     predicted: dict = field(default_factory=dict)  # {(Row, Corpus.name): (seeds, N) class numbers or -1}
@@ -201,8 +195,6 @@ class Report:
         majority, uniform = metrics.chance(corpus.y, len(corpus.manifest.classes))
         if corpus.base in corpora:
             whose = "speakers of a fold's test part are left out of its VQ-VAE and pretraining"
-            if self.leave_out == "nobody":
-                whose = "test speakers are read, unlabelled, in pretraining"
         return (
             f"Pretrained on {', '.join(corpora)} ({self.pretrain_epochs} epochs; {whose}), once, with the "
             "first seed; seeds and folds vary the fine-tuning. accuracy: mean over folds; pooled, UAR (mean "
@@ -214,15 +206,15 @@ class Report:
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def write(report, planned, compared, parameters, pretrainings):
+def write(report, planned, compared, parameters):
     """All tables and figures; planned, compared: from `rows` and `tests`; parameters {Network: count}."""
     paper = paper_figures(PAPER)
     for part, labelled in planned.items():
         cells = table(report, part, labelled, parameters, paper)
         if part in figures.DRAW:
-            figures.DRAW[part](report, labelled, cells)
+            trained = {label: row for label, row in labelled.items() if row.head != "svm"}
+            figures.DRAW[part](report, trained, cells)
     tests_table(report, compared)
-    vqvae_table(report, pretrainings)
     write_predictions(report)
 
 
@@ -235,7 +227,7 @@ def table(report, part, labelled, parameters, paper):
         for label, row in labelled.items():
             columns = "accuracy", "weighted F1", "parameters"
             printed = {column: paper.get((part, label, f"{name} {column}")) for column in columns}
-            if part in ("3", "4", "equal"):
+            if part in ("3", "4", "equal") and row.head != "svm":
                 millions = [parameters[row.network] / 1e6]
                 cells.append(Cell(label, "parameters", millions, unit="M", paper=printed["parameters"]))
             found = report.scores(label, row, corpus, printed)
@@ -268,19 +260,6 @@ def tests_table(report, compared):
     data = corpus.y[scored], corpus.speakers[scored]
     cells, note = paired_test_cells("gain in accuracy", pairs, *data, report.n_resamples)
     report.run.table("sadok_table_tests", "Paired tests", cells, f"Not in the paper. {note}")
-
-
-def vqvae_table(report, pretrainings):
-    """Beyond the paper: how well VQ-VAEs reconstruct speech of held-out speakers, how many codes they use."""
-    cells = []
-    for pretraining in pretrainings:
-        history = read_json(pretraining.folder / "vqvae" / "outcome.json")["history"]
-        row, best = pretraining.name or "all speakers", history["log"][history["best_epoch"] - 1]
-        for column, (name, unit, digits) in VQVAE_FIGURES.items():
-            cells.append(Cell(row, column, [best[f"valid_{name}"]], unit=unit, digits=digits))
-    note = "Not in the paper. On held-out speakers of the pretraining's speech, who chose the epoch."
-    theirs = "The authors' model as they use it, on other speech: 0.63, 6.7 dB, perplexity 191."
-    report.run.table("sadok_table_vqvae", "VQ-VAE", cells, f"{note} {theirs}")
 
 
 def write_predictions(report):
