@@ -157,8 +157,9 @@ CONTEXT_SEEDS = ()                # () = SEEDS; more of them where trainings dif
 CONTEXT_EPOCHS = 0                # at most, 0 = FROZEN_EPOCHS
 
 # ---- Machine -------------------------------------------------------------------------------
-CACHE_GB = 60.0                   # frozen hidden states up to this size are kept in <DATA_ROOT>/cache, larger
-                                  # ones computed anew at every step; WavLM-Large's take 50 GB for IEMOCAP
+HIDDEN_STATES = "auto"            # of frozen models: kept on "disk", also on the "device", or always computed
+                                  # "anew"; "auto": on disk, or anew where a GPU computes faster than it reads
+CACHE_GB = 60.0                   # on disk at most; WavLM-Large's take 50 GB for IEMOCAP. Larger: anew
 KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
 EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
@@ -572,7 +573,7 @@ def run_li(manifest):
     left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
     how = Extraction(EVAL_BATCH_SIZE, WORKERS, max_problem_share=0.5)  # what cannot be read is silence
     for utterances in reversed(study.utterances.values()):  # text first, since it is small
-        left -= keep_states(utterances, manifest, accelerator, cache, left, how)
+        left -= keep_states(utterances, manifest, accelerator, cache, left, HIDDEN_STATES, how)
     systems, phases = list(study.systems), list(study.recipes)
     scores, contexts = train_all(study, systems, [study.window], phases, N_RESAMPLES, JOBS, run), None
     li_tables.table_1(scores, run)
@@ -596,6 +597,7 @@ def check_constants():
         "li": {
             **dict.fromkeys(("SYSTEMS", "CONTEXT_SYSTEMS"), BRANCHES),
             "LAYER_MERGE": ("mean", "concatenate"),
+            "HIDDEN_STATES": ("auto", "disk", "device", "anew"),
             "FINETUNED_PARTS": ("bottom", "all", "none"),
             "KEEP_EPOCH": ("last", "best"),
             "DEVELOP_ON": ("speaker", "group"),
@@ -617,6 +619,7 @@ def check_constants():
         ),
         "FROZEN_EPOCHS and FINETUNE_EPOCHS: give 1 or more": min(FROZEN_EPOCHS, FINETUNE_EPOCHS) < 1,
         f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs": CONTEXT_EPOCHS < 0,
+        "HIDDEN_STATES=device: one process has them, set JOBS=1": HIDDEN_STATES == "device" and JOBS > 1,
     }
     for message, is_wrong in wrong.items():
         if is_wrong and "li" in PAPERS:

@@ -507,7 +507,8 @@ def forward_batch(accelerator, model, forward, batch):
 
     def run():
         with torch.inference_mode(), accelerator.autocast():
-            return {name: value.float().cpu().numpy() for name, value in forward(model, batch).items()}
+            found = forward(model, batch).items()
+            return {name: (x.float() if x.is_floating_point() else x).cpu().numpy() for name, x in found}
 
     found, n = attempt(run), find_batch_size(batch)
     if found is not None:

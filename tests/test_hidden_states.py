@@ -100,12 +100,20 @@ def read(corpus, modality, limits=None, manifest=None):
     return read_utterances(manifest or original, modality, str(checkpoints / MODELS[modality]), limit)
 
 
-def prepared(corpus, cache="cache", modalities=("audio", "text"), cache_gb=1.0, manifest=None, limits=None):
+def prepared(
+    corpus,
+    cache="cache",
+    modalities=("audio", "text"),
+    cache_gb=1.0,
+    manifest=None,
+    limits=None,
+    states="auto",
+):
     """{modality: Utterances} with their states on disk, or computed anew where cache_gb is 0."""
     found = {m: read(corpus, m, limits, manifest) for m in modalities}
     for utterances in found.values():
         where = (manifest or corpus[1], make_accelerator("no"), corpus[0] / cache)
-        keep_states(utterances, *where, cache_gb, Extraction(batch=5, max_problem_share=0.5))
+        keep_states(utterances, *where, cache_gb, states, Extraction(batch=5, max_problem_share=0.5))
     return found
 
 
@@ -329,5 +337,5 @@ def test_states_that_do_not_fit_float16_are_refused(corpus, monkeypatch):
         return states * 1e6, visible
 
     monkeypatch.setattr(hidden_states, "hidden_states", huge)
-    with pytest.raises(UserError, match="do not fit float16; set CACHE_GB=0"):
+    with pytest.raises(UserError, match="do not fit float16; set HIDDEN_STATES=anew"):
         prepared(corpus, "cache_huge", ("text",))

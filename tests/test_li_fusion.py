@@ -66,9 +66,8 @@ def study_of(root, *words):
     study = script.make_study(manifest)
     for utterances in study.utterances.values():
         folder = root / "cache" / "demo_iemocap"
-        script.keep_states(
-            utterances, manifest, make_accelerator("no"), folder, script.CACHE_GB, Extraction(32)
-        )
+        where = folder, script.CACHE_GB, script.HIDDEN_STATES
+        script.keep_states(utterances, manifest, make_accelerator("no"), *where, Extraction(32))
     return study
 
 

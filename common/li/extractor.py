@@ -89,10 +89,8 @@ class ContextConvolution(nn.Module):
 class FeatureExtractor(nn.Module):
     """One modality, from hidden states (or a pretrained model's inputs) to a sequence of width d.
 
-    modality  "audio" or "text"; only text has context
-    shape     (L, D) of the pretrained model
-    window    (utterances before, after) that the text sees
-    others    width, reduction, merge, hidden: of the Projector
+    shape   (L, D) of the pretrained model
+    window  (utterances before, after) that the text sees; audio has no context
     """
 
     def __init__(self, modality, shape, window, width, reduction, merge, hidden):
@@ -100,6 +98,7 @@ class FeatureExtractor(nn.Module):
         before, after = window if modality == "text" else (0, 0)
         self.modality, self.n_window = modality, before + 1 + after
         self.backbone = None  # the pretrained model, where its states do not come with the batch
+        self.kept = None  # all states (P, L, D), where they are on the device and the batch has their rows
         self.projector = Projector(*shape, width, reduction, merge, hidden)
         self.context = ContextConvolution(self.n_window, width) if modality == "text" else None
 
@@ -121,6 +120,7 @@ class FeatureExtractor(nn.Module):
         """batch: of Utterances.collate_states or .collate_inputs -> (x (B, T, d), visible (B, T))."""
         if self.backbone is None:
             states, place, visible = batch["states"], batch["place"], batch["visible"]
+            states = states if self.kept is None else self.kept[states]  # (B, S, L, D)
         else:
             states, place, visible = self.run_backbone(**batch)
         numbers = torch.arange(self.n_window, device=place.device)

@@ -91,15 +91,16 @@ class Study:
 
 def possible_systems(systems, manifest):
     """Those of {system: modalities} whose modalities most labelled turns have; prints which are left out."""
-    turns = manifest.labelled
+    turns, found = manifest.labelled, {}
     having = {m for m in ("audio", "text") if 2 * sum(bool(getattr(t, m)) for t in turns) > len(turns)}
-    found = {system: needs for system, needs in systems.items() if having.issuperset(needs)}
-    for system in (s for s in systems if s not in found):
-        print(f"  {system}: needs {' and '.join(systems[system])}; left out")
+    for system, needs in systems.items():
+        if having.issuperset(needs):
+            found[system] = needs
+        else:
+            print(f"  {system}: needs {' and '.join(needs)}; left out")
     if not found:
-        raise UserError(
-            f"{manifest.folder}/manifest.csv: none of SYSTEMS={','.join(systems)} has its modalities there"
-        )
+        path = f"{manifest.folder}/manifest.csv"
+        raise UserError(f"{path}: none of SYSTEMS={','.join(systems)} has its modalities there")
     return found
 
 
@@ -161,22 +162,25 @@ def start_network(study, system, window, seed, phase, folder):
     if phase == TUNED:
         weights = load_file(best_weights(folder / FROZEN))
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".backbone." not in name})
-    for m in live_modalities(study, system, phase):
-        parts = study.finetuned_parts if phase == TUNED else "none"
-        model.extractors[m].attach(study.utterances[m].backbone(), parts)
+    live, parts = live_modalities(study, system, phase), study.finetuned_parts if phase == TUNED else "none"
+    for m, extractor in model.extractors.items():
+        extractor.kept = study.utterances[m].on_device
+        if m in live:
+            extractor.attach(study.utterances[m].backbone(), parts)
     return model
 
 
 def identity_of(study, system, window, data, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
-    utterances = {m: study.utterances[m] for m in study.systems[system]}
+    inputs = {m: study.utterances[m] for m in study.systems[system]}
     identity = {
         "system": system,
         "window": list(window),
         "design": study.design,
         "manifest": study.manifest.fingerprint(),
-        "weights": {m: u.weights for m, u in utterances.items()},
-        "limits": {m: u.limit for m, u in utterances.items()},
+        "inputs": {
+            m: [u.weights, u.limit, "anew" if u.states is None else "kept"] for m, u in inputs.items()
+        },
         "turns": hash_of({part: turns.ids for part, turns in data.items()}),
     }
     if phase == TUNED:
