@@ -425,6 +425,16 @@ def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option,
     assert message.startswith("error: ") and told in message and "\n" not in message
 
 
+def test_everything_that_is_missing_is_named_at_once(tmp_path):
+    options = "--CORPUS=lombard", "--PRETRAIN_CORPUS=audioset", f"--DATA_ROOT={tmp_path}"
+    with pytest.raises(SystemExit) as ended:
+        run_here(tmp_path, SCRIPT, *options)
+    message = ended.value.code
+    names = "AVID-CMA_Audioset", "norm-stats.npz", "vid_crisscross", "aud_crisscross", "audio_model.21.pth"
+    assert all(f"{name}" in message for name in (*names, "lombard (not", "audioset (not", "--scratch"))
+    assert "\n" not in message and not (tmp_path / "results").exists()
+
+
 # ---- Sound alone ---------------------------------------------------------------------------
 
 
