@@ -579,7 +579,6 @@ def corpus_of(store, rows, keep_unknown=True, stats=(0, 1), labels=None):
         inputs,
         stats,
         vectors,
-        "",
         {"a": 0, "b": 1},
         widths={"text": 300, **sizes},
     )

@@ -206,7 +206,6 @@ class Corpus:
     inputs: tuple  # the modalities that its training clips have
     stats: dict  # `statistics` of its training clips
     vectors: Vectors | None = None
-    vectors_id: str = ""  # a hash of those of its own tokens
     numbers: dict = field(default_factory=dict)  # {token: its number} of the V that are predicted
     counts: np.ndarray | None = None  # (V,) of these, falling
     widths: dict = field(default_factory=dict)  # {modality: numbers of a step}, of any corpus of the run
@@ -214,7 +213,7 @@ class Corpus:
     def identity(self):
         """What trainings on it depend on; JSON-ready."""
         parts = {name: hash_of([part.ids, part.targets.tolist()]) for name, part in self.parts.items()}
-        words = hash_of([self.numbers, self.counts.tolist()]), self.vectors_id, self.vectors.keep_unknown
+        words = hash_of([self.numbers, self.counts.tolist()]), self.vectors.identity()
         return [hash_of(self.store.meta), parts, words]
 
     def count_known(self, part):
@@ -229,14 +228,14 @@ def give_vectors(corpora, recognised, glove, cache, keep_unknown):
     recognised  a store of more words, or None; the rest is for words.Vectors
     """
     stores = [corpus.store for corpus in corpora]
-    own = [count_tokens(store, store.ids) for store in stores + [recognised] * bool(recognised)]
-    vectors = Vectors(sum(own, Counter()), glove, cache, keep_unknown)
+    counts = [count_tokens(store, store.ids) for store in stores + [recognised] * bool(recognised)]
+    vectors = Vectors(sum(counts, Counter()), glove, cache, keep_unknown)
     print(f"  words     {vectors.note}")
     widths = {"text": vectors.width, "audio": AUDIO_DIM, "video": VIDEO_DIM}
     there = {name for corpus in corpora for name in corpus.inputs}
-    for corpus, words in zip(corpora, own):
+    for corpus in corpora:
         corpus.widths = {name: n for name, n in widths.items() if name in there}
-        corpus.vectors, corpus.vectors_id = vectors, vectors.identity(words)
+        corpus.vectors = vectors
         found = corpus.count_known("train")
         order = sorted(found, key=lambda token: (-found[token], token))
         corpus.numbers = {token: number for number, token in enumerate(order)}

@@ -43,14 +43,6 @@ def tokens_of(word):
     return tuple(token for token in tokens if token)
 
 
-def hash_arrays(names, arrays):
-    """A hash of some names and of numpy arrays."""
-    digest = hashlib.sha256(repr(list(names)).encode())
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
-
-
 # ---- Where words come from (Sections 2.2 and 3.1) ------------------------------------------
 
 
@@ -173,8 +165,10 @@ class Recogniser:
         self.step_s = model.config.inputs_to_logits_ratio / self.rate_hz
 
     def identity(self):
-        names, tensors = zip(*sorted(self.model.state_dict().items()))
-        return hash_arrays(names, (tensor.cpu().numpy() for tensor in tensors))
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @exact
     @torch.inference_mode()
@@ -235,7 +229,7 @@ class Vectors:
     """
 
     def __init__(self, counts, glove, cache, keep_unknown):
-        self.words, self.keep_unknown = sorted(counts), keep_unknown
+        self.words, self.keep_unknown, self.glove = sorted(counts), keep_unknown, glove
         if glove:
             self.vectors = read_glove(glove, self.words, cache)
         else:
@@ -260,10 +254,9 @@ class Vectors:
         found[rows >= 0] = self.vectors[rows[rows >= 0]]
         return found
 
-    def identity(self, words):
-        """A hash of the vectors of some words."""
-        rows = sorted(set(self.rows(words).tolist()) - {-1})
-        return hash_arrays([self.words[row] for row in rows], [self.vectors[rows]])
+    def identity(self):
+        """What the vectors of words depend on; JSON-ready."""
+        return [self.glove and [self.glove.name, self.glove.stat().st_size], self.keep_unknown]
 
 
 def random_vector(word):

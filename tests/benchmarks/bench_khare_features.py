@@ -172,7 +172,7 @@ def whole(folder, video):
     stats = {"audio": (audio.mean(0), audio.std(0)), "video": (video.mean(0), video.std(0))}
     inputs, numbers = ("text", "audio", "video"), {form: k for k, form in enumerate(forms)}
     vectors = Vectors(forms, "", None, False)
-    corpus = Corpus("x", store, {"train": part}, inputs, stats, vectors, "", numbers)
+    corpus = Corpus("x", store, {"train": part}, inputs, stats, vectors, numbers)
     data = Clips(corpus, "train", inputs, 0)
 
     def batch():
