@@ -585,8 +585,10 @@ def check_files():
         if c[name] and not (prepared_folder(DATA_ROOT, c[name]) / "manifest.csv").exists():
             missing.append(f"{name}={c[name]} (not prepared: run 01_prepare_data.py --CORPUS={c[name]})")
     for name in ("GLOVE", "TRANSCRIPTS", "ASR_TRANSCRIPTS"):
-        if c[name] and not is_there(c[name], DATA_ROOT, is_model="TRANSCRIPTS" in name):
-            missing.append(f"{name}={c[name]} (no such file here or in {DATA_ROOT})")
+        is_model = "TRANSCRIPTS" in name
+        if c[name] and not is_there(c[name], DATA_ROOT, is_model):
+            more = " and no model that can be had" * is_model
+            missing.append(f"{name}={c[name]} (no such file here or in {DATA_ROOT}{more})")
     if VGG_WEIGHTS and not RANDOM_VGG and not Path(VGG_WEIGHTS).is_file():
         missing.append(f"VGG_WEIGHTS={VGG_WEIGHTS} (no such file)")
     if missing:

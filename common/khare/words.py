@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from torchaudio.functional import edit_distance
-from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from common.errors import UserError
 from common.files import atomic_path, file_hash, hash_of
@@ -56,8 +57,8 @@ def is_there(name, data_root, is_model):
     if look_up(name, data_root) or not is_model or name.endswith(".csv"):
         return look_up(name, data_root) is not None
     try:
-        return bool(AutoConfig.from_pretrained(name))
-    except (OSError, ValueError):
+        return bool(try_to_load_from_cache(name, "config.json") or HfApi().model_info(name, timeout=5))
+    except Exception:  # no such model, no network, or none wanted (HF_HUB_OFFLINE)
         return False
 
 
