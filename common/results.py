@@ -17,9 +17,8 @@ import re
 import subprocess
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,9 +26,8 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import make_folder, read_csv, write_csv, write_json, write_text, writing
-from common.manifest import corpus_name
 from common.metrics import cluster_bootstrap, confusion
-from common.settings import changed
+from common.settings import changed, show
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("numpy", "torch", "transformers", "accelerate", "scikit-learn", "xgboost")
@@ -37,7 +35,7 @@ PREDICTION_COLUMNS = ("utterance_id", "speaker", "fold", "seed", "system", "y_tr
 TABLE_COLUMNS = "row column unit paper mean sd ci_low ci_high n n_runs corpus protocol command".split()
 MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
 # Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
-FREE = ("CORPUS", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
+FREE = "CORPUS|RUN|SEEDS|N_RESAMPLES|PAPERS|STAGES|TABLES|PREPARE_ONLY"
 FREE_BLOCKS = "Roots|Beyond the paper|Machine"
 
 
@@ -48,7 +46,7 @@ class Cell:
     row: str
     column: str
     values: list = field(default_factory=list)  # one per fold and seed; empty: only the paper has a number
-    runs: list = field(default_factory=list)  # (seed, fold name) of each value, for metrics.json
+    runs: list = field(default_factory=list)  # (seed, fold name) of each value
     paper: float | None = None  # as printed in the paper, same unit; None where its model is another
     low: float | None = None  # 95 % interval of the pooled predictions
     high: float | None = None
@@ -63,7 +61,7 @@ class Cell:
 
     @property
     def sd(self):
-        """Sample standard deviation over folds and seeds; None for a single run."""
+        """Sample standard deviation over `runs`; None for a single one."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def summary(self):
@@ -83,16 +81,15 @@ def score_cell(row, column, metric, y_true, y_pred, speakers, runs, n_resamples,
     n_resamples  bootstrap resamples of speakers
     needs        a class without which a fold has no such score
     """
-    n_classes, values, names = int(max(y_true.max(), y_pred.max())) + 1, [], []
+    n_classes, values = int(max(y_true.max(), y_pred.max())) + 1, {}
     for name, (rows, turns) in runs.items():
         if needs is None or (y_true[turns] == needs).any():
             scores = [metric(confusion(y_true[turns], labels[turns], n_classes)) for labels in y_pred[rows]]
-            values.append(100 * float(np.mean(scores)))
-            names.append(name)
+            values[name] = 100 * float(np.mean(scores))
     scored = (y_pred >= 0).all(0)
-    y_true, y_pred, speakers = y_true[scored], y_pred[:, scored], speakers[scored]
-    low, high = cluster_bootstrap(metric, y_true, y_pred, speakers, n_resamples, 0, n_classes=n_classes)
-    return Cell(row, column, values, names, paper, 100 * low, 100 * high, len(y_true))
+    data = y_true[scored], y_pred[:, scored], speakers[scored]
+    low, high = cluster_bootstrap(metric, *data, n_resamples, 0, n_classes=n_classes)
+    return Cell(row, column, [*values.values()], [*values], paper, 100 * low, 100 * high, len(data[0]))
 
 
 def score_cells(row, metrics, *predictions, paper=None):
@@ -152,20 +149,22 @@ class Run:
             note = f"{note} The paper's numbers are left out: {self.incomparable}.".strip()
         about = {"corpus": self.corpus, "protocol": protocol, "command": self.command}
         rows = [{"row": c.row, "column": c.column, **c.summary(), **about} for c in cells]
-        self.written += [self.folder / f"{stem}.csv", self.folder / f"{stem}.md"]
-        write_csv(self.written[-2], rows, TABLE_COLUMNS)
+        write_csv(self.will_write(f"{stem}.csv"), rows, TABLE_COLUMNS)
         sizes = sorted({cell.n for cell in cells if cell.n is not None})
         n = f", n = {' to '.join(f'{size:,}' for size in sizes[:: max(1, len(sizes) - 1)])}" if sizes else ""
-        parts = [f"**{title}.** Corpus {self.corpus}{n}; {protocol}.", *grids(cells)]
-        parts += [f"{legend(cells)} {note}".strip(), self.made_by()]
-        write_text(self.written[-1], "\n\n".join(filter(None, parts)) + "\n")
-        self.cells |= {f"{stem}/{cell.row}/{cell.column}": cell for cell in cells}
-
-    def made_by(self):
         commit, dirty = git_state()
         state = f"commit {commit[:10]}{' with local changes' * dirty}" if commit else "no commit"
-        seeds = ", ".join(map(str, self.settings.get("SEEDS", ()))) or "–"
-        return f"Made by `{self.command}`, seeds {seeds}, {state}, {self.device}."
+        seeds = show(self.settings.get("SEEDS", ())).replace(",", ", ") or "–"
+        made = f"Made by `{self.command}`, seeds {seeds}, {state}, {self.device}."
+        parts = [f"**{title}.** Corpus {self.corpus}{n}; {protocol}.", *grids(cells)]
+        parts += [f"{legend(cells)} {note}".strip(), made]
+        write_text(self.will_write(f"{stem}.md"), "\n\n".join(filter(None, parts)) + "\n")
+        self.cells |= {f"{stem}/{cell.row}/{cell.column}": cell for cell in cells}
+
+    def will_write(self, name):
+        """The path of a file of this run, counted among those written."""
+        self.written.append(self.folder / name)
+        return self.written[-1]
 
     def figure(self, paths):
         """Count the files of a figure among those written."""
@@ -173,52 +172,31 @@ class Run:
 
     def predictions(self, rows):
         """Write [<paper>_]predictions.csv, a row per utterance, seed and system, with PREDICTION_COLUMNS."""
-        self.written.append(self.own("predictions.csv"))
-        write_csv(self.written[-1], rows, PREDICTION_COLUMNS)
+        write_csv(self.will_write(self.own("predictions.csv")), rows, PREDICTION_COLUMNS)
 
     def log(self, record):
         """Append one record to log.jsonl, which all papers of a script share."""
         append_log(self.folder / "log.jsonl", {"paper": self.paper, **record} if self.paper else record)
 
     def own(self, name):
-        """The path of a file that another paper's run of the same script must not overwrite."""
-        return self.folder / (f"{self.paper}_{name}" if self.paper else name)
+        """A file's name that another paper's run of the same script does not have."""
+        return f"{self.paper}_{name}" if self.paper else name
 
     def finish(self, **more):
         """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and print this run's files."""
-        seconds, (commit, dirty) = time.monotonic() - self.started, git_state()
-        self.written.append(self.own("metrics.json"))
-        content = {
-            "script": self.script,
-            "corpus": self.corpus,
-            "protocol": self.protocol,
-            "command": self.command,
-            "metrics": {name: metric(cell) for name, cell in self.cells.items()},
-            **more,
-            "settings": public(self.settings),
-            "commit": commit,
-            "dirty": dirty,
-            "versions": versions(),
-            "device": self.device,
-            "seconds": round(seconds, 1),
-        }
-        write_json(self.written[-1], content)
-        self.log({"event": "finished", "seconds": round(seconds, 1)})
+        seconds, (commit, dirty) = round(time.monotonic() - self.started, 1), git_state()
+        metrics = {}
+        for name, c in self.cells.items():
+            runs = [{"seed": s, "fold": fold, "value": v} for (s, fold), v in zip(c.runs, c.values)]
+            metrics[name] = {"per_run": runs, **c.summary()}
+        about = {name: getattr(self, name) for name in ("script", "corpus", "protocol", "command", "device")}
+        about |= {"commit": commit, "dirty": dirty, "seconds": seconds, "python": platform.python_version()}
+        about |= {"versions": {name: version(name) for name in PACKAGES}}
+        content = {**about, **more, "settings": public(self.settings), "metrics": metrics}
+        write_json(self.will_write(self.own("metrics.json")), content)
+        self.log({"event": "finished", "seconds": seconds})
         names = sorted({path.name for path in self.written})
-        place = public(str(self.folder))
-        print(f"wrote {len(names)} files to {place}/ in {seconds:.0f} s: {', '.join(names)}")
-
-
-def metric(cell):
-    """A cell for metrics.json: by seed, by run, and in sum."""
-    per_seed = defaultdict(list)
-    for (seed, _), value in zip(cell.runs, cell.values):
-        per_seed[str(seed)].append(value)
-    return {
-        "per_seed": {seed: float(np.mean(values)) for seed, values in per_seed.items()},
-        "per_run": [{"seed": s, "fold": f, "value": v} for (s, f), v in zip(cell.runs, cell.values)],
-        **cell.summary(),
-    }
+        print(f"wrote {len(names)} files to {public(self.folder)}/ in {seconds:.0f} s: {', '.join(names)}")
 
 
 def start_run(script, settings, manifest, protocol, device=None, paper=""):
@@ -231,50 +209,41 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
               gives li_metrics.json; the first paper's have none
     Raises UserError where --demo is combined with a corpus whose real results it would overwrite.
     """
-    stem, corpus = Path(script).stem, manifest.corpus
-    refuse_demo_on_real(corpus, sys.argv[1:])
-    folder = make_folder(results_folder(settings["RESULTS_ROOT"], stem, corpus))
-    command, why_not = command_line(sys.argv), incomparable(script, settings, manifest)
-    run = Run(stem, paper, corpus, protocol, folder, dict(settings), hardware(device), command, why_not)
+    corpus, command = manifest.corpus, " ".join(["python", Path(script).name, *map(public, sys.argv[1:])])
+    source = (ROOT / Path(script).name).read_text(encoding="utf-8")
+    if "--demo" in sys.argv and not corpus.startswith("demo") and "--RESULTS_ROOT=" not in command:
+        remedy = "leave --demo out, or give another --RESULTS_ROOT"
+        raise UserError(f"--demo would write over the results of the real corpus {corpus}; {remedy}")
+    folder = make_folder(Path(settings["RESULTS_ROOT"], Path(script).stem, corpus))
+    why_not = incomparable(source, settings, manifest)
+    about = dict(settings), hardware(str(device or "cpu")), command, why_not
+    run = Run(Path(script).stem, paper, corpus, protocol, folder, *about)
     labelled = manifest.labelled
-    per_class = ", ".join(f"{name} {sum(t.label == name for t in labelled):,}" for name in manifest.classes)
-    labels = f"{len(labelled):,} labelled ({per_class})" if labelled else "no labels"
+    counts = Counter(turn.label for turn in labelled)
+    labels = ", ".join(f"{name} {counts[name]:,}" for name in manifest.classes)
+    labels = f"{len(labelled):,} labelled ({labels})" if labelled else "no labels"
     n_speakers = len({turn.speaker for turn in labelled or manifest.turns})
     print(
         f"{command}\n  device    {run.device}\n"
         f"  corpus    {corpus}: {len(manifest.turns):,} turns, {labels}, {n_speakers:,} speakers\n"
-        f"  protocol  {protocol}\n  results   {public(str(folder))}/"
+        f"  protocol  {protocol}\n  results   {public(folder)}/"
     )
-    run.log({"event": "started", "command": command, "settings": public(settings)})
+    run.log({"event": "started", "command": command, "settings": settings})
     return run
 
 
-def incomparable(script, settings, manifest):
+def incomparable(source, settings, manifest):
     """Why figures of a run cannot be held against the paper's; "" where they can."""
     if not manifest.complete:
         return f"{manifest.corpus} is not the complete genuine release"
-    other = changed((ROOT / Path(script).name).read_text(encoding="utf-8"), settings)
-    other = [name for name, block in other.items() if name not in FREE and not re.search(FREE_BLOCKS, block)]
+    blocks = changed(source, settings)
+    other = [n for n, block in blocks.items() if n not in FREE and not re.search(FREE_BLOCKS, block)]
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     return f"run with other values of {', '.join(other[:3])}{more}" if other else ""
 
 
-def results_folder(results_root, script_stem, corpus):
-    """<RESULTS_ROOT>/<script>/<corpus>: the corpus in the path keeps demo and real results apart."""
-    return Path(results_root) / script_stem / corpus_name(corpus)
-
-
-def refuse_demo_on_real(corpus, argv):
-    """UserError where the demo's small settings would write over the results of a real corpus."""
-    own_root = any(word.startswith("--RESULTS_ROOT") for word in argv)
-    if "--demo" in argv and not corpus.startswith("demo") and not own_root:
-        remedy = "leave --demo out, or give another --RESULTS_ROOT"
-        raise UserError(f"--demo would write over the results of the real corpus {corpus}; {remedy}")
-
-
 def append_log(path, record):
     """Append one record to a .jsonl file; a line cut off by a kill does not swallow the next one."""
-    path = Path(path)
     make_folder(path.parent)
     with writing(path), open(path, "a+b") as file:
         if file.tell():
@@ -313,22 +282,36 @@ def grids(cells):
 def grid(rows, columns, texts):
     """One Markdown table of the rows that have some text; texts: {(row, column): text}."""
     body = [[row, *(texts.get((row, column), "") for column in columns)] for row in rows]
-    lines = [["", *columns], *(line for line in body if any(line[1:]))]
-    head, *body = ["".join(f"| {text} ".replace("  ", " ") for text in line) + "|" for line in lines]
-    return "\n".join([head, "|---" * (len(columns) + 1) + "|", *body])
+    return markdown([["", *columns], *(line for line in body if any(line[1:]))])
+
+
+def markdown(rows):
+    """Rows of texts as a Markdown table, the first row as its head."""
+    head, *body = ["".join(f"| {text} ".replace("  ", " ") for text in row) + "|" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
 def legend(cells):
     """What "±", brackets and "paper" mean where they occur."""
-    counts, parts = sorted({len(cell.values) for cell in cells if cell.sd is not None}), []
-    if counts:
-        pooled = ", where pooled: seeds" * (len(counts) > 1)
-        parts.append(f"mean ± sd over {' or '.join(map(str, counts))} runs (folds × seeds{pooled})")
+    spreads, parts = dict.fromkeys(spread(cell) for cell in cells if cell.sd is not None), []
+    if spreads:
+        parts.append(f"mean ± sd over {' or '.join(spreads)}")
     if any(cell.low is not None and np.isfinite(cell.low) for cell in cells):
         parts.append("[95 % interval of pooled predictions, speakers resampled]")
     if any(cell.paper is not None for cell in cells):
         parts.append("(paper: as printed there)")
     return f"{' '.join(parts)}." if parts else ""
+
+
+def spread(cell):
+    """What a cell's sd is taken over: "5 folds x 3 seeds", "10 masks", "3 seeds"."""
+    seeds, names = ({run[i] for run in cell.runs} for i in (0, 1))
+    kinds = (
+        {"seed": len(seeds)}
+        if not names
+        else {re.match("[a-z]*", min(names))[0]: len(names), "seed": len(seeds)}
+    )
+    return " × ".join(f"{n} {kind}s" for kind, n in kinds.items() if n > 1) or f"{len(cell.values)} runs"
 
 
 # ---- Provenance -----------------------------------------------------------------------------
@@ -349,30 +332,19 @@ def public(value):
     return option + (os.path.relpath(path) if path.startswith("/") else path)
 
 
-def command_line(argv):
-    """The command that made a result, such as "python 04_fuse_classify.py --demo"."""
-    return " ".join(["python", Path(argv[0]).name, *(public(str(word)) for word in argv[1:])])
-
-
 def git_state():
     """(commit, dirty): the hash and whether tracked files differ from it; (None, None) outside git."""
-    git = partial(subprocess.run, cwd=ROOT, check=True, capture_output=True, text=True)
+    git = {"cwd": ROOT, "check": True, "capture_output": True, "text": True}
     try:
-        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
-        changes = git(["git", "status", "--porcelain", "--untracked-files=no", "--", "*.py"]).stdout
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **git).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno", "--", "*.py"], **git).stdout
     except (OSError, subprocess.CalledProcessError):
         return None, None
     return commit, bool(changes.strip())
 
 
-def versions():
-    """Python and the installed versions of the packages that results depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def hardware(device=None):
+def hardware(device):
     """The processor or GPU by its model name: "cpu: Intel Xeon ..., 2 cores"."""
-    device = str(device or "cpu")
     if device.startswith("cuda"):
         import torch
 

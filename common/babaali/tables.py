@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from common import metrics, plots
 from common.babaali.features import divide, fill_absent, standardise
 from common.comparison import paired_test_cells
-from common.panels import confusion_map
+from common.panels import confusion_maps
 from common.results import Cell, paper_figures, score_cell, score_cells
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
@@ -208,5 +208,5 @@ def figures(scores, run):
         f"Figure 12. Confusion matrix of {described(scores)}; {scores.corpus}; {run.protocol}. Test turns of "
         f"all folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
-    fig = confusion_map(counts, scores.classes)
+    fig = confusion_maps({"": counts}, scores.classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))

@@ -8,7 +8,7 @@ from common import metrics, plots
 from common.comparison import paired_test_cells
 from common.encoders import short_name
 from common.li.training import FROZEN, PHASES, TUNED
-from common.panels import confusion_grid
+from common.panels import confusion_maps
 from common.results import Cell, paper_figures, prediction_rows, score_cells
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))  # rows of Table 1: "<system> <phase>"
@@ -106,7 +106,7 @@ def figure_4(scores, run):
         f"n = {len(rows):,}, seed {scores.seeds[0]}; {run.protocol}. The paper shows systems 4, 8, 18 and 7, "
         "of Session 5; colour and second line: share of the true class."
     )
-    fig = confusion_grid(panels, scores.classes, len({system for system, _ in keys}))
+    fig = confusion_maps(panels, scores.classes, len({system for system, _ in keys}))
     run.figure(plots.save(fig, run.folder, "li_fig_4_confusion", caption))
 
 

@@ -23,7 +23,7 @@ def ratio_figure(report, labelled, cells):
         series.setdefault(name, []).append(point)
     series = {name: tuple(zip(*points)) for name, points in series.items()}
     chance = 100 * metrics.chance(report.corpus.y, len(report.corpus.manifest.classes))[0]
-    figure = panels.curves(series, "hidden tokens (%)", "accuracy, pooled (%)", chance)
+    figure = panels.curve_panels({"": series}, "hidden tokens (%)", "accuracy, pooled (%)", chance)
     caption = (
         "Figure 2. Impact of the masking ratio; bars: 95 % interval, speakers resampled. The paper finds the "
         "best of patch masking near 80 %, frame masking nearly flat."
@@ -37,7 +37,7 @@ def token_size_figure(report, labelled, cells):
     values = {(row.network.t, row.network.d): found[label] for label, row in labelled.items()}
     names = "t, frames per token", "d, codes of a frame per token", "accuracy, pooled (%)"
     caption = "Figure 3. Impact of the token size (t, d). The paper's best is (10, 4)."
-    save(report, panels.value_map(values, *names), "sadok_fig_3_token_size", caption)
+    save(report, panels.value_maps({"": values}, *names), "sadok_fig_3_token_size", caption)
 
 
 DRAW = {"fig2": ratio_figure, "fig3": token_size_figure}
