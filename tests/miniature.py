@@ -1,5 +1,6 @@
 """A few seconds of invented recordings in the layout of the genuine IEMOCAP release, with its traps."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -110,3 +111,44 @@ def luma(path):
     """The mean luma of every frame of a video, in display order."""
     with av.open(str(path)) as container:
         return np.array([frame.to_ndarray()[: frame.height].mean() for frame in container.decode(video=0)])
+
+
+def write_clip(path, codec="libx264", stamps=range(0, 1000, 40), pixels="yuv420p", sound=None, late_s=0.0):
+    """A recording of 64 x 48 pixels, red above, blue below, a frame at each of `stamps` ms (none: no track).
+
+    sound  (T,) at 48 kHz, from late_s on, in the codec that belongs to the ending; None = no track
+    """
+    sound_codec, rate_hz = {".mpg": ("mp2", 48000), ".webm": ("libopus", 48000)}.get(
+        path.suffix, ("aac", 48000)
+    )
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25) if stamps else None
+        track = None if sound is None else container.add_stream(sound_codec, rate=rate_hz, layout="mono")
+        if stamps:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, pixels
+            if path.suffix not in (".mpg", ".avi"):
+                stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in stamps:
+            picture = np.zeros((48, 64, 3), np.uint8)
+            picture[:24, :, 0], picture[24:, :, 2] = 250, 250
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pixels)
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None) if stamps else [])
+        for start in range(0, len(sound) if track else 0, 1152):
+            part = sound[None, start : start + 1152].astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(part, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = rate_hz, round(late_s * rate_hz) + start
+            frame.time_base = Fraction(1, rate_hz)
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None) if track else [])
+    return path
+
+
+def turn_lying(path, *matrix):
+    """Write a display matrix (a, b, c, d) into an MP4, as phones do."""
+    data, (a, b, c, d) = bytearray(path.read_bytes()), matrix
+    at = data.index(b"tkhd") + 44
+    data[at : at + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path

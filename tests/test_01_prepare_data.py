@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import ROOT, load_script, shared_data
-from miniature import luma, write_avi, write_iemocap, write_tone
+from miniature import luma, write_avi, write_clip, write_iemocap, write_tone
 
 from common import files, settings
 from common.corpora import emodb
@@ -152,6 +152,7 @@ def test_own_turns_are_cut_from_one_long_recording(tmp_path, capsys):
     """Sound and picture; the AVI has luma 20 + i on its left half and 220 - i on its right one."""
     root, lines = tmp_path / "mine", ["utterance_id,dialogue_id,speaker,label,start_s,end_s,audio,video"]
     tone = np.concatenate([np.full(16000, level) for level in (0.1, 0.2, 0.3, 0.4)])
+    tone[::2] += 3e-4  # not a constant
     root.mkdir()
     soundfile.write(str(root / "a.wav"), tone, 16000)
     write_avi(root / "a.avi")
@@ -165,6 +166,57 @@ def test_own_turns_are_cut_from_one_long_recording(tmp_path, capsys):
         assert (turn.turn, turn.start_s, turn.end_s) == (k, k, k + 0.9)
     assert "audio: 4 turns are parts of 1 longer recordings" in capsys.readouterr().out
     assert "must be cut" in refusal(capsys, tmp_path / "placed", str(root), "", "--MEDIA_IN_PLACE=true")
+
+
+def test_odd_recordings_are_named_and_what_is_usable_is_kept(tmp_path, capsys):
+    root = tmp_path / "mine"
+    root.mkdir()
+    tone = 0.5 * np.sin(np.arange(16000) / 20)
+
+    def write(name, samples, **how):
+        soundfile.write(str(root / f"{name}.wav"), samples, 16000, **how)
+        return f"{name}.wav"
+
+    audio = [
+        write("plain", tone),
+        write("silent", 0 * tone),
+        write("against", np.stack([tone, -tone], 1)),
+        write("offset", 0.4 * tone + 0.3),
+        write("loud", 20000 * tone, subtype="FLOAT"),  # 16-bit numbers as floats
+        write("peaks", np.where(np.arange(16000) == 99, 1.2, tone), subtype="FLOAT"),  # as lossy coding has
+        write("cut", tone),
+        write_clip(root / "late.mp4", sound=0.5 * np.sin(np.arange(48000) / 20), late_s=0.4).name,
+    ]
+    (root / "cut.wav").write_bytes((root / "cut.wav").read_bytes()[:16044])
+    video = [
+        write_clip(root / "late.avi", "mpeg4", [*range(0, 960, 40), 1000]).name,  # 25 frames in 26 places
+        write_clip(root / "broken.avi", "mpeg4").name,
+        write_clip(root / "broken.mp4", "libx264").name,
+    ]
+    data = (root / "broken.avi").read_bytes()
+    (root / "broken.avi").write_bytes(data[: data.index(b"movi") + 900])
+    rows = [f"{name.replace('.', '_')},S{k % 2},{'xy'[k % 2]},{name}," for k, name in enumerate(audio)]
+    rows += [f"{name.replace('.', '_')}_v,S1,x,,{name}" for name in video]
+    (root / "manifest.csv").write_text("\n".join(["utterance_id,speaker,label,audio,video", *rows, ""]))
+    manifest = prepare(tmp_path, str(root), "", "--MAX_PROBLEM_SHARE=0.4")
+    found = {row["file"]: row["problem"] for row in problems_of(tmp_path, "mine")}
+    assert found.pop("broken.avi").startswith("holds ")
+    assert found == {
+        "silent.wav": "silence: its samples differ by no more than 0.0001",
+        "against.wav": "its channels cancel each other",
+        "offset.wav": "constant offset: +0.30 of full scale",
+        "loud.wav": "beyond full scale: 15,997 of 16,000 samples, up to 1e+04; scaled down",
+        "cut.wav": "breaks off: 0.50 s of the 1.00 s that its header states",
+    }
+    printed = capsys.readouterr().out
+    assert "1 × constant offset, 1 × beyond full scale, kept" in printed and "4 in 4 of 11 turns" in printed
+    turns = {turn.utterance_id: turn for turn in manifest.turns}
+    assert not turns["silent_wav"].audio and not turns["against_wav"].audio
+    sound = {name: read_audio(manifest.path(turn.audio)) for name, turn in turns.items() if turn.audio}
+    assert sound["loud_wav"] == pytest.approx(2 * tone, abs=1e-3) and len(sound["cut_wav"]) == 8000
+    assert sound["peaks_wav"][[98, 100]] == pytest.approx(tone[[98, 100]], abs=1e-3)
+    assert np.flatnonzero(abs(sound["late_mp4"]) > 0.05)[0] == pytest.approx(6400, abs=400)
+    assert turns["late_avi_v"].end_s == pytest.approx(1.04)
 
 
 def test_two_folders_of_one_name_are_kept_apart(tmp_path, capsys):

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
+from av.sidedata.sidedata import Type
 
 from common.files import atomic_path, writing
-from common.media import MediaError, open_video, timed_frames
+from common.media import MediaError, open_video, timed_frames, upright
 from common.pictures import crop
 
 END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
@@ -59,6 +61,14 @@ def _clip_writer(path, first, first_pts, stream, crf, preset):
         target.mux(encoder.encode(None))
 
 
+def _plain(frame):
+    """A frame in yuv420p, upright: what its display matrix turns is turned in its pixels."""
+    if Type.DISPLAYMATRIX in frame.side_data:
+        picture = upright(frame.to_ndarray(format="rgb24"), frame)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return frame if frame.format.name == "yuv420p" else frame.reformat(format="yuv420p")
+
+
 def crop_half(frame, half):
     """The left or right half of a yuv420p frame, or ("") all of it, with even sides as H.264 needs."""
     width, height = (frame.width // 2 if half else frame.width) // 2 * 2, frame.height // 2 * 2
@@ -89,21 +99,21 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
             if not any(time_s < end_s for _, end_s in spans):
                 break
             shown = [k for k, (start_s, end_s) in enumerate(spans) if start_s <= time_s < end_s]
-            if shown and frame.format.name != "yuv420p":
-                frame = frame.reformat(format="yuv420p")
+            if shown:
+                frame = _plain(frame)
             halves = {half: crop_half(frame, half) for half in {cuts[k].half for k in shown}}
             for k in shown:
                 half = halves[cuts[k].half]
                 if k not in clips:
                     clip = unfinished.enter_context(ExitStack())
                     writer = _clip_writer(cuts[k].output, half, pts, stream, crf, preset)
-                    clips[k] = clip, clip.enter_context(writer)
+                    clips[k] = clip, clip.enter_context(writer), time_s
                 clips[k][1](half, pts)
                 results[k].n_frames += 1
+                results[k].seconds = time_s + step_s - clips[k][2]
         if time_s is None:
             raise MediaError(path, "no video frame could be decoded", "download it again")
     for cut, result in zip(cuts, results, strict=True):
-        result.seconds = result.n_frames * step_s
         result.problem = _short_of(cut, result, time_s + step_s)
     return results
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from tqdm import tqdm
 
@@ -22,7 +24,17 @@ from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.errors import UserError
 from common.files import hash_of, write_csv
 from common.manifest import Problem
-from common.media import MediaError, check_rate, probe, read_audio, write_wav
+from common.media import (
+    AUDIO_FILES,
+    SILENCE,
+    MediaError,
+    check_rate,
+    first_track,
+    open_container,
+    probe,
+    read_audio,
+    write_wav,
+)
 from common.pictures import count_frames
 from common.results import append_log
 
@@ -32,6 +44,14 @@ TOLERANCE_S = 0.5  # label times and recordings may differ by this much before i
 PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()  # of x264
 KINDS = ("audio", "video")
 COMPARE = "compare the file with the release"
+KEPT = "kept; listen to it"  # the remedy of what is only odd, and not counted as a problem
+VERSION = 2  # of the files made here; those of an earlier one are made again
+CUT_SHORT_S = 0.1  # that a recording may be shorter than its header says
+STATED_IN = ("mov", "avi")  # containers whose header states how long the sound is; others leave it to a guess
+STREAMED = 2**31 - 2**16  # bytes from which a wav's length stands for "not known yet"
+MAX_OFFSET = 0.02  # of full scale, between the mean of a recording and 0
+MAX_BEYOND = 1e-3  # share of samples beyond full scale; a few are what lossy coding makes of loud sound
+FEW_FRAMES = 2  # a codec's delay: frames that a container may count, or store, and not show
 
 
 @dataclass
@@ -69,7 +89,8 @@ def fingerprint(source, settings):
         files.append([path.name, facts.st_size, facts.st_mtime_ns] if facts else str(path))
     cut = [source.audio_span, source.video_span, source.half, source.times_known]
     times = [source.turn.start_s, source.turn.end_s]
-    return hash_of([files, cut, times, settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s])
+    how = [settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s, VERSION]
+    return hash_of([files, cut, times, how])
 
 
 def prepare_media(sources, settings, workers):
@@ -161,6 +182,8 @@ def _prepare_audio(source, outcome, settings, read):
         samples = samples[round(first_s * settings.rate_hz) : round(last_s * settings.rate_hz)]
     except MediaError as error:
         return outcome.report(source.audio, error.reason, error.remedy)
+    if not source.audio_span:
+        _check_length(source.audio, len(samples) / settings.rate_hz, outcome)
     seconds = len(samples) / settings.rate_hz
     if not seconds or seconds < settings.min_turn_s:
         what = f"too short: {seconds:.3f} s; its audio is left out"
@@ -168,8 +191,40 @@ def _prepare_audio(source, outcome, settings, read):
     if source.times_known and abs(seconds - turn.duration_s) > TOLERANCE_S:
         what = f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s"
         outcome.report(source.audio, what)
+    peak, offset, beyond = np.abs(samples).max(), samples.mean(), (np.abs(samples) > 1).sum()
+    if np.ptp(samples) <= SILENCE:
+        return outcome.report(source.audio, "silence; its audio is left out", "leave its audio cell empty")
+    if abs(offset) > MAX_OFFSET * max(1.0, peak):
+        outcome.report(source.audio, f"constant offset: {offset:+.2f} of full scale", KEPT)
+    if beyond > MAX_BEYOND * len(samples):
+        what = f"beyond full scale: {beyond:,} of {len(samples):,} samples, up to {peak:.4g}; scaled down"
+        outcome.report(source.audio, what, KEPT)
+        samples = samples / peak
     write_wav(settings.folder / relative, samples, settings.rate_hz)
     outcome.audio, outcome.audio_s = relative, seconds
+
+
+def _check_length(path, seconds, outcome):
+    """Report a recording that is shorter than its header says: a download or a disk broke off."""
+    stated_s = _stated_seconds(path)
+    if seconds < stated_s - CUT_SHORT_S:
+        what = f"breaks off: {seconds:.2f} s of the {stated_s:.2f} s that its header states"
+        outcome.report(path, what, "what is there is used; download it again")
+
+
+def _stated_seconds(path):
+    """Length of a recording's sound by its header, more perhaps than is there; 0 where it does not say."""
+    if path.suffix.lower() in AUDIO_FILES:
+        with suppress(soundfile.SoundFileError):
+            info = soundfile.info(str(path))
+            # libsndfile's log of a wav; its own length is that of what is there.
+            data = re.search(r"data : (\d+) \(should be (\d+)\)", info.extra_info)
+            stated, there = map(int, data.groups()) if data else (1, 1)
+            return info.duration * (stated / there if there and stated < STREAMED else 1)
+    with open_container(path) as container:
+        stream = first_track(container, "audio", path)
+        stated = stream.duration if container.format.name.startswith(STATED_IN) else 0
+        return float((stated or 0) * stream.time_base)
 
 
 def _cut_videos(cut, settings):
@@ -196,19 +251,19 @@ def _copy_video(source, outcome, settings):
     relative = f"video/{outcome.utterance_id}.mp4"
     output = settings.folder / relative
     try:
-        info = probe(source.video)
-        if not info.width:
-            raise MediaError(source.video, "no picture track", "name it as audio only")
-        n_frames = copy_muted(source.video, output)
+        info, n_frames = probe(source.video), copy_muted(source.video, output)
+        fps = info.fps or 25.0
+        seconds, stored = n_frames / fps, n_frames
         if not n_frames:
             [result] = cut_turns(source.video, [Cut(output)], settings.crf, settings.preset)
-            n_frames = result.n_frames
+            n_frames, seconds, stored = result.n_frames, result.seconds, count_frames(source.video)
+        lost = max(stored - n_frames, round(info.n_frames - seconds * fps))
     except MediaError as error:
         return outcome.report(source.video, error.reason, error.remedy)
-    if n_frames < info.n_frames:
-        what = f"holds {n_frames} of the {info.n_frames} frames it states"
-        outcome.report(source.video, what, "download it again")
-    outcome.video, outcome.video_s = relative, n_frames / (info.fps or 25.0)
+    if lost > FEW_FRAMES:
+        what = f"holds {n_frames} frames, {lost} fewer than it states or stores"
+        outcome.report(source.video, what, "what is there is used; download it again")
+    outcome.video, outcome.video_s = relative, seconds
 
 
 # ---- Recordings that stay where they are ------------------------------------------------------
@@ -305,13 +360,19 @@ def finish_turns(release, outcomes):
 def report_problems(problems, release, folder, root, max_share):
     """Write problems.csv and print a summary; UserError if too many turns are affected.
 
-    A turn counts once, however many problems it has; so does a file that is not a turn's.
+    A turn counts once, however many problems it has; so does a file that is not a turn's. What is odd and
+    kept is said, and is no problem.
     """
     path = folder / "problems.csv"
     rows = [{**asdict(problem), "file": problem.file.removeprefix(f"{root}/")} for problem in problems]
     write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
+    if odd := Counter(_kind(problem) for problem in problems if problem.remedy == KEPT):
+        print(
+            f"  odd sound {', '.join(f'{count:,} × {kind}' for kind, count in odd.items())}, kept; see {path}"
+        )
+    problems = [problem for problem in problems if problem.remedy != KEPT]
     if not problems:
-        return print(f"  problems  none; {path} is empty")
+        return print(f"  problems  none; {path} is empty" if not odd else "  problems  none else")
     kinds = Counter(_kind(problem) for problem in problems)
     affected = {problem.utterance_id or problem.file for problem in problems}
     total = len(affected | {source.turn.utterance_id for source in release.turns})
