@@ -58,6 +58,7 @@ from common.training import Place, Recipe, Task, make_accelerator, train_and_tes
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, checkpoints, models
 RESULTS_ROOT = "results"            # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
+RUN = ""                            # name of its folder; "" = the corpus and what differs from the preset
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "iemocap"                  # what 01 prepared: "iemocap", "ravdess", "emodb", "meld", or a folder
@@ -110,7 +111,7 @@ AUDIO_POOLING = "paper"             # "paper" (mean over time; AST: its class to
 VIDEO_POOLING = "paper"             # "paper" (mean), "cls" (the first patch), or as above
 TEXT_LAYER = "last"                 # "last", a number (0 = before the first block), or "weighted": the sum of
 AUDIO_LAYER = "last"                # all layers by trained weights, as benchmarks of speech models do
-VIDEO_LAYER = "last"
+VIDEO_LAYER = "last"                # likewise
 FREEZE = ()                         # modalities whose encoder is not trained, the linear layer alone
 UNFREEZE_BLOCKS = 0                 # of the others: 0 = train all; N = the last N blocks alone
 

@@ -46,6 +46,7 @@ from common.training import forward_batch, make_accelerator
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"                  # folder of corpora, models, features
 RESULTS_ROOT = "results"            # metrics.json goes to <RESULTS_ROOT>/<script>/<corpus>/
+RUN = ""                            # name of its folder; "" = the corpus and what differs from the preset
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "iemocap"                  # as given to 02

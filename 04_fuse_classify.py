@@ -74,6 +74,7 @@ from common.training import Recipe, make_accelerator
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"                # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/04_fuse_classify/<corpus>/
+RUN = ""                          # name of its folder; "" = the corpus and what differs from the preset
 FEATURES_ROOT = ""                # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
 CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a
                                   # folder with one sub-folder per model

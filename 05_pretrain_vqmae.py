@@ -77,6 +77,7 @@ from common.training import Place, Recipe, Task, best_weights, load_best, make_a
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"                # folder of corpora, codes, models
 RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/05_pretrain_vqmae/<corpus>/
+RUN = ""                          # name of its folder; "" = the corpus and what differs from the preset
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "ravdess:speech"         # of Tables 1-4, Figures 2-3; or "ravdess:song", "iemocap:disgust", "emodb"

@@ -65,6 +65,7 @@ from common.training import Recipe, Task, best_weights, load_best, make_accelera
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"            # folder of corpora, clip features, models
 RESULTS_ROOT = "results"      # tables and figures go to <RESULTS_ROOT>/06_mae_imputation/<corpus>/
+RUN = ""                      # name of its folder; "" = the corpus and what differs from the preset
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "cremad"             # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: from 01

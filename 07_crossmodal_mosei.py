@@ -76,6 +76,7 @@ from common.training import Place, Recipe, Task, best_weights, load_best, make_a
 # ---- Roots ---------------------------------------------------------------------------------
 DATA_ROOT = "data"              # folder of corpora, clip features, models
 RESULTS_ROOT = "results"        # tables and figures go to <RESULTS_ROOT>/07_crossmodal_mosei/<corpus>/
+RUN = ""                        # name of its folder; "" = the corpus and what differs from the preset
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "mosei"                # "mosei", or any corpus that 01 has prepared

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import make_folder, read_csv, write_csv, write_json, write_text, writing
+from common.files import hash_of, make_folder, read_csv, write_csv, write_json, write_text, writing
 from common.metrics import cluster_bootstrap, confusion
 from common.settings import changed, show
 
@@ -35,7 +35,7 @@ PREDICTION_COLUMNS = ("utterance_id", "speaker", "fold", "seed", "system", "y_tr
 TABLE_COLUMNS = "row column unit paper mean sd ci_low ci_high n n_runs corpus protocol command".split()
 MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
 # Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
-FREE = "CORPUS|RUN|SEEDS|N_RESAMPLES|PAPERS|STAGES|TABLES|PREPARE_ONLY"
+FREE = ("CORPUS", "RUN", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
 FREE_BLOCKS = "Roots|Beyond the paper|Machine"
 
 
@@ -214,7 +214,8 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
     if "--demo" in sys.argv and not corpus.startswith("demo") and "--RESULTS_ROOT=" not in command:
         remedy = "leave --demo out, or give another --RESULTS_ROOT"
         raise UserError(f"--demo would write over the results of the real corpus {corpus}; {remedy}")
-    folder = make_folder(Path(settings["RESULTS_ROOT"], Path(script).stem, corpus))
+    name = settings.get("RUN") or run_name(corpus, settings, source, sys.argv)
+    folder = make_folder(Path(settings["RESULTS_ROOT"], Path(script).stem, name))
     why_not = incomparable(source, settings, manifest)
     about = dict(settings), hardware(str(device or "cpu")), command, why_not
     run = Run(Path(script).stem, paper, corpus, protocol, folder, *about)
@@ -230,6 +231,18 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
     )
     run.log({"event": "started", "command": command, "settings": settings})
     return run
+
+
+def run_name(corpus, settings, source, argv):
+    """The corpus and what differs from the preset, which no other run may overwrite: "iemocap+SEEDS=0".
+
+    01 describes the corpus that it prepared last, however it was called: its results are the corpus' own.
+    """
+    blocks = changed(source, settings, argv) if "RUN" in settings else {}
+    other = [name for name, block in blocks.items() if name != "CORPUS" and block not in ("Roots", "Machine")]
+    text = "".join(f"+{name}={public(show(settings[name]))}" for name in other)
+    safe = re.sub(r"[^\w.=,+-]+", "-", text).rstrip(".")  # on Windows too
+    return corpus + (safe if len(safe) < 80 else f"{safe[:60]}-{hash_of(text)[:8]}")
 
 
 def incomparable(source, settings, manifest):

@@ -77,10 +77,16 @@ def read_constants(source):
     return {name: c for name, c in found.items() if name not in dicts}, presets
 
 
-def changed(source, values):
-    """The constants of `values` that differ from a script's source, {name: the block where they stand}."""
-    plain, _ = read_constants(source)
-    return {name: c.block for name, c in plain.items() if values.get(name, c.value) != c.value}
+def changed(source, values, argv=()):
+    """The constants of `values` that are not as in a script's source, or in the preset that `argv` names.
+
+    Returns {name: the block where it stands}.
+    """
+    plain, presets = read_constants(source)
+    usual = {name: c.value for name, c in plain.items()}
+    for name, preset in presets.items():
+        usual |= preset.value if f"--{name.lower()}" in argv else {}
+    return {name: c.block for name, c in plain.items() if values.get(name, usual[name]) != usual[name]}
 
 
 def convert(text, like, name):

@@ -169,5 +169,6 @@ def check_folds(folds, manifest):
     if len(folds) > 1:
         tested = Counter(turn.utterance_id for fold in folds for turn in fold.test)
         assert tested == Counter(t.utterance_id for t in manifest.labelled), "turns not tested exactly once"
-        lines.append(f"pooled n = {len(tested):,}: every labelled turn is tested exactly once")
+        once = "every labelled turn is tested exactly once; no speaker is in two parts"
+        lines.append(f"pooled n = {len(tested):,}: {once}")
     return lines

@@ -14,6 +14,10 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never wait for a network
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from common import settings  # noqa: E402  common/ is found now
+from common.errors import UserError  # noqa: E402
+from common.settings import overrides, read_constants  # noqa: E402
+
 
 def load_script(name):
     """Import a numbered script by its path, with its default constants."""
@@ -27,7 +31,25 @@ def command(script, folder, *options):
     """The command that runs a numbered script's demo with data/ and results/ in a folder."""
     roots = [f"--DATA_ROOT={folder}/data", f"--RESULTS_ROOT={folder}/results"]
     jobs = [] if script[:2] in ("01", "03") else ["--JOBS=1"]  # every process would import torch
-    return [sys.executable, str(ROOT / script), "--demo", *roots, *jobs, *options]
+    return [
+        sys.executable,
+        str(ROOT / script),
+        "--demo",
+        *roots,
+        *jobs,
+        *with_run(script, "--demo", *options)[1:],
+    ]
+
+
+def with_run(script, *words):
+    """The words with RUN, so that results lie in a folder that is named by the corpus alone."""
+    source = (ROOT / script).read_text(encoding="utf-8")
+    try:
+        corpus = {"CORPUS": read_constants(source)[0]["CORPUS"].value, **overrides(source, words)}["CORPUS"]
+    except UserError:
+        return words  # the script will say so
+    named = script.startswith("01") or any(word.startswith("--RUN=") for word in words)
+    return words if named else (*words, f"--RUN={Path(corpus).name.replace(':', '_')}")
 
 
 def run(script, folder, *options, code=0):
@@ -39,9 +61,7 @@ def run(script, folder, *options, code=0):
 
 def run_here(folder, script, *words):
     """Run a script in this process, which has torch already; SystemExit where it would end with an error."""
-    from common import settings
-
-    module = load_script(script)
+    module, words = load_script(script), with_run(script, *words)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [script, *words])

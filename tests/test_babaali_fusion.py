@@ -81,7 +81,12 @@ def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
 def run_04(root, *words, script=None):
     """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
     script = script or load_script("04_fuse_classify.py")
-    roots = (f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results", "--CORPUS=demo_iemocap")
+    roots = (
+        f"--DATA_ROOT={root}",
+        f"--RESULTS_ROOT={root}/results",
+        "--CORPUS=demo_iemocap",
+        "--RUN=demo_iemocap",
+    )
     settings.apply(vars(script), [*roots, "--PAPERS=babaali", *QUICK, *words])
     script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"

@@ -50,7 +50,10 @@ BRANCHES = load_script("04_fuse_classify.py").BRANCHES
 def load_04(root, *words):
     """04 with the constants of a command line."""
     script = load_script("04_fuse_classify.py")
-    settings.apply(vars(script), [f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results", *QUICK, *words])
+    settings.apply(
+        vars(script),
+        [f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results", "--RUN=demo_iemocap", *QUICK, *words],
+    )
     return script
 
 

@@ -16,6 +16,7 @@ TURNS = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
 MANIFEST = Manifest("toy", Path("toy"), ("sad",), TURNS, complete=True)
 SOURCE = """# ---- Roots ----
 DATA_ROOT = "data"        # here
+RUN = ""                  # name
 
 # ---- Corpus and protocol ----
 CORPUS = "toy"            # which
@@ -29,6 +30,8 @@ BEYOND_PAPER = True       # more
 
 # ---- Machine ----
 WORKERS = 4               # threads
+
+DEMO = {"SEEDS": (0,), "EPOCHS": 3}
 """
 SETTINGS = {"RESULTS_ROOT": "results", "SEEDS": (0, 1), "WORKERS": 0, "EPOCHS": 20}
 
@@ -194,6 +197,20 @@ def test_a_demo_does_not_write_over_a_real_corpus(start, monkeypatch):
     assert start(Manifest("demo_toy", Path("toy"), (), TURNS)).folder == Path("results/04_x/demo_toy")
     monkeypatch.setattr("sys.argv", ["04_x.py", "--demo", "--RESULTS_ROOT=elsewhere"])
     assert start(RESULTS_ROOT="elsewhere").folder == Path("elsewhere/04_x/toy")
+
+
+def test_a_run_with_other_constants_than_its_preset_has_a_folder_of_its_own(start, monkeypatch):
+    """Blocks Roots and Machine and CORPUS do not count; RUN names the folder; names are short."""
+    folder = Path("results/04_x")
+    assert start(RUN="").folder == folder / "toy+SEEDS=0,1"
+    assert start(RUN="", SEEDS=(0, 1, 2), WORKERS=3, CORPUS="elsewhere/toy").folder == folder / "toy"
+    assert start(RUN="", SEEDS=(0, 1, 2), EPOCHS='a:b/c"').folder == folder / "toy+EPOCHS=a-b-c-"
+    assert start(RUN="mine").folder == folder / "mine" and start().folder == folder / "toy"
+    long = [start(RUN="", SEEDS=tuple(range(n))).folder.name for n in (60, 61)]
+    assert len(set(long)) == 2 and all(len(name) < 80 and name.startswith("toy+SEEDS=0,1,2") for name in long)
+    monkeypatch.setattr("sys.argv", ["04_x.py", "--demo", "--RESULTS_ROOT=results", "--EPOCHS=9"])
+    assert start(RUN="", SEEDS=(0,), EPOCHS=3).folder == folder / "toy"  # all as DEMO sets it
+    assert start(RUN="", SEEDS=(0,), EPOCHS=9).folder == folder / "toy+EPOCHS=9"
 
 
 def test_paths_of_this_machine_are_not_written(tmp_path, monkeypatch):
