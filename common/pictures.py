@@ -26,45 +26,44 @@ def count_frames(path):
         return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
 
 
-def picture_start(container, stream, path):
+def picture_start(container, stream):
     """When a video's first picture is shown, in seconds on the clock of its container."""
     if "ignore_editlist" in container.options:  # its times are then not those at which it is played
-        with open_container(path) as played:
-            return picture_start(played, played.streams[stream.index], path)
+        with open_container(container.name) as played:
+            return picture_start(played, played.streams[stream.index])
     return start_of(container, stream)
 
 
-def read_pictures(path, wanted_s, end_s, size):
-    """What a player shows of a video at the wanted times, decoded up to the last of them.
+def read_pictures(container, stream, wanted_s, end_s, size):
+    """What a player shows of an open video at the wanted times, decoded up to the last of them.
 
     wanted_s  sorted times; before the first frame it is shown, after the last the last one
     end_s     of the last clip: a video that starts later is not looked at, its pictures are black
     Returns pictures (len(wanted_s), size, size, 3) uint8 RGB, and when the first frame is shown and the last
     one that was read ends. Raises MediaError where no frame decodes.
     """
-    with open_video(path) as (container, stream):
-        start_s = picture_start(container, stream, path)
-        if start_s >= end_s:
-            return np.zeros((len(wanted_s), size, size, 3), np.uint8), start_s, start_s
-        tick_s = float(stream.time_base)
-        step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
-        packets, n_frames, stamps = packets_until(container, stream, (end_s - start_s) / tick_s)
-        needed, last_s = None, start_s + (n_frames - 1) * step_s
-        if stamps is not None:
-            times_s = start_s + (stamps - stamps[0]) * tick_s
-            shown = np.searchsorted(times_s, wanted_s + STAMP_TOLERANCE_S, side="right") - 1
-            needed = {*stamps[shown.clip(min=0)].tolist(), *stamps[-SWAPPED_STAMPS:].tolist()}
-            last_s = times_s[-1]
-        frames = timed_frames(only_needed(packets, needed, stream.codec_context), stream)
-        first, _ = head = next(frames, (None, 0))
-        if first is None:
-            raise MediaError(path, "no video frame could be decoded", "download it again")
-        known = stamps is not None and first.pts is not None
-        late_s = float((first.pts - stamps[0]) * tick_s) if known else 0.0
-        # Frames at the start may be damaged; what is less late may be a swapped stamp.
-        zero_s = start_s + late_s if late_s > 2 * step_s else start_s
-        timed = ((frame, zero_s + pts * tick_s) for frame, pts in chain([head], frames))
-        return pictures_at(wanted_s + STAMP_TOLERANCE_S, timed, size), start_s, last_s + step_s
+    start_s = picture_start(container, stream)
+    if start_s >= end_s:
+        return np.zeros((len(wanted_s), size, size, 3), np.uint8), start_s, start_s
+    tick_s = float(stream.time_base)
+    step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
+    packets, n_frames, stamps = packets_until(container, stream, (end_s - start_s) / tick_s)
+    needed, last_s = None, start_s + (n_frames - 1) * step_s
+    if stamps is not None:
+        times_s = start_s + (stamps - stamps[0]) * tick_s
+        shown = np.searchsorted(times_s, wanted_s + STAMP_TOLERANCE_S, side="right") - 1
+        needed = {*stamps[shown.clip(min=0)].tolist(), *stamps[-SWAPPED_STAMPS:].tolist()}
+        last_s = times_s[-1]
+    frames = timed_frames(only_needed(packets, needed, stream.codec_context), stream)
+    first, _ = head = next(frames, (None, 0))
+    if first is None:
+        raise MediaError(container.name, "no video frame could be decoded", "download it again")
+    known = stamps is not None and first.pts is not None
+    late_s = float((first.pts - stamps[0]) * tick_s) if known else 0.0
+    # Frames at the start may be damaged; what is less late may be a swapped stamp.
+    zero_s = start_s + late_s if late_s > 2 * step_s else start_s
+    timed = ((frame, zero_s + pts * tick_s) for frame, pts in chain([head], frames))
+    return pictures_at(wanted_s + STAMP_TOLERANCE_S, timed, size), start_s, last_s + step_s
 
 
 def packets_until(container, stream, end):

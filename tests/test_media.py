@@ -11,7 +11,7 @@ from miniature import HEIGHT, WIDTH, turn_lying, write_avi, write_clip, write_to
 
 from common import media
 from common.corpora.cut import Cut, copy_muted, cut_turns
-from common.media import MediaError, probe, read_audio, read_frames, write_wav
+from common.media import MediaError, open_video, probe, read_audio, read_frames, write_wav
 from common.pictures import count_frames, read_pictures
 
 FRAME_S = 1001 / 30000
@@ -162,7 +162,7 @@ def test_files_that_are_something_else_say_what_they_are(tmp_path):
 
 def test_a_missing_track_is_said(tmp_path):
     sound = write_clip(tmp_path / "sound.mp4", stamps=(), sound=np.sin(np.arange(9999)))
-    for read in (read_frames, count_frames, lambda path: read_pictures(path, np.zeros(1), 1.0, 16)):
+    for read in (read_frames, count_frames, lambda path: pictures_of(path, [0.0])):
         with pytest.raises(MediaError, match="no video track in it .*; name it as audio alone"):
             read(sound)
     with pytest.raises(MediaError, match="no audio track in it .*; name it as video alone"):
@@ -252,6 +252,11 @@ def test_read_frames_of_a_span_and_scaled(tmp_path):
         read_frames(path, start_s=5.0)
 
 
+def pictures_of(path, wanted_s):
+    with open_video(path) as opened:
+        return read_pictures(*opened, np.array(wanted_s), 1.0, 16)
+
+
 def corners(frames):
     """R, r, B or b of the upper and lower left, upper and lower right corners: red or blue."""
     return "".join("RB"[int(frames[0][y, x, 2] > 125)] for x in (2, -3) for y in (2, -3))
@@ -279,7 +284,7 @@ def test_every_reader_turns_pictures_upright(tmp_path, matrix, shown, shape, cod
         frames, _ = read_frames(file)
         assert frames.shape[1:3] == shape and corners(frames) == shown
         assert min(read_frames(file, short_side=24)[0].shape[1:3]) == 24
-        pictures, *_ = read_pictures(file, np.array([0.0, 0.3]), 1.0, 16)
+        pictures, *_ = pictures_of(file, [0.0, 0.3])
         assert corners(pictures) == shown
 
 
@@ -310,5 +315,5 @@ def test_older_and_rarer_kinds_of_video_are_read(tmp_path, ending, codec, pixels
     frames, times_s = read_frames(path)
     assert np.allclose(times_s, np.array(stamps) / 1000, atol=1e-3) and corners(frames) == "RBRB"
     assert count_frames(path) == len(stamps) and frames.shape[1:3] == (48, 64)
-    pictures, first_s, last_s = read_pictures(path, np.array([0.0, 0.95]), 1.0, 16)
+    pictures, _, last_s = pictures_of(path, [0.0, 0.95])
     assert corners(pictures) == corners(pictures[1:]) == "RBRB" and last_s > times_s[-1]

@@ -18,7 +18,7 @@ from common.chochlakis.backbones import FPS, MODALITIES
 from common.errors import UserError
 from common.extraction import extract
 from common.files import hash_of
-from common.media import MediaError, Silence, check_rate, probe, read_audio
+from common.media import MediaError, Silence, check_rate, open_video, probe, read_audio
 from common.pictures import read_pictures
 from common.store import rows_of
 
@@ -57,11 +57,13 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
     audio_s, video_s = np.zeros((2, n_clips), np.float32)
     if video_path:
         wanted_s = np.add.outer(np.arange(n_clips) * clip_s, np.arange(n_frames) / FPS).ravel()
-        pictures, *span_s = read_pictures(video_path, wanted_s, n_clips * clip_s, size)
+        with open_video(video_path) as opened:
+            pictures, *span_s = read_pictures(*opened, wanted_s, n_clips * clip_s, size)
         video, video_s = pictures.reshape(video.shape), covered_s(*span_s, n_clips, clip_s)
     own_file = audio_path and Path(audio_path) != Path(video_path or "")
-    if own_file or probe(video_path).rate_hz:
-        seconds = fill_audio(audio, audio_path or video_path, clip_s, rate_hz)
+    source_hz = probe(audio_path or video_path).rate_hz
+    if own_file or source_hz:
+        seconds = fill_audio(audio, audio_path or video_path, source_hz, clip_s, rate_hz)
         audio_s = covered_s(0.0, seconds, n_clips, clip_s)
     if not (audio_s.any() or video_s.any()):
         raise MediaError(audio_path or video_path, "neither sound nor picture", "leave it out of the corpus")
@@ -74,12 +76,12 @@ def covered_s(start_s, end_s, n_clips, clip_s):
     return np.diff(edges_s).astype(np.float32)
 
 
-def fill_audio(audio, path, clip_s, rate_hz):
+def fill_audio(audio, path, source_hz, clip_s, rate_hz):
     """Write a recording's mono sound into audio (N, S); returns its seconds up to the last clip, 0 if silent.
 
     Each clip is resampled by itself, so that the filter, half a millisecond long, does not carry sound over.
     """
-    (n_clips, n_samples), source_hz = audio.shape, probe(path).rate_hz
+    n_clips, n_samples = audio.shape
     try:
         samples = read_audio(path, n_clips * clip_s, source_hz)  # (T,)
     except Silence:

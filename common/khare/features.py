@@ -17,6 +17,7 @@ from functools import partial
 from itertools import groupby
 from threading import Lock
 
+import av
 import numpy as np
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ from common.extraction import extract
 from common.files import file_hash, hash_of
 from common.khare.words import exact, tidy_words
 from common.layers import build, read_checkpoint
-from common.media import MediaError, Silence, probe, read_audio
+from common.media import MediaError, Silence, open_video, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
 
 N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5  # of the filterbank (Sec. 3.1)
@@ -214,16 +215,17 @@ def read_views(sources, fps, size):
     path, nothing = sources[0].video, [(np.zeros((0, size, size, 3), np.uint8), 0.0)] * len(sources)
     if not path or not size:
         return nothing
-    info = probe(path)
-    whole_s = info.duration_s or count_frames(path) / (info.fps or 25)
-    starts_s = [max(0.0, source.start_s) for source in sources]
-    ends_s = [whole_s if source.end_s is None else min(source.end_s, whole_s) for source in sources]
-    times_s = [middles(start, end, fps) for start, end in zip(starts_s, ends_s)]
-    wanted_s = np.concatenate(times_s)
-    if not len(wanted_s):
-        return nothing
-    order = np.argsort(wanted_s, kind="stable")
-    pictures, first_s, shown_to_s = read_pictures(path, wanted_s[order], max(ends_s), size)
+    with open_video(path) as (container, stream):
+        rate = float(stream.average_rate or 25)
+        whole_s = (container.duration or 0) / av.time_base or count_frames(path) / rate
+        starts_s = [max(0.0, source.start_s) for source in sources]
+        ends_s = [whole_s if source.end_s is None else min(source.end_s, whole_s) for source in sources]
+        times_s = [middles(start, end, fps) for start, end in zip(starts_s, ends_s)]
+        wanted_s = np.concatenate(times_s)
+        if not len(wanted_s):
+            return nothing
+        order = np.argsort(wanted_s, kind="stable")
+        pictures, first_s, shown_to_s = read_pictures(container, stream, wanted_s[order], max(ends_s), size)
     parts, found = np.split(np.argsort(order), np.cumsum([len(times) for times in times_s])[:-1]), []
     for part, times, start, end in zip(parts, times_s, starts_s, ends_s):
         # A clip that ends before the pictures start has none; one in which they start begins with the first.
