@@ -1,8 +1,7 @@
 """Pretrain VQ-MAE-S on the codes of unlabelled speech and fine-tune it to recognise emotions.
 
 Paper: S. Sadok, S. Leglaive, R. Seguier, "A vector quantized masked autoencoder for speech emotion
-recognition", ICASSP 2023 workshop SASB: Tables 1-5, Figures 2 and 3. Masking, VQ-MAE-S and its loss, SpecMAE,
-classification heads and their loss stand below; common/sadok/ has the VQ-VAE, its codes, data and tables.
+recognition", ICASSP 2023 workshop SASB: Tables 1-5, Figures 2 and 3. common/sadok/ has VQ-VAE and tables.
 
     python 05_pretrain_vqmae.py               # VoxCeleb2 and four emotional corpora, each prepared by 01
     python 05_pretrain_vqmae.py --demo        # after 01 --demo --CORPUS=demo_voxceleb2, _ravdess, _emodb
@@ -16,8 +15,7 @@ Four stages, each kept in <DATA_ROOT>; a killed run resumes:
 4. fine-tuning, for each row of a table, fold and seed      -> models/<corpus>/sadok/<network>/<row>
 Writes results/05_pretrain_vqmae/<corpus>/: sadok_table_1 ... 5, sadok_fig_2_ratio, sadok_fig_3_token_size;
 beyond the paper sadok_table_equal, _mean, _row, _tests, sadok_fig_reconstruction; predictions.csv,
-metrics.json, log.jsonl; masked clips to listen to in <DATA_ROOT>/listen/<corpus>. Several machines with one
-DATA_ROOT: a run with PREPARE_ONLY, on each one then other TABLES, CORPUS or SEEDS, at last one with all.
+metrics.json, log.jsonl; masked clips to listen to in <DATA_ROOT>/listen/<corpus>.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. The epoch is chosen on validation speakers. The authors' code reports the best epoch on the test fold: that
@@ -26,25 +24,20 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 3. Where a corpus serves pretraining and testing, the speakers that a fold tests are left out of its VQ-VAE
    and its pretraining too. With VoxCeleb2 there is nothing to leave out.
 4. The code of a frame depends on that frame alone, as the paper says; in the authors' code on the clip,
-   through BatchNorm. Ours reads log power, standardised for each bin. Codes start from encoded frames; one
-   used less than 3 % of its fair share starts anew; the rate falls by a cosine, gradients are clipped to
-   norm 1, and the Itakura-Saito divergence on held-out speakers chooses the epoch.
+   through BatchNorm. Ours reads standardised log power. Codes start from encoded frames; one with less than
+   3 % of its fair share starts anew; a cosine, clipping to norm 1, the best epoch on held-out speakers.
 5. round(ratio * N) tokens are hidden and all of them are in the loss; whole lines along time or frequency.
 6. Frame masking has tokens of a whole frame, (1, 64), hence a model of 512 instead of 320 units: the paper
    compares 50.6 with 19.9 million parameters. sadok_table_equal has both at one size.
 7. First positions are drawn from N(0, 1), as large as the first embeddings of codes (0.02 in MAE).
-8. Epochs are not in the paper. The authors' public configuration has 2,000 in all, a warm-up of 200, batches
-   of 32, decay of all parameters and one schedule for both trainings, a cosine from epoch 0. Ours are 400 and
-   100 epochs with the paper's batch and warm-ups, decay of matrices alone, a cosine after the warm-up. Batch
-   of fine-tuning, gammas and smoothing of its loss and first 200 frames are those of their code. SEEDS
-   repeat the fine-tuning; each network is pretrained once, with the first.
-9. Query2Emo has the paper's 1 + 1 blocks, LayerNorm first, GELU, MLP_RATIO * width units, no dropout, and
-   weights of its own for each class, as Query2Label [21]. The authors' has 1 + 2 blocks, LayerNorm last,
-   ReLU, 2,048 units, dropout 0.1, and one linear layer over all queries.
-10. "disgusted" of IEMOCAP ("iemocap:disgust"): two turns have that label, in sessions 1 and 3, so in effect
-   a task of three classes; the usual four stand beside it. "happy" is without "excited" there.
-11. Slips of the paper: 28.6 % in its text is 26.8 % in Table 1; gains by time and frequency masking are
-   swapped between text and Table 2. F1 is not defined: ours is weighted by class size.
+8. Epochs are not in the paper. The authors' public configuration: 2,000 in all, a warm-up of 200, batches of
+   32, decay of all parameters, one schedule for both trainings, a cosine from epoch 0. Ours: 400 and 100 with
+   the paper's batch and warm-ups, decay of matrices, a cosine after the warm-up; batch, gammas, smoothing and
+   first 200 frames of fine-tuning are theirs. A network is pretrained once, with the first of SEEDS.
+9. Query2Emo: 1 + 1 blocks (paper), LayerNorm first, GELU, MLP_RATIO * width units, weights for each class as
+   Query2Label [21]. Theirs: 1 + 2, LayerNorm last, ReLU, 2,048, dropout 0.1, a linear layer over all queries.
+10. "iemocap:disgust": two turns are "disgusted", in effect three classes; the usual four stand beside it.
+11. Slips of the paper: 28.6 % (text) is 26.8 % (Table 1); time and frequency masking are swapped in the text.
 """
 
 from common import settings
@@ -66,11 +59,11 @@ from common import splits
 from common.errors import UserError
 from common.files import file_hash, hash_of, read_json
 from common.jobs import side_by_side
-from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
+from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.results import start_run
 from common.sadok import data, figures, tables
-from common.sadok.codes import Masked, classify_by_svm, crops_of, extract_codes
-from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, load_vqvae, train_vqvae
+from common.sadok.codes import Masked, StatisticsHead, classify_by_svm, crops_of, extract_codes, fold_sets
+from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, PowerLinear, load_vqvae, train_vqvae
 from common.training import Place, Recipe, Task, best_weights, load_best, make_accelerator, train_and_test
 
 # fmt: off
@@ -81,8 +74,7 @@ RUN = ""                          # name of its folder; "" = the corpus and what
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "ravdess:speech"         # of Tables 1-4, Figures 2-3; or "ravdess:song", "iemocap:disgust", "emodb"
-TABLE_5_CORPORA = ("ravdess:speech", "ravdess:song", "iemocap:disgust", "iemocap", "emodb")
-                                  # those that are prepared; () = CORPUS alone
+TABLE_5_CORPORA = ("ravdess:speech", "ravdess:song", "iemocap:disgust", "iemocap", "emodb")  # if prepared
 PRETRAIN_CORPORA = ("voxceleb2",) # unlabelled speech for VQ-VAE and pretraining (Sec. 3.1.1)
 SEEDS = (0, 1, 2)                 # one fine-tuning each; tables show mean ± sd over them. Not in the paper
 N_GROUPS = 5                      # folds (Sec. 3.1.3), where the corpus has no sessions
@@ -335,20 +327,21 @@ class VQMAE(nn.Module):
         """x (B, T, D') codes -> {"loss": Equation 1}, in evaluation also the share of indices found."""
         tokens = tokens_of(x, self.network)  # (B, S, t * d)
         decoded, target = self.decode(tokens, visible_at, hidden_at), take(tokens, hidden_at)
-        if not self.training:
-            logits = self.logits(decoded)
-            right = (logits.argmax(3) == target).float().mean()
-            return {"loss": F.cross_entropy(logits.flatten(0, 2), target.flatten()), "codes_found": right}
-        if len(x) <= LOSS_CROPS:
-            return {"loss": self.equation_1(decoded, target) / target.numel()}
-        parts = zip(
-            decoded.split(LOSS_CROPS), target.split(LOSS_CROPS)
-        )  # logits are made again for gradients
-        how = {"use_reentrant": False, "preserve_rng_state": False}
-        return {"loss": sum(checkpoint(self.equation_1, *part, **how) for part in parts) / target.numel()}
+        if self.training and len(x) > LOSS_CROPS:
+            return {"loss": self.loss_in_parts(decoded, target)}
+        logits = self.logits(decoded)
+        loss = F.cross_entropy(logits.flatten(0, 2), target.flatten())  # Equation 1
+        if self.training:
+            return {"loss": loss}
+        return {"loss": loss, "codes_found": (logits.argmax(3) == target).float().mean()}
 
-    def equation_1(self, decoded, target):
-        """Cross-entropy of the indices of hidden tokens (B, H, t * d), summed."""
+    def loss_in_parts(self, decoded, target):
+        """The same for many crops: logits are made again for the gradients, of LOSS_CROPS at a time."""
+        parts = zip(decoded.split(LOSS_CROPS), target.split(LOSS_CROPS))
+        how = {"use_reentrant": False, "preserve_rng_state": False}
+        return sum(checkpoint(self.summed_loss, *part, **how) for part in parts) / target.numel()
+
+    def summed_loss(self, decoded, target):
         return F.cross_entropy(self.logits(decoded).flatten(0, 2), target.flatten(), reduction="sum")
 
     def decode(self, tokens, visible_at, hidden_at):
@@ -366,14 +359,6 @@ class VQMAE(nn.Module):
         best = self.logits(self.decode(tokens, visible_at, hidden_at)).argmax(3)  # (B, H, t * d)
         tokens = tokens.scatter(1, hidden_at[..., None].expand_as(best), best)
         return unpatchify(tokens, self.network).to(codes.dtype)
-
-
-class PowerLinear(nn.Linear):
-    """A linear layer from or to power, always in fp32: loud speech has more than fp16's 65,504."""
-
-    def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.float())
 
 
 class SpecMAE(nn.Module):
@@ -402,22 +387,18 @@ def build_network(network, codebook=None):
 # ---- Emotion from the encoder (Section 3.1.2) ----------------------------------------------
 
 
-class ClsHead(nn.Module):
+class ClsHead(nn.Linear):
     """A linear layer on CLS, the paper's first approach."""
 
     def __init__(self, network, n_classes):
-        super().__init__()
-        self.linear = nn.Linear(network.units, n_classes)
+        super().__init__(network.units, n_classes)
 
     def forward(self, x):
-        return self.linear(x[:, 0])
+        return super().forward(x[:, 0])
 
 
 class Query2Emo(nn.Module):
-    """One trained query per class that attends to all tokens, CLS among them, after Query2Label [21].
-
-    A logit is the product of a class's vector with weights of that class alone, as there.
-    """
+    """One trained query per class that attends to all tokens, and weights per class (Query2Label [21])."""
 
     def __init__(self, network, n_classes):
         super().__init__()
@@ -425,9 +406,8 @@ class Query2Emo(nn.Module):
         sizes = {"d_model": width, "nhead": QUERY_HEADS, "dim_feedforward": MLP_RATIO * width, "dropout": 0.0}
         sizes |= {"activation": "gelu", "batch_first": True, "norm_first": True}
         block = nn.TransformerEncoderLayer(**sizes), nn.TransformerDecoderLayer(**sizes)
-        norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.encoder = nn.TransformerEncoder(block[0], QUERY_BLOCKS[0], norm[0], enable_nested_tensor=False)
-        self.decoder = nn.TransformerDecoder(block[1], QUERY_BLOCKS[1], norm[1])
+        self.encoder = nn.TransformerEncoder(block[0], QUERY_BLOCKS[0], nn.LayerNorm(width), False)
+        self.decoder = nn.TransformerDecoder(block[1], QUERY_BLOCKS[1], nn.LayerNorm(width))
         self.queries, self.weight = vectors(1.0, n_classes, width), vectors(TOKEN_STD, n_classes, width)
         self.bias = nn.Parameter(torch.zeros(n_classes))
 
@@ -437,40 +417,12 @@ class Query2Emo(nn.Module):
         return (x * self.weight).sum(2) + self.bias
 
 
-def mean_of_tokens(x):
-    """(B, n_t, n_d, w) -> (B, w), after MAE [10]."""
-    return x.mean((1, 2))
-
-
-def rows_of_tokens(x):
-    """Mean and sd over time of each row along frequency: (B, n_t, n_d, w) -> (B, 2 * n_d * w)."""
-    return torch.stack([x.mean(1), (x.var(1, unbiased=False) + 1e-6).sqrt()], 1).flatten(1)
-
-
-class StatisticsHead(nn.Module):
-    """Statistics of all tokens but CLS, standardised, then dropout and a linear layer; not in the paper."""
-
-    def __init__(self, read, dropout, network, n_classes):
-        super().__init__()
-        n = read(torch.zeros(1, *network.grid, network.units)).shape[1]
-        self.read, self.dropout, self.grid = read, dropout, network.grid
-        self.norm, self.linear = nn.BatchNorm1d(n, affine=False), nn.Linear(n, n_classes)
-
-    def forward(self, x):
-        x, norm = self.read(x[:, 1:].unflatten(1, self.grid)), self.norm
-        if len(x) == 1:  # has no variance: standardised by what has been kept so far
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
-        else:
-            x = norm(x)
-        return self.linear(F.dropout(x, self.dropout, self.training))
-
-
 # head(network, number of classes): all tokens, CLS first (B, 1 + S, w) -> logits (B, C)
 CLASSIFICATION_HEADS = {
     "cls": ClsHead,
     "query2emo": Query2Emo,
-    "mean": partial(StatisticsHead, mean_of_tokens, 0.0),
-    "row": partial(StatisticsHead, rows_of_tokens, 0.3),
+    "mean": partial(StatisticsHead, False, 0.0),  # not in the paper
+    "row": partial(StatisticsHead, True, 0.3),
 }
 
 
@@ -479,9 +431,7 @@ class EmotionClassifier(nn.Module):
 
     def __init__(self, encoder, head, n_classes, freeze):
         super().__init__()
-        self.encoder = encoder
-        if freeze:
-            encoder.requires_grad_(False)
+        self.encoder = encoder.requires_grad_(False) if freeze else encoder
         self.head = CLASSIFICATION_HEADS[head](encoder.network, n_classes)
 
     def forward(self, x):
@@ -496,17 +446,12 @@ def asymmetric_loss(logits, labels):
     For the label q_c = p_c and gamma = GAMMA_POS, for every other class q_c = 1 - p_c and gamma = GAMMA_NEG;
     gammas of 0 give cross-entropy, GAMMA_NEG 4 presses down only classes that are still probable.
     """
+    gamma_pos, gamma_neg = (GAMMA_POS, GAMMA_NEG) if LOSS == "asymmetric" else (0.0, 0.0)
     log_p = F.log_softmax(logits.float(), 1)  # (B, C)
     p, one_hot = log_p.exp(), F.one_hot(labels, logits.shape[1])
-    focus = torch.where(one_hot.bool(), (1 - p) ** GAMMA_POS, p**GAMMA_NEG)
+    focus = torch.where(one_hot.bool(), (1 - p) ** gamma_pos, p**gamma_neg)
     target = one_hot * (1 - SMOOTHING) + SMOOTHING / logits.shape[1]
     return -(target * focus * log_p).sum(1).mean()
-
-
-LOSSES = {
-    "asymmetric": asymmetric_loss,
-    "cross_entropy": lambda logits, y: F.cross_entropy(logits.float(), y, label_smoothing=SMOOTHING),
-}
 
 
 # ---- What both trainings share -------------------------------------------------------------
@@ -514,9 +459,9 @@ LOSSES = {
 
 def recipe_of(learning_rate, epochs, batch_size, warmup_epochs, seed):
     """AdamW, a warm-up and a cosine from epoch to epoch (Sections 3.1.1 and 3.1.2)."""
-    share, how = warmup_epochs / epochs, {"betas": BETAS, "clip_norm": 0.0, "seed": seed}
-    how["eval_batch_size"] = EVAL_BATCH_SIZE
-    return Recipe(learning_rate, epochs, batch_size, WEIGHT_DECAY, "cosine", share, "epoch", **how)
+    how = {"betas": BETAS, "clip_norm": 0.0, "seed": seed, "eval_batch_size": EVAL_BATCH_SIZE}
+    sizes = learning_rate, epochs, batch_size, WEIGHT_DECAY
+    return Recipe(*sizes, "cosine", warmup_epochs / epochs, "epoch", **how)
 
 
 def load_network(network, pretraining, pretrained=True):
@@ -527,8 +472,8 @@ def load_network(network, pretraining, pretrained=True):
 
 def settings_of(network):
     """What a network depends on besides its training; JSON-ready."""
-    blocks = [DECODER_DEPTH, HEADS, MLP_RATIO, POSITION_STD]
-    return {"network": asdict(network), "blocks": blocks, "train_codebook": TRAIN_CODEBOOK}
+    rest = [DECODER_DEPTH, HEADS, MLP_RATIO, POSITION_STD, TRAIN_CODEBOOK]
+    return {"network": asdict(network), "rest": rest}
 
 
 # ---- 1. VQ-VAE (Section 2.1); 2. codes: see common/sadok/codes.py --------------------------
@@ -575,19 +520,12 @@ def pretrain(network, pretraining):
 
 
 def finetune(row, name, k, seed, pretraining):
-    """Fine-tune a row on fold k of a corpus and test it; a task for side_by_side.
-
-    Returns the outcome of train_and_test. Test accuracy is logged each epoch, but chooses nothing.
-    """
+    """Fine-tune a row on fold k of a corpus and test it; test accuracy is logged but chooses nothing."""
     corpus, accelerator = corpus_of(name), make_accelerator(PRECISION)
     fold, classes = corpus.folds_of[seed][k], corpus.manifest.classes
     tested = {(corpus.base, turn.speaker) for turn in fold.test}
     assert corpus.base not in PRETRAIN_CORPORA or tested <= pretraining.left_out
-    sets = {}
-    for part in ("train", "valid", "test"):
-        turns = [(corpus.base, turn) for turn in getattr(fold, part)]
-        is_random = part == "train" and FINETUNE_CROPS == "random"
-        sets[part] = crops_of(row.network, turns, pretraining, is_random, corpus.class_of)
+    sets = fold_sets(row.network, corpus, fold, pretraining, FINETUNE_CROPS == "random")
     if row.head == "svm":
         return classify_by_svm(sets, len(classes))
     rate, warmup = FINETUNE_LEARNING_RATE, FINETUNE_WARMUP_EPOCHS
@@ -607,7 +545,7 @@ def finetune(row, name, k, seed, pretraining):
         return build(seed, EmotionClassifier, encoder, row.head, len(classes), row.freeze)
 
     def loss(model, batch):
-        return LOSSES[LOSS](model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
+        return asymmetric_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
     def outputs(model, batch):
         return {"logits": model(batch["x"])}
@@ -617,9 +555,8 @@ def finetune(row, name, k, seed, pretraining):
 
     folder = Path(DATA_ROOT) / "models" / corpus.name / "sadok" / row.network.slug() / row.slug()
     title = f"{corpus.name} {row.network.slug()} {row.slug()} {fold.name} seed {seed}"
-    place = Place(folder / f"seed{seed}" / fold.name, identity, title)
-    task = Task(make_model, loss, outputs, accuracy)
-    return train_and_test(accelerator, task, sets, recipe, place, watch=("test",))
+    task, folder = Task(make_model, loss, outputs, accuracy), folder / f"seed{seed}" / fold.name
+    return train_and_test(accelerator, task, sets, recipe, Place(folder, identity, title), watch=("test",))
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -634,46 +571,39 @@ def plan():
     token, patch = data.size_of("TOKEN_SIZE", TOKEN_SIZE), data.size_of("SPEC_PATCH", SPEC_PATCH)
     codes = data.Network("vqmae", "patch-tf", RATIO, N_FRAMES, N_ROWS, *token, CODE_WIDTH, DEPTH, WIDTH)
     power = data.Network("specmae", "patch-tf", RATIO, N_FRAMES, N_BINS, *patch, 1, DEPTH, SPEC_WIDTH)
-    spectra = {"": power, " on log power": replace(power, kind="specmae-log")}
-    varied = codes, STRATEGY, spectra if SPECMAE else {}
-    rows = tables.rows(*varied, STRATEGIES, RATIOS, CODE_WIDTHS, DEPTHS, TOKEN_SIZES)
-    svm = {"Codes' histogram + SVM": codes, "Log-mel statistics + SVM": power}
-    for labelled in rows.values():
-        labelled |= {label: data.Row(network, False, True, "svm") for label, network in svm.items()}
-    return tables.choose(rows, TABLES, BEYOND_PAPER), tables.tests(*varied)
+    spectra = {"": power, " on log power": replace(power, kind="specmae-log")} if SPECMAE else {}
+    rows = tables.rows(codes, STRATEGY, spectra, power, STRATEGIES, RATIOS, CODE_WIDTHS, DEPTHS, TOKEN_SIZES)
+    return tables.choose(rows, TABLES, BEYOND_PAPER), tables.tests(codes, STRATEGY, spectra)
 
 
 def check_constants(rows):
     """Refuse what would fail after hours; every network is built without memory and hides tokens once."""
-    choices = {"STRATEGY": STRATEGIES, "LOSS": LOSSES, "FINETUNE_CROPS": ("first", "random")}
+    choices = {
+        "STRATEGY": STRATEGIES,
+        "LOSS": ("asymmetric", "cross_entropy"),
+        "FINETUNE_CROPS": ("first", "random"),
+    }
     settings.check_choices({name: globals()[name] for name in choices}, choices)
     blocks = max(DEPTH, *DEPTHS, DECODER_DEPTH, *QUERY_BLOCKS)
-    for is_right, rule in (
+    rules = (
         (rows, "TABLES, BEYOND_PAPER: name a table"),
         (PRETRAIN_WARMUP_EPOCHS < PRETRAIN_EPOCHS, "PRETRAIN_WARMUP_EPOCHS: less than PRETRAIN_EPOCHS"),
         (FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
-        (len(BETAS) == 2 and max(BETAS) < 1, "BETAS: two numbers below 1"),
-        (len(QUERY_BLOCKS) == 2, "QUERY_BLOCKS: two numbers"),
-        (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
         (
-            VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5,
-            "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000 in a step",
+            len(BETAS) == len(QUERY_BLOCKS) == 2 and max(BETAS) < 1,
+            "BETAS (below 1), QUERY_BLOCKS: two numbers",
         ),
-    ):
-        if not is_right:
-            raise UserError(rule)
-    for row in (row for row in rows if row.head != "svm"):
-        units = row.network.units
-        if units % HEADS or row.head == "query2emo" and units % QUERY_HEADS:
-            raise UserError(
-                f"HEADS={HEADS}, QUERY_HEADS={QUERY_HEADS}: must divide the {units} units of a model"
-            )
-        with torch.device("meta"):
-            model = EmotionClassifier(build_network(row.network).encoder, row.head, 2, row.freeze)
-        if (n := count_parameters(model)) > 2e9 or row.network.n_tokens > 1e4:
-            names = "N_FRAMES, TOKEN_SIZE, CODE_WIDTH, WIDTH, SPEC_WIDTH, MLP_RATIO or those of a table"
-            raise UserError(f"{names}: too large: {row.network.n_tokens:,} tokens, {n:.1e} parameters")
-        random_masking(row.network, np.random.default_rng(0))
+        (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
+        (VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
+    )
+    for rule in (rule for holds, rule in rules if not holds):
+        raise UserError(rule)
+    with torch.device("meta"):
+        for row in (row for row in rows if row.head != "svm"):
+            data.check_network(row, HEADS, QUERY_HEADS)
+            model = build_network(row.network)
+            data.check_size(row.network, EmotionClassifier(model.encoder, row.head, 2, row.freeze))
+            random_masking(row.network, np.random.default_rng(0))
 
 
 def main():
@@ -710,8 +640,7 @@ def main():
         return
     report = tables.Report(run, corpora, everyone, PRETRAIN_EPOCHS, SEEDS, N_RESAMPLES)
     report.gather(runs, kept)
-    parameters = {row.network: count_parameters(build_network(row.network)) for row, *_ in runs}
-    tables.write(report, planned, compared, parameters)
+    tables.write(report, planned, compared, build_network)
     for network, pretraining in [pair for pair in networks if pair[0].kind == "vqmae"][:1]:
         model, mask = load_network(network, pretraining), random_masking(network, np.random.default_rng(0))
         figures.reconstruction_figure(report, vqvaes[pretraining], model, mask, DATA_ROOT)

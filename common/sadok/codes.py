@@ -12,6 +12,8 @@ import torch
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import default_collate
 from torchaudio.functional import melscale_fbanks
 
@@ -164,7 +166,40 @@ class Masked:
         return {"x": x, "visible_at": visible_at, "hidden_at": hidden_at}
 
 
-# ---- Baselines, not in the paper -----------------------------------------------------------
+def fold_sets(network, corpus, fold, pretraining, random):
+    """{"train", "valid", "test": labelled crops} of a fold; random: whether those to train on are."""
+    sets = {}
+    for part in ("train", "valid", "test"):
+        turns = [(corpus.base, turn) for turn in getattr(fold, part)]
+        sets[part] = crops_of(network, turns, pretraining, random and part == "train", corpus.class_of)
+    return sets
+
+
+# ---- A head and baselines that are not in the paper -----------------------------------------
+
+
+class StatisticsHead(nn.Module):
+    """Statistics of all tokens but CLS, standardised, then dropout and a linear layer.
+
+    by_row  False: their mean, after MAE [10]; True: mean and sd over time of each row along frequency
+    """
+
+    def __init__(self, by_row, dropout, network, n_classes):
+        super().__init__()
+        n = 2 * network.grid[1] * network.units if by_row else network.units
+        self.by_row, self.dropout, self.grid = by_row, dropout, network.grid
+        self.norm, self.linear = nn.BatchNorm1d(n, affine=False), nn.Linear(n, n_classes)
+
+    def forward(self, x):
+        """x (B, 1 + S, w), CLS first -> logits (B, C)."""
+        x, norm = x[:, 1:].unflatten(1, self.grid), self.norm  # (B, n_t, n_d, w)
+        sd = (x.var(1, unbiased=False) + 1e-6).sqrt()  # (B, n_d, w)
+        x = torch.stack([x.mean(1), sd], 1).flatten(1) if self.by_row else x.mean((1, 2))
+        if len(x) == 1:  # has no variance: standardised by what has been kept so far
+            x = F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
+        else:
+            x = norm(x)
+        return self.linear(F.dropout(x, self.dropout, self.training))
 
 
 def classify_by_svm(sets, n_classes):

@@ -8,6 +8,7 @@ import numpy as np
 
 from common import splits
 from common.errors import UserError
+from common.layers import count_parameters
 from common.manifest import prepared_folder, read_manifest
 
 # ---- Corpora -------------------------------------------------------------------------------
@@ -203,6 +204,20 @@ class Network:
         name, embedding = (self.strategy, f"_e{self.code_width}") if is_vqmae else (self.kind, "")
         width = f"_w{self.width}" if self.width else ""
         return f"{name}_{self.ratio:g}_{self.t}x{self.d}{embedding}_{self.depth}{width}"
+
+
+def check_network(row, heads, query_heads):
+    """UserError where heads of attention do not divide the units of a row's network."""
+    units = row.network.units
+    if units % heads or row.head == "query2emo" and units % query_heads:
+        raise UserError(f"HEADS={heads}, QUERY_HEADS={query_heads}: must divide the {units} units of a model")
+
+
+def check_size(network, model):
+    """UserError where a network cannot be meant."""
+    if (n := count_parameters(model)) > 2e9 or network.n_tokens > 1e4:
+        names = "N_FRAMES, TOKEN_SIZE, CODE_WIDTH, WIDTH, SPEC_WIDTH, MLP_RATIO or those of a table"
+        raise UserError(f"{names}: too large: {network.n_tokens:,} tokens, {n:.1e} parameters")
 
 
 @dataclass(frozen=True)

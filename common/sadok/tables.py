@@ -11,6 +11,7 @@ import numpy as np
 from common import metrics
 from common.comparison import paired_test_cells
 from common.errors import UserError
+from common.layers import count_parameters
 from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
 from common.sadok import figures
 from common.sadok.data import Row, size_of
@@ -53,11 +54,11 @@ def networks(patch, strategy):
     return masked_by(patch, strategy), frame, replace(frame, width=patch.units)
 
 
-def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, token_sizes):
+def rows(patch, strategy, spectra, power, strategies, ratios, code_widths, depths, token_sizes):
     """{table: {label: Row}}; those of Table 5 are for each of its corpora.
 
     patch     Network of patches that the others vary; strategy: the masking where it is not varied
-    spectra   {"" or " on log power": Network} of SpecMAE
+    spectra   {"" or " on log power": Network} of SpecMAE; power: one of them, for log-mel statistics
     """
     (base, frame, narrow), found = networks(patch, strategy), {}
     name = f"VQ-MAE-S-{base.depth}"
@@ -88,7 +89,9 @@ def rows(patch, strategy, spectra, strategies, ratios, code_widths, depths, toke
             "not pretrained, trained": Row(base, pretrained=False, head=head),
             "pretrained, fine-tuned": Row(base, head=head),
         }
-    return found
+    svm = {"Codes' histogram + SVM": patch, "Log-mel statistics + SVM": power}
+    svm = {label: Row(network, pretrained=False, freeze=True, head="svm") for label, network in svm.items()}
+    return {table: labelled | svm for table, labelled in found.items()}
 
 
 def choose(found, *names):
@@ -206,9 +209,13 @@ class Report:
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def write(report, planned, compared, parameters):
-    """All tables and figures; planned, compared: from `rows` and `tests`; parameters {Network: count}."""
-    paper = paper_figures(PAPER)
+def write(report, planned, compared, build_network):
+    """All tables and figures; planned, compared: from `rows` and `tests`; build_network(Network) -> model."""
+    paper, networks = (
+        paper_figures(PAPER),
+        {row.network for rows in planned.values() for row in rows.values()},
+    )
+    parameters = {network: count_parameters(build_network(network)) for network in networks}
     for part, labelled in planned.items():
         cells = table(report, part, labelled, parameters, paper)
         if part in figures.DRAW:

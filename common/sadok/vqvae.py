@@ -73,6 +73,14 @@ def power_spectrogram(samples, frames=None):
     return torch.view_as_real(torch.fft.rfft(pieces * window)).square().sum(2)
 
 
+class PowerLinear(nn.Linear):
+    """A linear layer from or to power, always in fp32: loud speech has more than fp16's 65,504."""
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
 # ---- Codebook ------------------------------------------------------------------------------
 
 
