@@ -589,10 +589,8 @@ def check_constants(rows):
         (rows, "TABLES, BEYOND_PAPER: name a table"),
         (PRETRAIN_WARMUP_EPOCHS < PRETRAIN_EPOCHS, "PRETRAIN_WARMUP_EPOCHS: less than PRETRAIN_EPOCHS"),
         (FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
-        (
-            len(BETAS) == len(QUERY_BLOCKS) == 2 and max(BETAS) < 1,
-            "BETAS (below 1), QUERY_BLOCKS: two numbers",
-        ),
+        (len(BETAS) == 2 and max(BETAS) < 1, "BETAS: two numbers below 1"),
+        (len(QUERY_BLOCKS) == 2, "QUERY_BLOCKS: two numbers"),
         (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
         (VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
     )

@@ -168,7 +168,7 @@ def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
         ("--WIDTH=1000000", "WIDTH.*too large"),
         ("--N_FRAMES=1000000", "N_FRAMES.*too large"),
         ("--TOKEN_SIZE=10x5", "TOKEN_SIZE.*5 of 10x5 does not divide 64"),
-        ("--BETAS=0.9", "BETAS.*two numbers"),
+        ("--BETAS=0.9", "BETAS: two numbers"),
         ("--LOSS=focal", "LOSS=focal: choose from"),
         ("--PRETRAIN_CORPORA=x,y", "x/manifest.csv: .*; .*y/manifest.csv: "),
         ("--HEADS=7", "HEADS=7, QUERY_HEADS=8: must divide"),
