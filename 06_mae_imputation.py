@@ -24,8 +24,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 5. AdamW has CAV-MAE's settings. Batches, classifiers' epochs, GRU's width and batch normalisation are ours.
 6. A classifier is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
 7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, as their authors do.
-8. The masks of the test are drawn once, from MASK_SEED, and shared by all methods, backbones and seeds.
-9. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all. The paper has the first for the linear
+8. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all. The paper has the first for the linear
    classifier and the second for the GRU, by which the cases are judged; here both have both.
 """
 
@@ -70,7 +69,7 @@ PRETRAIN_CORPUS = "audioset"  # unlabelled recordings (Sec. 3.3); "" = none
 BACKBONES = ("avid-cma", "crisscross")   # Figures 2 and 3
 SEEDS = (0, 1, 2)             # one autoencoder and one set of classifiers each. Not in the paper
 N_MASKS = 10                  # random masks of each test recording and level (Sec. 4.3)
-MASK_SEED = 0                 # draws them. Not in the paper
+MASK_SEED = 0                 # draws them, once for all methods, backbones and seeds. Not in the paper
 N_RESAMPLES = 10000           # of speakers, behind every interval
 
 # ---- Clips and backbones (Sec. 3.2 and 4.2) ------------------------------------------------
