@@ -44,7 +44,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import plots, splits
-from common.encoders import TurnEncoder, load_backbone, locate, save_finetuned, short_name
+from common.encoders import POOLINGS, TurnEncoder, load_backbone, locate, save_finetuned, short_name
 from common.errors import UserError
 from common.files import hash_of, write_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
@@ -467,7 +467,18 @@ def draw_curves(run, manifest, modality, name, trained, level):
 # ---- Main ----------------------------------------------------------------------------------
 
 
+def check_constants():
+    """Refuse misspelt choices before anything slow."""
+    choices = {f"{modality.upper()}_POOLING": POOLINGS for modality in TABLES}
+    choices |= dict.fromkeys(("MODALITIES", "FREEZE"), tuple(TABLES)) | {"STAGES": ("choice", "folds")}
+    settings.check_choices(SETTINGS, choices)
+    for name, layer in ((f"{m.upper()}_LAYER", constant(m, "LAYER")) for m in TABLES):
+        if layer not in ("last", "weighted") and not layer.isdigit():
+            raise UserError(f"{name}={layer}: choose from last, weighted, or the number of a layer")
+
+
 def main():
+    check_constants()
     manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION)
     jobs = JOBS if accelerator.num_processes == 1 else 1
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)

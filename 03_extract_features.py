@@ -150,7 +150,12 @@ def compare_with_02(store, folder):
     return differ
 
 
+def check_constants():
+    settings.check_choices(SETTINGS, {"MODALITIES": ("text", "audio", "video")})
+
+
 def main():
+    check_constants()
     manifest = read_manifest(DATA_ROOT, CORPUS)
     accelerator = make_accelerator(PRECISION)
     if accelerator.num_processes > 1:

@@ -595,7 +595,10 @@ def check_constants():
         (MAE_WIDTH % MAE_HEADS, f"MAE_HEADS={MAE_HEADS}: does not divide MAE_WIDTH={MAE_WIDTH}"),
         (DECODER_WIDTH % DECODER_HEADS, f"DECODER_HEADS={DECODER_HEADS}: does not divide DECODER_WIDTH"),
         (max(GRU_WIDTH, BACKBONE_WIDTH) > 4096, "GRU_WIDTH, BACKBONE_WIDTH: give up to 4096"),
-        (size * MLP_RATIO > 1e10, "MAE_WIDTH, _DEPTH, DECODER_WIDTH, _DEPTH, MLP_RATIO: too large a model"),
+        (
+            size * MLP_RATIO > 1e10,
+            ", ".join(n for n in SETTINGS if re.search("DEPTH|WIDTH|MLP", n)) + ": too large",
+        ),
     ):
         if is_wrong:
             raise UserError(told)

@@ -21,7 +21,7 @@ import signal
 import sys
 import textwrap
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from common.errors import UserError
@@ -56,6 +56,7 @@ def show(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+@cache
 def read_constants(source):
     """All top-level `NAME = literal` in upper case and in order, as ({name: Constant}, {name: preset})."""
     lines, found = source.splitlines(), {}
