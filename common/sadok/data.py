@@ -210,13 +210,13 @@ def check_network(row, heads, query_heads):
     """UserError where heads of attention do not divide the units of a row's network."""
     units = row.network.units
     if units % heads or row.head == "query2emo" and units % query_heads:
-        raise UserError(f"HEADS={heads}, QUERY_HEADS={query_heads}: must divide the {units} units of a model")
+        raise UserError(f"HEADS={heads}, QUERY_HEADS={query_heads}: must divide WIDTH, SPEC_WIDTH or {units}")
 
 
 def check_size(network, model):
     """UserError where a network cannot be meant."""
     if (n := count_parameters(model)) > 2e9 or network.n_tokens > 1e4:
-        names = "N_FRAMES, TOKEN_SIZE, CODE_WIDTH, WIDTH, SPEC_WIDTH, MLP_RATIO or those of a table"
+        names = "N_FRAMES, TOKEN_SIZE, TOKEN_SIZES, CODE_WIDTH, CODE_WIDTHS, WIDTH, SPEC_WIDTH, MLP_RATIO"
         raise UserError(f"{names}: too large: {network.n_tokens:,} tokens, {n:.1e} parameters")
 
 
