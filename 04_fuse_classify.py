@@ -152,7 +152,7 @@ DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 BEYOND_PAPER = True               # also tests, subsets of modalities, styles, and what context is worth:
-CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained, frozen, with each of CONTEXT_SIZES
+CONTEXT_SYSTEMS = ("BERT+FC", "BERT+TE")             # trained, frozen, with each of CONTEXT_SIZES; () = none
 CONTEXT_SIZES = ("0+0", "1+0", "2+0", "4+0", "1+1", "2+2", "4+4")    # utterances before + after
 CONTEXT_SEEDS = ()                # () = SEEDS; more of them where trainings differ by more than the gain
 CONTEXT_EPOCHS = 0                # at most, 0 = FROZEN_EPOCHS

@@ -4,8 +4,9 @@ from math import comb
 
 import numpy as np
 
-from common.metrics import chance, cluster_bootstrap, ratio
+from common.metrics import chance_text, cluster_bootstrap, ratio
 from common.results import Cell
+from common.splits import has_sessions
 
 EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
 
@@ -78,26 +79,38 @@ def compare(y_true, ours, theirs, clusters, n_resamples):
     return difference, low, high, max(mcnemar(*pair)[2] for pair in zip(a, b)), p_clusters
 
 
-def paired_test_cells(column, pairs, y_true, speakers, n_resamples):
+def paired_test_cells(column, pairs, y_true, speakers, n_resamples, sessions=None):
     """A table of paired tests: (its cells, what to say beneath).
 
     column    heading of the gain; pairs: {row: (ours, theirs)}, each (S, N) predictions of the same S seeds
-    y_true    (N,) integers; speakers (N,): of the scored turns alone
+    y_true    (N,) integers; speakers, sessions (N,): of the scored turns alone; None = there are no sessions
     """
-    found = [compare(y_true, *pair, speakers, n_resamples) for pair in pairs.values()]
-    gains, lows, highs, mcnemar_p, speaker_p = np.transpose(found).tolist()
-    tests = {"McNemar p": mcnemar_p, "McNemar, Holm": holm(mcnemar_p)}
-    tests |= {"by speaker p": speaker_p, "by speaker, Holm": holm(speaker_p)}
-    cells, n, n_speakers = [], len(y_true), len(set(speakers))
+    by = {"speaker": speakers} if sessions is None else {"speaker": speakers, "session": sessions}
+    found = {
+        unit: np.array([compare(y_true, *pair, clusters, n_resamples) for pair in pairs.values()])
+        for unit, clusters in by.items()
+    }  # (rows, 5)
+    p = {"McNemar p": found["speaker"][:, 3], "McNemar, Holm": holm(found["speaker"][:, 3])}
+    p |= {"by speaker p": found["speaker"][:, 4], "by speaker, Holm": holm(found["speaker"][:, 4])}
+    p |= {"by session p": found["session"][:, 4]} if "session" in by else {}
+    cells, n = [], len(y_true)
     for j, row in enumerate(pairs):
-        interval = {"low": 100 * lows[j], "high": 100 * highs[j]}
-        cells.append(Cell(row, column, [100 * gains[j]], **interval, n=n, unit="points"))
-        cells += [Cell(row, name, [float(p[j])], n=n, unit="", digits=4) for name, p in tests.items()]
-    return cells, (
+        for unit, heading in zip(by, (column, f"{column}, sessions resampled")):
+            gain, low, high = (100 * found[unit][j, :3]).tolist()
+            cells.append(Cell(row, heading, [gain], low=low, high=high, n=n, unit="points"))
+        cells += [Cell(row, name, [float(values[j])], n=n, unit="", digits=4) for name, values in p.items()]
+    counts = {unit: len(set(clusters)) for unit, clusters in by.items()}
+    least = {unit: f"{k} {unit}s give no p below {2 / 2 ** min(k, 30):.3g}" for unit, k in counts.items()}
+    note = (
         "McNemar: exact, turns taken as independent, the largest p of the seeds. By speaker: whole speakers "
-        f"swapped; {n_speakers} of them give no p below {2 / 2 ** min(n_speakers, 30):.2g}. "
-        "Holm: corrected over the rows of this table."
+        f"swapped; {least['speaker']}. Holm: corrected over the rows of this table."
     )
+    if "session" in by:
+        note += (
+            " Speakers of a session share dialogues and a model, so that tests by speaker reject too often. "
+            f"By session: whole test groups are swapped and resampled; {least['session']}."
+        )
+    return cells, note
 
 
 # ---- Predictions ---------------------------------------------------------------------------
@@ -115,6 +128,7 @@ class Scores:
         self.corpus, self.folds, self.seeds, self.source = manifest.corpus, folds, seeds, source
         self.y = np.array([self.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
+        self.sessions = np.array([turn.session for turn in self.turns]) if has_sessions(self.turns) else None
         row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.tested = [np.array([row[turn.utterance_id] for turn in fold.test]) for fold in folds]
         self.scored = np.sort(np.concatenate(self.tested))
@@ -171,11 +185,11 @@ class Scores:
         return predictions, {system: count for system, count in wins.items() if count}
 
     def pairs(self, pairs):
-        """What paired_test_cells and compare take, of {row: (predictions, those of a rival)}."""
+        """What paired_test_cells takes, of {row: (predictions, those of a rival)}."""
         rows = self.scored
         pairs = {name: (ours[:, rows], rival[:, rows]) for name, (ours, rival) in pairs.items()}
-        return pairs, self.y[rows], self.speakers[rows], self.n_resamples
+        sessions = None if self.sessions is None or len(self.folds) < 2 else self.sessions[rows]
+        return pairs, self.y[rows], self.speakers[rows], self.n_resamples, sessions
 
     def chance(self):
-        majority, uniform = chance(self.y[self.scored], len(self.classes))
-        return f"Chance: {100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
+        return chance_text(self.y[self.scored], len(self.classes))

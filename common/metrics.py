@@ -75,6 +75,12 @@ def chance(y_true, n_classes):
     return np.bincount(y_true, minlength=n_classes).max() / len(y_true), 1 / n_classes
 
 
+def chance_text(y_true, n_classes):
+    """Both in words, the same below every table: "Chance: 23.7 % (majority class), 14.3 % (1 / C)."."""
+    majority, uniform = chance(y_true, n_classes)
+    return f"Chance: {100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
+
+
 def cluster_bootstrap(metric, y_true, y_pred, clusters, n_resamples, seed, n_classes=None):
     """95 % percentile interval of a score when whole speakers are resampled with replacement.
 

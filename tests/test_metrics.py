@@ -115,6 +115,25 @@ def test_drawn_sign_flips_agree_with_scipy():
     assert comparison.paired_permutation(a, b, who, 20000, 0)[0] == pytest.approx(a.mean() - b.mean())
 
 
+def test_where_there_are_sessions_they_are_swapped_too():
+    """Ten speakers in five sessions, one system always better: p by session is 2 / 2**5."""
+    speakers, y = np.repeat(np.arange(10), 8), np.ones(80, int)
+    right = np.ones((1, 80), int)
+    wrong = np.where(np.arange(80) % 8 < 1 + speakers // 2, 0, 1)[
+        None
+    ]  # sessions differ, speakers within do not
+    pairs = {"a": (right, wrong)}
+    cells, note = comparison.paired_test_cells("gain", pairs, y, speakers, 2000, speakers // 2)
+    found = {cell.column: cell for cell in cells}
+    assert found["by speaker p"].mean == 2 / 1024 and found["by session p"].mean == 0.0625
+    assert "5 sessions give no p below 0.0625" in note and len(found) == 7
+    by_speaker, by_session = found["gain"], found["gain, sessions resampled"]
+    assert by_session.mean == by_speaker.mean == 37.5
+    assert by_session.high - by_session.low > 1.2 * (by_speaker.high - by_speaker.low)
+    cells, note = comparison.paired_test_cells("gain", pairs, y, speakers, 200)
+    assert len(cells) == 5 and "session" not in note
+
+
 def test_holm_by_hand():
     # Sorted .01 .02 .04 times 3 2 1: .03 .04 .04
     np.testing.assert_allclose(comparison.holm([0.04, 0.01, 0.02]), [0.04, 0.03, 0.04])

@@ -315,11 +315,9 @@ def classes_table(run, results):
     for row in results.main[1:]:
         pair = found[row.slug()], changes, None, found[base.slug()]
         cells += results.cells(f"{LABELS[row.first]} - {LABELS[base.first]}", *pair, y[:, None])
-    majority, equal = metrics.chance(y, len(results.emotions))
     note = (
         "Not in the paper. All initialisations; classes weigh as in the training part. Intervals resample "
-        f"videos and initialisations. Chance {100 * majority:.1f} % (majority class), "
-        f"{100 * equal:.1f} % (1 / C). {results.note}."
+        f"videos and initialisations. {metrics.chance_text(y, len(results.emotions))} {results.note}."
     )
     run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells, note)
 

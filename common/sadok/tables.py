@@ -195,14 +195,13 @@ class Report:
     def note(self):
         """What every table says: which speech pretrained, what a run is, chance, the authors' protocol."""
         corpora, corpus, whose = self.pretraining.corpora, self.corpus, "no speaker of it is tested"
-        majority, uniform = metrics.chance(corpus.y, len(corpus.manifest.classes))
         if corpus.base in corpora:
             whose = "speakers of a fold's test part are left out of its VQ-VAE and pretraining"
         return (
             f"Pretrained on {', '.join(corpora)} ({self.pretrain_epochs} epochs; {whose}), once, with the "
             "first seed; seeds and folds vary the fine-tuning. accuracy: mean over folds; pooled, UAR (mean "
             "of class recalls) and F1: of all test turns together. Last column: the authors' protocol on the "
-            f"same trainings. Chance {100 * majority:.1f} % (majority class), {100 * uniform:.1f} % (1 / C)."
+            f"same trainings. {metrics.chance_text(corpus.y, len(corpus.manifest.classes))}"
         )
 
 
