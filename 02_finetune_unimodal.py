@@ -76,7 +76,7 @@ TEXT_MODELS = ("bert-base-uncased", "roberta-base", "distilbert-base-uncased")  
 AUDIO_MODELS = ("facebook/wav2vec2-base", "facebook/hubert-base-ls960",
                 "MIT/ast-finetuned-audioset-10-10-0.4593")      # candidates of Table 2
 VIDEO_MODELS = ("MCG-NJU/videomae-base",)   # the one of Table 3
-CHOSEN_MODELS = ("bert-base-uncased", "facebook/wav2vec2-base", "MCG-NJU/videomae-base")    # Sec. 3.3; empty:
+CHOSEN_MODELS = ("bert-base-uncased", "facebook/wav2vec2-base", "MCG-NJU/videomae-base")    # Sec. 3.3; () =
                                     # each fold trains all and takes the best on its validation speakers
 
 # ---- Training (Sec. 3.2) -------------------------------------------------------------------

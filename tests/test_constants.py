@@ -73,3 +73,11 @@ def test_misspelt_choices_are_refused(word):
     settings.apply(vars(module), [f"--{name}={text}"])
     with pytest.raises(UserError, match=f"{name}={text}: choose"):
         check(module)
+
+
+@pytest.mark.parametrize(
+    "word", ["02 CHOSEN_MODELS=", "04 CONTEXT_SYSTEMS=", "05 BEYOND_PAPER=", "07 GLOVE="]
+)
+def test_what_means_something_is_not_refused(word):
+    script = next(script for script in SCRIPTS if script.startswith(word[:2]))
+    assert settings.overrides((ROOT / script).read_text("utf-8"), [f"--{word[3:]}"])[word[3:-1]] in ((), "")
