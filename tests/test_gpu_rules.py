@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+import dialogues
 import numpy as np
 import pytest
 import tiny_speech
@@ -316,6 +317,7 @@ if on_device:
     library = pretend_device.register()
     torch.inference_mode = torch.no_grad
     pretend_device.patch_training(steps)
+import dialogues
 import numpy as np
 import test_khare_features as toy
 from conftest import load_script
@@ -359,3 +361,106 @@ def test_07_on_a_device():
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # EPS: Adam would amplify rounding
     assert steps == {"steps": 2 * 2 * 3 + 3 * 2 * 3, "waits": {}}
+
+
+# ---- Second paper of 04 --------------------------------------------------------------------
+
+LI = (
+    "--PAPERS=li",
+    "--CORPUS=demo_iemocap",
+    "--CHECKPOINTS=local",
+    "--SEEDS=0",
+    "--SYSTEMS=BERT+FC,MMT",
+    "--FROZEN_EPOCHS=1",
+    "--FINETUNE_EPOCHS=1",
+    "--N_RESAMPLES=20",
+    "--PROJECTOR_HIDDEN=8",
+    "--CONTEXT_BEFORE=1",
+    "--CONTEXT_AFTER=1",
+    "--BEYOND_PAPER=false",
+    "--WORKERS=0",
+    "--PRECISION=no",
+    "--AUDIO_MAX_S=0.6",
+)
+
+
+@pytest.mark.parametrize("states", ["device", "anew"])
+def test_the_second_paper_of_04_on_a_device(tmp_path, states):
+    """Figures of the CPU, frozen and fine-tuned, and no wait in a step but where WavLM itself masks.
+
+    Its `hidden_states[~mask] = 0` is a boolean index here; CUDA fills by the mask without waiting.
+    """
+    logits = {}
+    for runner in ((), ("tests/gpu/pretend_device.py",)):
+        root = tmp_path / ("device" if runner else "cpu")
+        manifest = dialogues.write_corpus(root)
+        dialogues.write_checkpoints(root / "checkpoints" / manifest.corpus)
+        words = (*LI, f"--HIDDEN_STATES={states}", f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results")
+        command = [sys.executable, *runner, "04_fuse_classify.py", *words]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        logits[bool(runner)] = {
+            path.relative_to(root): json.loads(path.read_text())["tests"]["test"]["outputs"]["logits"]
+            for path in sorted(root.rglob("outcome.json"))
+        }
+    assert len(logits[True]) == 2 * 2 * 3 and logits[True].keys() == logits[False].keys()
+    for name, found in logits[True].items():
+        assert np.allclose(found, logits[False][name], atol=5e-3), name
+    steps, lines = (
+        json.loads(done.stdout.splitlines()[-1]),
+        (ROOT / "common/li/extractor.py").read_text().splitlines(),
+    )
+    assert steps["steps"] > 0
+    for wait in steps["waits"]:
+        kind, _, place = wait.rpartition(" ")
+        assert kind == "boolean index", wait
+        if place != "elsewhere":  # the gradient of the same operation
+            file, number = place.split(":")
+            assert file == "common/li/extractor.py" and "backbone(" in lines[int(number) - 1], wait
+
+
+LI_STEPS = """
+from pathlib import Path
+import dialogues
+from common import settings
+from common.extraction import Extraction
+from common.li import hidden_states, training as li
+
+root = Path({root_folder!r})
+manifest = dialogues.write_corpus(root)
+dialogues.write_checkpoints(root / "checkpoints" / manifest.corpus)
+m = load_script("04_fuse_classify.py")
+settings.apply(vars(m), [*{words!r}, f"--DATA_ROOT={{root}}", "--SYSTEMS="])
+study = m.make_study(manifest)
+on_cpu = pretend_cuda.Accelerator("no")
+on_cpu.device = torch.device("cpu")
+for u in study.utterances.values():
+    m.keep_states(u, manifest, on_cpu, root, 60.0, "disk", Extraction(8))
+li.load_file = lambda path: {{}}
+m.FusionNetwork.load_state_dict = lambda self, state: None  # what the frozen phase left
+kept = {{name: u.states for name, u in study.utterances.items()}}
+turns, windows, _ = study.windows(study.folds[0][0], "train", study.window)
+cases = [(system, "frozen", "", 0) for system in study.systems]  # on kept states
+cases += [("MMT", "frozen", "", 1), ("MMT", "fine-tuned", "bottom", 0), ("MMT", "fine-tuned", "all", 0)]
+for system, phase, parts, anew in cases:
+    study.finetuned_parts = parts
+    for name, u in study.utterances.items():
+        u.states = None if anew else kept[name]
+    live, utterances = li.live_modalities(study, system, phase), study.utterances
+    utterances = {{name: utterances[name] for name in study.systems[system]}}
+    data = hidden_states.Windows(turns, manifest.classes, utterances, windows, 1, live, True)
+    batch = data.collate(list(range(8)))
+    start = study, system, study.window, 0, phase, root
+    step(li.start_network(*start), study.loss, batch, study.recipes[phase])
+    model = li.start_network(*start)
+    found = outputs(model, lambda model, batch: {{"logits": model(batch)}}, batch)
+    assert found["logits"].shape == (8, 4)
+print("passed")
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "no"])
+def test_steps_of_the_second_paper_of_04_under_the_autocast_of_cuda(tmp_path, precision):
+    """Every system on kept states; MMT also on computed ones and fine-tuned; losses in fp32."""
+    code = LI_STEPS.replace("{root_folder!r}", repr(str(tmp_path))).replace("{words!r}", repr(LI))
+    assert "passed" in run(code, precision)

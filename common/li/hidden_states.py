@@ -163,7 +163,7 @@ def keep_states(u, manifest, accelerator, cache_root, cache_gb, where, how):
         return 0.0
 
     def forward(model, batch):
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False):
             states, visible = hidden_states(model, u.modality, batch["inputs"])
         rows = states[visible].half()  # (P, L, D)
         finite = rows.isfinite().flatten(1).all(1)
