@@ -2,8 +2,7 @@
 
 Babaali et al., "Multi-Modal Emotion Recognition by Text, Speech and Video Using Pretrained Transformers",
 Sec. 3.1 (data preparation) and Figure 1 (labels per session). IEMOCAP's dialogue videos are cut by the
-annotation's times, the half of the split screen that shows the speaker is kept, sound is removed, and the
-clip is written as MP4.
+annotation's times, sound is removed, and the clip is written as MP4.
 
     python 01_prepare_data.py                            # IEMOCAP in data/raw/IEMOCAP_full_release
     python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
@@ -33,6 +32,8 @@ DEVIATIONS
   merged, angry 1103, sad 1084), as other public parsers find too; we report what is found.
 - The paper keeps "the maximum possible quality" without saying how the clips are coded. Ours are H.264 at a
   constant, visually lossless quality; whole files that are H.264 already are copied without their sound.
+- IEMOCAP's videos show both actors side by side. We keep the half of the one who speaks (CROP_SPEAKER); the
+  paper does not say which part of the picture its model saw.
 - Speech is brought to 16 kHz mono, the rate of the paper's speech models; IEMOCAP's sentences have it.
 - Bracket tokens of the transcripts, such as [LAUGHTER], are kept (KEEP_BRACKETS); the paper is silent.
 """
@@ -71,6 +72,8 @@ SEEDS = (0,)                    # the first one makes synthetic corpora and rand
                                 # VoxCeleb2's speakers; nothing else here is random
 MERGE_EXCITED_INTO_HAPPY = True # IEMOCAP: excited counts as happy. Paper: Sec. 3.1
 KEEP_BRACKETS = True            # IEMOCAP: keep tokens such as [LAUGHTER] in the text. Not in the paper
+CROP_SPEAKER = True             # IEMOCAP: keep the half of the split screen that shows the speaker; false:
+                                # both actors. Not in the paper
 RAVDESS_CHANNEL = "speech"      # RAVDESS: "speech", "song" or "both"
 VOXCELEB2_SPEAKERS = 0          # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
                                 # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
@@ -137,7 +140,11 @@ def read_release():
         root = corpora.find_root(CORPUS, DATA_ROOT)
     video = VOXCELEB2_VIDEO or CORPUS == "demo_voxceleb2_av"
     options = {
-        "iemocap": {"merge_excited": MERGE_EXCITED_INTO_HAPPY, "keep_brackets": KEEP_BRACKETS},
+        "iemocap": {
+            "merge_excited": MERGE_EXCITED_INTO_HAPPY,
+            "keep_brackets": KEEP_BRACKETS,
+            "crop_speaker": CROP_SPEAKER,
+        },
         "ravdess": {"channel": RAVDESS_CHANNEL},
         "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0], "with_video": video},
         "mosei": {"folds": MOSEI_FOLDS},

@@ -97,6 +97,8 @@ def test_iemocap_media(iemocap):
     # the marker wearer, whose letter is in the dialogue's name, is on the left
     assert source.half == "right" and turns["Ses03M_impro05a_M000"].half == "left"
     assert turns["Ses03F_script01_1b_F000"].half == "left"
+    whole = by_id(read_iemocap(iemocap, crop_speaker=False))
+    assert not whole["Ses03F_script01_1b_F000"].half and whole["Ses03F_script01_1b_F000"].video_span
 
 
 def test_iemocap_missing_sessions_are_named(iemocap):

@@ -23,12 +23,13 @@ UTTERANCE_ID = re.compile(r"^(Ses\d\d)([FM])_\S+_([FM])\d{3}$")
 BRACKET_TOKEN = re.compile(r"\[[A-Z_ ]+\]")
 
 
-def read(root, merge_excited=True, keep_brackets=True):
+def read(root, merge_excited=True, keep_brackets=True, crop_speaker=True):
     """Read IEMOCAP_full_release, with or without its video, or any subset of its sessions.
 
     root           the folder that holds Session1 .. Session5, or the one above it
     merge_excited  True labels excited turns happy, as the papers do; False leaves them out of the label set
     keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
+    crop_speaker   False keeps the whole split screen, where the listener is seen too
     Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5),
     style. Raises UserError if no session with labels is found.
     """
@@ -40,7 +41,7 @@ def read(root, merge_excited=True, keep_brackets=True):
         what = "its sessions hold no dialog/EmoEvaluation/Ses*.txt"
         raise UserError(f"{root}: {what}; unpack the release completely")
     for name in found:
-        _read_session(root / name, labels, keep_brackets, release)
+        _read_session(root / name, labels, keep_brackets, crop_speaker, release)
     missing = [name for name in COUNTS if name not in found]
     if missing:
         counts = ", ".join(f"{COUNTS[name]['all']:,}" for name in missing)
@@ -66,7 +67,7 @@ def _release_root(root):
     raise UserError(f"{root}: {what}; set CORPUS_ROOT to the one that holds them (IEMOCAP_full_release)")
 
 
-def _read_session(folder, labels, keep_brackets, release):
+def _read_session(folder, labels, keep_brackets, crop_speaker, release):
     """Add the turns of a session."""
     avi = folder / "dialog" / "avi"
     videos = {path.stem: path for path in visible_files(avi, "**/*.avi")} if avi.is_dir() else None
@@ -89,7 +90,7 @@ def _read_session(folder, labels, keep_brackets, release):
             turn.text = texts.get(turn.utterance_id, "")
             if not keep_brackets:
                 turn.text = " ".join(BRACKET_TOKEN.sub(" ", turn.text).split())
-            release.turns.append(_add_media(turn, folder, videos, release))
+            release.turns.append(_add_media(turn, folder, videos, crop_speaker, release))
 
 
 def _turn(line, session, labels):
@@ -121,7 +122,7 @@ def _read_transcripts(path, release):
     return texts
 
 
-def _add_media(turn, folder, videos, release):
+def _add_media(turn, folder, videos, crop_speaker, release):
     """Where the turn's sound and picture are: its own wav, and its half of the dialogue's split screen.
 
     The wearer of the markers, whose letter is in the dialogue's name, is on the left.
@@ -137,7 +138,9 @@ def _add_media(turn, folder, videos, release):
         release.problem(turn.utterance_id, wav, what, "unpack sentences/wav")
     if videos is not None:
         source.video = videos.get(dialogue, folder / "dialog" / "avi" / "DivX" / f"{dialogue}.avi")
-        source.video_span, source.half = span, "left" if turn.speaker[-1] == dialogue[5] else "right"
+        source.video_span = span
+        if crop_speaker:
+            source.half = "left" if turn.speaker[-1] == dialogue[5] else "right"
     return source
 
 
