@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.preprocessing import StandardScaler
 
-from common.babaali.features import fill_absent, read_rows, standardise
+from common.babaali.features import fill_absent, read_rows
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.media import read_audio
@@ -57,4 +58,5 @@ def baseline_vectors(name, manifest, root, rows):
         vectorizer = TfidfVectorizer(token_pattern=TOKENS, ngram_range=(1, 2), min_df=2, sublinear_tf=True)
         return vectorizer.fit([texts[i] for i in rows]).transform(texts)
     vectors = fill_absent(read_rows(Store(Path(root) / name), "features", turns), rows)
-    return standardise(vectors, rows) / np.sqrt(vectors.shape[1])
+    vectors = vectors.astype(np.float64)  # columns of a toolkit differ by ten orders of magnitude
+    return StandardScaler().fit(vectors[rows]).transform(vectors) / np.sqrt(vectors.shape[1])
