@@ -42,14 +42,14 @@ def command(script, folder, *options):
 
 
 def with_run(script, *words):
-    """The words with RUN, so that results lie in a folder that is named by the corpus alone."""
-    source = (ROOT / script).read_text(encoding="utf-8")
+    """The words with a RUN, so that results lie in a folder that is named by the corpus alone."""
+    words = tuple(word for word in words if not word.startswith("--RUN="))
     try:
+        source = (ROOT / script).read_text(encoding="utf-8")
         corpus = {"CORPUS": read_constants(source)[0]["CORPUS"].value, **overrides(source, words)}["CORPUS"]
     except UserError:
         return words  # the script will say so
-    named = script.startswith("01") or any(word.startswith("--RUN=") for word in words)
-    return words if named else (*words, f"--RUN={Path(corpus).name.replace(':', '_')}")
+    return words if script.startswith("01") else (*words, f"--RUN={Path(corpus).name.replace(':', '_')}")
 
 
 def run(script, folder, *options, code=0):
