@@ -24,7 +24,8 @@ DEVIATIONS
 4. "Sampled at 30 frames per second": VideoMAE takes 16 frames; as in its authors' fine-tuning on short clips
    every 4th of 30 per second is taken, 2.1 s, at a random place in training and in the middle otherwise.
 5. "A fully connected layer and a softmax layer on top": dropout and one linear layer on the CLS token (text),
-   the mean over time (wav2vec 2.0, HuBERT), the mean of two class tokens (AST), of all tokens (VideoMAE).
+   the mean over time (wav2vec 2.0, HuBERT), the mean of two class tokens (AST), of all tokens (VideoMAE). The
+   class of transformers for VideoMAE, probably the paper's, reads the first patch: VIDEO_POOLING = "cls".
 6. Not in the paper: optimiser and schedule. AdamW, linear decay, gradient norm clipped at 1, as the Trainer
    of transformers does by default, whose figures (loss, accuracy, run time) are the columns of the tables.
 7. Not in the paper: a training batch holds turns of similar length, so that less of it is padding.
@@ -413,16 +414,16 @@ def write_table(run, manifest, number, title, rows, note="", protocol=None):
 
 def write_choice_tables(run, manifest, compared, chosen):
     """Tables 1-3."""
-    protocol = splits.protocol_text(manifest)
-    for modality, models in chosen.items():
+    for modality in dict.fromkeys(t.modality for t in compared):
         number, title = TABLES[modality]
         own = [t for t in compared if t.modality == modality]
         rows = {short_name(t.model): [u for u in own if u.model == t.model] for t in own}
         note = (
-            "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little. "
-            f"To be cross-validated: {row_name(modality, models)}."
+            "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little."
         )
-        write_table(run, manifest, number, title, rows, note, protocol)
+        if modality in chosen:
+            note += f" To be cross-validated: {row_name(modality, chosen[modality])}."
+        write_table(run, manifest, number, title, rows, note, splits.protocol_text(manifest))
 
 
 def row_name(modality, models):
@@ -477,6 +478,22 @@ def check_constants():
             raise UserError(f"{name}={layer}: choose from last, weighted, or the number of a layer")
 
 
+def check_models(manifest, needed):
+    """Open every model that a run needs, before the first is trained; all that is wrong is listed at once."""
+    faults = []
+    for modality, model in needed:
+        try:
+            recipe_of(modality, model, 0)
+            source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+            EmotionClassifier(source, modality, 2, **reading_of(modality))
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError(
+            f"{'; '.join(dict.fromkeys(faults))}; --demo needs no download, 01 --demo writes its models"
+        )
+
+
 def main():
     check_constants()
     manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION)
@@ -487,11 +504,10 @@ def main():
         run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
 
     modalities = modalities_of(manifest)
-    chosen = {m: chosen_models(m) for m in modalities}
+    chosen = {m: chosen_models(m) for m in modalities} if "folds" in STAGES else {}
     candidates = {m: constant(m, "MODELS") for m in modalities} if "choice" in STAGES else chosen
     needed = [(m, model) for m, models in candidates.items() for model in models]
-    for modality, model in needed:
-        recipe_of(modality, model, 0)  # refuses wrong values before anything slow
+    check_models(manifest, needed)
     with accelerator.main_process_first():
         inputs = {(m, model): inputs_of(manifest, m, model) for m, model in needed}
 

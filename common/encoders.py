@@ -12,10 +12,12 @@ B batch, T time steps, S tokens, D feature, L layers, C classes.
 
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
@@ -28,7 +30,8 @@ from common.files import file_hash, hash_of, read_json, write_json
 from common.layers import count_parameters
 from common.training import load_best
 
-logging.disable_progress_bar()  # a bar per loaded checkpoint would drown the training lines
+logging.disable_progress_bar()  # a bar and a report per loaded checkpoint would drown the training lines
+logging.set_verbosity_error()
 # transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
@@ -64,11 +67,11 @@ def short_name(name):
     return Path(name).name
 
 
-def load_pretrained(auto_class, source):
+def load_pretrained(auto_class, source, **options):
     """auto_class.from_pretrained(source), or a UserError in one line."""
     try:
-        return auto_class.from_pretrained(source)
-    except (OSError, ValueError) as error:
+        return auto_class.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = f"cannot be loaded with {auto_class.__name__} ({str(error).strip().splitlines()[0]})"
         remedy = "check the name and the network, or name a local folder written by save_pretrained"
         raise UserError(f"{source}: {reason}; {remedy}") from error
@@ -100,8 +103,22 @@ def load_processor(source, modality):
 
 def load_backbone(source):
     """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs."""
-    load_config(source)
-    return as_encoder(load_pretrained(AutoModel, source))
+    config = load_config(source)
+    model, found = load_pretrained(AutoModel, source, output_loading_info=True)
+    parts = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)  # which nobody reads
+    if missing := sorted(name for name in found["missing_keys"] if not name.startswith(parts)):
+        listed = f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)"
+        raise UserError(f"{source}: {listed}; they are not those of its config.json, name another model")
+    if bad := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")
+    if found["unexpected_keys"]:
+        say_once(f"{source}: {len(found['unexpected_keys'])} weights of other heads or parts are not read")
+    return as_encoder(model)
+
+
+@cache
+def say_once(line):
+    print(f"  {line}")
 
 
 def as_encoder(model):
@@ -132,6 +149,8 @@ def input_shape(source, modality):
     if modality == "text":
         return InputShape("tokens", max_tokens=min(512, getattr(config, "max_position_embeddings", 512)))
     if modality == "video":
+        if not hasattr(config, "num_frames"):
+            raise UserError(f"{source}: {config.model_type} takes no video frames; name one like VideoMAE")
         return InputShape("frames", frames=config.num_frames, size=config.image_size)
     if is_spectrogram(config):
         return InputShape("spectrogram", frames=config.max_length)
@@ -161,21 +180,25 @@ class TurnEncoder(nn.Module):
         self.n_class = 2 if is_ast else 1  # tokens
         if pooling == "paper":
             pooling = "cls" if modality == "text" or is_ast else "mean"
-        self.pooling, self.read = pooling, n_blocks if layer in ("last", "weighted") else int(layer)
+        self.pooling = pooling
+        self.is_frozen = n_trained == 0
+        self.is_pooled = (
+            self.is_frozen and pooling != "attention"
+        )  # frozen states: one vector per turn, layer
+        self.is_cacheable = self.is_frozen or n_trained and config.model_type in CONTINUED
+        self.first = 0 if n_trained is None else max(0, n_blocks - n_trained)  # block that is trained
+        self.read = int(layer) if str(layer).isdecimal() else n_blocks
+        lowest = 0 if self.is_frozen else self.first
+        if not lowest <= self.read <= n_blocks or layer not in ("last", "weighted", str(self.read)):
+            choices = f"choose last, weighted, or a number from {lowest} to {n_blocks}"
+            raise UserError(f"{modality.upper()}_LAYER={layer}: {choices}")
         if layer != "last":
             config.layerdrop = 0.0  # a layer that is left out would be missing
         if layer == "weighted":
             self.layer_weights = nn.Parameter(torch.zeros(n_blocks + 1))
         if pooling == "attention":
             self.attention = nn.Linear(self.width, 1)
-        self.is_frozen, self.first = n_trained == 0, 0  # block that is trained
-        self.is_pooled = (
-            self.is_frozen and pooling != "attention"
-        )  # frozen states: one vector per turn, layer
-        self.is_cacheable = self.is_frozen
         if n_trained is not None:
-            self.first = max(0, n_blocks - n_trained)
-            self.is_cacheable = self.is_frozen or config.model_type in CONTINUED
             backbone.requires_grad_(False)
             blocks_of(backbone)[self.first :].requires_grad_(True)
         # Frozen states are layers `lowest` to `first`; pooled ones, which serve every LAYER, are all

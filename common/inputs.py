@@ -234,8 +234,12 @@ def cache_states(inputs, encoder, accelerator, data_root, corpus, batch_size):
     folder = Path(data_root) / "cache" / corpus / f"states_{short_name(inputs.source)}_{name}"
     encoder.to(accelerator.device).eval()
 
-    def forward(model, batch):
-        states, visible = model.frozen_states(batch["inputs"])
+    def forward(model, batch):  # fp32 whatever the training's precision, without TF32
+        with (
+            torch.autocast(accelerator.device.type, enabled=False),
+            torch.backends.cudnn.flags(allow_tf32=False),
+        ):
+            states, visible = model.frozen_states(batch["inputs"])
         return {"states": states, "tokens": visible.sum(1)}
 
     def compute(turns):

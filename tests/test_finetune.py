@@ -1,12 +1,17 @@
 """02 and 03 on a few turns: frozen encoders, the last blocks alone, and what is refused before training."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from conftest import rows, run_here
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 
 from common.demo.checkpoints import write_checkpoints
+from common.encoders import load_backbone
+from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
 from common.store import Store
@@ -82,3 +87,63 @@ def test_frozen_encoders_and_last_blocks(corpus, tmp_path, options, capsys):
     table = rows(tmp_path / "results" / "02_finetune_unimodal" / "toy" / "babaali_table_4.csv")
     found = [float(r["mean"]) for r in table if r["column"] == "Accuracy" and "always" not in r["row"]]
     assert min(found) > 80 if "--frozen" in options else found
+
+
+def broken(corpus, folder, change):
+    """A copy of the tiny BERT whose weights are changed."""
+    shutil.copytree(corpus / "checkpoints" / "bert-base-uncased", folder / "bert-base-uncased")
+    path = folder / "bert-base-uncased" / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, {"format": "pt"})
+    return str(folder / "bert-base-uncased")
+
+
+def test_weights_that_are_missing_or_nan_are_refused_and_others_said_once(corpus, tmp_path, capsys):
+    name = "encoder.layer.1.output.dense.weight"
+    source = broken(corpus, tmp_path / "a", lambda weights: weights.pop(name))
+    with pytest.raises(UserError, match=f"1 weights are missing .{name}"):
+        load_backbone(source)
+    source = broken(corpus, tmp_path / "b", lambda weights: weights[name].fill_(float("nan")))
+    with pytest.raises(UserError, match=f"NaN or infinity in its weights .{name}"):
+        load_backbone(source)
+    capsys.readouterr()
+    source = broken(corpus, tmp_path / "c", lambda weights: weights.update({"classifier.x": torch.zeros(1)}))
+    load_backbone(source), load_backbone(source)
+    printed = capsys.readouterr()
+    assert printed.out.count("1 weights of other heads") == 1 and not printed.err
+    source = broken(
+        corpus, tmp_path / "d", lambda weights: [weights.pop(n) for n in [*weights] if "pooler" in n]
+    )
+    load_backbone(source)
+
+
+@pytest.mark.parametrize(
+    "option, line",
+    [
+        ("--AUDIO_MODELS=facebook/absent", "absent: no checkpoint there"),
+        ("--AUDIO_LAYER=9", "AUDIO_LAYER=9: choose last, weighted, or a number from 0 to 3"),
+        ("--AUDIO_LAYER=lasst", "AUDIO_LAYER=lasst"),
+        ("--AUDIO_POOLING=max", "AUDIO_POOLING=max: choose from paper, cls, mean, attention"),
+        ("--FREEZE=true", "FREEZE=true: choose from text, audio, video"),
+        ("--STAGES=fold", "STAGES=fold: choose from choice, folds"),
+    ],
+)
+def test_refusals_come_before_the_first_training(corpus, tmp_path, option, line, capsys):
+    """A missing speech model is not found out after the text models were trained."""
+    more = ["--CHOSEN_MODELS=absent,whisper-base,bert-base-uncased", "--MODALITIES=text,audio"]
+    with pytest.raises(SystemExit) as end:
+        run_02(corpus, tmp_path, *more, option)
+    assert line in str(end.value) and "\n" not in str(end.value)
+    assert not (tmp_path / "data" / "models").exists()
+
+
+def test_the_choice_of_models_reads_no_chosen_models(corpus, tmp_path):
+    options = [
+        "--STAGES=choice",
+        "--TEXT_MODELS=distilbert-base-uncased",
+        "--MODALITIES=text",
+        "--TEXT_EPOCHS=1",
+    ]
+    run_02(corpus, tmp_path, *options, "--CHOSEN_MODELS=bert-base-uncased")
+    assert (tmp_path / "results").rglob("babaali_table_1.csv")
