@@ -122,6 +122,7 @@ N_RESAMPLES = 10000                 # of the speaker bootstrap behind every inte
 
 # ---- Machine -------------------------------------------------------------------------------
 PRECISION = "auto"                  # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+DETERMINISTIC = True                # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                         # that decode media (threads) and prepare batches (processes), 0 = none
 JOBS = 1                            # trainings side by side
 
@@ -192,7 +193,9 @@ def inputs_of(manifest, modality, model):
         return inputs
     encoder = TurnEncoder(load_backbone(source), modality, **reading)
     size = constant(modality, "EVAL_BATCH_SIZE")
-    return cache_states(inputs, encoder, make_accelerator(PRECISION), DATA_ROOT, manifest.corpus, size)
+    return cache_states(
+        inputs, encoder, make_accelerator(PRECISION, DETERMINISTIC), DATA_ROOT, manifest.corpus, size
+    )
 
 
 # ---- Model ---------------------------------------------------------------------------------
@@ -269,7 +272,10 @@ def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
     inputs  TurnInputs of the whole corpus; reading: of TurnEncoder
     Returns the outcome of train_and_test, which trains nothing twice.
     """
-    accelerator, folder = make_accelerator(PRECISION), model_folder(modality, model, fold, seed)
+    accelerator, folder = (
+        make_accelerator(PRECISION, DETERMINISTIC),
+        model_folder(modality, model, fold, seed),
+    )
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {**inputs.made_of, "encoder": reading, "classes": list(inputs.classes)}
@@ -496,7 +502,7 @@ def check_models(manifest, needed):
 
 def main():
     check_constants()
-    manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION)
+    manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC)
     jobs = JOBS if accelerator.num_processes == 1 else 1
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)

@@ -164,6 +164,7 @@ CACHE_GB = 60.0                   # on disk at most; WavLM-Large's take 50 GB fo
 KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
 EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+DETERMINISTIC = True              # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                       # processes that prepare batches, 0 = none
 JOBS = 1                          # trainings side by side, each in a process of its own
 XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
@@ -526,7 +527,7 @@ def make_study(manifest):
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
         keep_models=KEEP_MODELS,
-        precision=PRECISION,
+        device=(PRECISION, DETERMINISTIC),
         folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
     )
 
@@ -564,7 +565,7 @@ def parse_size(text):
 
 def run_li(manifest):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
-    accelerator, study = make_accelerator(PRECISION), make_study(manifest)
+    accelerator, study = make_accelerator(PRECISION, DETERMINISTIC), make_study(manifest)
     folds = study.folds[SEEDS[0]]
     protocol = splits.protocol_text(manifest, folds, DEVELOP_ON, use="training stopped by the loss of")
     tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""

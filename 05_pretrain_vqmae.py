@@ -27,8 +27,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
    through BatchNorm. Ours reads standardised log power. Codes start from encoded frames; one with less than
    3 % of its fair share starts anew; a cosine, clipping to norm 1, the best epoch on held-out speakers.
 5. round(ratio * N) tokens are hidden and all of them are in the loss; whole lines along time or frequency.
-6. Frame masking has tokens of a whole frame, (1, 64), hence a model of 512 instead of 320 units: the paper
-   compares 50.6 with 19.9 million parameters. sadok_table_equal has both at one size.
+6. Frame masking has tokens of (1, 64), hence 512 units instead of 320; sadok_table_equal has one size.
 7. First positions are drawn from N(0, 1), as large as the first embeddings of codes (0.02 in MAE).
 8. Epochs are not in the paper. The authors' public configuration: 2,000 in all, a warm-up of 200, batches of
    32, decay of all parameters, one schedule for both trainings, a cosine from epoch 0. Ours: 400 and 100 with
@@ -143,7 +142,9 @@ SPECMAE = True                    # whether SpecMAE's rows are made: False saves
 MAX_PROBLEM_SHARE = 0.05          # stop where more than this share of clips gives no codes
 EVAL_BATCH_SIZE = 64              # clips per forward pass outside training
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32, as the authors), "bf16" ...
+DETERMINISTIC = True              # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                       # processes or threads that read audio and prepare batches, 0 = none
+COMPILE = False                   # torch.compile the pretraining: slow to start, faster steps on a GPU
 JOBS = 1                          # trainings side by side, on this machine
 PREPARE_ONLY = False              # True: stop when VQ-VAEs and codes are there
 
@@ -491,13 +492,13 @@ def pretrain_vqvae(accelerator, pretraining):
 
 def pretrain(network, pretraining):
     """Pretrain a network, or take what an earlier run left in its folder; a task for side_by_side."""
-    accelerator, mask = make_accelerator(PRECISION), partial(random_masking, network)
+    accelerator, mask = make_accelerator(PRECISION, DETERMINISTIC), partial(random_masking, network)
     train, held_out = pretraining.turns()
     train_set = Masked(crops_of(network, train, pretraining, random=True), mask, CROPS_PER_CLIP)
     held_out_set = Masked(crops_of(network, held_out[: 4 * EVAL_BATCH_SIZE], pretraining), mask)
     rate = PRETRAIN_BASE_LEARNING_RATE * PRETRAIN_BATCH_SIZE / 256
     recipe = recipe_of(rate, PRETRAIN_EPOCHS, PRETRAIN_BATCH_SIZE, PRETRAIN_WARMUP_EPOCHS, SEEDS[0])
-    recipe = replace(recipe, select_by="lowest loss", keep="last", workers=WORKERS)
+    recipe = replace(recipe, select_by="lowest loss", keep="last", workers=WORKERS, compile=COMPILE)
 
     def loss(model, batch):
         return model(**batch)["loss"] * len(batch["x"]), len(batch["x"])
@@ -521,7 +522,7 @@ def pretrain(network, pretraining):
 
 def finetune(row, name, k, seed, pretraining):
     """Fine-tune a row on fold k of a corpus and test it; test accuracy is logged but chooses nothing."""
-    corpus, accelerator = corpus_of(name), make_accelerator(PRECISION)
+    corpus, accelerator = corpus_of(name), make_accelerator(PRECISION, DETERMINISTIC)
     fold, classes = corpus.folds_of[seed][k], corpus.manifest.classes
     tested = {(corpus.base, turn.speaker) for turn in fold.test}
     assert corpus.base not in PRETRAIN_CORPORA or tested <= pretraining.left_out
@@ -608,7 +609,7 @@ def main():
     planned, compared = plan()
     check_constants({row for rows in planned.values() for row in rows.values()})
     data.check_prepared(DATA_ROOT, (CORPUS, *PRETRAIN_CORPORA))
-    accelerator, corpus, run = make_accelerator(PRECISION), corpus_of(CORPUS), None
+    accelerator, corpus, run = make_accelerator(PRECISION, DETERMINISTIC), corpus_of(CORPUS), None
     if accelerator.is_main_process:
         run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device)
 

@@ -1,8 +1,8 @@
 """Impute audio and video clips that got lost by a masked autoencoder trained with a curriculum, and classify.
 
 Paper: G. Chochlakis, C. Lavania, P. Mathur, K. J. Han, "Tackling missing modalities in audio-visual
-representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4, in the paper's
-order; common/chochlakis/ has the frozen backbones, clips and their features, the split, tables and figures.
+representation learning using masked autoencoders", Interspeech 2024: Figures 2, 3 and 4. common/chochlakis/
+has backbones, clips, features, the split and tables.
 
     python 06_mae_imputation.py --CORPUS=cremad   # and ravdess, lombard: each prepared by 01, audioset first
     python 06_mae_imputation.py --demo            # after 01 --demo --CORPUS=demo_audioset and demo_cremad
@@ -21,11 +21,10 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 3. The fixed rate is 7 of 10 clips (Section 4.4 says 70 %); of 5 clips, 4 are nearest to that.
 4. Epochs of all trainings are chosen on validation speakers, by the loss over all levels and by accuracy, of
    which it says nothing. Its RAVDESS has 4,230 clips of seven emotions, not neutral; ours the release's.
-5. AdamW has CAV-MAE's settings. Batches, classifiers' epochs, GRU's width and batch normalisation are ours.
-6. A classifier is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
-7. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, as their authors do.
-8. curri-MAE-ft is fine-tuned at the largest rate, -ft-all at all. The paper has the first for the linear
-   classifier and the second for the GRU, by which the cases are judged; here both have both.
+5. AdamW has CAV-MAE's settings. Batches, epochs, GRU's width and batch normalisation are ours. A classifier
+   is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
+6. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, as their authors do.
+7. The paper has -ft (fine-tuned at the largest rate) for the linear classifier, -ft-all for the GRU; here both.
 """
 
 from common import settings
@@ -119,6 +118,7 @@ BEYOND_PAPER = True           # other baselines, errors of what is imputed
 # ---- Machine -------------------------------------------------------------------------------
 PREPARE_ONLY = False          # extract the features of all clips, then stop
 PRECISION = "auto"            # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"; features are fp32
+DETERMINISTIC = True          # the same numbers again on the same machine; False is faster on a GPU
 JOBS = 1                      # seeds and backbones trained side by side
 WORKERS = 4                   # threads that decode recordings, 0 = none
 BACKBONE_BATCH_SIZE = 64      # clips per forward pass of a backbone
@@ -567,7 +567,7 @@ def run_seed(name, seed, store, fold, classes, first):
     """Train and test all of one backbone and seed, from its store of clip features; see outcomes_of."""
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
     folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
-    data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION))
+    data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION, DETERMINISTIC))
     autoencoders = fine_tune_autoencoders(data, first)
     imputers, n_clips = imputers_of(data, autoencoders), data.test.n_clips
     systems = tables.plan(CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
@@ -617,7 +617,7 @@ def check_files():
 def main():
     check_constants()
     check_files()
-    accelerator = make_accelerator(PRECISION)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
     manifest, unlabelled = read_manifest(DATA_ROOT, CORPUS), None
     fold = fold_of(manifest, CORPUS)
     turns, recordings = [*fold.train, *fold.valid, *fold.test], fold.train

@@ -138,6 +138,7 @@ DROP_RATE = 0.3                 # share of modalities that its training clips lo
 
 # ---- Machine -------------------------------------------------------------------------------
 PRECISION = "auto"              # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
+DETERMINISTIC = True            # the same numbers again on the same machine; False is faster on a GPU
 JOBS = 1                        # trainings side by side
 WORKERS = 4                     # threads that decode recordings, processes that prepare batches; 0 = none
 VGG_BATCH = 64                  # pictures per forward pass of VGG-16
@@ -462,7 +463,7 @@ def recognise(manifest, turns, corpus, words, device):
 
 def pretrain(method, corpus):
     """Train a masked language model ("softmax" or "nce") where it is not there; returns its history."""
-    accelerator = make_accelerator(PRECISION)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
     hide = partial(mask_words, share=HIDDEN_SHARE)  # others in each step, always the same in evaluations
     clips = {name: Clips(corpus, name, corpus.inputs, MAX_S, hide) for name in ("train", "valid")}
     criterion = softmax_loss
@@ -519,7 +520,7 @@ def model_folder(corpus, *names):
 
 def finetune(row, seed, corpus, recognised):
     """Fine-tune a tables.Row with one initialisation and test it, if it is not done; returns its outcome."""
-    accelerator, main = make_accelerator(PRECISION), tables.is_main(row, corpus.inputs, ANCHOR)
+    accelerator, main = make_accelerator(PRECISION, DETERMINISTIC), tables.is_main(row, corpus.inputs, ANCHOR)
     change = partial(drop_modalities, rate=DROP_RATE) if row.robust else None
     clips = {"train": Clips(corpus, "train", row.inputs, MAX_S, change)}
     clips["valid"] = Clips(corpus, "valid", row.inputs, MAX_S)
@@ -600,7 +601,7 @@ def check_files():
 def main():
     check_constants()
     check_files()
-    accelerator, manifest = make_accelerator(PRECISION), read_manifest(DATA_ROOT, CORPUS)
+    accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC), read_manifest(DATA_ROOT, CORPUS)
     fold, protocol = data.fold_of(manifest, N_GROUPS), data.protocol_text(manifest)
     cases = data.find_cases(CASES, fold.test)
     is_first = accelerator.is_main_process

@@ -5,11 +5,14 @@ import os
 import threading
 import time
 from importlib import import_module
+from multiprocessing import current_process
 from unittest import mock
 
 import torch
 from joblib import Parallel, delayed, parallel_config
 from joblib.externals.loky import process_executor
+
+GB_PER_JOB = 20  # of a GPU's memory, for each of several trainings that share it
 
 # A function that names torch and any attribute `classes` or `ops` takes these along; they cannot be pickled.
 for module in (torch.classes, torch.ops):
@@ -21,21 +24,33 @@ def side_by_side(function, tasks, jobs):
 
     Each process has its share of the cores. What a task needs travels to it by value, a script's functions
     and constants too, so that a task holds names and settings and opens data and models itself. The first
-    error ends all; what was finished is kept.
+    error ends all; what was finished is kept. The processes spread over the GPUs.
     """
-    jobs = min(jobs, len(tasks))
+    jobs = min(jobs, len(tasks), places_on_gpus(jobs))
     if jobs <= 1:
         return [function(*task) for task in tasks]
-    quiet = mock.patch.dict(
-        os.environ, TQDM_DISABLE="1"
-    )  # bars of several processes would overwrite each other
+    quiet = mock.patch.dict(os.environ, TQDM_DISABLE="1")  # bars would overwrite each other
     with quiet, parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
         return Parallel(jobs, batch_size=1)(delayed(run_task)(os.getpid(), function, t) for t in tasks)
+
+
+def places_on_gpus(jobs):
+    """How many of some jobs the GPUs have room for, at least one each; all of them without a GPU."""
+    n_gpus = torch.cuda.device_count()
+    gb = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(n_gpus)]
+    places = sum(max(1, int(size / GB_PER_JOB)) for size in gb) if gb else jobs
+    if places < jobs:
+        print(f"JOBS={jobs}: {places} at a time, {GB_PER_JOB} GB each, have room on {n_gpus} GPU(s)")
+    return min(places, jobs)
 
 
 def run_task(parent, function, task):
     """function(*task), in a process that ends when its parent is gone."""
     end_with_parent(parent)
+    if n_gpus := torch.cuda.device_count():
+        torch.cuda.set_device(
+            int(current_process().name.rpartition("-")[2]) % n_gpus
+        )  # LokyProcess-1, -2, ...
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # models grow it; a new process imports torch again
     return function(*task)
 

@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +15,14 @@ from torch import nn
 
 from common.errors import UserError
 
+DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    AttributeError,
+    ImportError,
+)  # of torch.load
 TOKEN_STD = 0.02  # of trained vectors such as CLS and mask tokens, as in MAE (He et al. 2022)
 
 
@@ -55,6 +64,20 @@ def take(tokens, at):
     return tokens[samples, at]  # its gradient adds whole tokens; that of take_along_dim single numbers
 
 
+@contextmanager
+def exact():
+    """Without TF32, which on a GPU would change what is kept of recordings; `@exact()` before a function."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.allow_tf32 = value
+
+
 # ---- Weights in files ----------------------------------------------------------------------
 
 
@@ -70,7 +93,7 @@ def read_checkpoint(path, allow_pickle=False):
     try:
         in_zip = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=not allow_pickle)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError, ImportError) as error:
+    except DAMAGED as error:
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             what = f"holds an object of {found[1]} besides tensors, and loading it could run any code"
             raise UserError(f"{path}: {what}; set ALLOW_PICKLE=True if you trust its source") from error

@@ -1,8 +1,10 @@
 """The training loop of every script, on accelerate: one process or several, CPU or GPU, killed or not.
 
-A run is repeatable: the order of batches depends on (seed, epoch) alone, and every step seeds its randomness
-from (seed, epoch, step, process), so that a resumed run needs no generator state. A step's gradient is that
-of the mean loss over `batch_size` samples, however many processes and micro-batches share them.
+A run is repeatable: the order of batches depends on (seed, epoch) alone, a sample's draws on (seed, epoch,
+sample), and those of a forward pass, such as dropout, on (seed, epoch, step, its first sample), so that a
+resumed run needs no generator state and no process depends on another. A step's gradient is that of the mean
+loss over `batch_size` samples. Micro-batches of another size, by memory or by the number of processes, change
+the draws of forward passes and the rounding, nothing else.
 """
 
 import gc
@@ -19,16 +21,25 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import find_batch_size, gather_object, send_to_device, set_seed, slice_tensors
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import as_json, atomic_path, hash_of, make_folder, read_json, write_json
+from common.layers import DAMAGED
 
+COMPILER = "inductor"
 POOL_BATCHES = 32  # batches that are sorted by length together: more pads less but shuffles less
 CHECK_EVERY_STEPS = 20  # the loss is looked at this often; looking at each step would stall a GPU
-MACHINE = ("eval_batch_size", "workers", "save_every_s", "micro_batch")  # no part of a run's identity
+MACHINE = (
+    "eval_batch_size",
+    "workers",
+    "save_every_s",
+    "micro_batch",
+    "compile",
+)  # no part of a run's identity
 NO_MEMORY = "out of memory with one sample; choose a smaller model or shorter inputs"
 ALLOCATION_FAILED = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
@@ -55,6 +66,7 @@ class Recipe:
     seed: int = 0
     eval_batch_size: int = 64  # samples per forward pass outside training
     micro_batch: int = 0  # samples per forward pass to start with; 0 = as many as a step has
+    compile: bool = False  # let torch.compile make the forward pass faster: minutes before the first step
     workers: int = 0  # processes that prepare batches; 0 = this one
     save_every_s: float = 600.0  # seconds; a state is written at the end of the first epoch after so long
 
@@ -96,14 +108,23 @@ class State:
 
 
 @cache
-def make_accelerator(precision):
-    """The device context of this process; precision "auto" = bf16 or fp16 on a GPU, fp32 on a CPU."""
+def make_accelerator(precision, deterministic=True):
+    """The device context of this process; precision "auto" = bf16 or fp16 on a GPU, fp32 on a CPU.
+
+    deterministic  sums in the same order each time: the same command gives the same numbers on the same
+                   machine; free on a CPU, slower on a GPU (index_add, scatter), where it says so
+    """
     if precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp16" if torch.cuda.is_available() else "no"
-    torch.use_deterministic_algorithms(True, warn_only=True)  # with several threads sums would differ
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS is not
+        print("repeatable to the digit, at the cost of some speed on a GPU; DETERMINISTIC=False is faster")
+    if apple := torch.backends.mps.is_available():
+        print("Apple's GPU has never been tried: the CPU is used")
     gc.freeze()  # free_memory collects after every training: faster where it passes over what imports left
-    accelerator = Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision, cpu=apple)
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")  # one process speaks for all
     return accelerator
@@ -146,10 +167,15 @@ class StepKeys:
     def __len__(self):
         return len(self.batches)
 
+    def share(self, step):
+        """The samples of a step that this process computes; none where there are fewer than processes."""
+        n = -(-len(self.batches[step]) // self.world)
+        return self.batches[step][self.rank * n : (self.rank + 1) * n].tolist()
+
     def __iter__(self):
-        for batch in self.batches:  # a small last one may not reach all processes: the others' do not count
-            share = batch[self.rank :: self.world] if self.rank < len(batch) else batch[:1]
-            yield [(int(i), (self.recipe.seed, self.epoch, int(i))) for i in share]
+        for step, batch in enumerate(self.batches):
+            share = self.share(step) or batch[:1].tolist()  # a sample that does not count
+            yield [(i, (self.recipe.seed, self.epoch, i)) for i in share]
 
 
 def loader_of(accelerator, dataset, batches, recipe):
@@ -230,6 +256,8 @@ class Training:
         micro_batch = recipe.micro_batch or -(-recipe.batch_size // accelerator.num_processes)
         self.state = State(micro_batch, recipe.best_before, recipe.epochs_since_best)
         self.saved_at = time.monotonic()
+        if recipe.compile:
+            model.compile(backend=COMPILER)
 
     def train(self, evaluate):
         """Train the epochs that are left, with the figures {"valid_<name>": x} of evaluate() after each.
@@ -289,10 +317,9 @@ class Training:
     def accumulate(self, step, batch):
         """Gradients of the summed loss over this process's share; returns (loss sum, count) as (2,)."""
         totals = torch.zeros(2, device=self.accelerator.device)
-        if self.keys.rank >= len(self.keys.batches[step]):
-            return totals
-        for start in range(0, find_batch_size(batch), self.state.micro_batch):
-            seed_step(self.recipe.seed, self.state.epoch, step, self.keys.rank, start)
+        samples = self.keys.share(step)
+        for start in range(0, len(samples), self.state.micro_batch):
+            seed_step(self.recipe.seed, self.state.epoch, step, samples[start])
             part = slice_tensors(batch, slice(start, start + self.state.micro_batch))
             with self.accelerator.autocast():
                 total, count = self.loss(self.model, part)
@@ -357,13 +384,21 @@ class Training:
 
     def write(self, path, writer, content):
         if self.accelerator.is_main_process:
-            with atomic_path(path) as temporary:
-                writer(content, temporary)
+            try:
+                with atomic_path(path) as temporary:
+                    writer(content, temporary)
+            except (SafetensorError, RuntimeError) as error:  # what both make of a full disk
+                reason = f"cannot be written ({str(error).splitlines()[0]})"
+                raise UserError(f"{path}: {reason}; free some space or choose another DATA_ROOT") from error
 
     def resume(self):
         """Load the last state if there is one of the same identity."""
         path = self.folder / "last.pt"
-        content = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        except DAMAGED:
+            print(f"{path}: damaged; the training starts afresh")
+            return
         if content.get("identity") != self.place.identity:
             return
         load_trained(self.model, content["model"])
@@ -403,7 +438,12 @@ def best_weights(folder):
 
 def load_best(model, folder):
     """The model, with the weights of `best_weights`."""
-    load_trained(model, load_file(best_weights(folder)))
+    try:
+        load_trained(model, load_file(best_weights(folder)))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{best_weights(folder)}: damaged or absent; delete {folder} and run again"
+        ) from error
     return model
 
 

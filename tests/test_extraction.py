@@ -1,13 +1,16 @@
 """Recordings that are read once and stored: kills, problems, disks; and trainings side by side."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from common import jobs
 from common.errors import UserError
 from common.extraction import Extraction, extract
-from common.jobs import side_by_side
+from common.jobs import places_on_gpus, side_by_side
 from common.media import MediaError
 from common.store import Store, StoreWriter, rows_of
 
@@ -111,3 +114,23 @@ def test_side_by_side():
     assert side_by_side(square, tasks, 1) == side_by_side(square, tasks, 2) == [0, 1, 4, 9, 16]
     with pytest.raises(UserError, match="3 is refused"):
         side_by_side(square, [(3, True), (4, True)], 2)
+
+
+@pytest.mark.parametrize("gb, wanted", [([], 4), ([24], 1), ([80], 4), ([24, 24], 2), ([8], 1)])
+def test_jobs_share_a_gpu_only_where_there_is_room(monkeypatch, gb, wanted, capsys):
+    sizes = [SimpleNamespace(total_memory=size * 1e9) for size in gb]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gb))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", sizes.__getitem__)
+    assert places_on_gpus(4) == wanted and ("have room" in capsys.readouterr().out) == (wanted < 4)
+
+
+def test_processes_spread_over_the_gpus(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(jobs, "end_with_parent", lambda parent: None)
+    for number in (1, 2, 3, 4):
+        process = SimpleNamespace(name=f"LokyProcess-{number}")
+        monkeypatch.setattr(jobs, "current_process", lambda process=process: process)
+        jobs.run_task(0, square, (number,))
+    assert chosen == [1, 0, 1, 0]

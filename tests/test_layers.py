@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.layers import build, count_parameters, initialise, read_checkpoint, sinusoidal, take, vectors
+from common.layers import (
+    build,
+    count_parameters,
+    exact,
+    initialise,
+    read_checkpoint,
+    sinusoidal,
+    take,
+    vectors,
+)
 
 
 class Code:
@@ -84,3 +93,13 @@ def test_whole_checkpoints(tmp_path):
     assert isinstance(read_checkpoint(tmp_path / "code.pth", allow_pickle=True)["w"], Code)
     with pytest.raises(UserError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
+
+
+def test_exact_is_without_tf32_and_gives_it_back():
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    with pytest.raises(KeyError), exact():
+        assert not any(place.allow_tf32 for place in places)
+        raise KeyError
+    assert [place.allow_tf32 for place in places] == before == [False, True]  # torch's defaults
+    assert exact()(lambda: places[1].allow_tf32)() is False

@@ -1,5 +1,6 @@
 """The training loop: order of samples, resume, out-of-memory, processes, stopping."""
 
+import contextlib
 import gc
 import json
 import os
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -490,3 +492,74 @@ def test_nothing_of_an_attempt_without_memory_is_kept():
     assert training.attempt(fails) is None and alive[0]() is None
     with pytest.raises(RuntimeError, match="another"):
         training.attempt(lambda: (_ for _ in ()).throw(RuntimeError("another")))
+
+
+def test_determinism_is_one_constant(monkeypatch):
+    for wanted in (False, True):
+        make_accelerator.cache_clear()
+        make_accelerator("no", wanted)
+        assert torch.are_deterministic_algorithms_enabled() == wanted
+
+
+def test_a_compiled_model_trains_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "COMPILER", "eager")
+    one, net = run(tmp_path / "plain")
+    two, compiled = run(tmp_path / "compiled", replace(RECIPE, compile=True))
+    assert compiled._compiled_call_impl is not None and curves(one) == curves(two)
+    assert torch.equal(weights(net), weights(compiled))
+
+
+def test_gradients_are_unscaled_before_they_are_clipped(tmp_path, monkeypatch):
+    """fp16 multiplies losses by 65,536; clipped as they are, all steps would be the same size."""
+    accelerator = make_accelerator("no")
+    recipe = replace(RECIPE, clip_norm=0.5)
+    _, plain = run(tmp_path / "plain", recipe, model(0.0))
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu"))
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    monkeypatch.setattr(accelerator, "autocast", contextlib.nullcontext)
+    _, scaled = run(tmp_path / "scaled", recipe, model(0.0))
+    assert torch.allclose(weights(plain), weights(scaled), atol=1e-5)
+
+
+def test_a_process_draws_what_one_alone_would(tmp_path):
+    """Seeds follow the samples: two shares are the two micro-batches of one process."""
+
+    class Rank:
+        num_processes = 2
+
+        def __init__(self, rank):
+            self.process_index = rank
+
+    alone = training.StepKeys(Toy(), RECIPE, make_accelerator("no"))
+    shares = [training.StepKeys(Toy(), RECIPE, Rank(rank)) for rank in (0, 1)]
+    for step, batch in enumerate(alone.batches):
+        assert shares[0].share(step) + shares[1].share(step) == batch.tolist() == alone.share(step)
+    drawn = [key for part in zip(*shares) for keys in part for key in keys]
+    assert drawn == [key for keys in alone for key in keys]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", "truncated"])
+def test_a_damaged_state_starts_afresh(tmp_path, content, capsys):
+    whole, _ = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop_after=2)
+    last = tmp_path / "cut" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000] if content == "truncated" else content)
+    again, _ = run(tmp_path / "cut")
+    assert "last.pt: damaged; the training starts afresh" in capsys.readouterr().out
+    assert curves(again) == curves(whole)
+
+
+def test_damaged_weights_and_a_full_disk_are_one_line(tmp_path, monkeypatch):
+    run(tmp_path, replace(RECIPE, epochs=1))
+    training.best_weights(tmp_path).write_bytes(b"x")
+    with pytest.raises(UserError, match="best.safetensors: damaged or absent; delete"):
+        load_best(model(), tmp_path)
+
+    def full(content, path):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(training, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written .*No space.*free some space"):
+        run(tmp_path / "full", replace(RECIPE, epochs=1))

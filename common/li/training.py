@@ -75,7 +75,7 @@ class Study:
     recipes: dict  # {phase: Recipe}
     finetuned_parts: str  # "bottom" or "all"
     keep_models: bool
-    precision: str
+    device: tuple  # precision and determinism, for make_accelerator
     folder: Path  # for trained systems
 
     def windows(self, fold, part, window):
@@ -127,7 +127,7 @@ def train_system(study, system, window, phases, seed, k):
         task = Task(make_model, study.loss, lambda model, batch: {"logits": model(batch)}, figures)
         identity = identity_of(study, system, window, data, phase, seed)
         place = Place(folder / phase, identity, f"{system} {fold.name} {phase}")
-        accelerator, keep = make_accelerator(study.precision), phase == FROZEN or study.keep_models
+        accelerator, keep = make_accelerator(*study.device), phase == FROZEN or study.keep_models
         outcomes[phase] = train_and_test(accelerator, task, data, recipe, place, keep)
     return outcomes
 

@@ -198,8 +198,8 @@ def patch_training(steps):
         safetensors.torch.save_file,
     )
 
-    def make_accelerator(precision):
-        accelerator = make("no" if precision == "auto" else precision)
+    def make_accelerator(precision, *more):
+        accelerator = make("no" if precision == "auto" else precision, *more)
         accelerator.state.device = GPU
         type(accelerator).device = property(lambda self: GPU)
         return accelerator
