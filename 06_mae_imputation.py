@@ -24,7 +24,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 5. AdamW has CAV-MAE's settings. Batches, epochs, GRU's width and batch normalisation are ours. A classifier
    is fine-tuned on TRAIN_MASKS masks of each recording, imputed once; each epoch draws another.
 6. CrissCross's networks pool their last maps by the mean, AVID-CMA's by the maximum, as their authors do.
-7. The paper has -ft (fine-tuned at the largest rate) for the linear classifier, -ft-all for the GRU; here both.
+7. The paper has -ft (fine-tuned at the largest rate) for the linear head, -ft-all for the GRU; here both.
 """
 
 from common import settings
