@@ -184,6 +184,7 @@ SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS
                                   # two CPU cores, from random weights: for what 01 to 03 made with --scratch
 # fmt: on
 SETTINGS = {}  # filled by settings.run: what this run used
+SOURCE = Path(__file__).read_text(encoding="utf-8")
 
 
 # ==== Babaali & Shayaninasab ================================================================
@@ -345,7 +346,7 @@ def run_babaali(manifest):
     """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
-    run = start_run(__file__, SETTINGS, manifest, protocol)
+    run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     print(*splits.check_folds(folds, manifest), sep="\n")
     root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
     made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
@@ -570,7 +571,7 @@ def run_li(manifest):
     protocol = splits.protocol_text(manifest, folds, DEVELOP_ON, use="training stopped by the loss of")
     tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""
     protocol += f", {KEEP_EPOCH} epoch kept{tuned}"
-    run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device, paper="li")
+    run = start_run(__file__, settings_of("li"), manifest, protocol, accelerator.device, paper="li")
     print(*splits.check_folds(folds, manifest), sep="\n")
     left, cache = CACHE_GB, Path(DATA_ROOT) / "cache" / manifest.corpus
     how = Extraction(EVAL_BATCH_SIZE, WORKERS, max_problem_share=0.5)  # what cannot be read is silence
@@ -590,6 +591,12 @@ def run_li(manifest):
 
 
 # ==== Both ==================================================================================
+
+
+def settings_of(paper):
+    """SETTINGS without the constants of the other paper, which do not change this one's results."""
+    other, (constants, _) = {"babaali": "Li", "li": "Babaali"}[paper], settings.read_constants(SOURCE)
+    return {name: value for name, value in SETTINGS.items() if not constants[name].block.startswith(other)}
 
 
 def check_constants():

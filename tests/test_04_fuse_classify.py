@@ -3,7 +3,7 @@
 import pytest
 from conftest import load_script
 
-from common import settings
+from common import results, settings
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 
@@ -49,3 +49,13 @@ def test_papers_run_in_the_order_given_with_the_manifest(tmp_path, monkeypatch, 
     script.main()
     assert calls == [("li", "u1"), ("babaali", "u1")]
     assert capsys.readouterr().out.splitlines() == ["---- li ----", "---- babaali ----"]
+
+
+def test_a_changed_constant_of_one_paper_does_not_hide_the_numbers_of_the_other(tmp_path):
+    """Nor one of the machine those of either."""
+    release = Manifest("toy", tmp_path, ("sad",), [], complete=True)
+    for words, hidden in ((["--WIDTH=8"], "li"), (["--NN_HIDDEN=9"], "babaali"), (["--JOBS=2"], "")):
+        script = load_04(tmp_path, *words)
+        for paper in ("babaali", "li"):
+            why = results.incomparable(script.SOURCE, script.settings_of(paper), release)
+            assert bool(why) == (paper == hidden), (words, paper, why)

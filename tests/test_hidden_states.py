@@ -4,6 +4,7 @@ and it makes no difference where the states come from."""
 import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from common.extraction import Extraction
 from common.layers import build
 from common.li import hidden_states
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
-from common.manifest import Manifest, Turn
+from common.manifest import Manifest, Turn, write_manifest
 from common.training import Recipe, make_accelerator, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # see encoders.py
@@ -283,6 +284,33 @@ def test_other_weights_or_clipping_are_not_mistaken_for_these(corpus, tmp_path):
     other = prepared((root, manifest, tmp_path), "cache_other", ("text",))["text"]
     assert other.weights != first.weights
     assert not np.allclose(other.states.rows("Ses01_imp_0", "states"), before, atol=0.1)
+
+
+@pytest.mark.parametrize("change", [{"text": "something else"}, {"label": ""}])
+def test_states_of_other_texts_or_labels_are_made_again(corpus, change, monkeypatch, tmp_path):
+    """Kept states say which manifest they were made from."""
+    turns = [replace(corpus[1].turns[0], **change), *corpus[1].turns[1:]]
+    changed = Manifest(corpus[1].corpus, tmp_path, CLASSES, turns)
+    write_manifest(changed)
+    cache, made, real = f"cache_{next(iter(change))}", [], hidden_states.forward_batch
+    monkeypatch.setattr(hidden_states, "forward_batch", lambda *given: made.append(1) or real(*given))
+    for manifest, is_made in ((corpus[1], True), (corpus[1], False), (changed, True)):
+        prepared(corpus, cache, ("text",), manifest=manifest)
+        assert bool(made) is is_made
+        made.clear()
+
+
+def test_a_gpu_that_computes_faster_than_it_reads_keeps_nothing(corpus, monkeypatch, capsys):
+    """By measured times, and only where nothing is kept yet."""
+    u, times = read(corpus, "text"), [1.0, 0.1]
+    monkeypatch.setattr(hidden_states, "seconds_per_batch", lambda *given: times)
+    cpu = make_accelerator("no")
+    gpu = SimpleNamespace(device=SimpleNamespace(type="gpu"), autocast=cpu.autocast)
+    monkeypatch.setattr(type(load_backbone(u.source)), "to", lambda self, device: self)
+    where = corpus[0] / "cache_auto", 1.0, "auto", Extraction(5)
+    assert keep_states(u, corpus[1], gpu, *where) == 0 and u.states is None
+    assert "computed anew at every step: 0.100 s a batch, to read them 1.000 s" in capsys.readouterr().out
+    assert keep_states(u, corpus[1], cpu, *where) > 0 and u.states is not None  # a CPU keeps them
 
 
 def test_the_cost_that_is_printed_is_what_is_kept(corpus, capsys):

@@ -388,7 +388,7 @@ def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
         "--SYSTEMS=BERT+FC",
         f"--KEEP_EPOCH={keep}",
         "--FROZEN_LEARNING_RATE=0.3",
-        "--FROZEN_EPOCHS=4",
+        "--FROZEN_EPOCHS=3",
         "--FINETUNED_PARTS=none",
     )
     assert all(f"{keep} epoch kept" in row["protocol"] for row in read_table(folder, "table_1").values())
