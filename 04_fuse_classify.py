@@ -622,12 +622,10 @@ def check_constants():
                 raise UserError(f"{name}={word}: choose from {', '.join(allowed)}")
     wrong = {
         f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
-        "CONTEXT_BEFORE and CONTEXT_AFTER: give 0 or more utterances": min(CONTEXT_BEFORE, CONTEXT_AFTER) < 0,
         f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}": not (
             0 < FINETUNE_PATIENCE < STOP_PATIENCE
         ),
         "FROZEN_EPOCHS and FINETUNE_EPOCHS: give 1 or more": min(FROZEN_EPOCHS, FINETUNE_EPOCHS) < 1,
-        f"CONTEXT_EPOCHS={CONTEXT_EPOCHS}: give 0 or more epochs": CONTEXT_EPOCHS < 0,
         "HIDDEN_STATES=device: one process has them, set JOBS=1": HIDDEN_STATES == "device" and JOBS > 1,
     }
     for message, is_wrong in wrong.items():

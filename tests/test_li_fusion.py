@@ -488,10 +488,8 @@ def test_an_official_split_and_a_corpus_without_audio(tmp_path, capsys):
         )
     write_manifest(manifest)
     write_checkpoints(tmp_path / "checkpoints" / "meld")
-    folder = (
-        run_04(tmp_path, "--CORPUS=meld", "--SYSTEMS=WavLM+FC,BERT+FC,MMT", "--FINETUNED_PARTS=none").parent
-        / "meld"
-    )
+    words = ("--CORPUS=meld", "--SYSTEMS=WavLM+FC,BERT+FC,MMT", "--FINETUNED_PARTS=none")
+    folder = run_04(tmp_path, *words)
     shown = capsys.readouterr().out
     assert "WavLM+FC: needs audio; left out" in shown and "MMT: needs audio and text; left out" in shown
     table = read_table(folder, "table_1")
@@ -506,9 +504,9 @@ def test_an_official_split_and_a_corpus_without_audio(tmp_path, capsys):
 
 
 def test_recomputed_states_train_nearly_the_same(finished, tmp_path):
-    """CACHE_GB=0 against what the finished run kept: float32 instead of float16 on the way."""
+    """HIDDEN_STATES=anew against what the finished run kept: float32 instead of float16 on the way."""
     prepare(tmp_path)
-    study = study_of(tmp_path, "--SYSTEMS=MMT", "--CACHE_GB=0")
+    study = study_of(tmp_path, "--SYSTEMS=MMT", "--HIDDEN_STATES=anew")
     found = logits_of(train_system(study, "MMT", (1, 1), [FROZEN], 0, 0)[FROZEN])
     folder = "models/demo_iemocap/li/mmt/1+1/seed0/fold1/frozen"
     kept = logits_of(json.loads((finished[0] / folder / "outcome.json").read_text()))
@@ -540,10 +538,10 @@ def test_all_parts_can_be_fine_tuned_and_models_kept(tmp_path):
         (("--FINETUNED_PARTS=top",), "FINETUNED_PARTS=top: choose from bottom, all, none"),
         (("--LAYER_MERGE=sum",), "LAYER_MERGE=sum: choose from mean, concatenate"),
         (("--HEADS=3",), "HEADS=3: does not divide WIDTH=16"),
-        (("--CONTEXT_AFTER=-1",), "give 0 or more utterances"),
+        (("--CONTEXT_AFTER=-1",), "CONTEXT_AFTER=-1: give a number from 0"),
         (("--FINETUNE_PATIENCE=10",), "FINETUNE_PATIENCE=10: must lie between 0 and STOP_PATIENCE=10"),
         (("--FROZEN_EPOCHS=0",), "FROZEN_EPOCHS=0: give a number above 0"),
-        (("--CONTEXT_EPOCHS=-1",), "CONTEXT_EPOCHS=-1: give 0 or more"),
+        (("--CONTEXT_EPOCHS=-1",), "CONTEXT_EPOCHS=-1: give a number"),
         (("--DEVELOP_ON=friend",), "DEVELOP_ON=friend: choose"),
         (("--AUDIO_MODEL=facebook/absent",), "absent: no checkpoint there"),
     ],

@@ -92,17 +92,17 @@ class Utterances:
 
         With them come "place" (B, S) and "visible" (B, T), as FeatureExtractor takes them.
         """
-        (first, count), rows, places = self.states.spans("states"), [], []
+        (first, count), rows, places, longest = self.states.spans("states"), [], [], 0
         for window in windows:
             there = [n for n in target_first(window, target) if window[n] is not None]
             ids = [window[n] if window[n] in self.states else SILENCE for n in there]
             at = [self.states.row_of(i) for i in ids]
             rows.append(torch.cat([torch.arange(first[i], first[i] + count[i]) for i in at]))
             places.append(torch.from_numpy(np.repeat(there, count[at])))
+            longest = max(longest, *count[at])  # as long as in collate_inputs, for equal draws of dropout
         rows, place = pad_sequence(rows, True), pad_sequence(places, True, len(windows[0]))
-        is_target = place == target
         states = rows if self.on_device is not None else torch.from_numpy(self.states["states"][rows.numpy()])
-        return {"states": states, "place": place, "visible": is_target[:, : is_target.sum(1).max()]}
+        return {"states": states, "place": place, "visible": (place == target)[:, :longest]}
 
     def n_silent(self):
         """How many turns are taken as silence."""
