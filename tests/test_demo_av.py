@@ -142,10 +142,11 @@ def test_ravdess_is_h264_with_stereo_sound(corpora):
     for path in (corpora / "demo_ravdess_av").glob("*/*.mp4"):
         info = probe(path)
         assert codecs(path) == {"video": "h264", "audio": "aac"}
-        assert (info.rate_hz, info.channels) == (48000, 2) and 3.4 < info.duration_s < 4.6
+        assert info.rate_hz == 48000 and 3.4 < info.duration_s < 4.6
         assert info.width * 9 == info.height * 16
         with av.open(str(path)) as container:
             assert container.streams.video[0].average_rate == Fraction(30000, 1001)
+            assert container.streams.audio[0].channels == 2
         samples = read_audio(path)
         assert np.mean(samples[:3200] ** 2) < 0.1 * np.mean(samples**2)  # silence before the sentence
 

@@ -124,7 +124,7 @@ def test_words_are_those_of_the_transcript_and_lie_where_they_are_heard(release)
         turn, own = source.turn, words[source.turn.utterance_id]
         assert [row["word"] for row in own] == [word.strip(".,").lower() for word in turn.text.split()]
         assert all(row["end_s"] > row["start_s"] for row in own)
-        samples = read_audio(turn.audio, turn.start_s, turn.end_s, 16000)
+        samples = read_audio(turn.audio, turn.end_s)[round(turn.start_s * 16000) :]
         spoken = samples[round(own[0]["start_s"] * 16000) : round(own[-1]["end_s"] * 16000)]
         assert len(spoken) > 0.9 * len(samples) - 1600 and np.mean(spoken**2) > 1e-5
 

@@ -130,9 +130,7 @@ def test_voxceleb2_is_read_as_the_genuine_one(corpora):
         )
         info = probe(path)
         samples = read_audio(path)
-        assert (info.rate_hz, info.channels) == (16000, 1) and 4.0 <= len(
-            samples
-        ) / 16000 <= 8.0 + 1024 / 16000
+        assert info.rate_hz == 16000 and 4.0 <= len(samples) / 16000 <= 8.0 + 1024 / 16000
         assert (
             0.1 < np.abs(samples).max() < 1.1 and (levels(samples, 8) > 1e-6).all()
         )  # no stretch of nothing

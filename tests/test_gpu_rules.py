@@ -149,7 +149,7 @@ def train_and_test(accelerator, task, data, recipe, place, **more):
 
 cpu = pretend_cuda.Accelerator("no")
 cpu.device = torch.device("cpu")
-toy.CHANGED.update(make_accelerator=lambda precision: cpu)
+toy.CHANGED.update(make_accelerator=lambda *precision: cpu)
 toy.imputation.train_and_test, toy.imputation.load_best = train_and_test, lambda model, folder: model
 toy.small_seed(tempfile.mkdtemp())
 models = {{type(task.make_model()).__name__ for task, _ in kept}}
