@@ -27,8 +27,10 @@ demo: $(VENV)/ready
 	$(RUN) 07_crossmodal_mosei.py --demo
 	@echo; echo "Tables and figures written:"; ls results/0*/demo_*/*_table_*.md results/0*/demo_*/*_fig_*.png
 
+# A file's tests share its demo and stay in one process; the longest files begin.
+LONG = $(addprefix tests/test_,demo_end_to_end.py gpu_rules.py 05_pretrain_vqmae.py 06_mae_imputation.py 07_crossmodal_mosei.py li_fusion.py)
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=8 tests      # a file's tests share its demo
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=8 $(LONG) tests
 
 readme: $(VENV)/ready        # makes results/<paper>.md and the status table in README.md from results/
 	$(RUN) -m common.pages
