@@ -37,10 +37,10 @@ from common.encoders import load_finetuned, weights_fingerprint
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import read_json
-from common.inputs import Clipping, by_length, cache_states, read_inputs
+from common.inputs import Clipping, cache_states, read_inputs
 from common.manifest import read_manifest
 from common.results import start_run
-from common.training import forward_batch, make_accelerator
+from common.training import by_length, forward_batch, make_accelerator
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def extract_features(accelerator, manifest, folder):
         raise UserError(f"{folder}: trained on another manifest.csv; run 02_finetune_unimodal.py again")
     model = encoder.to(accelerator.device), linear.to(accelerator.device)
     modality, clipping = description["modality"], Clipping(**description["clipping"])
-    source = str(folder) if encoder.first is None else description["source"]
+    source = str(folder) if encoder.n_trained is None else description["source"]
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
     if not HIDDEN_STATES:
         inputs = cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, EVAL_BATCH_SIZE)

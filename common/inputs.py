@@ -25,9 +25,10 @@ from common.encoders import (
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.files import hash_of
+from common.layers import exact
 from common.media import read_audio, read_frames
 from common.store import Store
-from common.training import forward_batch
+from common.training import by_length, forward_batch
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -212,16 +213,6 @@ def read_inputs(manifest, modality, source, clipping, data_root, workers):
     return TurnInputs(turns, manifest.classes, shape, processor, store, 0.0, source, made_of)
 
 
-def by_length(lengths):
-    """The order in which turns are computed: similar lengths together, so that little is padding.
-
-    Those of one length come in random order: in that of the corpus, which often goes by label, a classifier
-    could read the label off the rounding of a batch.
-    """
-    order = np.random.default_rng(0).permutation(len(lengths))
-    return order[np.argsort(np.asarray(lengths)[order], kind="stable")].tolist()
-
-
 def cache_states(inputs, encoder, accelerator, data_root, corpus, batch_size):
     """The inputs with the frozen states of a TurnEncoder for each turn: "states" (tokens, L, D) on disk.
 
@@ -235,10 +226,7 @@ def cache_states(inputs, encoder, accelerator, data_root, corpus, batch_size):
     encoder.to(accelerator.device).eval()
 
     def forward(model, batch):  # fp32 whatever the training's precision, without TF32
-        with (
-            torch.autocast(accelerator.device.type, enabled=False),
-            torch.backends.cudnn.flags(allow_tf32=False),
-        ):
+        with torch.autocast(accelerator.device.type, enabled=False), exact():
             states, visible = model.frozen_states(batch["inputs"])
         return {"states": states, "tokens": visible.sum(1)}
 

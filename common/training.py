@@ -517,6 +517,16 @@ def finish(accelerator, outcome, recipe, place, keep_weights):
 # ---- Prediction ----------------------------------------------------------------------------
 
 
+def by_length(lengths):
+    """The order in which samples are computed: similar lengths together, so that little is padding.
+
+    Those of one length come in random order. Rounding differs a little from batch to batch: in the order of
+    the corpus, which often goes by label, a classifier could read the label off it (seen on RAVDESS).
+    """
+    order = np.random.default_rng(0).permutation(len(lengths))
+    return order[np.argsort(np.asarray(lengths)[order], kind="stable")].tolist()
+
+
 def predict(accelerator, model, forward, dataset, recipe):
     """Outputs over a whole dataset in its order: name -> array (N, ...), the same on every process.
 
@@ -524,14 +534,10 @@ def predict(accelerator, model, forward, dataset, recipe):
     Outputs do not depend on the batch, so a smaller one is used after an out-of-memory error.
     """
     model.eval()
-    size = recipe.eval_batch_size
-    # Rounding differs a little from batch to batch. In the order of the corpus, which often goes by label, a
-    # classifier could read the label off that noise (seen on RAVDESS); in a random order it cannot.
-    order = np.random.default_rng(0).permutation(len(dataset.lengths))
-    order = order[np.argsort(np.asarray(dataset.lengths)[order], kind="stable")]
+    size, order = recipe.eval_batch_size, by_length(dataset.lengths)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     batches = batches[accelerator.process_index :: accelerator.num_processes]
-    keys = [[(int(i), None) for i in batch] for batch in batches]
+    keys = [[(i, None) for i in batch] for batch in batches]
     loader, pieces = loader_of(accelerator, dataset, keys, recipe), []
     for indices, batch in zip(batches, loader):
         batch = send_to_device(batch, accelerator.device, non_blocking=True)

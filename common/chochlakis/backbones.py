@@ -22,7 +22,7 @@ from torchvision.models.resnet import BasicBlock
 
 from common.errors import UserError
 from common.files import atomic_path
-from common.layers import build, read_checkpoint
+from common.layers import build, exact, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 
 RATES_HZ = {"avid-cma": 24000, "crisscross": 16000}
@@ -228,7 +228,7 @@ class Backbone(nn.Module):
         video  (B, F, size, size, 3) uint8 frames at FPS; None = not wanted
         Returns audio (B, D), video (B, D) on the device; None for what was None.
         """
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact():
             return (
                 None if audio is None else self.audio(self.read("audio", audio)),
                 None if video is None else self.video(self.read("video", video)),

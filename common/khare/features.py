@@ -27,8 +27,8 @@ from torchvision.models import VGG16_Weights, vgg16
 from common.errors import UserError
 from common.extraction import extract
 from common.files import file_hash, hash_of
-from common.khare.words import exact, tidy_words
-from common.layers import build, read_checkpoint
+from common.khare.words import tidy_words
+from common.layers import build, exact, read_checkpoint
 from common.media import MediaError, Silence, open_video, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
 
@@ -107,7 +107,7 @@ class VGG:
         self.network = nn.Sequential(*parts).eval().requires_grad_(False)
         self.network.to(self.device, memory_format=torch.channels_last)
 
-    @exact
+    @exact()
     @torch.inference_mode()
     def features(self, pictures):
         """pictures (B, size, size, 3) uint8 -> (B, 4096) float32 numpy."""

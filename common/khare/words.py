@@ -22,6 +22,7 @@ from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureE
 
 from common.errors import UserError
 from common.files import atomic_path, file_hash, hash_of
+from common.layers import exact
 
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
@@ -33,7 +34,6 @@ END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still bel
 SHORTEST_S = 0.025  # one frame of wav2vec 2.0
 NUMBERS = re.compile(rb"( [-+]?\d*\.?\d+(e[-+]?\d+)?)*$", re.IGNORECASE)  # at the end of a line
 NAN = float("nan")
-exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # decorator: fp32 on a GPU too
 
 
 @cache
@@ -171,7 +171,7 @@ class Recogniser:
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    @exact
+    @exact()
     @torch.inference_mode()
     def words(self, clip_id, samples):
         if len(samples) < SHORTEST_S * self.rate_hz:

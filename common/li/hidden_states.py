@@ -23,10 +23,11 @@ from common.encoders import RATE_HZ, SHORTEST_S, short_name
 from common.errors import UserError
 from common.extraction import extract
 from common.files import free_bytes
+from common.layers import exact
 from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio
 from common.store import Store
-from common.training import forward_batch
+from common.training import by_length, forward_batch
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
 DEVICE_SHARE = 0.7  # of a GPU's free memory that hidden states may take
@@ -163,7 +164,7 @@ def keep_states(u, manifest, accelerator, cache_root, cache_gb, where, how):
         return 0.0
 
     def forward(model, batch):
-        with torch.autocast(device.type, enabled=False), torch.backends.cudnn.flags(True, allow_tf32=False):
+        with torch.autocast(device.type, enabled=False), exact():
             states, visible = hidden_states(model, u.modality, batch["inputs"])
         rows = states[visible].half()  # (P, L, D)
         finite = rows.isfinite().flatten(1).all(1)
@@ -177,9 +178,8 @@ def keep_states(u, manifest, accelerator, cache_root, cache_gb, where, how):
         return {"states": found["bits"].view(np.float16)}, found["steps"].tolist()
 
     identity = {"manifest": manifest.fingerprint(), "weights": u.weights, "precision": "fp32 without TF32"}
-    # By length, since padding costs time; at random within a length, since rounding must not tell the label.
-    order = np.random.default_rng(0).permutation(list(u.inputs)).tolist()
-    items = {i: u.inputs[i] for i in sorted(order, key=u.lengths.get)}
+    ids = list(u.inputs)
+    items = {ids[k]: u.inputs[ids[k]] for k in by_length([u.lengths[i] for i in ids])}
     u.states = extract(items, u.read, compute, folder, identity, how, f"hidden states of {name}", need)
     u.on_device = copy_to(device, u.states["states"]) if where == "device" else None
     return need / 1e9

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.errors import UserError
+from common.layers import exact
 from common.media import MediaError, read_audio
 from common.sadok.data import audio_paths
 from common.training import Place, Task, best_weights, load_trained, seed_step, train_and_test
@@ -208,7 +209,7 @@ class VQVAE(nn.Module):
     def encode(self, power):
         """power (N, 513) -> codes (N, 64) uint8, in fp32 without TF32: that would change every 800th code."""
         parts = power.split(CHUNK_FRAMES.get(power.device.type, 1 << 14))
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with exact():
             codes = [self.codebook.nearest(self.embed(part).flatten(0, 1)) for part in parts]
         return torch.cat(codes).view(-1, N_ROWS).to(torch.uint8)
 
