@@ -46,7 +46,7 @@ from torch.nn import functional as F
 
 from common import plots, splits
 from common.encoders import POOLINGS, TurnEncoder, load_backbone, locate, save_finetuned, short_name
-from common.errors import UserError
+from common.errors import UserError, faults_of
 from common.files import hash_of, write_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
 from common.jobs import side_by_side
@@ -486,18 +486,15 @@ def check_constants():
 
 def check_models(manifest, needed):
     """Open every model that a run needs, before the first is trained; all that is wrong is listed at once."""
-    faults = []
-    for modality, model in needed:
-        try:
-            recipe_of(modality, model, 0)
-            source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
-            EmotionClassifier(source, modality, 2, **reading_of(modality))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        raise UserError(
-            f"{'; '.join(dict.fromkeys(faults))}; --demo needs no download, 01 --demo writes its models"
-        )
+
+    def open_model(pair):
+        modality, model = pair
+        recipe_of(modality, model, 0)
+        source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+        EmotionClassifier(source, modality, 2, **reading_of(modality))
+
+    if faults := faults_of(open_model, needed):
+        raise UserError(f"{'; '.join(faults)}; --demo needs no download, 01 --demo writes its models")
 
 
 def main():

@@ -4,19 +4,11 @@ from math import comb
 
 import numpy as np
 
-from common.metrics import chance_text, cluster_bootstrap, ratio
+from common.metrics import chance_text, cluster_bootstrap, gain
 from common.results import Cell
 from common.splits import has_sessions
 
 EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
-
-
-def gain(counts):
-    """Accuracy of system a minus that of b, from counts (..., 2, 2) of "a is right" against "b is right".
-
-    `cluster_bootstrap(gain, a_right, b_right, speakers, ...)` is the interval of a paired difference.
-    """
-    return ratio(counts[..., 1, 0] - counts[..., 0, 1], counts.sum((-2, -1)))
 
 
 def mcnemar(correct_a, correct_b):

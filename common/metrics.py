@@ -70,6 +70,14 @@ def ratio(a, b):
 METRICS = {"accuracy": accuracy, "UAR": unweighted_recall, "weighted F1": weighted_f1, "macro F1": macro_f1}
 
 
+def gain(counts):
+    """Accuracy of system a minus that of b, from counts (..., 2, 2) of "a is right" against "b is right".
+
+    `cluster_bootstrap(gain, a_right, b_right, speakers, ...)` is the interval of a paired difference.
+    """
+    return ratio(counts[..., 1, 0] - counts[..., 0, 1], counts.sum((-2, -1)))
+
+
 def chance(y_true, n_classes):
     """The accuracies that need no input: (share of the majority class, 1 / n_classes)."""
     return np.bincount(y_true, minlength=n_classes).max() / len(y_true), 1 / n_classes

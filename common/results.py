@@ -319,11 +319,8 @@ def legend(cells):
 def spread(cell):
     """What a cell's sd is taken over: "5 folds x 3 seeds", "10 masks", "3 seeds"."""
     seeds, names = ({run[i] for run in cell.runs} for i in (0, 1))
-    kinds = (
-        {"seed": len(seeds)}
-        if not names
-        else {re.match("[a-z]*", min(names))[0]: len(names), "seed": len(seeds)}
-    )
+    kinds = {re.match("[a-z]*", min(names))[0]: len(names)} if names else {}
+    kinds["seed"] = len(seeds)
     return " × ".join(f"{n} {kind}s" for kind, n in kinds.items() if n > 1) or f"{len(cell.values)} runs"
 
 

@@ -7,6 +7,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
 
 from common.babaali.features import fill_absent, read_rows
+from common.encoders import RATE_HZ
 from common.errors import UserError
 from common.extraction import Extraction, extract
 from common.media import read_audio
@@ -14,7 +15,6 @@ from common.store import Store
 
 WORDS = "words"
 TOKENS = r"\w+|[!?.]+"  # marks tell of emotion too
-RATE_HZ = 16000
 
 
 def extract_opensmile(manifest, feature_set, folder, workers):
@@ -31,10 +31,10 @@ def extract_opensmile(manifest, feature_set, folder, workers):
         rows = [smile.process_signal(samples, RATE_HZ).to_numpy(np.float32) for samples in sounds]
         return {"features": np.concatenate(rows)}, None
 
-    items = {turn.utterance_id: turn.audio for turn in manifest.turns if turn.audio}
+    items = {turn.utterance_id: manifest.path(turn.audio) for turn in manifest.turns if turn.audio}
     return extract(
         items,
-        lambda path: read_audio(manifest.folder / path, rate_hz=RATE_HZ),
+        lambda path: read_audio(path, rate_hz=RATE_HZ),
         compute,
         Path(folder) / feature_set,
         {"manifest": manifest.fingerprint(), "opensmile": opensmile.__version__, "feature_set": feature_set},

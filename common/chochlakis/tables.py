@@ -13,7 +13,7 @@ import numpy as np
 
 from common import metrics, plots
 from common.chochlakis.backbones import MODALITIES
-from common.metrics import cluster_bootstrap
+from common.metrics import cluster_bootstrap, gain
 from common.panels import curve_panels
 from common.results import Cell, prediction_rows
 
@@ -272,11 +272,6 @@ def case(outcome, corpus, name):
         Cell(row, "gain, all levels", gains.tolist(), outcome.runs, **bounds, n=n, unit="points"),
         Cell(row, "by speaker", [by_speaker], unit="", n=n, word=VERDICTS[by_speaker]),
     ]
-
-
-def gain(counts):
-    """Accuracy of ours minus theirs, from counts (..., 2, 2) of "ours is right" against "theirs is"."""
-    return (counts[..., 1, 0] - counts[..., 0, 1]) / counts.sum((-2, -1))
 
 
 def compare(ours, theirs):

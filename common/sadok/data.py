@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common import splits
-from common.errors import UserError
+from common.errors import UserError, faults_of
 from common.layers import count_parameters
 from common.manifest import prepared_folder, read_manifest
 
@@ -57,13 +57,7 @@ class Corpus:
 
 def check_prepared(data_root, names):
     """UserError that names all corpora that a run needs and that are not prepared."""
-    faults = []
-    for name in dict.fromkeys(names):
-        try:
-            read_part(data_root, name)
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
+    if faults := faults_of(functools.partial(read_part, data_root), names):
         raise UserError(f"{'; '.join(faults)}. Synthetic corpora: 01 --demo, then --demo here")
 
 
