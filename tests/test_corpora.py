@@ -379,6 +379,8 @@ def test_folder_with_manifest(tmp_path):
         ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
         ({"start_s": "0,5"}, r"manifest.csv:2: .*'0,5'; .*seconds such as 1.5"),
         ({"start_s": "-1"}, r"manifest.csv:2: start_s -1, end_s 0"),
+        ({"turn": "1.5"}, r"manifest.csv:2: turn 1.5; turn is a whole number"),
+        ({"turn": "inf"}, r"manifest.csv:2: turn inf; turn is a whole number"),
         ({"start_s": "2", "end_s": "1"}, r"manifest.csv:2: start_s 2, end_s 1.*the later one last"),
         ({"end_s": "1e300"}, r"manifest.csv:2: start_s 0, end_s 1e\+300"),
         ({"utterance_id": "a" * 200}, r"becomes a file name; use at most 150"),
@@ -387,7 +389,8 @@ def test_folder_with_manifest(tmp_path):
 )
 def test_folder_manifest_refusals(tmp_path, change, message):
     row = {"utterance_id": "a", "audio": "x.wav", "video": "", "label": "sad", "speaker": "A", "start_s": "0"}
-    row |= {name: "train" for name in change if name == "split"} | {"end_s": ""}
+    row |= {"split": "train"} if "split" in change else {}
+    row |= {"end_s": ""} | ({"turn": "0"} if "turn" in change else {})
     root = write_rows(tmp_path / "mine", [{**row, **change}, {**row, "utterance_id": "b"}])
     (root / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -433,6 +436,9 @@ def test_a_folder_of_recordings_needs_no_manifest(tmp_path):
     assert turns["anna-hi"].turn.text == "Hello there" and not turns["bob-hi"].turn.text
     assert turns["anna-hi"].turn.speaker == "anna" and not turns["anna-hi"].turn.label
     assert turns["anna-both"].audio.name == "both.wav" and turns["anna-both"].video.name == "both.avi"
+    write_tone(tmp_path / "anna-hi.wav", 0.5)
+    with pytest.raises(UserError, match="anna/hi and anna-hi would both be called anna-hi"):
+        read_folder(tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="neither a manifest.csv nor recordings"):
         read_folder(tmp_path / "none")

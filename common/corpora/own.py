@@ -25,7 +25,6 @@ from common.manifest import COLUMNS, Turn
 from common.media import MediaError, probe
 
 REQUIRED = ("speaker",)
-OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
 NO_LABELS = ("nan", "none", "null", "na", "n/a", "#n/a")  # what programs write for an empty cell
 SPLITS = {"training": "train", "valid": "dev", "val": "dev", "validation": "dev", "testing": "test"}
 SPLITS |= {name: name for name in ("train", "dev", "test")}
@@ -81,7 +80,7 @@ def read_recordings(root):
     Sound and picture whose names differ in their endings alone are one turn, and so is its text, a .txt of
     that name. The speaker is the folder below root that a recording lies in.
     """
-    release, by_name = Release(), defaultdict(list)
+    release, by_name, names = Release(), defaultdict(list), {}
     for path in files_in(root, *AUDIO_ENDINGS, *VIDEO_ENDINGS):
         by_name[path.relative_to(root).with_suffix("").as_posix()].append(path)
     if not by_name:
@@ -90,10 +89,15 @@ def read_recordings(root):
     for name, paths in sorted(by_name.items()):
         video = next((path for path in paths if path.suffix.lower() in VIDEO_ENDINGS), None)
         audio = next((path for path in paths if path != video), video if _has_sound(video) else None)
-        text = (root / name).with_name(f"{PurePosixPath(name).name}.txt")
+        text = root / f"{name}.txt"
         words = " ".join(" ".join(read_lines(text)).split()) if text.is_file() else ""
         speaker = name.split("/")[0] if "/" in name else root.resolve().name
-        release.turns.append(single(file_name(name.replace("/", "-")), speaker, audio, video, words))
+        utterance_id = file_name(name.replace("/", "-"))
+        if utterance_id in names:
+            what = f"{name} and {names[utterance_id]} would both be called {utterance_id}"
+            raise UserError(f"{root}: {what}; rename one of them")
+        names[utterance_id] = name
+        release.turns.append(single(utterance_id, speaker, audio, video, words))
         if len(paths) > 1 + bool(video and audio != video):
             release.warnings.append(f"{name}: several recordings of this name; {audio or video} is taken")
     release.notes.append(f"no manifest.csv: {len(release.turns):,} recordings without labels, one turn each")
@@ -187,14 +191,16 @@ def _turn(root, where, number, row):
             raise UserError(f"{where}: split {row['split']!r}; write train, dev or test on every row")
     try:
         start_s, end_s = float(row.get("start_s") or 0), float(row.get("end_s") or 0)
-        position = int(float(row.get("turn") or 0))
+        position = float(row.get("turn") or 0)
+        if not position.is_integer():
+            raise ValueError(f"turn {position:g}")
         if not 0 <= start_s <= max(start_s, end_s) < LONGEST_S or 0 < end_s <= start_s:
             raise ValueError(f"start_s {start_s:g}, end_s {end_s:g}")
     except ValueError as error:
         times = "start_s and end_s are seconds such as 1.5, the later one last"
-        raise UserError(f"{where}: {error}; turn is a number, {times}") from error
+        raise UserError(f"{where}: {error}; turn is a whole number, {times}") from error
     dialogue_id, session = row.get("dialogue_id") or name, row.get("session", "")
-    turn = Turn(name, dialogue_id, position, row["speaker"], session, start_s, end_s)
+    turn = Turn(name, dialogue_id, int(position), row["speaker"], session, start_s, end_s)
     turn.text, turn.label = row.get("text", ""), row.get("label", "")
     turn.extra = {key: cell for key, cell in row.items() if key not in COLUMNS}
     return SourceTurn(turn, audio=audio, video=video)
