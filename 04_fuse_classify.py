@@ -87,8 +87,9 @@ N_GROUPS = 5                      # folds, where the corpus has neither sessions
 N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
 
 # ---- Babaali & Shayaninasab: protocol and fusion (Sec. 3.3) --------------------------------
-VALIDATE_ON = "group"             # "group" or "speaker": who validates, as in 02 and 03. Not in the paper
-SELECT_ON = "validation"          # "test" is the paper's protocol (optimistic), as in 02 and 03
+VALIDATE_ON = "group"             # "group" or "speaker": who validates, as in 02. Not in the paper
+SELECT_ON = "validation"          # "test" is the paper's protocol (optimistic), as in 02
+TRAIN_ON_VALIDATION = True        # as in 02
 MODALITIES = ("text", "audio", "video")              # those without features are left out, and said so
 FUSIONS = ("concatenation", "sum", "product")        # sum and product need vectors of equal width
 BASELINES = ()                    # rows beside, by a linear SVM: "words" (TF-IDF), or folders of features,
@@ -344,12 +345,13 @@ def test_fold(features, systems, seed, k):
 
 def run_babaali(manifest):
     """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
-    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0)
+    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     print(*splits.check_folds(folds, manifest), sep="\n")
     root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
     made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
+    made_with["train_on_validation"] = TRAIN_ON_VALIDATION
     features = StoredFeatures(root, manifest, folds, made_with, OUT_OF_FOLD, MODALITIES)
     scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
     tasks = [(features, list_systems(features), seed, k) for seed in SEEDS for k in range(len(folds))]

@@ -61,13 +61,13 @@ def speaker_groups(turns, n_groups):
     return [speakers_of(turn for turn in turns if getattr(turn, unit) in names[i::n]) for i in range(n)]
 
 
-def make_folds(manifest, n_groups, validate_on, select_on, seed, leave_out=1):
+def make_folds(manifest, n_groups, validate_on, select_on, seed, leave_out=1, train_on_validation=True):
     """The folds of cross-validation, one per group of speakers, or the one fold of an official split.
 
     validate_on  "group": the next group (cyclically) validates, the others train;
                  "speaker": one random speaker of the other groups, drawn with `seed`, validates
-    select_on    "validation", or "test": nobody validates, all other groups train and `valid` is the
-                 test set: the paper's way, optimistic
+    select_on    "validation", or "test": `valid` is the test set, and those who would have validated train
+                 too, the paper's way (optimistic), unless train_on_validation is False
     leave_out    2: folds "out_i_j" test groups i and j together; what a model that saw neither j nor k
                  gives for group j is out of fold for test group k: 5 groups need 10 models
     Raises UserError for too few speakers and for a class that some fold cannot learn.
@@ -76,17 +76,17 @@ def make_folds(manifest, n_groups, validate_on, select_on, seed, leave_out=1):
     if has_official_split(manifest):
         if leave_out > 1:
             raise UserError(f"{manifest.corpus}: an official split has no groups; set OUT_OF_FOLD=false")
-        return [official_fold(manifest, "fold1", select_on)]
+        return [official_fold(manifest, "fold1", select_on, train_on_validation)]
     groups, folds = speaker_groups(manifest.labelled, n_groups), []
     for held_out in combinations(range(len(groups)), leave_out):
-        test = valid = sum((groups[k] for k in held_out), [])
-        if select_on == "validation" and validate_on == "group":
-            valid = groups[(held_out[-1] + 1) % len(groups)]
-        elif select_on == "validation":
+        test = sum((groups[k] for k in held_out), [])
+        valid = groups[(held_out[-1] + 1) % len(groups)]
+        if validate_on == "speaker":
             others = sorted(set(sum(groups, [])) - set(test))
             valid = [others[np.random.default_rng([seed, *held_out]).integers(len(others))]]
+        unused = [] if train_on_validation or select_on == "validation" else valid
         name = ("fold{}", "out_{}_{}")[leave_out - 1].format(*(k + 1 for k in held_out))
-        folds.append(make_fold(manifest, name, test, valid))
+        folds.append(make_fold(manifest, name, test, test if select_on == "test" else valid, unused))
     return folds
 
 
@@ -99,20 +99,22 @@ def model_choice_split(manifest, n_groups):
     return make_fold(manifest, "choice", test, valid)
 
 
-def make_fold(manifest, name, test, valid):
-    """The Fold in which these speakers test and validate and all others train."""
-    train = set(speakers_of(manifest.labelled)) - {*test, *valid}
+def make_fold(manifest, name, test, valid, unused=()):
+    """The Fold in which these speakers test and validate and all others but the unused ones train."""
+    train = set(speakers_of(manifest.labelled)) - {*test, *valid, *unused}
     parts = [[turn for turn in manifest.labelled if turn.speaker in part] for part in (train, valid, test)]
     return check_classes(manifest, Fold(name, *parts))
 
 
-def official_fold(manifest, name, select_on):
+def official_fold(manifest, name, select_on, train_on_validation=True):
     """The Fold of the manifest's column `split`."""
     train, dev, test = ([t for t in manifest.labelled if t.extra["split"] == part] for part in OFFICIAL)
     if empty := [part for part, turns in zip(OFFICIAL, (train, dev, test)) if not turns]:
         remedy = "prepare the whole corpus, or remove the column `split` to use speaker groups"
         raise UserError(f"{manifest.folder}/manifest.csv: no labelled turn has split={empty[0]}; {remedy}")
-    parts = (train + dev, test, test) if select_on == "test" else (train, dev, test)
+    parts = (train, dev, test)
+    if select_on == "test":
+        parts = train + dev if train_on_validation else train, test, test
     return check_classes(manifest, Fold(name, *parts))
 
 
@@ -125,6 +127,8 @@ def protocol_text(manifest, folds=(), validate_on="group", select_on="validation
         kind, who = "official train/dev/test split", "the dev part"
     if select_on == "test":
         who = "the TEST set (the paper's way, optimistic)"
+        if folds and len(folds[0].train + folds[0].test) < len(manifest.labelled):
+            who += ", validation speakers unused"
     return f"{kind}, {use} {who}"
 
 

@@ -13,7 +13,7 @@ from conftest import load_script
 from sklearn.svm import SVC
 
 from common import results, settings, splits
-from common.babaali.features import Parts, StoredFeatures, divide, standardise
+from common.babaali.features import Parts, StoredFeatures, divide, standardise, without_rounding
 from common.errors import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
@@ -359,8 +359,33 @@ def test_bad_stores_end_with_one_line(small, break_it, words, remedy):
     assert not list((root / "results").rglob("babaali_*"))
 
 
-def test_columns_of_float_noise_count_as_constant():
+def test_rounding_of_a_network_counts_as_constant():
     rng = np.random.default_rng(0)
-    x = np.stack([rng.normal(size=50), 0.7 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
-    z = standardise(x, np.arange(40))
-    assert np.allclose(z[:, 0], (x[:, 0] - x[:40, 0].mean()) / x[:40, 0].std()) and not z[:, 1:].any()
+    x = np.stack([rng.normal(size=50), 0.01 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
+    x[7] = np.nan  # a turn that the modality lacks
+    y = without_rounding(x)
+    assert np.isnan(y[7]).all() and np.array_equal(y[:, 0], x[:, 0], equal_nan=True)
+    z = standardise(y[8:], np.arange(30))
+    assert np.allclose(z[:, 0], (x[8:, 0] - x[8:38, 0].mean()) / x[8:38, 0].std()) and not z[:, 1:].any()
+
+
+def test_columns_of_all_scales_count_in_a_users_table():
+    x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32) * [1e-4, 1, 1e4, 0] + [0, 0, 1e5, 7]
+    z = standardise(x.astype(np.float32), np.arange(50))
+    assert np.allclose(z[:, :3].std(0), 1, atol=1e-3) and not z[:, 3].any()
+
+
+def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
+    """A column of 1e-4 tells the class beside one of 1e4 that is noise."""
+    manifest, folder = make_corpus(tmp_path), tmp_path / "own" / "text"
+    y, rng = np.array([CLASSES.index(turn.label) for turn in manifest.labelled]), np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    np.save(
+        folder / "features.npy", np.stack([1e-4 * y, 1e4 * rng.normal(size=len(y))], 1).astype(np.float32)
+    )
+    (folder / "index.csv").write_text(
+        "\n".join(["utterance_id", *(t.utterance_id for t in manifest.labelled)])
+    )
+    results = run_04(tmp_path, f"--FEATURES_ROOT={tmp_path}/own", "--MODALITIES=text", "--OUT_OF_FOLD=false")
+    assert float(read_table(results, "subsets")["text", "early WA"]["mean"]) > 90
+    assert "text: not made by 03" in capsys.readouterr().out

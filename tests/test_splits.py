@@ -99,6 +99,18 @@ def test_select_on_test_trains_on_all_other_groups_and_says_so():
     assert "TEST" in splits.protocol_text(manifest, folds, "group", "test")
 
 
+def test_the_choice_of_the_epoch_is_apart_from_who_trains():
+    """Chosen on the test set, but trained on the same speakers as where the next group validates."""
+    for manifest in (iemocap(), corpus(["a", "b"], 9, split=lambda i: ("train", "dev", "test")[i // 3])):
+        honest = splits.make_folds(manifest, 5, "group", "validation", 0)
+        folds = splits.make_folds(manifest, 5, "group", "test", 0, train_on_validation=False)
+        assert [fold.train for fold in folds] == [fold.train for fold in honest]
+        assert all(fold.valid == fold.test for fold in folds)
+        assert "validation speakers unused" in splits.protocol_text(manifest, folds, "group", "test")
+        folds = splits.make_folds(manifest, 5, "group", "test", 0)
+        assert "unused" not in splits.protocol_text(manifest, folds, "group", "test")
+
+
 def test_model_choice_trains_on_three_sessions():
     fold = splits.model_choice_split(iemocap(), 5)
     parts = [sorted({turn.session for turn in turns}) for turns in (fold.train, fold.valid, fold.test)]

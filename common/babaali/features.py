@@ -15,7 +15,8 @@ from common.manifest import Manifest
 from common.splits import has_official_split, speakers_of
 from common.store import Store
 
-ROUNDING = 1e-4  # ten times the differences seen between batches of different composition
+ROUNDING = 1e-6  # of a float32 number, as a share of it
+BATCH_ROUNDING = 1e-4  # of a network's outputs: ten times the differences seen between batches
 
 
 @dataclass
@@ -60,6 +61,8 @@ class StoredFeatures:
                 f"{self.root}: no features of {', '.join(wanted)}; run 03_extract_features.py on this "
                 "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
             )
+        for m in (m for m in self.modalities if m not in self.having("meta.json")):
+            print(f"{m}: not made by 03; from which texts or recordings, and by whose model, cannot be known")
         self.with_logits = self.having("logits.npy")
         self.out_of_fold = self.out_of_fold and len(self.folds) > 1 and len(self.with_logits) > 1
 
@@ -84,6 +87,8 @@ class StoredFeatures:
             store = self.open(m, seed, self.folds[k].name)
             check_store(store, self.manifest, tested, self.protocol)
             data["early"][m] = read_rows(store, "features", self.manifest.labelled)
+            if "trained" in store.meta:  # made by 03
+                data["early"][m] = without_rounding(data["early"][m])
             if m in self.with_logits:
                 data["late"][m] = read_rows(store, "logits", self.manifest.labelled)
             if m in self.with_logits and self.out_of_fold:
@@ -164,11 +169,18 @@ def fill_absent(array, train_rows):
     return array
 
 
+def without_rounding(array):
+    """Outputs of a network (N, D), constant where a column varies less than BATCH_ROUNDING of their size."""
+    mean, size = np.nanmean(array, axis=0), np.sqrt(np.nanmean(np.square(array)))
+    is_noise = np.nanstd(array, axis=0) <= BATCH_ROUNDING * size
+    return np.where(is_noise & ~np.isnan(array), mean, array)
+
+
 def standardise(x, rows):
     """Zero mean and unit variance by the statistics of some rows of x (N, D); constant columns become 0.
 
-    A column that varies less than ROUNDING of the size of all values holds float noise: a constant.
+    Each column is judged by itself, since those of a user's table may differ by many orders of magnitude.
     """
     mean, sd = x[rows].mean(0), x[rows].std(0)
-    varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows])))
+    varies = sd > ROUNDING * np.sqrt(np.mean(np.square(x[rows]), axis=0))
     return np.where(varies, (x - mean) / np.where(varies, sd, 1), 0)
