@@ -22,10 +22,11 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import jinja2
 import numpy as np
 
 from common.errors import UserError
-from common.files import hash_of, make_folder, read_csv, write_csv, write_json, write_text, writing
+from common.files import hash_of, make_folder, read_csv, read_json, write_csv, write_json, write_text, writing
 from common.metrics import cluster_bootstrap, confusion
 from common.settings import changed, show
 
@@ -37,6 +38,18 @@ MAX_COLUMNS = 8  # of a table on a page, with that of the rows' names
 # Constants, and blocks of them, that say what is run and where: a run that changes them is still the paper's.
 FREE = ("CORPUS", "RUN", "SEEDS", "N_RESAMPLES", "PAPERS", "STAGES", "TABLES", "PREPARE_ONLY")
 FREE_BLOCKS = "Roots|Beyond the paper|Machine"
+# The tables and figures of the papers, by the script that makes them; what a run lacks is said on its page.
+ARTEFACTS = {
+    "01_prepare_data": ["babaali_fig_1"],
+    "02_finetune_unimodal": [f"babaali_table_{i}" for i in range(1, 5)]
+    + [f"babaali_fig_{i}" for i in range(2, 8)],
+    "04_fuse_classify": [f"babaali_table_{i}" for i in range(5, 8)]
+    + [f"babaali_fig_{i}" for i in range(8, 13)]
+    + ["li_table_1", "li_table_2", "li_fig_4"],
+    "05_pretrain_vqmae": [f"sadok_table_{i}" for i in range(1, 6)] + ["sadok_fig_2", "sadok_fig_3"],
+    "06_mae_imputation": [f"chochlakis_fig_{i}" for i in range(2, 5)],
+    "07_crossmodal_mosei": ["khare_table_1", "khare_table_2"],
+}
 
 
 @dataclass
@@ -195,8 +208,9 @@ class Run:
         content = {**about, **more, "settings": public(self.settings), "metrics": metrics}
         write_json(self.will_write(self.own("metrics.json")), content)
         self.log({"event": "finished", "seconds": seconds})
-        names = sorted({path.name for path in self.written})
-        print(f"wrote {len(names)} files to {public(self.folder)}/ in {seconds:.0f} s: {', '.join(names)}")
+        print(
+            f"wrote {len(set(self.written))} files in {seconds:.0f} s; see {public(write_page(self.folder))}"
+        )
 
 
 def start_run(script, settings, manifest, protocol, device=None, paper=""):
@@ -322,6 +336,59 @@ def spread(cell):
     kinds = {re.match("[a-z]*", min(names))[0]: len(names)} if names else {}
     kinds["seed"] = len(seeds)
     return " × ".join(f"{n} {kind}s" for kind, n in kinds.items() if n > 1) or f"{len(cell.values)} runs"
+
+
+# ---- A page to look at ----------------------------------------------------------------------
+
+
+def write_page(folder):
+    """Write <folder>/index.html, and the page of all runs two folders above it; returns the first path."""
+    root, script = folder.parent.parent, folder.parent.name
+    runs = [read_json(path) for path in sorted(folder.glob("*metrics.json"))]
+    figures = sorted((path.name for path in folder.glob("*_fig_*.png")), key=by_number)
+    tables = [page_table(path) for path in sorted(folder.glob("*_table_*.md"))]
+    made = [*figures, *(table["stem"] + "." for table in tables)]
+    missing = [
+        name for name in ARTEFACTS.get(script, ()) if not any(re.match(f"{name}[._]", m) for m in made)
+    ]
+    content = {"runs": runs, "figures": figures, "tables": tables, "missing": missing}
+    write_text(folder / "index.html", fill_page(f"{script} on {folder.name}", **content))
+    others = [
+        {
+            "script": page.parent.parent.name,
+            "name": page.parent.name,
+            "page": page.relative_to(root).as_posix(),
+            "figure": next((f.relative_to(root).as_posix() for f in sorted(page.parent.glob("*.png"))), ""),
+        }
+        for page in sorted(root.glob("0*/*/index.html"), key=lambda path: path.parent.name.startswith("demo"))
+    ]
+    write_text(root / "index.html", fill_page("Results", all_runs=others))
+    return folder / "index.html"
+
+
+def fill_page(title, **content):
+    """The text of common/page.html with its places filled."""
+    text = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    return jinja2.Template(text, autoescape=True, trim_blocks=True).render(title=title, **content)
+
+
+def page_table(path):
+    """A table's <stem>.md as the page shows it."""
+    head, *parts = path.read_text(encoding="utf-8").strip().split("\n\n")
+    title, _, about = head.removeprefix("**").partition(".** ")
+    shown = [
+        {"rows": [[text.strip() for text in line.strip("|").split("|")] for line in part.split("\n")]}
+        if part.startswith("|")
+        else {"text": part.replace("`", "")}
+        for part in parts
+    ]
+    numbered = bool(re.search(r"_table_\d", path.stem))
+    return {"stem": path.stem, "title": title, "about": about, "parts": shown, "numbered": numbered}
+
+
+def by_number(name):
+    """Sorts fig_9 before fig_10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 # ---- Provenance -----------------------------------------------------------------------------

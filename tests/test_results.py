@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +145,15 @@ def test_two_papers_of_a_script_do_not_write_over_each_other(start):
     run.table("babaali_table_5", "Table 5", CELLS)
     run.predictions([first])
     run.finish()
-    kept = {path: path.read_bytes() for path in run.folder.iterdir() if path.name != "log.jsonl"}
+    shared = ("log.jsonl", "index.html")
+    kept = {path: path.read_bytes() for path in run.folder.iterdir() if path.name not in shared}
     second = start(paper="li")
     second.table("li_table_1", "Table 1", [Cell("A + T", "WA", [81.0], paper=80.36)])
     second.predictions([first | {"system": "b"}])
     second.finish()
     assert second.folder == run.folder and all(path.read_bytes() == old for path, old in kept.items())
     names = {"babaali_table_5.csv", "babaali_table_5.md", "li_table_1.csv", "li_table_1.md", "log.jsonl"}
-    names |= {"predictions.csv", "metrics.json", "li_predictions.csv", "li_metrics.json"}
+    names |= {"predictions.csv", "metrics.json", "li_predictions.csv", "li_metrics.json", "index.html"}
     assert {path.name for path in run.folder.iterdir()} == names
     found = json.loads((run.folder / "li_metrics.json").read_text())
     assert list(found["metrics"]) == ["li_table_1/A + T/WA"]
@@ -320,3 +323,49 @@ def test_a_grid_of_confusion_matrices():
         assert axes.get_ylabel() == "true class"
     assert bar.get_ylabel() == "share of the true class (%)"
     plots.plt.close(fig)
+
+
+def browser():
+    """A headless browser's name, or None."""
+    return next(
+        (name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)), None
+    )
+
+
+@pytest.fixture
+def page(start, monkeypatch):
+    """The index.html of a run with one table and one figure."""
+    run = start(RUN="toy")
+    run.table("x_table_1", "Accuracy", [Cell("svm", "accuracy", [75.4])], note="A <note>.")
+    run.figure(
+        plots.save(
+            plots.learning_curves({"fold1": {"train": ([1, 2], [2.0, 1.0])}}, "step", "loss"),
+            run.folder,
+            "x_fig_2_loss",
+            "Figure 2",
+        )
+    )
+    monkeypatch.setitem(results.ARTEFACTS, "04_x", ["x_table_1", "x_table_3", "x_fig_2"])
+    run.finish()
+    return run.folder / "index.html"
+
+
+def test_a_page_shows_tables_figures_and_what_is_missing(page):
+    text = page.read_text()
+    assert "75.40" in text and "x_fig_2_loss.png" in text and "A &lt;note&gt;." in text
+    assert "lacks: x_table_3." in text and "http" not in text
+    assert "04_x/toy/index.html" in (page.parent.parent.parent / "index.html").read_text()
+
+
+@pytest.mark.skipif(not browser(), reason="no Chromium on this machine")
+def test_a_page_opens_from_the_disk_in_a_browser(page):
+    command = [
+        browser(),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--dump-dom",
+        page.absolute().as_uri(),
+    ]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    assert "<td>75.40</td>" in shown and "lacks: x_table_3" in shown
