@@ -46,13 +46,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import plots, splits
-from common.encoders import POOLINGS, TurnEncoder, load_backbone, locate, save_finetuned, short_name
+from common.encoders import (
+    POOLINGS,
+    TurnEncoder,
+    load_backbone,
+    load_config,
+    locate,
+    save_finetuned,
+    short_name,
+)
 from common.errors import UserError, faults_of
 from common.files import hash_of, write_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
 from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest
-from common.metrics import accuracy, chance, confusion, unweighted_recall
+from common.metrics import accuracy, chance, confusion, unweighted_recall, weighted_f1
 from common.results import Cell, paper_figures, prediction_rows, score_cells, start_run
 from common.training import Place, Recipe, Task, make_accelerator, train_and_test
 
@@ -112,8 +120,9 @@ MIRROR_PROBABILITY = 0.5            # of a training video
 TEXT_POOLING = "paper"              # "paper" (CLS), "cls", "mean" of the tokens, "attention" (trained mean)
 AUDIO_POOLING = "paper"             # "paper" (mean over time; AST: its class tokens), or as above
 VIDEO_POOLING = "paper"             # "paper" (mean), "cls" (the first patch), or as above
-TEXT_LAYER = "last"                 # "last", a number (0 = before the first block), or "weighted": the sum of
-AUDIO_LAYER = "last"                # all layers by trained weights, as benchmarks of speech models do
+TEXT_LAYER = "last"                 # "last"; a number, 0 = before the first block; "weighted": the sum of all
+                                    # by trained weights; "chosen": the best on a fold's validation speakers
+AUDIO_LAYER = "last"                # likewise; "chosen" needs the modality in FREEZE
 VIDEO_LAYER = "last"                # likewise
 FREEZE = ()                         # modalities whose encoder is not trained, the linear layer alone
 UNFREEZE_BLOCKS = 0                 # of the others: 0 = train all; N = the last N blocks alone
@@ -147,7 +156,8 @@ FROZEN = {"FREEZE": ("text", "audio", "video"), "TEXT_LEARNING_RATE": 1e-3, "TEX
 SETTINGS = {}                       # filled by settings.run: what this run used
 # fmt: on
 
-MEASURES = {"Accuracy": accuracy, "Mean recall": unweighted_recall}  # columns of the tables
+# Columns of the tables; the last is the measure that papers on MELD give
+MEASURES = {"Accuracy": accuracy, "Mean recall": unweighted_recall, "Weighted F1": weighted_f1}
 TABLES = {"text": ("1", "Text models"), "audio": ("2", "Speech models"), "video": ("3", "Video model")}
 CURVES = {"text": (2, 5, "text"), "audio": (3, 6, "speech"), "video": (4, 7, "video")}
 
@@ -169,11 +179,13 @@ def constant(modality, name):
     return globals()[f"{modality.upper()}_{name}"]
 
 
-def reading_of(modality):
-    """How an encoder is read and how much of it is trained: the arguments of TurnEncoder."""
-    n_trained = 0 if modality in FREEZE else UNFREEZE_BLOCKS or None
-    reading = {"pooling": constant(modality, "POOLING"), "layer": constant(modality, "LAYER")}
-    return {**reading, "n_trained": n_trained}
+def readings_of(modality, source):
+    """How an encoder is read and how much of it is trained: the arguments of TurnEncoder, for each layer."""
+    n_trained, layers = 0 if modality in FREEZE else UNFREEZE_BLOCKS or None, [constant(modality, "LAYER")]
+    if layers == ["chosen"]:
+        layers = [str(i) for i in range(load_config(source).num_hidden_layers + 1)]
+    how = {"pooling": constant(modality, "POOLING"), "n_trained": n_trained}
+    return [{**how, "layer": layer} for layer in layers]
 
 
 def chosen_models(modality):
@@ -188,7 +200,8 @@ def chosen_models(modality):
 
 def inputs_of(manifest, modality, model):
     """The turns as the model reads them; media are decoded once, and what is frozen is computed once."""
-    source, reading = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus), reading_of(modality)
+    source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+    reading = readings_of(modality, source)[-1]
     clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
     if reading["n_trained"] is None:
@@ -262,10 +275,11 @@ def recipe_of(modality, model, seed):
     )
 
 
-def model_folder(modality, model, fold, seed):
-    """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>."""
+def model_folder(modality, model, fold, seed, layer):
+    """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>, with the layer where one is chosen."""
     root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / modality
-    return root / f"seed{seed}" / fold.name / short_name(model)
+    name = f"{short_name(model)}_layer{layer}" * (constant(modality, "LAYER") == "chosen")
+    return root / f"seed{seed}" / fold.name / (name or short_name(model))
 
 
 def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
@@ -274,10 +288,8 @@ def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
     inputs  TurnInputs of the whole corpus; reading: of TurnEncoder
     Returns the outcome of train_and_test, which trains nothing twice.
     """
-    accelerator, folder = (
-        make_accelerator(PRECISION, DETERMINISTIC),
-        model_folder(modality, model, fold, seed),
-    )
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    folder = model_folder(modality, model, fold, seed, reading["layer"])
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {**inputs.made_of, "encoder": reading, "classes": list(inputs.classes)}
@@ -291,7 +303,7 @@ def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
             network.encoder.standardise(data["train"].stored_states())
         return network
 
-    place = Place(folder, identity, f"{short_name(model)[:16]} {fold.name} seed {seed}")
+    place = Place(folder, identity, f"{folder.name} {fold.name} seed {seed}")
     task, is_kept = Task(make_model, cross_entropy, outputs, figures), fold.name != "choice"
     outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
     if is_kept and accelerator.is_main_process:
@@ -315,6 +327,7 @@ class Trained:
     model: str
     fold: splits.Fold
     seed: int
+    layer: str  # that is read
     outcome: dict  # of train_and_test
 
     @property
@@ -329,14 +342,24 @@ class Trained:
 def train_all(inputs, models, folds, jobs):
     """Every model {modality: models} with every seed on every fold; a list of Trained."""
     tasks = [
-        (inputs[m, model], m, model, fold, seed, recipe_of(m, model, seed), reading_of(m))
+        (inputs[m, model], m, model, fold, seed, recipe_of(m, model, seed), reading)
         for m, names in models.items()
         for model in names
+        for reading in readings_of(m, inputs[m, model].source)
         for seed in SEEDS
         for fold in folds
     ]
     outcomes = side_by_side(fine_tune, tasks, jobs)
-    return [Trained(*task[1:5], outcome) for task, outcome in zip(tasks, outcomes)]
+    return [Trained(*task[1:5], task[-1]["layer"], outcome) for task, outcome in zip(tasks, outcomes)]
+
+
+def best_of(trained, key):
+    """Of the Trained that have the same key(trained) the one with the best validation accuracy."""
+    best = {}
+    for t in trained:
+        if key(t) not in best or t.valid_accuracy > best[key(t)].valid_accuracy:
+            best[key(t)] = t
+    return list(best.values())
 
 
 def compare_candidates(manifest, inputs, candidates, jobs):
@@ -344,20 +367,16 @@ def compare_candidates(manifest, inputs, candidates, jobs):
     fold = splits.model_choice_split(manifest, N_GROUPS)
     print("\nModel choice: Tables 1-3")
     print("\n".join(splits.check_folds([fold], manifest)))
-    return train_all(inputs, candidates, [fold], jobs)
+    return best_of(train_all(inputs, candidates, [fold], jobs), lambda t: (t.modality, t.model, t.seed))
 
 
 def cross_validate(inputs, models, folds, jobs):
     """Sec. 3.3: one model per fold. Of several candidates a fold takes the best on its validation part."""
-    best = {}
-    for trained in train_all(inputs, models, folds, jobs):
-        key = trained.modality, trained.seed, trained.fold.name
-        if key not in best or trained.valid_accuracy > best[key].valid_accuracy:
-            best[key] = trained
-    for t in best.values():
-        folder = model_folder(t.modality, t.model, t.fold, t.seed).parent
-        write_json(folder / "chosen.json", {"model": short_name(t.model)})  # for 03
-    return list(best.values())
+    best = best_of(train_all(inputs, models, folds, jobs), lambda t: (t.modality, t.seed, t.fold.name))
+    for t in best:
+        folder = model_folder(t.modality, t.model, t.fold, t.seed, t.layer)
+        write_json(folder.parent / "chosen.json", {"model": folder.name})  # for 03
+    return best
 
 
 # ---- Tables and figures --------------------------------------------------------------------
@@ -443,7 +462,11 @@ def row_name(modality, models):
 def write_fold_results(run, manifest, tested, chosen):
     """Table 4, Figures 2-7 and predictions.csv."""
     rows = {row_name(m, models): [t for t in tested if t.modality == m] for m, models in chosen.items()}
-    write_table(run, manifest, "4", "Uni-modal performance", rows)
+    layers = {
+        m: [t.layer for t in tested if t.modality == m] for m in chosen if constant(m, "LAYER") == "chosen"
+    }
+    note = " ".join(f"Layers of {m} chosen on validation: {', '.join(some)}." for m, some in layers.items())
+    write_table(run, manifest, "4", "Uni-modal performance", rows, note)
     predictions = []
     for modality, (name, trained) in zip(chosen, rows.items()):
         pool = Pooled(manifest, trained)
@@ -483,8 +506,10 @@ def check_constants():
     choices |= dict.fromkeys(("MODALITIES", "FREEZE"), tuple(TABLES)) | {"STAGES": ("choice", "folds")}
     settings.check_choices(SETTINGS, choices)
     for name, layer in ((f"{m.upper()}_LAYER", constant(m, "LAYER")) for m in TABLES):
-        if layer not in ("last", "weighted") and not layer.isdigit():
-            raise UserError(f"{name}={layer}: choose from last, weighted, or the number of a layer")
+        if layer not in ("last", "weighted", "chosen") and not layer.isdigit():
+            raise UserError(f"{name}={layer}: choose from last, weighted, chosen, or the number of a layer")
+        if layer == "chosen" and name.removesuffix("_LAYER").lower() not in FREEZE:
+            raise UserError(f"{name}=chosen: only of a frozen encoder; add it to FREEZE or choose weighted")
 
 
 def check_models(manifest, needed):
@@ -494,7 +519,7 @@ def check_models(manifest, needed):
         modality, model = pair
         recipe_of(modality, model, 0)
         source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
-        EmotionClassifier(source, modality, 2, **reading_of(modality))
+        EmotionClassifier(source, modality, 2, **readings_of(modality, source)[-1])
 
     if faults := faults_of(open_model, needed):
         raise UserError(f"{'; '.join(faults)}; --demo needs no download, 01 --demo writes its models")
