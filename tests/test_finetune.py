@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from common.demo.checkpoints import write_checkpoints
 from common.encoders import load_backbone
 from common.errors import UserError
+from common.files import read_json
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
 from common.store import Store
@@ -89,6 +90,19 @@ def test_frozen_encoders_and_last_blocks(corpus, tmp_path, options, capsys):
     assert min(found) > 80 if "--frozen" in options else found
 
 
+def test_a_layer_is_chosen_on_the_validation_speakers_of_each_fold(corpus, tmp_path):
+    """All four are trained; chosen.json names the one of the best validation accuracy, and 03 takes it."""
+    run_02(corpus, tmp_path, "--frozen", "--AUDIO_LAYER=chosen", "--AUDIO_EPOCHS=6", "--MODALITIES=audio")
+    for fold in (tmp_path / "data" / "models" / "toy" / "audio" / "seed0").glob("fold*"):
+        names = sorted(path.parent.name for path in fold.glob("*/outcome.json"))
+        assert names == [f"whisper-base_layer{i}" for i in range(4)]
+        best = [read_json(fold / name / "outcome.json")["history"]["best"] for name in names]
+        assert read_json(fold / "chosen.json")["model"] == names[int(np.argmax(best))]
+    table = (tmp_path / "results" / "02_finetune_unimodal" / "toy" / "babaali_table_4.md").read_text()
+    assert "Layers of audio chosen on validation: " in table
+    run_here(tmp_path, "03_extract_features.py", *words(corpus, tmp_path, "--MODALITIES=audio"))
+
+
 def broken(corpus, folder, change):
     """A copy of the tiny BERT whose weights are changed."""
     shutil.copytree(corpus / "checkpoints" / "bert-base-uncased", folder / "bert-base-uncased")
@@ -124,6 +138,7 @@ def test_weights_that_are_missing_or_nan_are_refused_and_others_said_once(corpus
         ("--AUDIO_MODELS=facebook/absent", "absent: no checkpoint there"),
         ("--AUDIO_LAYER=9", "AUDIO_LAYER=9: choose last, weighted, or a number from 0 to 3"),
         ("--AUDIO_LAYER=lasst", "AUDIO_LAYER=lasst"),
+        ("--AUDIO_LAYER=chosen", "AUDIO_LAYER=chosen: only of a frozen encoder; add it to FREEZE"),
         ("--AUDIO_POOLING=max", "AUDIO_POOLING=max: choose from paper, cls, mean, attention"),
         ("--FREEZE=true", "FREEZE=true: choose from text, audio, video"),
         ("--STAGES=fold", "STAGES=fold: choose from choice, folds"),
