@@ -99,7 +99,8 @@ WRITE_CHECKPOINTS = ""          # "tiny" or "small": also write models with rand
 WORKERS = 4                     # threads that convert recordings, processes that make synthetic ones; 0: none
 
 # ---- Presets --------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny"}
+DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny",
+        "RESULTS_ROOT": "results/mine"}
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}  # models for 02 --scratch
 SETTINGS = {}                   # filled by settings.run: what this run used
 # fmt: on

@@ -143,7 +143,7 @@ DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF
         "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (8, 8, 12), "AUDIO_BATCH_SIZE": 16,
         "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (10,), "VIDEO_BATCH_SIZE": 16,
         "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0, "WARMUP_SHARE": 0.1,
-        "DROPOUT": 0.3}     # tiny models, synthetic corpus
+        "DROPOUT": 0.3, "RESULTS_ROOT": "results/mine"}     # tiny models, synthetic corpus
 SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0, "JOBS": 2,
            "TEXT_LEARNING_RATE": 5e-4, "TEXT_EPOCHS": (6,),
            "AUDIO_LEARNING_RATE": 5e-4, "AUDIO_EPOCHS": (15, 15, 25), "AUDIO_BATCH_SIZE": 16,

@@ -65,7 +65,8 @@ PRECISION = "no"                    # "no" (fp32), "bf16", "fp16", "auto"; store
 WORKERS = 4                         # threads that decode and read ahead, 0 = none
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0}      # the models of 02 --demo
+DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "WORKERS": 0,      # the models of 02 --demo
+        "RESULTS_ROOT": "results/mine"}
 SCRATCH = {"SEEDS": (0,), "WORKERS": 0}     # the models of 02 --scratch
 SETTINGS = {}                       # filled by settings.run: what this run used
 # fmt: on

@@ -157,7 +157,7 @@ DEMO = {  # synthetic corpora, models of 64 units
     "DEPTH": 2, "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27", "SPEC_WIDTH": 64,
     "PRETRAIN_BASE_LEARNING_RATE": 64e-3, "PRETRAIN_BATCH_SIZE": 16, "PRETRAIN_WARMUP_EPOCHS": 3,
     "PRETRAIN_EPOCHS": 28, "FINETUNE_LEARNING_RATE": 3e-3, "FINETUNE_WARMUP_EPOCHS": 3, "FINETUNE_EPOCHS": 16,
-    "WORKERS": 0, "JOBS": 2}
+    "WORKERS": 0, "JOBS": 2, "RESULTS_ROOT": "results/mine"}
 SCRATCH = {  # two CPU cores, from random weights: RAVDESS and EMO-DB without VoxCeleb2
     "SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
     "TABLES": ("1",), "BEYOND_PAPER": ("row",), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_BATCH_SIZE": 8,

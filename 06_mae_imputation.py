@@ -126,11 +126,11 @@ EVAL_BATCH_SIZE = 512         # recordings per forward pass outside training
 MAX_PROBLEM_SHARE = 0.05      # stop where more than this share of the recordings cannot be read
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"JOBS": 2, "CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset", "SEEDS": (0,),
-        "N_RESAMPLES": 1000, "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16,
+DEMO = {"RESULTS_ROOT": "results/mine", "CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset",
+        "SEEDS": (0,), "N_RESAMPLES": 1000, "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16,
         "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
         "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3,
-        "MAE_BATCH_SIZE": 32, "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 32, "WORKERS": 2}  # random networks
+        "MAE_BATCH_SIZE": 32, "GRU_WIDTH": 64, "CLASSIFIER_BATCH_SIZE": 32, "JOBS": 2}  # random networks
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
            "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 16,

@@ -1,5 +1,7 @@
 """Two runs of a script side by side: settings that differ, the cells of their tables, a test on common turns.
 
+    python -m common.compare results results/mine      # all runs that both folders have, a line each
+
     python -m common.compare results/02_finetune_unimodal/iemocap results/02_finetune_unimodal/iemocap+SEEDS=0
 
 The test pairs systems of one name, or the only system of each run, on the turns that both have predicted.
@@ -85,10 +87,28 @@ def paired_line(title, a, b):
     return f"{title}: {interval}, p = {p:.4f} by speaker (n = {len(turns):,}, {len(set(speakers))} speakers)"
 
 
+def compare_roots(roots):
+    found = [{p.parent.relative_to(root) for p in Path(root).glob("0*/*/*metrics.json")} for root in roots]
+    found = [
+        {path.parent.relative_to(root) for path in Path(root).glob("0*/*/*metrics.json")} for root in roots
+    ]
+    for name in sorted(found[0] & found[1]):
+        a, b = (read_run(Path(root, name))["metrics"] for root in roots)
+        pairs = {key: (a[key]["mean"], b[key]["mean"]) for key in a if key in b and a[key]["unit"] != "s"}
+        moved = {key: abs(x - y) for key, (x, y) in pairs.items() if None not in (x, y) and x != y}
+        most = max(moved, key=moved.get, default=None)
+        text = f", most {most}: {pairs[most][0]:.4g} | {pairs[most][1]:.4g}" if most else ""
+        if pairs:
+            print(f"{name}: {len(moved)} of {len(pairs)} cells moved{text}")
+    return bool(found[0] & found[1])
+
+
 def main(folders):
     """Print the comparison of two folders of results."""
     if len(folders) != 2:
         raise UserError("name two folders: python -m common.compare results/A results/B")
+    if compare_roots(folders):
+        return
     a, b = (read_run(folder) for folder in folders)
     if a["script"] != b["script"]:
         raise UserError(

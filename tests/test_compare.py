@@ -40,6 +40,17 @@ def test_two_runs_are_shown_with_settings_cells_and_a_paired_test(tmp_path):
     assert "bert: +20.00 [20.00, 20.00] points, p = 0.1250 by speaker (n = 20, 4 speakers)" in shown.stdout
 
 
+def test_two_folders_of_all_results_give_a_line_for_each_run(tmp_path):
+    for root, right in (("mine", 4), ("theirs", 3)):
+        write_run(tmp_path / root / "02_finetune_unimodal" / "toy", right=right)
+        write_run(tmp_path / root / "02_finetune_unimodal" / "same")
+    shown = compare(tmp_path / "theirs", tmp_path / "mine").stdout.splitlines()
+    same, toy = (
+        f"02_finetune_unimodal/{name}: {n} of 1 cells moved" for name, n in (("same", 0), ("toy", 1))
+    )
+    assert shown == [same, f"{toy}, most table_4/bert/Accuracy: 30 | 40"]
+
+
 @pytest.mark.parametrize("case", ["one folder", "no results", "two scripts"])
 def test_what_cannot_be_compared_is_one_line(tmp_path, case):
     a = write_run(tmp_path / "a")
