@@ -48,8 +48,7 @@ from pathlib import Path
 
 from common import corpora, demo, plots
 from common.corpora import prepare
-from common.errors import UserError
-from common.files import make_folder, read_json, write_csv
+from common.files import UserError, make_folder, read_json, write_csv
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
 from common.results import start_run
 from common.splits import OFFICIAL

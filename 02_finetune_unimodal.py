@@ -55,8 +55,7 @@ from common.encoders import (
     save_finetuned,
     short_name,
 )
-from common.errors import UserError, faults_of
-from common.files import hash_of, write_json
+from common.files import UserError, faults_of, hash_of, write_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
 from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest

@@ -34,9 +34,8 @@ from accelerate.utils import send_to_device
 
 from common.babaali.baselines import extract_opensmile
 from common.encoders import load_finetuned, weights_fingerprint
-from common.errors import UserError
 from common.extraction import Extraction, extract
-from common.files import read_json
+from common.files import UserError, read_json
 from common.inputs import Clipping, cache_states, read_inputs
 from common.manifest import read_manifest
 from common.results import start_run

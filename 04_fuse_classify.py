@@ -58,8 +58,8 @@ from common.babaali.features import StoredFeatures, divide, fill_absent, standar
 from common.babaali.tables import System, baseline, final_model
 from common.comparison import Scores
 from common.encoders import locate
-from common.errors import UserError
 from common.extraction import Extraction
+from common.files import UserError
 from common.jobs import side_by_side
 from common.layers import sinusoidal
 from common.li import tables as li_tables

@@ -55,8 +55,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from common import splits
-from common.errors import UserError
-from common.files import file_hash, hash_of, read_json
+from common.files import UserError, file_hash, hash_of, read_json
 from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.results import start_run

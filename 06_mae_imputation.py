@@ -47,9 +47,8 @@ from common.chochlakis.clips import clip_batches, clip_features, generator_of, r
 from common.chochlakis.imputation import classes_of, impute, together, train, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
 from common.chochlakis.tables import System
-from common.errors import UserError
 from common.extraction import Extraction
-from common.files import file_hash, hash_of
+from common.files import UserError, file_hash, hash_of
 from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, prepared_folder, read_manifest

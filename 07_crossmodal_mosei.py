@@ -59,9 +59,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import splits
-from common.errors import UserError
 from common.extraction import Extraction
-from common.files import hash_of, read_json
+from common.files import UserError, hash_of, read_json
 from common.jobs import side_by_side
 from common.khare import data, features, figures, tables
 from common.khare.data import NO_TARGET, Clips

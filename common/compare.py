@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.comparison import compare
-from common.errors import UserError
-from common.files import read_csv, read_json
+from common.files import UserError, read_csv, read_json
 
 N_RESAMPLES = 10000  # of the speakers behind an interval
 

@@ -25,8 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
-from common.errors import UserError
-from common.files import file_hash, hash_of, read_json, write_json
+from common.files import UserError, file_hash, hash_of, read_json, write_json
 from common.layers import count_parameters
 from common.training import load_best
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.errors import UserError
-from common.files import free_bytes, hash_of, write_csv
+from common.files import UserError, free_bytes, hash_of, write_csv
 from common.manifest import Problem
 from common.media import MediaError
 from common.store import Store, StoreWriter

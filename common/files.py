@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: everything is written to a temporary file, then renamed."""
+"""Files that are either whole or absent (written to a temporary file, then renamed), and errors of one line."""
 
 import csv
 import errno
@@ -8,8 +8,6 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-
-from common.errors import UserError
 
 ELSEWHERE = "choose another DATA_ROOT or RESULTS_ROOT"
 IN_THE_WAY = "a file stands where a folder is needed; remove it or choose another folder"
@@ -23,6 +21,21 @@ REMEDIES = {
     errno.EEXIST: IN_THE_WAY,
 }
 ABSENT = "no such file; run the script that writes it first"
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file or constant and what to change."""
+
+
+def faults_of(check, items):
+    """The messages of the UserErrors of check(item), each once, so that all that is wrong is told at once."""
+    faults = []
+    for item in items:
+        try:
+            check(item)
+        except UserError as error:
+            faults.append(str(error))
+    return list(dict.fromkeys(faults))
 
 
 @contextmanager

@@ -22,9 +22,8 @@ from common.encoders import (
     short_name,
     weights_fingerprint,
 )
-from common.errors import UserError
 from common.extraction import Extraction, extract
-from common.files import hash_of
+from common.files import UserError, hash_of
 from common.layers import exact
 from common.media import read_audio, read_frames
 from common.store import Store

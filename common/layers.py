@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.files import UserError
 
 DAMAGED = (
     pickle.UnpicklingError,

@@ -7,8 +7,7 @@ All turns are in it, since context needs them; a turn outside the label set has 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import file_hash, read_csv, read_json, write_csv, write_json
+from common.files import UserError, file_hash, read_csv, read_json, write_csv, write_json
 
 AGAIN = "run 01_prepare_data.py again"
 

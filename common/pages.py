@@ -19,8 +19,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import read_csv, write_text
+from common.files import UserError, read_csv, write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("scripts", "figure", "best", "apart")

@@ -25,8 +25,17 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from common.errors import UserError
-from common.files import hash_of, make_folder, read_csv, read_json, write_csv, write_json, write_text, writing
+from common.files import (
+    UserError,
+    hash_of,
+    make_folder,
+    read_csv,
+    read_json,
+    write_csv,
+    write_json,
+    write_text,
+    writing,
+)
 from common.metrics import cluster_bootstrap, confusion
 from common.settings import changed, show
 

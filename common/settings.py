@@ -24,8 +24,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import REMEDIES
+from common.files import REMEDIES, UserError
 
 TINY = 5e-324  # the smallest number above 0
 LIMITS = {  # of numbers, by name: lowest, highest; the first that fits holds

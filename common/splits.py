@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from common.errors import UserError
+from common.files import UserError
 
 MIN_GROUPS = 3  # of speakers: one each to train, to validate and to test
 OFFICIAL = ("train", "dev", "test")

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import as_json, make_folder, read_csv, read_json, write_json, writing
+from common.files import UserError, as_json, make_folder, read_csv, read_json, write_json, writing
 from common.manifest import Problem
 
 

@@ -26,8 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from common.errors import UserError
-from common.files import as_json, atomic_path, hash_of, make_folder, read_json, write_json
+from common.files import UserError, as_json, atomic_path, hash_of, make_folder, read_json, write_json
 from common.layers import DAMAGED
 
 COMPILER = "inductor"

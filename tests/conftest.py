@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests never wait for a network
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 from common import settings  # noqa: E402  common/ is found now
-from common.errors import UserError  # noqa: E402
+from common.files import UserError  # noqa: E402
 from common.settings import overrides, read_constants  # noqa: E402
 
 

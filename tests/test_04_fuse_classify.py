@@ -4,7 +4,7 @@ import pytest
 from conftest import load_script
 
 from common import results, settings
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn, write_manifest
 
 

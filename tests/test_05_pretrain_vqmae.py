@@ -14,7 +14,7 @@ import torch
 from conftest import command, linked, load_script, prepare, rows, run, run_here
 
 from common import training
-from common.errors import UserError
+from common.files import UserError
 from common.layers import count_parameters
 from common.results import paper_figures
 from common.sadok import data as sadok_data

@@ -25,7 +25,7 @@ from common.chochlakis.backbones import (
     measure,
     read_bins,
 )
-from common.errors import UserError
+from common.files import UserError
 from common.layers import count_parameters
 from tests.conftest import shared_data
 

@@ -14,7 +14,7 @@ from sklearn.svm import SVC
 
 from common import results, settings, splits
 from common.babaali.features import Parts, StoredFeatures, divide, standardise, without_rounding
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
 

@@ -8,7 +8,7 @@ from test_babaali_fusion import CLASSES, make_corpus, make_store, make_stores, r
 
 from common import splits
 from common.babaali.baselines import WORDS, baseline_vectors, extract_opensmile
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import write_manifest
 from common.media import write_wav
 

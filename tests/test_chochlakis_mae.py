@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from common.chochlakis import imputation
 from common.chochlakis.backbones import load_cavmae
 from common.chochlakis.clips import Part
-from common.errors import UserError
+from common.files import UserError
 from common.layers import build, count_parameters, sinusoidal
 from common.manifest import Turn
 from common.training import make_accelerator

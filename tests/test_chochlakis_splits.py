@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.chochlakis import splits as cs
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn
 from common.splits import speakers_of
 

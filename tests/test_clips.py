@@ -14,8 +14,8 @@ from PIL import Image
 
 from common import media, pictures
 from common.chochlakis.clips import Clips, clip_batches, clip_features, read_clips, read_part
-from common.errors import UserError
 from common.extraction import Extraction
+from common.files import UserError
 from common.manifest import Manifest, Turn
 from common.media import MediaError
 from common.pictures import central_square

@@ -10,9 +10,8 @@ import torch
 from conftest import shared_data
 from torch.utils.data import DataLoader
 
-from common.errors import UserError
 from common.extraction import Extraction
-from common.files import make_folder
+from common.files import UserError, make_folder
 from common.manifest import Manifest, Turn, write_manifest
 from common.sadok import codes as codes_module
 from common.sadok import vqvae as vqvae_module

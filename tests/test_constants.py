@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, load_script
 
 from common import settings
-from common.errors import UserError
+from common.files import UserError
 
 SCRIPTS = sorted(path.name for path in ROOT.glob("0*.py"))
 # (script, constant, value) that end otherwise, each with its reason; to be mended, never added to in silence

@@ -16,7 +16,7 @@ from common.corpora.iemocap import read as read_iemocap
 from common.corpora.meld import read as read_meld
 from common.corpora.own import read as read_folder
 from common.corpora.ravdess import read as read_ravdess
-from common.errors import UserError
+from common.files import UserError
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from common.corpora.audioset import read as read_audioset
 from common.corpora.cremad import read as read_cremad
 from common.corpora.lombard import grid_sentence
 from common.corpora.lombard import read as read_lombard
-from common.errors import UserError
+from common.files import UserError
 from common.media import read_audio
 from common.pictures import count_frames
 

@@ -11,7 +11,7 @@ from miniature import HEIGHT, N_FRAMES, WIDTH, luma, write_avi
 
 from common.corpora import cut as cut_module
 from common.corpora.cut import Cut, copy_muted, cut_turns
-from common.errors import UserError
+from common.files import UserError
 from common.media import MediaError, probe, read_frames, write_wav
 
 FRAME_S = 1001 / 30000

@@ -13,8 +13,7 @@ from common import demo
 from common.demo.espeak import load_espeak
 from common.demo.iemocap import EMOTIONS, SESSIONS, next_emotion, plan_dialogue, write_demo_iemocap
 from common.demo.text import all_sentences, fill, sentences
-from common.errors import UserError
-from common.files import read_json
+from common.files import UserError, read_json
 
 N_DIALOGUES, N_TURNS = 2, 8  # per session, per dialogue: one dialogue of each marker wearer
 # Both expressions fit every line of the genuine release (FORMATS.md, section 1).

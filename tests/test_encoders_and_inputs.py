@@ -35,7 +35,7 @@ from common.encoders import (
     save_finetuned,
     weights_fingerprint,
 )
-from common.errors import UserError
+from common.files import UserError
 from common.inputs import (
     Clipping,
     TurnInputs,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common import jobs
-from common.errors import UserError
 from common.extraction import Extraction, extract
+from common.files import UserError
 from common.jobs import places_on_gpus, side_by_side
 from common.media import MediaError
 from common.store import Store, StoreWriter, rows_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common import files
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn, read_manifest, write_manifest
 from common.store import Store, StoreWriter
 

@@ -11,8 +11,7 @@ from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 
 from common.demo.checkpoints import write_checkpoints
 from common.encoders import load_backbone
-from common.errors import UserError
-from common.files import read_json
+from common.files import UserError, read_json
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
 from common.store import Store

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.errors import UserError
+from common.files import UserError
 from common.khare import words
 from common.khare.words import Vectors, read_glove
 

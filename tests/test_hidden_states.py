@@ -15,8 +15,8 @@ from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from torch.utils.data import DataLoader
 
 from common.encoders import load_backbone
-from common.errors import UserError
 from common.extraction import Extraction
+from common.files import UserError
 from common.layers import build
 from common.li import hidden_states
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.corpora.mosei import EMOTIONS
-from common.errors import UserError
+from common.files import UserError
 from common.khare import data as khare_data
 from common.khare.words import Vectors, tokens_of, word_error_rate
 from common.manifest import Manifest, Turn

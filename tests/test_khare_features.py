@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision.models import vgg16
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from common.errors import UserError
 from common.extraction import Extraction
+from common.files import UserError
 from common.khare import data as khare_data
 from common.khare import features
 from common.khare.data import NO_TARGET, Clips, Corpus, Part, statistics

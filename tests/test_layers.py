@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.files import UserError
 from common.layers import (
     build,
     count_parameters,

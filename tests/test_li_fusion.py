@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from common import results, settings
 from common.comparison import Scores
-from common.errors import UserError
 from common.extraction import Extraction
+from common.files import UserError
 from common.li import training
 from common.li.tables import PAPER, name_of, note_of
 from common.li.training import FROZEN, PHASES, TUNED, kept_loss, train_system

@@ -22,8 +22,7 @@ from common.corpora.mosei import (
     video_of,
 )
 from common.corpora.mosei import read as read_mosei
-from common.errors import UserError
-from common.files import read_csv, write_csv
+from common.files import UserError, read_csv, write_csv
 from common.manifest import read_manifest
 from common.splits import has_official_split
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from common import pages
-from common.errors import UserError
+from common.files import UserError
 from common.settings import overrides
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

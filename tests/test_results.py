@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common import metrics, panels, plots, results
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn
 from common.results import Cell
 

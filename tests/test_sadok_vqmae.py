@@ -11,7 +11,7 @@ from networks import noise, seeded, uneven
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import UserError
+from common.files import UserError
 from common.layers import build, count_parameters
 from common.sadok.codes import Masked
 from common.sadok.data import Network, Row

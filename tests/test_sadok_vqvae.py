@@ -11,7 +11,7 @@ from conftest import shared_data
 from scipy.signal import stft
 from torch import nn
 
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Turn
 from common.media import read_audio, write_wav
 from common.sadok import vqvae as vq

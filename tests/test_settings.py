@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from common import settings
-from common.errors import UserError
+from common.files import UserError
 
 SOURCE = '''"""What it does."""
 # fmt: off

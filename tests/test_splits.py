@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from common import splits
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, Turn
 
 CLASSES = ("neutral", "happy")

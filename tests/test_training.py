@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from common import training
-from common.errors import UserError
+from common.files import UserError
 from common.training import Place, Recipe, Task, length_batches, load_best, make_accelerator, rate_factor
 
 RECIPE = Recipe(

@@ -10,7 +10,7 @@ import pytest
 
 from common.corpora import voxceleb2
 from common.corpora.voxceleb2 import read as read_voxceleb2
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest, read_manifest, write_manifest
 from common.media import MediaError, read_audio
 

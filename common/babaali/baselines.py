@@ -8,8 +8,8 @@ from sklearn.preprocessing import StandardScaler
 
 from common.babaali.features import fill_absent, read_rows
 from common.encoders import RATE_HZ
-from common.errors import UserError
 from common.extraction import Extraction, extract
+from common.files import UserError
 from common.media import read_audio
 from common.store import Store
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Manifest
 from common.splits import has_official_split, speakers_of
 from common.store import Store

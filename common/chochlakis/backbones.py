@@ -20,8 +20,7 @@ from torchaudio.functional import amplitude_to_DB
 from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
-from common.errors import UserError
-from common.files import atomic_path
+from common.files import UserError, atomic_path
 from common.layers import build, exact, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 

@@ -15,9 +15,8 @@ import torch
 from torchaudio.functional import resample
 
 from common.chochlakis.backbones import FPS, MODALITIES
-from common.errors import UserError
 from common.extraction import extract
-from common.files import hash_of
+from common.files import UserError, hash_of
 from common.media import MediaError, Silence, check_rate, open_video, probe, read_audio
 from common.pictures import read_pictures
 from common.store import rows_of

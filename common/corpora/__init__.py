@@ -11,7 +11,7 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 
-from common.errors import UserError
+from common.files import UserError
 
 HELPERS = ("cut", "own", "prepare", "release")  # files here that are no corpora
 

@@ -23,7 +23,7 @@ from common.corpora.release import (
     read_lines,
     single,
 )
-from common.errors import UserError
+from common.files import UserError
 
 FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
 N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; all of them are nowhere any more

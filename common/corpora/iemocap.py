@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from common.corpora.release import Release, SourceTurn, need_folder, number_turns, read_lines, visible_files
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import Turn
 
 FOLDERS = ("IEMOCAP_full_release", "IEMOCAP", "iemocap")

@@ -25,8 +25,7 @@ from common.corpora.release import (
     number_turns,
     read_lines,
 )
-from common.errors import UserError
-from common.files import read_csv
+from common.files import UserError, read_csv
 from common.manifest import Turn
 from common.media import LFS_POINTER
 from common.splits import OFFICIAL

@@ -20,7 +20,7 @@ from common.corpora.release import (
     read_lines,
     single,
 )
-from common.errors import UserError
+from common.files import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, probe
 

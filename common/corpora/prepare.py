@@ -21,8 +21,7 @@ import torch
 from tqdm import tqdm
 
 from common.corpora.cut import Cut, copy_muted, cut_turns
-from common.errors import UserError
-from common.files import hash_of, write_csv
+from common.files import UserError, hash_of, write_csv
 from common.manifest import Problem
 from common.media import (
     AUDIO_FILES,

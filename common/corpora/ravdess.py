@@ -3,7 +3,7 @@
 import re
 
 from common.corpora.release import Release, files_in, need_folder, nothing_in, single
-from common.errors import UserError
+from common.files import UserError
 
 FOLDERS = ("RAVDESS", "ravdess")
 CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")

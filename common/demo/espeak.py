@@ -3,7 +3,7 @@
 import ctypes
 from functools import cache
 
-from common.errors import UserError
+from common.files import UserError
 
 ESPEAK_RATE_HZ = 22050
 

@@ -18,8 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common import splits
 from common.corpora import mosei
-from common.errors import UserError
-from common.files import atomic_path, hash_of
+from common.files import UserError, atomic_path, hash_of
 from common.khare.features import ARRAYS, AUDIO_DIM, AUDIO_STEP_S, FACTS, VIDEO_DIM, Source
 from common.khare.words import MARKS, Vectors, tokens_of
 from common.store import Store, rows_of

@@ -24,9 +24,8 @@ from torch import nn
 from torchaudio.compliance.kaldi import fbank
 from torchvision.models import VGG16_Weights, vgg16
 
-from common.errors import UserError
 from common.extraction import extract
-from common.files import file_hash, hash_of
+from common.files import UserError, file_hash, hash_of
 from common.khare.words import tidy_words
 from common.layers import build, exact, read_checkpoint
 from common.media import MediaError, Silence, open_video, probe, read_audio

@@ -20,8 +20,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torchaudio.functional import edit_distance
 from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
-from common.errors import UserError
-from common.files import atomic_path, file_hash, hash_of
+from common.files import UserError, atomic_path, file_hash, hash_of
 from common.layers import exact
 
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)

@@ -20,9 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from common import encoders
 from common.encoders import RATE_HZ, SHORTEST_S, short_name
-from common.errors import UserError
 from common.extraction import extract
-from common.files import free_bytes
+from common.files import UserError, free_bytes
 from common.layers import exact
 from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio

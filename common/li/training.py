@@ -47,8 +47,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from common.comparison import Scores
-from common.errors import UserError
-from common.files import hash_of
+from common.files import UserError, hash_of
 from common.jobs import side_by_side
 from common.layers import build
 from common.li.hidden_states import Windows, context_windows

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common import splits
-from common.errors import UserError, faults_of
+from common.files import UserError, faults_of
 from common.layers import count_parameters
 from common.manifest import prepared_folder, read_manifest
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from common import metrics
 from common.comparison import paired_test_cells
-from common.errors import UserError
+from common.files import UserError
 from common.layers import count_parameters
 from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
 from common.sadok import figures

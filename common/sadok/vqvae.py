@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from common.errors import UserError
+from common.files import UserError
 from common.layers import exact
 from common.media import MediaError, read_audio
 from common.sadok.data import audio_paths
