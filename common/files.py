@@ -1,4 +1,4 @@
-"""Files that are either whole or absent (written to a temporary file, then renamed), and errors of one line."""
+"""Files that are either whole or absent, written to a temporary one and renamed; errors of one line."""
 
 import csv
 import errno
