@@ -227,7 +227,8 @@ class TurnEncoder(nn.Module):
         if self.is_frozen:
             states = (states - self.mean) / self.sd
         layers = [*states.unbind(2)]
-        layers += run_blocks(self.backbone, layers[-1], visible, self.first)
+        if not self.is_frozen:
+            layers += run_blocks(self.backbone, layers[-1], visible, self.first)
         return self.pool(self.mix(layers, self.lowest), visible)
 
     def hidden(self, inputs):

@@ -10,6 +10,7 @@ the draws of forward passes and the rounding, nothing else.
 import gc
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_batch_size, gather_object, send_to_device, set_seed, slice_tensors
+from accelerate.utils import find_batch_size, gather_object, send_to_device, slice_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
@@ -194,7 +195,12 @@ def loader_of(accelerator, dataset, batches, recipe):
 
 def seed_step(*numbers):
     """Seed Python, numpy and torch from a tuple of integers."""
-    set_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed takes milliseconds where there is no GPU
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 def rate_factor(recipe, step, total):
