@@ -23,10 +23,11 @@ hf.utils.logging.disable_progress_bar()  # a bar per written shard would drown w
 SIZES = {  # vocabulary: largest; tokens: longest text; wavlm_stride: 40 and 20 ms a step
     "tiny": {
         "hidden": 64, "layers": 2, "heads": 4, "vocabulary": 1000, "tokens": 128,
-        "conv_dim": (10, 48, 64), "conv_kernel": (10, 64, 8), "conv_stride": (5, 32, 4), "conv_positions": 16,
+        "conv_dim": (10, 48, 64), "conv_kernel": (10, 32, 16), "conv_stride": (10, 16, 8),
+        "conv_positions": 16,
         "wavlm_dim": (128, 64), "wavlm_kernel": (320, 8), "wavlm_stride": (160, 4),
         "mel_bins": 64, "mel_frames": 256, "mel_stride": 16,
-        "image_px": 48, "patch_px": 12, "frames": 16, "tubelet": 4,
+        "image_px": 36, "patch_px": 12, "frames": 16, "tubelet": 4,
     },
     "small": {
         "hidden": 128, "layers": 4, "heads": 4, "vocabulary": 4000, "tokens": 256,
@@ -40,7 +41,7 @@ SIZES = {  # vocabulary: largest; tokens: longest text; wavlm_stride: 40 and 20 
 INITIALIZER_RANGE = 0.05  # published: 0.02, too faint a start for a hidden size of 64
 DROPOUT = 0.1
 AUDIO_RATE_HZ = 16000
-LOWEST_HIGHEST_HZ = (80, 7000)  # centres of the filter banks that the waveform models start from
+LOWEST_HIGHEST_HZ = (80, 7000)  # centres of the filter banks that the waveform models start from, of 16 kHz
 ENVELOPE_GAIN = 0.01  # see start_as_envelopes; at 0.001 a learning rate of 1e-4 harms it
 SPECTROGRAM_MEAN, SPECTROGRAM_STD = -8.0, 4.0  # of the log-mel; AudioSet's are -4.27, 4.57
 
@@ -54,7 +55,8 @@ def write_checkpoints(folder, texts, size, seed):
     """
     folder = make_folder(Path(folder))
     note = folder / "made_with.json"
-    made_with = {"size": size, "seed": seed, "texts": hash_of(texts), "models": list(makers())}
+    dims = hash_of(SIZES[size])
+    made_with = {"size": size, "dims": dims, "seed": seed, "texts": hash_of(texts), "models": list(makers())}
     if note.exists() and read_json(note) == made_with:
         return
     for number, (name, make) in enumerate(makers().items()):
@@ -195,20 +197,23 @@ def waveform_processor(return_attention_mask):
 def start_as_filter_bank(encoder, dims):
     """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT base feature encoder.
 
-    The first convolution deals out the samples: 2 * stride channels hold each phase of the waveform with
-    both signs. Its group normalisation scales all of them alike, and GELU(x) - GELU(-x) = x lets the second
-    convolution restore the waveform and filter it. The third one averages over time.
+    The first convolution deals out the samples: two channels hold each phase of the waveform with both signs;
+    with fewer channels than 2 * stride the mean of neighbours, a lower rate. Its group normalisation scales
+    all of them alike, and GELU(x) - GELU(-x) = x lets the second convolution restore the waveform and filter
+    it. The third one averages over time.
     """
     deal, filters, average = (
         layer.conv.weight.data for layer in encoder.conv_layers
     )  # (C_out, C_in, kernel)
-    stride = dims["conv_stride"][0]
+    n_phases = len(deal) // 2
+    n_mean = dims["conv_stride"][0] // n_phases  # samples
     deal.zero_()
-    for phase in range(stride):
-        deal[2 * phase, 0, phase] = 1
-        deal[2 * phase + 1, 0, phase] = -1
+    for phase in range(n_phases):
+        deal[2 * phase, 0, phase * n_mean : (phase + 1) * n_mean] = 1 / n_mean
+        deal[2 * phase + 1] = -deal[2 * phase]
     n_filters, _, kernel = filters.shape
-    waves = mel_filters(n_filters, kernel * stride).reshape(n_filters, kernel, stride).transpose(1, 2)
+    waves = mel_filters(n_filters, kernel * n_phases, rate_hz=AUDIO_RATE_HZ // n_mean)
+    waves = waves.reshape(n_filters, kernel, n_phases).transpose(1, 2)
     filters[:, 0::2], filters[:, 1::2] = waves, -waves
     average *= 0.1
     for channel in range(min(average.shape[:2])):
@@ -238,15 +243,16 @@ def smoothing(weight):
     return window / window.sum()
 
 
-def mel_filters(n_filters, n_samples, phase=0.0):
+def mel_filters(n_filters, n_samples, phase=0.0, rate_hz=AUDIO_RATE_HZ):
     """Windowed cosines (Gabor filters) at mel-spaced frequencies, louder upwards as speech gets softer there.
 
     phase  lag at the middle of the window in radians: 0 for cosines, pi / 2 for sines
     Returns a float32 tensor (n_filters, n_samples).
     """
-    low, high = (2595 * math.log10(1 + frequency_hz / 700) for frequency_hz in LOWEST_HIGHEST_HZ)
+    lowest_hz, highest_hz = LOWEST_HIGHEST_HZ[0], LOWEST_HIGHEST_HZ[1] * rate_hz / AUDIO_RATE_HZ
+    low, high = (2595 * math.log10(1 + frequency_hz / 700) for frequency_hz in (lowest_hz, highest_hz))
     centres_hz = 700 * (10 ** (np.linspace(low, high, n_filters) / 2595) - 1)
-    time_s = (np.arange(n_samples) - (n_samples - 1) / 2) / AUDIO_RATE_HZ
+    time_s = (np.arange(n_samples) - (n_samples - 1) / 2) / rate_hz
     waves = np.cos(2 * np.pi * np.outer(centres_hz, time_s) - phase) * np.hanning(n_samples + 2)[1:-1]
     waves *= ((1 + centres_hz / 500) / np.linalg.norm(waves, axis=1))[:, None]
     return torch.tensor(waves, dtype=torch.float32)
