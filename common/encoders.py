@@ -100,15 +100,20 @@ def load_processor(source, modality):
     return processor
 
 
-def load_backbone(source):
-    """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs."""
-    config = load_config(source)
-    model, found = load_pretrained(AutoModel, source, output_loading_info=True)
+def load_backbone(source, device="cpu"):
+    """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs.
+
+    device  "meta" compares the names of its weights with its config.json without reading their values
+    """
+    config, is_meta = load_config(source), device == "meta"
+    options = {"device_map": device} if is_meta else {}
+    model, found = load_pretrained(AutoModel, source, output_loading_info=True, **options)
     parts = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)  # which nobody reads
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith(parts)):
         listed = f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)"
         raise UserError(f"{source}: {listed}; they are not those of its config.json, name another model")
-    if bad := [name for name, weight in model.named_parameters() if not weight.isfinite().all()]:
+    weights = {} if is_meta else dict(model.named_parameters())
+    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
         raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")
     if found["unexpected_keys"]:
         say_once(f"{source}: {len(found['unexpected_keys'])} weights of other heads or parts are not read")

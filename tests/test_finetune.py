@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import rows, run_here
+from conftest import load_script, rows, run_here
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 
@@ -150,6 +150,22 @@ def test_refusals_come_before_the_first_training(corpus, tmp_path, option, line,
         run_02(corpus, tmp_path, *more, option)
     assert line in str(end.value) and "\n" not in str(end.value)
     assert not (tmp_path / "data" / "models").exists()
+
+
+def test_the_check_before_training_reads_no_weights(corpus, tmp_path, monkeypatch):
+    """Its parameters stay without values; a weight that is missing is found all the same."""
+    source = str(corpus / "checkpoints" / "bert-base-uncased")
+    assert {p.device.type for p in load_backbone(source, "meta").parameters()} == {"meta"}
+    source = broken(corpus, tmp_path, lambda weights: weights.pop("encoder.layer.1.output.dense.weight"))
+    with pytest.raises(UserError, match="1 weights are missing"):
+        load_backbone(source, "meta")
+    loaded = []
+    script = load_script("02_finetune_unimodal.py")
+    monkeypatch.setattr(script, "load_backbone", lambda *a: loaded.append(a[1:]) or load_backbone(*a))
+    script.CHECKPOINTS = str(corpus / "checkpoints")
+    manifest = Manifest("toy", tmp_path, ("happy", "sad"), [])
+    script.check_models(manifest, [("text", "bert-base-uncased"), ("text", "bert-base-uncased")])
+    assert loaded == [("meta",)] * 2
 
 
 def test_the_choice_of_models_reads_no_chosen_models(corpus, tmp_path):
