@@ -111,7 +111,7 @@ def test_video_checkpoint(folder):
 
 @pytest.mark.parametrize("tone_hz", [200, 1000, 3000])
 def test_waveform_front_end_starts_as_a_filter_bank(folder, tone_hz):
-    """The first two convolutions equal filtering the waveform at 8 kHz; a tone excites the filter of its pitch."""
+    """The first two convolutions filter the waveform at 8 kHz; a tone excites the filter of its pitch."""
     encoder = AutoModel.from_pretrained(folder / "wav2vec2-base").feature_extractor
     filters = mel_filters(SIZES["tiny"]["conv_dim"][1], 160, rate_hz=8000)
     wave = torch.sin(2 * torch.pi * tone_hz * torch.arange(16000) / 16000)[None, None]
