@@ -138,10 +138,10 @@ JOBS = 1                            # trainings side by side
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0,
-        "JOBS": 2, "TEXT_LEARNING_RATE": 1e-3, "TEXT_EPOCHS": (8,), "TEXT_BATCH_SIZE": 16,
-        "AUDIO_LEARNING_RATE": 1e-3, "AUDIO_EPOCHS": (8, 8, 12), "AUDIO_BATCH_SIZE": 16,
-        "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (10,), "VIDEO_BATCH_SIZE": 16,
-        "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 5.0, "WARMUP_SHARE": 0.1,
+        "JOBS": 2, "TEXT_LEARNING_RATE": 1.5e-3, "TEXT_EPOCHS": (6,), "TEXT_BATCH_SIZE": 16,
+        "AUDIO_LEARNING_RATE": 1.5e-3, "AUDIO_EPOCHS": (4, 4, 6), "AUDIO_BATCH_SIZE": 16,
+        "VIDEO_LEARNING_RATE": 1e-3, "VIDEO_EPOCHS": (6,), "VIDEO_BATCH_SIZE": 16,
+        "AUDIO_EVAL_BATCH_SIZE": 32, "VIDEO_EVAL_BATCH_SIZE": 32, "AUDIO_MAX_S": 3.0, "WARMUP_SHARE": 0.1,
         "DROPOUT": 0.3, "RESULTS_ROOT": "results/mine"}     # tiny models, synthetic corpus
 SCRATCH = {"SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0, "JOBS": 2,
            "TEXT_LEARNING_RATE": 5e-4, "TEXT_EPOCHS": (6,),
@@ -281,14 +281,13 @@ def model_folder(modality, model, fold, seed, layer):
     return root / f"seed{seed}" / fold.name / (name or short_name(model))
 
 
-def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
+def fine_tune(inputs, modality, folder, fold, seed, recipe, reading):
     """Train a model on fold.train, keep the epoch with the best accuracy on fold.valid, test it on fold.test.
 
-    inputs  TurnInputs of the whole corpus; reading: of TurnEncoder
+    inputs  TurnInputs of the whole corpus; folder: of model_folder; reading: of TurnEncoder
     Returns the outcome of train_and_test, which trains nothing twice.
     """
     accelerator = make_accelerator(PRECISION, DETERMINISTIC)
-    folder = model_folder(modality, model, fold, seed, reading["layer"])
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {**inputs.made_of, "encoder": reading, "classes": list(inputs.classes)}
@@ -306,7 +305,7 @@ def fine_tune(inputs, modality, model, fold, seed, recipe, reading):
     task, is_kept = Task(make_model, cross_entropy, outputs, figures), fold.name != "choice"
     outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
     if is_kept and accelerator.is_main_process:
-        about = {"modality": modality, "model": short_name(model), "source": inputs.source, "fold": fold.name}
+        about = {"modality": modality, "model": folder.name, "source": inputs.source, "fold": fold.name}
         speakers = {f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()}
         protocol = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
         protocol["train_on_validation"] = TRAIN_ON_VALIDATION
@@ -340,16 +339,20 @@ class Trained:
 
 def train_all(inputs, models, folds, jobs):
     """Every model {modality: models} with every seed on every fold; a list of Trained."""
-    tasks = [
-        (inputs[m, model], m, model, fold, seed, recipe_of(m, model, seed), reading)
+    planned = [
+        (m, model, fold, seed, reading)
         for m, names in models.items()
         for model in names
         for reading in readings_of(m, inputs[m, model].source)
         for seed in SEEDS
         for fold in folds
     ]
+    tasks = []
+    for m, model, fold, seed, reading in planned:
+        folder, recipe = model_folder(m, model, fold, seed, reading["layer"]), recipe_of(m, model, seed)
+        tasks.append((inputs[m, model], m, folder, fold, seed, recipe, reading))
     outcomes = side_by_side(fine_tune, tasks, jobs)
-    return [Trained(*task[1:5], task[-1]["layer"], outcome) for task, outcome in zip(tasks, outcomes)]
+    return [Trained(*plan[:4], plan[4]["layer"], outcome) for plan, outcome in zip(planned, outcomes)]
 
 
 def best_of(trained, key):

@@ -7,6 +7,7 @@ base models), late fusion the output of that layer.
 
     python 03_extract_features.py                           # after 02_finetune_unimodal.py
     python 03_extract_features.py --demo                    # 30 s on 2 CPU cores
+    python 03_extract_features.py --CORPUS=my_clips/ --TRAINED_ON=iemocap   # by the models of another corpus
 
 Writes a feature store per fold, for 04 and whatever else (common/store.py says how it lies on disk):
     <DATA_ROOT>/features/<corpus>/<modality>/seed<k>/<fold>/
@@ -16,7 +17,8 @@ Writes a feature store per fold, for 04 and whatever else (common/store.py says 
         hidden.npy    (tokens, L, D) float16, all layers, only with HIDDEN_STATES
         meta.json     the model, the speakers it was trained, validated and tested on, the class names
 and results/03_extract_features/<corpus>/metrics.json. Turns that have the modality are extracted, labelled or
-not. A killed run resumes; what is there and matches is skipped.
+not. A killed run resumes; what is there and matches is skipped. By models of another corpus it is the folder
+<corpus>_by_<that corpus>; NOISE_SNR_DB adds audio_<n>dB beside audio, of the test turns.
 
 DEVIATIONS none known; the paper says no more than the sentence above.
 """
@@ -26,6 +28,7 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +36,13 @@ import torch
 from accelerate.utils import send_to_device
 
 from common.babaali.baselines import extract_opensmile
-from common.encoders import load_finetuned, weights_fingerprint
+from common.babaali.features import features_folder
+from common.encoders import RATE_HZ, load_finetuned, weights_fingerprint
 from common.extraction import Extraction, extract
 from common.files import UserError, read_json
-from common.inputs import Clipping, cache_states, read_inputs
-from common.manifest import read_manifest
+from common.inputs import Clipping, cache_states, has_modality, read_inputs
+from common.manifest import corpus_name, read_manifest
+from common.media import read_audio
 from common.results import start_run
 from common.training import by_length, forward_batch, make_accelerator
 
@@ -49,12 +54,14 @@ RUN = ""                            # name of its folder; "" = the corpus and wh
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 CORPUS = "iemocap"                  # as given to 02
+TRAINED_ON = ""                     # corpus of the models; "" = CORPUS
 SEEDS = (0, 1, 2)                   # those of 02's models to use. Not in the paper
 MODALITIES = ("text", "audio", "video")     # those without fine-tuned models are left out, and said so
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 OPENSMILE = ()                      # feature sets of openSMILE, an optional package, for BASELINES of 04:
                                     # "eGeMAPSv02", "ComParE_2016"
+NOISE_SNR_DB = ()                   # such as 20,10,0: test audio in white noise too, at these ratios, for 04
 HIDDEN_STATES = False               # also store all hidden layers, some GB per modality and fold at full size
 TOLERANCE = 0.01                    # share of test turns that may be decided otherwise than by 02 (in bf16)
 
@@ -71,10 +78,11 @@ SETTINGS = {}                       # filled by settings.run: what this run used
 # fmt: on
 
 
-def model_folders(corpus, modality):
-    """The model that 02 chose for each seed and fold."""
-    root = Path(DATA_ROOT) / "models" / corpus / modality
-    notes = [path for seed in SEEDS for path in sorted(root.glob(f"seed{seed}/*/chosen.json"))]
+def model_folders(modality):
+    """The model that 02 chose for each seed and fold; of another corpus those of its plain folds alone."""
+    root = Path(DATA_ROOT) / "models" / corpus_name(TRAINED_ON or CORPUS) / modality
+    folds = "fold*" if TRAINED_ON else "*"
+    notes = [path for seed in SEEDS for path in sorted(root.glob(f"seed{seed}/{folds}/chosen.json"))]
     return [path.parent / read_json(path)["model"] for path in notes]
 
 
@@ -100,31 +108,44 @@ def as_rows(found):
     return arrays, {"features": ones, "logits": ones, "hidden": counts}
 
 
-def extract_features(accelerator, manifest, folder):
-    """The Store of the features and logits of all turns by the model in `folder`."""
-    encoder, linear, description = load_finetuned(folder)
-    if description["manifest"] != manifest.fingerprint():
+def load_model(folder):
+    """(encoder, linear, description) of what 02 trained; UserError where its corpus has changed since."""
+    found = load_finetuned(folder)
+    if found[2]["manifest"] != read_manifest(DATA_ROOT, TRAINED_ON or CORPUS).fingerprint():
         raise UserError(f"{folder}: trained on another manifest.csv; run 02_finetune_unimodal.py again")
+    return found
+
+
+def extract_features(accelerator, manifest, folder, snr_db=None):
+    """The Store of all turns' features and logits by the model in `folder`, or of its test turns in noise."""
+    encoder, linear, description = load_model(folder)
     model = encoder.to(accelerator.device), linear.to(accelerator.device)
     modality, clipping = description["modality"], Clipping(**description["clipping"])
     source = str(folder) if encoder.n_trained is None else description["source"]
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
-    if not HIDDEN_STATES:
+    if snr_db is not None:
+        inputs = inputs.of(tested_turns(manifest, folder))
+    elif not HIDDEN_STATES:
         inputs = cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, EVAL_BATCH_SIZE)
+
+    def read(i):
+        if snr_db is None:
+            return inputs[i, None]
+        return noisy(inputs, i, manifest, snr_db)
 
     def compute(turns):
         batch = send_to_device(inputs.collate(turns), accelerator.device)
         return as_rows(forward_batch(accelerator, model, represent, batch))
 
-    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION}
-    made_by["hidden_states"] = HIDDEN_STATES
+    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION, "snr_db": snr_db}
+    made_by |= {"hidden_states": HIDDEN_STATES, "turns_of": manifest.fingerprint()}
     order = by_length(inputs.lengths)
     middle, _ = compute([inputs[order[len(order) // 2], None]])
     return extract(
         items={inputs.ids[i]: i for i in order},
-        read=lambda i: inputs[i, None],
+        read=read,
         compute=compute,
-        folder=store_folder(folder),
+        folder=store_folder(manifest, folder, "" if snr_db is None else f"_{snr_db:g}dB"),
         identity={**description, **made_by},
         how=Extraction(EVAL_BATCH_SIZE, WORKERS),
         what=f"{modality} features",
@@ -132,9 +153,27 @@ def extract_features(accelerator, manifest, folder):
     )
 
 
-def store_folder(model_folder):
+def tested_turns(manifest, folder):
+    """The turns on which 02 tested the model in `folder`."""
+    ids = set(read_json(folder / "outcome.json")["tests"]["test"]["ids"])
+    return [turn for turn in manifest.turns if turn.utterance_id in ids]
+
+
+def noisy(inputs, index, manifest, snr_db):
+    """A turn of `inputs` read anew, white noise added: its power is that of the turn less snr_db decibels."""
+    max_s = inputs.made_of["clipping"]["audio_max_s"]
+    samples = read_audio(manifest.path(inputs.turns[index].audio), max_s, RATE_HZ)
+    noise = np.random.default_rng(index).standard_normal(len(samples), np.float32)
+    noisy = samples + noise * samples.std() * 10 ** (-snr_db / 20)
+    if inputs.shape.kind == "spectrogram":
+        noisy = inputs.processor(noisy, sampling_rate=RATE_HZ, return_tensors="np")["input_values"][0]
+    return noisy, inputs.labels[index]
+
+
+def store_folder(manifest, model_folder, ending=""):
     """The feature store of a fold: the same path below features/ as that of its models below models/."""
-    return Path(DATA_ROOT) / "features" / model_folder.parent.relative_to(Path(DATA_ROOT) / "models")
+    modality, *seed_and_fold = model_folder.parent.parts[-3:]
+    return features_folder(DATA_ROOT, manifest.corpus, TRAINED_ON).joinpath(modality + ending, *seed_and_fold)
 
 
 def compare_with_02(store, folder):
@@ -152,6 +191,11 @@ def compare_with_02(store, folder):
 
 def check_constants():
     settings.check_choices(SETTINGS, {"MODALITIES": ("text", "audio", "video")})
+    for text in NOISE_SNR_DB:
+        if not re.fullmatch(r"-?\d+(\.\d+)?", text):
+            raise UserError(f"NOISE_SNR_DB={text}: give numbers of decibels such as 20,10,0")
+    if TRAINED_ON and NOISE_SNR_DB:
+        raise UserError("NOISE_SNR_DB: for the test turns of the models' own corpus; leave TRAINED_ON out")
 
 
 def main():
@@ -160,24 +204,32 @@ def main():
     accelerator = make_accelerator(PRECISION)
     if accelerator.num_processes > 1:
         raise UserError("a store has one writer; start 03 with python, not accelerate launch")
-    protocol = "features of the models of 02, every turn"
+    protocol = f"features of the models of 02{f' on {TRAINED_ON}' * bool(TRAINED_ON)}, every turn"
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
     stores = {}
     for modality in MODALITIES:
-        folders = model_folders(manifest.corpus, modality)
+        folders = model_folders(modality)
         if not folders:
             print(f"  {modality}: no fine-tuned models of seeds {', '.join(map(str, SEEDS))}; left out")
+        elif not any(has_modality(turn, modality) for turn in manifest.turns):
+            print(f"  {modality}: {manifest.corpus} has none; left out")
+            continue
         for folder in folders:
             store = extract_features(accelerator, manifest, folder)
-            differ, width = compare_with_02(store, folder), store["features"].shape[1]
-            print(f"  {len(store):,} turns x {width}; test decisions as in 02: {1 - differ:.2%}", flush=True)
-            stores[str(folder)] = {"turns": len(store), "width": width, "differ_from_02": differ}
+            about = {"turns": len(store), "width": store["features"].shape[1]}
+            if not TRAINED_ON:
+                about["differ_from_02"] = compare_with_02(store, folder)
+                print(f"  test decisions as in 02: {1 - about['differ_from_02']:.2%}", flush=True)
+            stores[str(folder)] = about
+            for snr_db in NOISE_SNR_DB if modality == "audio" else ():
+                extract_features(accelerator, manifest, folder, float(snr_db))
     for feature_set in OPENSMILE:
-        folder = Path(DATA_ROOT) / "features" / manifest.corpus
+        folder = features_folder(DATA_ROOT, manifest.corpus, TRAINED_ON)
         store = extract_opensmile(manifest, feature_set, folder, WORKERS)
         stores[feature_set] = {"turns": len(store), "width": store["features"].shape[1]}
     if not stores:
-        raise UserError(f"{DATA_ROOT}/models/{manifest.corpus}: empty; run 02_finetune_unimodal.py first")
+        where = f"{DATA_ROOT}/models/{corpus_name(TRAINED_ON or CORPUS)}"
+        raise UserError(f"{where}: no models for {manifest.corpus}; run 02_finetune_unimodal.py first")
     run.finish(stores=stores)
 
 

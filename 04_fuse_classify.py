@@ -14,6 +14,7 @@
     python 04_fuse_classify.py --demo --PAPERS=babaali     # 20 s on 2 CPU cores
     python 04_fuse_classify.py --PAPERS=babaali --FEATURES_ROOT=my_features --OUT_OF_FOLD=false
                                                            # features from elsewhere
+    python 04_fuse_classify.py --PAPERS=babaali --CORPUS=my_clips/ --TRAINED_ON=iemocap   # after 03 with both
 
 Reads <DATA_ROOT>/prepared/<corpus>/ and, for "babaali", <FEATURES_ROOT>.
 Writes results/04_fuse_classify/<corpus>/: <paper>_table_*, <paper>_fig_*; predictions.csv and metrics.json of
@@ -47,14 +48,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import xgboost
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC, LinearSVC
 from torch import nn
 from torch.nn import functional as F
 
 from common import splits
+from common.babaali import prediction
 from common.babaali import tables as babaali_tables
 from common.babaali.baselines import baseline_vectors
-from common.babaali.features import StoredFeatures, divide, fill_absent, standardise
+from common.babaali.features import StoredFeatures, divide, features_folder, fill_absent, standardise
 from common.babaali.tables import System, baseline, final_model
 from common.comparison import Scores
 from common.encoders import locate
@@ -82,6 +85,8 @@ CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote to <DATA_ROOT>
 # ---- Corpus and protocol -------------------------------------------------------------------
 PAPERS = ("babaali", "li")        # which to run, in this order
 CORPUS = "iemocap"                # "iemocap", "ravdess", "emodb", "meld", or a folder with a manifest.csv
+TRAINED_ON = ""                   # corpus of the models that decide, of "babaali"; "" = CORPUS
+LABELS = ()                       # of CORPUS in its words, such as joy=happy,calm= (left out); () = equal
 SEEDS = (0, 1, 2)                 # one full run each; tables show mean ± sd over them. Not in the papers
 N_GROUPS = 5                      # folds, where the corpus has neither sessions nor an official split
 N_RESAMPLES = 10000               # of speakers behind every interval; sign patterns of the permutation test
@@ -213,18 +218,35 @@ def fuse(vectors, fusion):
 # turn, accuracy on the turns that chose).
 
 
-def svm(x, y, parts, seed):
-    """Support vector machine, its C chosen among SVM_C."""
+def fit_svm(x, y, parts):
+    """(machine fitted on `refit`, its test inputs, values of `choose` by the one before, accuracy there)."""
 
     def fitted(z, rows, penalty):
         return SVC(C=penalty, kernel=SVM_KERNEL, gamma=1).fit(z[rows], y[rows])
 
     root_width = math.sqrt(x.shape[1])
     z = standardise(x, parts.fit) / root_width
-    scores = [fitted(z, parts.fit, c).score(z[parts.choose], y[parts.choose]) for c in SVM_C]
+    trials = [fitted(z, parts.fit, c) for c in SVM_C]
+    scores = [machine.score(z[parts.choose], y[parts.choose]) for machine in trials]
+    best = int(np.argmax(scores))
+    before = trials[best].decision_function(z[parts.choose])
     z = standardise(x, parts.refit) / root_width
-    machine = fitted(z, parts.refit, SVM_C[int(np.argmax(scores))])
-    return machine.predict(z[parts.test]), max(scores)
+    return fitted(z, parts.refit, SVM_C[best]), z[parts.test], before, scores[best]
+
+
+def svm(x, y, parts, seed):
+    """Support vector machine, its C chosen among SVM_C."""
+    machine, z, _, accuracy = fit_svm(x, y, parts)
+    return machine.predict(z), accuracy
+
+
+def svm_probabilities(x, y, parts):
+    """Probabilities (n, C) of the test turns: Platt's scaling, fitted on the turns that chose C."""
+    machine, z, before, _ = fit_svm(x, y, parts)
+    scaling = LogisticRegression(max_iter=1000).fit(before.reshape(len(before), -1), y[parts.choose])
+    found = np.zeros((len(z), int(y.max()) + 1))
+    found[:, scaling.classes_] = scaling.predict_proba(machine.decision_function(z).reshape(len(z), -1))
+    return found
 
 
 def network(x, y, parts, seed):
@@ -345,14 +367,13 @@ def test_fold(features, systems, seed, k):
 
 def run_babaali(manifest):
     """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
+    if TRAINED_ON:
+        return run_trained_on(read_manifest(DATA_ROOT, TRAINED_ON), manifest)
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     print(*splits.check_folds(folds, manifest), sep="\n")
-    root = Path(FEATURES_ROOT or Path(DATA_ROOT) / "features" / manifest.corpus)
-    made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
-    made_with["train_on_validation"] = TRAIN_ON_VALIDATION
-    features = StoredFeatures(root, manifest, folds, made_with, OUT_OF_FOLD, MODALITIES)
+    features = stored_features(manifest, folds, OUT_OF_FOLD)
     scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
     tasks = [(features, list_systems(features), seed, k) for seed in SEEDS for k in range(len(folds))]
     for (_, _, seed, k), found in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
@@ -368,6 +389,45 @@ def run_babaali(manifest):
         babaali_tables.tests_table(scores, run)
     run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
     run.finish()
+
+
+def stored_features(manifest, folds, out_of_fold):
+    """What 03 or the user stored of a corpus."""
+    root = Path(FEATURES_ROOT or features_folder(DATA_ROOT, manifest.corpus))
+    made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
+    made_with["train_on_validation"] = TRAIN_ON_VALIDATION
+    return StoredFeatures(root, manifest, folds, made_with, out_of_fold, MODALITIES)
+
+
+def run_trained_on(trained, manifest):
+    """Decide the turns of a corpus by the SVMs of every seed and fold of another one, fitted anew."""
+    folds = splits.make_folds(trained, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
+    protocol = f"the mean of the {len(folds)} fold models trained on {trained.corpus}"
+    run = start_run(__file__, settings_of("babaali"), manifest, protocol)
+    root = features_folder(DATA_ROOT, manifest.corpus, trained.corpus)
+    other = prediction.stored_by(stored_features(trained, folds, False), root, manifest, SEEDS)
+    y = np.array([trained.classes.index(turn.label) for turn in trained.labelled])
+    found = {}
+    for name, (level, modalities) in fusions(other.features).items():
+        found[name] = np.zeros((len(other.seeds), len(folds), len(manifest.turns), len(trained.classes)))
+        for i, k in np.ndindex(found[name].shape[:2]):
+            vectors, parts = other.read(other.seeds[i], k, level)
+            x = fuse({m: vectors[m] for m in modalities}, "concatenation")
+            found[name][i, k] = svm_probabilities(x, y, parts)
+    prediction.write_probabilities(run, other, found)
+    if manifest.labelled:
+        prediction.write_scores(run, other, found, LABELS, N_RESAMPLES)
+    run.finish()
+
+
+def fusions(features):
+    """{name: (level, modalities)} of what decides about another corpus, the final model first."""
+    every, late = features.modalities, features.with_logits
+    found = {f"SVM on {' + '.join(every)}": ("early", every)}
+    if len(every) > 1:
+        found |= {"late fusion": ("late", late)} if len(late) > 1 else {}
+        found |= {m: ("early", (m,)) for m in every}
+    return found
 
 
 # ==== Li et al. =============================================================================
@@ -635,6 +695,10 @@ def check_constants():
             raise UserError(message)
     for text in CONTEXT_SIZES:
         parse_size(text)
+    if TRAINED_ON and (FEATURES_ROOT or PAPERS != ("babaali",)):
+        raise UserError("TRAINED_ON: needs PAPERS=babaali and no FEATURES_ROOT")
+    if wrong := [pair for pair in LABELS if "=" not in pair or not TRAINED_ON]:
+        raise UserError(f"LABELS={wrong[0]}: write joy=happy,calm= and name TRAINED_ON")
 
 
 def main():

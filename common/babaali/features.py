@@ -11,12 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from common.files import UserError
-from common.manifest import Manifest
+from common.manifest import Manifest, corpus_name
 from common.splits import has_official_split, speakers_of
 from common.store import Store
 
 ROUNDING = 1e-6  # of a float32 number, as a share of it
 BATCH_ROUNDING = 1e-4  # of a network's outputs: ten times the differences seen between batches
+
+
+def features_folder(data_root, corpus, trained_on=""):
+    """Where 03 stores the features of a corpus by its own models, or by those trained on another one."""
+    name = corpus_name(corpus) + (f"_by_{corpus_name(trained_on)}" if trained_on else "")
+    return Path(data_root) / "features" / name
 
 
 @dataclass
@@ -133,15 +139,15 @@ def check_store(store, manifest, tested, protocol):
         )
 
 
-def read_rows(store, name, turns):
+def read_rows(store, name, turns, least=0.5):
     """The array `name` of a store in the order of `turns` (N, D), NaN for turns that it lacks.
 
-    Raises UserError where the ids hardly match, or where a stored value is NaN or infinite.
+    Raises UserError where less than a share of the ids match, or where a stored value is NaN or infinite.
     """
     if name not in store.arrays:
         raise UserError(f"{store.folder}/{name}.npy: absent; run 03_extract_features.py again")
     here = [i for i, turn in enumerate(turns) if turn.utterance_id in store]
-    if 2 * len(here) < len(turns):
+    if len(here) < least * len(turns):
         raise UserError(
             f"{store.folder}/index.csv: holds only {len(here)} of {len(turns)} labelled turns; "
             "its utterance_id must be those of manifest.csv"
