@@ -13,7 +13,6 @@
     python 04_fuse_classify.py --PAPERS=li                 # the second one, after 01
     python 04_fuse_classify.py --demo --PAPERS=babaali     # 20 s on 2 CPU cores
     python 04_fuse_classify.py --PAPERS=babaali --FEATURES_ROOT=my_features --OUT_OF_FOLD=false
-                                                           # features from elsewhere
     python 04_fuse_classify.py --PAPERS=babaali --CORPUS=my_clips/ --TRAINED_ON=iemocap   # after 03 with both
 
 Reads <DATA_ROOT>/prepared/<corpus>/ and, for "babaali", <FEATURES_ROOT>.
@@ -21,15 +20,14 @@ Writes results/04_fuse_classify/<corpus>/: <paper>_table_*, <paper>_fig_*; predi
 "babaali", li_predictions.csv and li_metrics.json of "li"; log.jsonl, shared.
 
 DEVIATIONS of "babaali"
-1. The paper does not say how it set its classifiers. Here C, the network's epochs and XGBoost's rounds are
+1. The paper gives no settings of its classifiers. Here C, the network's epochs and XGBoost's rounds are
    chosen on the fold's validation speakers, then the classifier is fitted again on training and validation
    turns. Where SELECT_ON = "test" leaves no such speakers, every fourth training speaker chooses.
 2. Vectors are fused as they are; the fused ones are standardised by the turns that fit the classifier.
-3. Kernel, C, network and XGBoost settings are not in the paper.
-4. Late fusion takes logits ("the classification results from the last layer"). An encoder is more certain of
+3. Late fusion takes logits ("the classification results from the last layer"). An encoder is more certain of
    its own training turns than of new speakers; OUT_OF_FOLD adds, beside the paper's way, classifiers fitted
    on logits of encoders that saw neither the turn's session nor the test session (ten per modality).
-5. A turn that a modality lacks gets that modality's training mean and is counted below the tables, so that
+4. A turn that a modality lacks gets that modality's training mean and is counted below the tables, so that
    every labelled turn is scored. The paper does not mention any.
 """
 
@@ -42,23 +40,22 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
 import xgboost
 from sklearn.linear_model import LogisticRegression
-from sklearn.svm import SVC, LinearSVC
+from sklearn.svm import SVC
 from torch import nn
 from torch.nn import functional as F
 
 from common import splits
 from common.babaali import prediction
 from common.babaali import tables as babaali_tables
-from common.babaali.baselines import baseline_vectors
+from common.babaali.baselines import baseline_vectors, linear_svm
 from common.babaali.features import StoredFeatures, divide, features_folder, fill_absent, standardise
-from common.babaali.tables import System, baseline, final_model
+from common.babaali.tables import baseline, final_model
 from common.comparison import Scores
 from common.encoders import locate
 from common.extraction import Extraction
@@ -176,9 +173,8 @@ JOBS = 1                          # trainings side by side, each in a process of
 XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 30,
-        "XGB_ROUNDS": 60,
-        "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
+DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 15,
+        "XGB_ROUNDS": 40, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3, "FROZEN_LEARNING_RATE": 2e-3,
         "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 10,
         "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+0", "4+4"),
         "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 24, "RESULTS_ROOT": "results/mine"}
@@ -290,7 +286,6 @@ def boosted_trees(x, y, parts, seed):
     options = {
         "objective": "multi:softprob",
         "num_class": int(y.max()) + 1,
-        "tree_method": "hist",
         "seed": seed,
         "max_depth": XGB_DEPTH,
         "eta": XGB_LEARNING_RATE,
@@ -306,41 +301,10 @@ def boosted_trees(x, y, parts, seed):
     return final.predict(test).argmax(1), np.mean(chosen == y[parts.choose])
 
 
-def linear_svm(vectors, y, parts):
-    """Linear support vector machine on vectors(rows), which is scaled by these rows; for BASELINES alone."""
-    x, scores = vectors(parts.fit), []
-    for penalty in LINEAR_C:
-        scores.append(
-            LinearSVC(C=penalty).fit(x[parts.fit], y[parts.fit]).score(x[parts.choose], y[parts.choose])
-        )
-    x = vectors(parts.refit)
-    machine = LinearSVC(C=LINEAR_C[int(np.argmax(scores))]).fit(x[parts.refit], y[parts.refit])
-    return machine.predict(x[parts.test]), max(scores)
-
-
 CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
 
 
 # ---- Cross-validation ----------------------------------------------------------------------
-
-
-def list_systems(features):
-    """All systems, each once: fusions x classifiers, and the SVM on every subset of modalities."""
-    systems, levels = [], {"early": features.modalities, "late": features.with_logits}
-    if features.out_of_fold:
-        levels["out-of-fold"] = features.with_logits
-    for level, modalities in levels.items():
-        if len(modalities) > 1:
-            names = CLASSIFIERS or CLASSIFY
-            systems += [System(level, fusion, name, modalities) for fusion in FUSIONS for name in names]
-        if level != "out-of-fold":
-            systems += [System(level, "concatenation", "SVM", some) for some in subsets(modalities)]
-    return list(dict.fromkeys(systems))
-
-
-def subsets(modalities):
-    """Every non-empty subset, small ones first: 7 for three modalities."""
-    return [some for size in range(1, len(modalities) + 1) for some in combinations(modalities, size)]
 
 
 def test_fold(features, systems, seed, k):
@@ -356,12 +320,11 @@ def test_fold(features, systems, seed, k):
         found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
     for name in BASELINES:
         vectors = partial(baseline_vectors, name, manifest, features.root)
-        found[baseline(name)] = linear_svm(vectors, y, parts)
-    shown = {name: baseline(name) for name in BASELINES}
-    shown |= {f"{m} alone": final_model((m,)) for m in features.modalities}
-    shown["final model"] = final_model(features.modalities)
-    right = (f"{name} {100 * np.mean(found[s][0] == y[parts.test]):5.1f}" for name, s in shown.items())
-    print(f"seed {seed} {fold.name:<6} {'  '.join(right)}   {time.monotonic() - started:.1f} s", flush=True)
+        found[baseline(name)] = linear_svm(vectors, y, parts, LINEAR_C)
+    right = 100 * np.mean(found[final_model(features.modalities)][0] == y[parts.test])
+    print(
+        f"seed {seed} {fold.name}: final model {right:.1f} %, {time.monotonic() - started:.1f} s", flush=True
+    )
     return found
 
 
@@ -375,18 +338,14 @@ def run_babaali(manifest):
     print(*splits.check_folds(folds, manifest), sep="\n")
     features = stored_features(manifest, folds, OUT_OF_FOLD)
     scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
-    tasks = [(features, list_systems(features), seed, k) for seed in SEEDS for k in range(len(folds))]
+    systems = babaali_tables.list_systems(features, FUSIONS, CLASSIFIERS or CLASSIFY)
+    tasks = [(features, systems, seed, k) for seed in SEEDS for k in range(len(folds))]
     for (_, _, seed, k), found in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
         for system, (labels, accuracy) in found.items():
             scores.add(system, seed, k, labels, 1 - accuracy)
         run.log({"event": "fold", "seed": seed, "fold": folds[k].name})
     scores.check()
-    babaali_tables.fusion_tables(scores, run, FUSIONS, list(CLASSIFIERS or CLASSIFY))
-    babaali_tables.final_model_tables(scores, run)
-    babaali_tables.figures(scores, run)
-    if BEYOND_PAPER:
-        babaali_tables.subsets_table(scores, run)
-        babaali_tables.tests_table(scores, run)
+    babaali_tables.write(scores, run, FUSIONS, list(CLASSIFIERS or CLASSIFY), BEYOND_PAPER)
     run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
     run.finish()
 
@@ -394,8 +353,8 @@ def run_babaali(manifest):
 def stored_features(manifest, folds, out_of_fold):
     """What 03 or the user stored of a corpus."""
     root = Path(FEATURES_ROOT or features_folder(DATA_ROOT, manifest.corpus))
-    made_with = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
-    made_with["train_on_validation"] = TRAIN_ON_VALIDATION
+    names = ("SELECT_ON", "VALIDATE_ON", "TRAIN_ON_VALIDATION")
+    made_with = {name.lower(): SETTINGS[name] for name in names}
     return StoredFeatures(root, manifest, folds, made_with, out_of_fold, MODALITIES)
 
 
@@ -406,28 +365,11 @@ def run_trained_on(trained, manifest):
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     root = features_folder(DATA_ROOT, manifest.corpus, trained.corpus)
     other = prediction.stored_by(stored_features(trained, folds, False), root, manifest, SEEDS)
-    y = np.array([trained.classes.index(turn.label) for turn in trained.labelled])
-    found = {}
-    for name, (level, modalities) in fusions(other.features).items():
-        found[name] = np.zeros((len(other.seeds), len(folds), len(manifest.turns), len(trained.classes)))
-        for i, k in np.ndindex(found[name].shape[:2]):
-            vectors, parts = other.read(other.seeds[i], k, level)
-            x = fuse({m: vectors[m] for m in modalities}, "concatenation")
-            found[name][i, k] = svm_probabilities(x, y, parts)
-    prediction.write_probabilities(run, other, found)
-    if manifest.labelled:
-        prediction.write_scores(run, other, found, LABELS, N_RESAMPLES)
+    found = prediction.decide(
+        other, lambda x, y, parts: svm_probabilities(fuse(x, "concatenation"), y, parts)
+    )
+    prediction.write(run, other, found, LABELS, N_RESAMPLES)
     run.finish()
-
-
-def fusions(features):
-    """{name: (level, modalities)} of what decides about another corpus, the final model first."""
-    every, late = features.modalities, features.with_logits
-    found = {f"SVM on {' + '.join(every)}": ("early", every)}
-    if len(every) > 1:
-        found |= {"late fusion": ("late", late)} if len(late) > 1 else {}
-        found |= {m: ("early", (m,)) for m in every}
-    return found
 
 
 # ==== Li et al. =============================================================================
@@ -674,14 +616,9 @@ def check_constants():
             "DEVELOP_ON": ("speaker", "group"),
         },
     }
-    unknown = [paper for paper in PAPERS if paper not in choices]
-    if unknown or not PAPERS:
-        raise UserError(f"PAPERS={','.join(unknown)}: choose from {', '.join(choices)}")
-    for name, allowed in (pair for paper in PAPERS for pair in choices[paper].items()):
-        value = SETTINGS[name]
-        for word in [value] if isinstance(value, str) else value:
-            if word not in allowed:
-                raise UserError(f"{name}={word}: choose from {', '.join(allowed)}")
+    settings.check_choices(SETTINGS, {"PAPERS": tuple(choices)})
+    for paper in PAPERS:
+        settings.check_choices(SETTINGS, choices[paper])
     wrong = {
         f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
         f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}": not (

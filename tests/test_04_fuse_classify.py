@@ -18,7 +18,7 @@ def load_04(root, *words):
     "words, named",
     [
         (("--PAPERS=babali",), "PAPERS=babali: choose from babaali, li"),
-        (("--PAPERS=li,khare,babaali,sadok",), "PAPERS=khare,sadok: choose from babaali, li"),
+        (("--PAPERS=li,khare,babaali,sadok",), "PAPERS=khare: choose from babaali, li"),
         (("--PAPERS=",), "PAPERS=: must not be empty"),
     ],
 )

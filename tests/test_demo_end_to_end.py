@@ -1,14 +1,16 @@
 """The numbered scripts run in order as a newcomer would, on a small synthetic corpus."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, load_script, rows, run, run_here
+from conftest import ROOT, command, linked, load_script, prepare, rows, run, run_here
 
 from common.manifest import Manifest
 from common.store import Store
@@ -225,6 +227,75 @@ def test_out_of_fold_and_hidden_states(demo, tmp_path):
         r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")
     ]
     assert any("out-of-fold" in name.lower() or "out of fold" in name.lower() for name in out)
+
+
+def trained_on_demo(demo, folder, corpus, *options):
+    """Run 03 and 04 on a prepared corpus with the models of the demo; returns the folder of 04's results."""
+    for script, more in (
+        ("03_extract_features.py", ()),
+        ("04_fuse_classify.py", ("--PAPERS=babaali", *options)),
+    ):
+        words = [f"--CORPUS={corpus}", "--TRAINED_ON=demo_iemocap", *more]
+        run_here(folder, script, *command(script, folder, *words)[2:])
+    return folder / "results" / "04_fuse_classify" / Path(corpus).name
+
+
+def test_clips_of_a_user_are_decided_by_the_models_of_the_demo(demo, tmp_path, capsys):
+    """Three recordings without labels, one without words, none with a picture."""
+    linked(demo, tmp_path, "models", "checkpoints")
+    for part in ("prepared", "features"):
+        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    recordings = sorted((demo / "data" / "prepared" / "demo_iemocap").rglob("*.wav"))[:3]
+    for name, path in zip("abc", recordings, strict=True):
+        shutil.copy(path, clips / f"{name}.wav")
+    (clips / "a.txt").write_text("i hate this")
+    (clips / "b.txt").write_text("i am so happy")
+    prepare(tmp_path, f"--CORPUS={clips}/", "--MAX_PROBLEM_SHARE=1")
+    folder = trained_on_demo(demo, tmp_path, f"{clips}/")
+    printed = capsys.readouterr().out
+    assert "video: clips has none; left out" in printed and "video: no features of clips" in printed
+    assert "1 turns lack text" in printed and re.search(r"\n  a  \w+ 0\.\d\d", printed)
+    found = rows(folder / "probabilities.csv")
+    assert len(found) == 3 * 4 and {row["system"] for row in found} >= {"SVM on text + audio", "late fusion"}
+    for row in found:
+        shares = {name: float(row[name]) for name in ("angry", "happy", "neutral", "sad")}
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
+        assert shares[row["decision"]] == max(shares.values())
+    assert {r["row"] for r in rows(folder / "babaali_table_clips.csv")} == {"a", "b", "c"}
+    assert (folder / "babaali_fig_clips.png").exists() and not (
+        folder / "babaali_table_transfer.csv"
+    ).exists()
+
+
+def test_a_labelled_corpus_is_scored_by_the_models_of_another(demo, tmp_path, capsys):
+    """The demo's own turns under other names of the classes: scored far above chance, and as train x test."""
+    linked(demo, tmp_path, "models", "checkpoints")
+    for part in ("prepared", "features"):
+        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    shutil.copytree(results(demo, "04_fuse_classify"), results(tmp_path, "04_fuse_classify"))
+    other = tmp_path / "data" / "prepared" / "other"
+    shutil.copytree(demo / "data" / "prepared" / "demo_iemocap", other)
+    text = (other / "manifest.csv").read_text(encoding="utf-8")
+    (other / "manifest.csv").write_text(text.replace(",happy,", ",joy,"), encoding="utf-8")
+    about = json.loads((other / "classes.json").read_text())
+    about |= {"corpus": "other", "classes": ["angry", "joy", "neutral", "sad"], "root": ""}
+    (other / "classes.json").write_text(json.dumps(about))
+    folder = trained_on_demo(demo, tmp_path, "other", "--LABELS=joy=happy,sad=")
+    assert "joy is scored as happy" in capsys.readouterr().out
+    table = {(r["row"], r["column"]): r for r in rows(folder / "babaali_table_transfer.csv")}
+    found = table["SVM on text + audio + video", "accuracy"]
+    assert int(found["n"]) == sum(r["label"] not in ("", "sad") for r in rows(other / "manifest.csv"))
+    assert float(found["mean"]) > 50 and float(found["ci_low"]) <= float(
+        found["mean"]
+    )  # most were trained on
+    note = (folder / "babaali_table_transfer.md").read_text()
+    assert "left out: sad" in note and "other has no sad" in note
+    pairs = {(r["row"], r["column"]) for r in rows(folder / "babaali_table_train_test.csv")}
+    assert pairs == {("trained on demo_iemocap", f"tested on {name}") for name in ("demo_iemocap", "other")}
+    with pytest.raises(SystemExit, match="LABELS=joy=hapy: other has .*; the models know angry, happy"):
+        trained_on_demo(demo, tmp_path, "other", "--LABELS=joy=hapy")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 
 from common.babaali.features import fill_absent, read_rows
 from common.encoders import RATE_HZ
@@ -60,3 +61,14 @@ def baseline_vectors(name, manifest, root, rows):
     vectors = fill_absent(read_rows(Store(Path(root) / name), "features", turns), rows)
     vectors = vectors.astype(np.float64)  # columns of a toolkit differ by ten orders of magnitude
     return StandardScaler().fit(vectors[rows]).transform(vectors) / np.sqrt(vectors.shape[1])
+
+
+def linear_svm(vectors, y, parts, penalties):
+    """Linear support vector machine on vectors(rows), which is scaled by these rows; as 04's classifiers."""
+    x, scores = vectors(parts.fit), []
+    for penalty in penalties:
+        machine = LinearSVC(C=penalty).fit(x[parts.fit], y[parts.fit])
+        scores.append(machine.score(x[parts.choose], y[parts.choose]))
+    x = vectors(parts.refit)
+    machine = LinearSVC(C=penalties[int(np.argmax(scores))]).fit(x[parts.refit], y[parts.refit])
+    return machine.predict(x[parts.test]), max(scores)

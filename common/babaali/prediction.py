@@ -51,6 +51,25 @@ def stored_by(features, root, manifest, seeds):
     return OtherCorpus(manifest, root, features, seeds)
 
 
+def decide(other, probabilities):
+    """Probabilities {system: (seeds, folds, N, C)} of the turns, the model on all features first.
+
+    probabilities  probabilities({modality: (N, D)}, y, parts) -> (n, C) of the test turns
+    """
+    features, found = other.features, {}
+    y = np.array([features.manifest.classes.index(turn.label) for turn in features.manifest.labelled])
+    every, late = features.modalities, features.with_logits
+    systems = {f"SVM on {' + '.join(every)}": ("early", every)}
+    if len(every) > 1:
+        systems |= {"late fusion": ("late", late)} if len(late) > 1 else {}
+        systems |= {m: ("early", (m,)) for m in every}
+    for seed, k in ((seed, k) for seed in other.seeds for k in range(len(features.folds))):
+        for name, (level, modalities) in systems.items():
+            vectors, parts = other.read(seed, k, level)
+            found.setdefault(name, []).append(probabilities({m: vectors[m] for m in modalities}, y, parts))
+    return {name: np.stack(p).reshape(len(other.seeds), -1, *p[0].shape) for name, p in found.items()}
+
+
 def lacking(other):
     """ "3 turns lack text. " for every modality that some turns lack."""
     counts = {
@@ -59,11 +78,15 @@ def lacking(other):
     return "".join(f"{n:,} turns lack {m} and got its training mean. " for m, n in counts.items() if n)
 
 
-def write_probabilities(run, other, found):
-    """Probabilities of every turn: a csv, and of the first system a table, a figure and lines on the screen.
+def write(run, other, found, labels, n_resamples):
+    """All that can be said of {system: probabilities (seeds, folds, N, C)}; labels: pairs of `label_map`."""
+    write_probabilities(run, other, found)
+    if other.manifest.labelled:
+        write_scores(run, other, found, labels, n_resamples)
 
-    found  {name of a system: (seeds, folds, N, C)}; what is given is the mean over seeds and folds
-    """
+
+def write_probabilities(run, other, found):
+    """The mean over seeds and folds: a csv; of the first system a table, a figure and lines on the screen."""
     classes, turns = other.features.manifest.classes, other.manifest.turns
     means = {name: p.mean((0, 1)) for name, p in found.items()}  # (N, C)
     rows = [

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,21 @@ class System:
         return f"{self.level} {self.fusion} {self.classifier} {'+'.join(self.modalities)}"
 
 
+def list_systems(features, fusions, classifiers):
+    """All systems, each once: fusions x classifiers, and the SVM on every subset of modalities."""
+    systems, levels = [], {"early": features.modalities, "late": features.with_logits}
+    if features.out_of_fold:
+        levels["out-of-fold"] = features.with_logits
+    for level, modalities in levels.items():
+        if len(modalities) > 1:
+            systems += [System(level, fusion, name, modalities) for fusion in fusions for name in classifiers]
+        for size in range(1, len(modalities) + 1) if level != "out-of-fold" else ():
+            systems += [
+                System(level, "concatenation", "SVM", some) for some in combinations(modalities, size)
+            ]
+    return list(dict.fromkeys(systems))
+
+
 def final_model(modalities):
     """The paper's: the SVM on concatenated features, of some modalities or all."""
     return System("early", "concatenation", "SVM", tuple(modalities))
@@ -56,6 +72,16 @@ def note_of(scores):
 def described(scores):
     modalities = scores.source.modalities
     return f"SVM on {'concatenated ' * (len(modalities) > 1)}{' + '.join(modalities)}"
+
+
+def write(scores, run, fusions, classifiers, beyond_paper):
+    """All tables and figures."""
+    fusion_tables(scores, run, fusions, classifiers)
+    final_model_tables(scores, run)
+    figures(scores, run)
+    if beyond_paper:
+        subsets_table(scores, run)
+        tests_table(scores, run)
 
 
 # ---- Tables of the paper -------------------------------------------------------------------
