@@ -120,7 +120,7 @@ def test_it_leaves_every_table_and_figure(finished):
     folder = finished[2]
     expected = {f"babaali_table_{name}.{kind}" for name in TABLES for kind in ("csv", "md")}
     expected |= {f"babaali_fig_{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")}
-    expected |= {"metrics.json", "log.jsonl", "predictions.csv"}
+    expected |= {"metrics.json", "log.jsonl", "predictions.csv", "index.html"}
     assert {path.name for path in folder.iterdir()} == expected
 
 
