@@ -37,7 +37,6 @@ if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import math
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,7 +169,6 @@ PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32),
 DETERMINISTIC = True              # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                       # processes that prepare batches, 0 = none
 JOBS = 1                          # trainings side by side, each in a process of its own
-XGB_THREADS = 1                   # CPU threads; two on cores that others use were 12 times slower than one
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 15,
@@ -248,19 +246,19 @@ def svm_probabilities(x, y, parts):
 def network(x, y, parts, seed):
     """Two-layer network, its number of epochs chosen."""
     z, target = torch.from_numpy(standardise(x, parts.fit)).float(), torch.from_numpy(y)
-    losses, accuracies = [], []
+    losses, logits = [], []
     for model in train_network(z, target, parts.fit, NN_EPOCHS, seed):
         with torch.no_grad():
-            logits = model(z[parts.choose])
-        losses.append(F.cross_entropy(logits, target[parts.choose]).item())
-        accuracies.append((logits.argmax(1) == target[parts.choose]).float().mean().item())
+            logits.append(model(z[parts.choose]))
+        losses.append(F.cross_entropy(logits[-1], target[parts.choose]).item())
         if len(losses) - np.argmin(losses) > NN_PATIENCE:
             break
     best = int(np.argmin(losses))
+    accuracy = (logits[best].argmax(1) == target[parts.choose]).float().mean().item()
     z = torch.from_numpy(standardise(x, parts.refit)).float()
     *_, model = train_network(z, target, parts.refit, best + 1, seed)
     with torch.no_grad():
-        return model(z[parts.test]).argmax(1).numpy(), accuracies[best]
+        return model(z[parts.test]).argmax(1).numpy(), accuracy
 
 
 def train_network(z, target, rows, epochs, seed):
@@ -270,7 +268,7 @@ def train_network(z, target, rows, epochs, seed):
         torch.manual_seed(seed)
         first, last = nn.Linear(z.shape[1], NN_HIDDEN), nn.Linear(NN_HIDDEN, n_classes)
         model = nn.Sequential(first, nn.ReLU(), nn.Dropout(NN_DROPOUT), last)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=NN_LEARNING_RATE, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=NN_LEARNING_RATE, weight_decay=0.01, fused=True)
         for _ in range(epochs):
             model.train()
             for batch in torch.randperm(len(z)).split(NN_BATCH_SIZE):
@@ -289,11 +287,11 @@ def boosted_trees(x, y, parts, seed):
         "seed": seed,
         "max_depth": XGB_DEPTH,
         "eta": XGB_LEARNING_RATE,
-        "nthread": XGB_THREADS,
+        "nthread": 1,  # two on cores that others use were 12 times slower
         "colsample_bytree": max(XGB_COLUMNS, min(1, 16 / x.shape[1])),
     }
     rows = (parts.fit, parts.choose, parts.refit, parts.test)
-    fit, choose, refit, test = (xgboost.DMatrix(x[part], y[part], nthread=XGB_THREADS) for part in rows)
+    fit, choose, refit, test = (xgboost.DMatrix(x[part], y[part], nthread=1) for part in rows)
     stopping = {"evals": [(choose, "choose")], "early_stopping_rounds": XGB_PATIENCE, "verbose_eval": False}
     trial = xgboost.train(options, fit, XGB_ROUNDS, **stopping)
     chosen = trial.predict(choose, iteration_range=(0, trial.best_iteration + 1)).argmax(1)
@@ -308,8 +306,8 @@ CLASSIFY = {"SVM": svm, "NN": network, "XGBoost": boosted_trees}
 
 
 def test_fold(features, systems, seed, k):
-    """Fit all systems on fold k and classify its test turns: {System: (labels (n,), accuracy that chose)}."""
-    manifest, fold, started = features.manifest, features.folds[k], time.monotonic()
+    """Of the test turns: ({System: (labels (n,), accuracy that chose)}, probabilities (n, C))."""
+    manifest, fold = features.manifest, features.folds[k]
     y = np.array([manifest.classes.index(turn.label) for turn in manifest.labelled])
     parts, found = divide(fold, manifest.labelled), {}
     data = features.read(seed, k)
@@ -321,37 +319,38 @@ def test_fold(features, systems, seed, k):
     for name in BASELINES:
         vectors = partial(baseline_vectors, name, manifest, features.root)
         found[baseline(name)] = linear_svm(vectors, y, parts, LINEAR_C)
+    p = svm_probabilities(fuse(data["early"], "concatenation"), y, parts)
     right = 100 * np.mean(found[final_model(features.modalities)][0] == y[parts.test])
-    print(
-        f"seed {seed} {fold.name}: final model {right:.1f} %, {time.monotonic() - started:.1f} s", flush=True
-    )
-    return found
+    print(f"seed {seed} {fold.name}: final model {right:.1f} %", flush=True)
+    return found, p
 
 
 def run_babaali(manifest):
     """The first paper: every fusion and classifier on every fold, Tables 5 to 7, Figures 8 to 12."""
     if TRAINED_ON:
         return run_trained_on(read_manifest(DATA_ROOT, TRAINED_ON), manifest)
-    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
+    features = stored_features(manifest, OUT_OF_FOLD)
+    folds = features.folds
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     print(*splits.check_folds(folds, manifest), sep="\n")
-    features = stored_features(manifest, folds, OUT_OF_FOLD)
-    scores = Scores(manifest, folds, SEEDS, N_RESAMPLES, features)
-    systems = babaali_tables.list_systems(features, FUSIONS, CLASSIFIERS or CLASSIFY)
+    scores, classifiers = Scores(manifest, folds, SEEDS, N_RESAMPLES, features), list(CLASSIFIERS or CLASSIFY)
+    systems = babaali_tables.list_systems(features, FUSIONS, classifiers)
     tasks = [(features, systems, seed, k) for seed in SEEDS for k in range(len(folds))]
-    for (_, _, seed, k), found in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
+    probabilities = np.full((len(SEEDS), len(manifest.labelled), len(manifest.classes)), np.nan)
+    for (_, _, seed, k), (found, p) in zip(tasks, side_by_side(test_fold, tasks, JOBS)):
+        probabilities[SEEDS.index(seed), scores.tested[k]] = p
         for system, (labels, accuracy) in found.items():
             scores.add(system, seed, k, labels, 1 - accuracy)
-        run.log({"event": "fold", "seed": seed, "fold": folds[k].name})
     scores.check()
-    babaali_tables.write(scores, run, FUSIONS, list(CLASSIFIERS or CLASSIFY), BEYOND_PAPER)
+    babaali_tables.write(scores, run, FUSIONS, classifiers, probabilities, BEYOND_PAPER)
     run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
     run.finish()
 
 
-def stored_features(manifest, folds, out_of_fold):
-    """What 03 or the user stored of a corpus."""
+def stored_features(manifest, out_of_fold):
+    """What 03 or the user stored of a corpus, and its folds."""
+    folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
     root = Path(FEATURES_ROOT or features_folder(DATA_ROOT, manifest.corpus))
     names = ("SELECT_ON", "VALIDATE_ON", "TRAIN_ON_VALIDATION")
     made_with = {name.lower(): SETTINGS[name] for name in names}
@@ -360,11 +359,11 @@ def stored_features(manifest, folds, out_of_fold):
 
 def run_trained_on(trained, manifest):
     """Decide the turns of a corpus by the SVMs of every seed and fold of another one, fitted anew."""
-    folds = splits.make_folds(trained, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
-    protocol = f"the mean of the {len(folds)} fold models trained on {trained.corpus}"
+    features = stored_features(trained, False)
+    protocol = f"the mean of the {len(features.folds)} fold models trained on {trained.corpus}"
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     root = features_folder(DATA_ROOT, manifest.corpus, trained.corpus)
-    other = prediction.stored_by(stored_features(trained, folds, False), root, manifest, SEEDS)
+    other = prediction.stored_by(features, root, manifest, SEEDS)
     found = prediction.decide(
         other, lambda x, y, parts: svm_probabilities(fuse(x, "concatenation"), y, parts)
     )

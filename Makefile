@@ -4,7 +4,7 @@ VENV   := .venv
 RUN    := $(VENV)/bin/python
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test readme clean
+.PHONY: demo test predict readme clean
 
 # A run's own results; those in results/ itself are committed, made by `make demo RESULTS=results`.
 RESULTS ?= results/mine
@@ -36,6 +36,16 @@ demo: $(VENV)/ready
 LONG = $(addprefix tests/test_,demo_end_to_end.py gpu_rules.py 05_pretrain_vqmae.py 06_mae_imputation.py 07_crossmodal_mosei.py li_fusion.py)
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=8 $(LONG) tests
+
+# Emotion of each recording in a folder, by the models of `make demo` or of another corpus:
+#   make predict CLIPS=my_clips [TRAINED_ON=iemocap]
+TRAINED_ON ?= demo_iemocap
+BY_THEM = --CORPUS="$(CLIPS)/" --TRAINED_ON=$(TRAINED_ON)
+predict: $(VENV)/ready
+	@test -d "$(CLIPS)" || { echo "make predict CLIPS=folder: name a folder of recordings"; exit 1; }
+	$(RUN) 01_prepare_data.py --CORPUS="$(CLIPS)/" --MAX_PROBLEM_SHARE=1
+	$(RUN) 03_extract_features.py $(BY_THEM)
+	$(RUN) 04_fuse_classify.py $(BY_THEM) --PAPERS=babaali
 
 readme: $(VENV)/ready        # makes results/<paper>.md and the status table in README.md from results/
 	$(RUN) -m common.pages

@@ -14,14 +14,15 @@ from sklearn.svm import SVC
 
 from common import results, settings, splits
 from common.babaali.features import Parts, StoredFeatures, divide, standardise, without_rounding
+from common.babaali.tables import reliability
 from common.files import UserError
 from common.manifest import Manifest, Turn, write_manifest
 from common.store import StoreWriter
 
 CLASSES = ("neutral", "happy", "angry", "sad")
 QUICK = ("--SEEDS=0", "--NN_EPOCHS=3", "--NN_HIDDEN=16", "--XGB_ROUNDS=3", "--N_RESAMPLES=200")
-TABLES = ("5", "6", "7", "sec4_3", "subsets", "tests")
-FIGURES = ("8_text", "9_speech", "10_video", "11_fused", "12_confusion")
+TABLES = ("5", "6", "7", "sec4_3", "subsets", "tests", "groups", "calibration")
+FIGURES = ("8_text", "9_speech", "10_video", "11_fused", "12_confusion", "calibration")
 
 
 def make_corpus(root, corpus="demo_iemocap", per_speaker=8, split=None):
@@ -389,3 +390,69 @@ def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
     results = run_04(tmp_path, f"--FEATURES_ROOT={tmp_path}/own", "--MODALITIES=text", "--OUT_OF_FOLD=false")
     assert float(read_table(results, "subsets")["text", "early WA"]["mean"]) > 90
     assert "text: not made by 03" in capsys.readouterr().out
+
+
+def test_calibration_by_hand():
+    """Ten turns at 0.8 of which 6 are right, ten at 0.55 that are all wrong."""
+    p = np.repeat([[0.8, 0.2], [0.45, 0.55]], 10, axis=0)
+    y = np.array([0] * 6 + [1] * 4 + [0] * 10)
+    accuracy, confidence, error, curve = reliability(p, y)
+    assert (accuracy, confidence) == pytest.approx((0.3, 0.675))
+    assert error == pytest.approx(0.5 * (0.8 - 0.6) + 0.5 * 0.55)
+    assert np.allclose(curve, [[0.55, 0.8], [0, 0.6]])
+
+
+def test_probabilities_of_the_final_model_are_calibrated_on_speakers_it_has_not_seen(finished):
+    table = read_table(finished[2], "calibration")
+    system = "SVM on concatenated text + audio + video, Platt's scaling"
+    assert {row for row, _ in table} == {system, "text, softmax", "audio, softmax", "video, softmax"}
+    assert float(table[system, "calibration error"]["mean"]) < 20
+    accuracy = float(table["text, softmax", "accuracy"]["mean"])
+    assert float(table["text, softmax", "mean confidence"]["mean"]) - accuracy == pytest.approx(
+        float(table["text, softmax", "calibration error"]["mean"]), abs=15
+    )
+
+
+def test_results_by_speaker_and_gender(small):
+    root, manifest, _ = small
+    for turn in manifest.turns:
+        turn.extra["gender"] = ("female", "male")[int(turn.speaker[1:]) % 2]
+    write_manifest(manifest)
+    features = root / "features" / "demo_iemocap"
+    for meta in features.rglob("meta.json"):
+        meta.write_text(
+            re.sub('"manifest": "[0-9a-f]+"', f'"manifest": "{manifest.fingerprint()}"', meta.read_text())
+        )
+    table = read_table(run_04(root, "--OUT_OF_FOLD=false", "--FUSIONS=sum", "--CLASSIFIERS=SVM"), "groups")
+    assert {row for row, _ in table} == {"female", "male", *(f"speaker s{i}" for i in range(10))}
+    accuracy = {
+        row: (float(cell["mean"]), int(cell["n"])) for (row, c), cell in table.items() if c == "accuracy"
+    }
+    assert accuracy["female"][1] == accuracy["male"][1] == 40 and accuracy["speaker s3"][1] == 8
+    men = np.mean([accuracy[f"speaker s{i}"][0] for i in (1, 3, 5, 7, 9)])
+    assert accuracy["male"][0] == pytest.approx(men, abs=0.01)
+
+
+def test_noise_at_test_time_lowers_what_hears_it(small):
+    """Stores of test turns in noise, as 03 writes them: features that are noise at 0 dB, as before at 20."""
+    root, manifest, features = small
+    rng = np.random.default_rng(0)
+    for fold in splits.make_folds(manifest, 5, "group", "validation", 0):
+        clean = features / "audio" / "seed0" / fold.name
+        meta = clean / "meta.json"
+        meta.write_text(meta.read_text().replace('"complete"', '"trained": "abc", "complete"'))
+        x = np.load(clean / "features.npy")
+        rows = [i for i, turn in enumerate(manifest.labelled) if turn in fold.test]
+        for name, noise in (("audio_20dB", 0), ("audio_0dB", 30)):
+            writer = StoreWriter(features / name / "seed0" / fold.name, {"trained": "abc"})
+            noisy = (x[rows] + noise * rng.normal(size=x[rows].shape)).astype(np.float32)
+            writer.add([manifest.labelled[i].utterance_id for i in rows], {"features": noisy})
+            writer.finish()
+    table = read_table(run_04(root, "--OUT_OF_FOLD=false", "--FUSIONS=sum", "--CLASSIFIERS=SVM"), "noise")
+    accuracy = {row: float(cell["mean"]) for (row, column), cell in table.items() if column == "audio"}
+    assert list(accuracy) == ["20 dB", "0 dB", "no noise added"]
+    assert accuracy["20 dB"] == accuracy["no noise added"] > accuracy["0 dB"] + 10
+    meta = features / "audio_0dB" / "seed0" / "fold1" / "meta.json"
+    meta.write_text(meta.read_text().replace("abc", "def"))
+    with pytest.raises(UserError, match="audio_0dB.*by another model; run 03 with NOISE_SNR_DB again"):
+        run_04(root, "--OUT_OF_FOLD=false", "--FUSIONS=sum", "--CLASSIFIERS=SVM")

@@ -69,6 +69,7 @@ class StoredFeatures:
             )
         for m in (m for m in self.modalities if m not in self.having("meta.json")):
             print(f"{m}: not made by 03; from which texts or recordings, and by whose model, cannot be known")
+        self.noises = sorted(path.name for path in self.root.glob("audio_*dB") if "audio" in self.modalities)
         self.with_logits = self.having("logits.npy")
         self.out_of_fold = self.out_of_fold and len(self.folds) > 1 and len(self.with_logits) > 1
 
@@ -87,7 +88,10 @@ class StoredFeatures:
         raise UserError(f"{base}/seed{seed}/{fold_name}: absent; {remedy}")
 
     def read(self, seed, k):
-        """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns."""
+        """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns.
+
+        Where 03 added noise to the test turns' sound: "early audio_20dB" too, and so on.
+        """
         data, tested = {"early": {}, "late": {}, "out-of-fold": {}}, self.folds[k].test
         for m in self.modalities:
             store = self.open(m, seed, self.folds[k].name)
@@ -99,7 +103,20 @@ class StoredFeatures:
                 data["late"][m] = read_rows(store, "logits", self.manifest.labelled)
             if m in self.with_logits and self.out_of_fold:
                 data["out-of-fold"][m] = self.out_of_fold_logits(m, seed, k, data["late"][m])
+        for noise in self.noises:
+            audio = self.in_noise(noise, seed, k, data["early"]["audio"])
+            data[f"early {noise}"] = {**data["early"], "audio": audio}
         return data
+
+    def in_noise(self, noise, seed, k, features):
+        """Audio features (N, D), those of the test turns of fold k in noise."""
+        store, clean = (self.open(name, seed, self.folds[k].name) for name in (noise, "audio"))
+        if store.meta["trained"] != clean.meta["trained"]:
+            raise UserError(f"{store.folder}: by another model; run 03 with NOISE_SNR_DB again, or delete it")
+        turns, mixed = self.manifest.labelled, features.copy()
+        rows = divide(self.folds[k], turns).test
+        mixed[rows] = read_rows(store, "features", [turns[i] for i in rows])
+        return mixed
 
     def out_of_fold_logits(self, modality, seed, k, logits):
         """Logits (N, C) of which no turn's encoder saw the turn's group or test group k.

@@ -1,11 +1,13 @@
 """Tables 5 to 7 and Figures 8 to 12 of Babaali & Shayaninasab, and what goes beyond them."""
 
+import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 
 from common import metrics, plots
@@ -15,6 +17,7 @@ from common.panels import confusion_maps
 from common.results import Cell, paper_figures, score_cell, score_cells
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
+BINS = 10  # of confidence
 PAPERS_CLASSIFIERS = ("SVM", "NN", "XGBoost")  # of which Tables 5 and 6 give the average
 
 
@@ -43,6 +46,8 @@ def list_systems(features, fusions, classifiers):
             systems += [
                 System(level, "concatenation", "SVM", some) for some in combinations(modalities, size)
             ]
+    in_noise = {("audio",): None, features.modalities: None}
+    systems += [System(f"early {n}", "concatenation", "SVM", m) for n in features.noises for m in in_noise]
     return list(dict.fromkeys(systems))
 
 
@@ -74,14 +79,17 @@ def described(scores):
     return f"SVM on {'concatenated ' * (len(modalities) > 1)}{' + '.join(modalities)}"
 
 
-def write(scores, run, fusions, classifiers, beyond_paper):
-    """All tables and figures."""
+def write(scores, run, fusions, classifiers, probabilities, beyond_paper):
+    """All tables and figures; probabilities (seeds, N, C) of the final model."""
     fusion_tables(scores, run, fusions, classifiers)
     final_model_tables(scores, run)
     figures(scores, run)
     if beyond_paper:
         subsets_table(scores, run)
         tests_table(scores, run)
+        groups_table(scores, run)
+        calibration(scores, run, probabilities)
+        noise_table(scores, run)
 
 
 # ---- Tables of the paper -------------------------------------------------------------------
@@ -159,7 +167,8 @@ def subsets_table(scores, run):
     rows += [
         ("+".join(system.modalities), system.level, predictions)
         for system, predictions in scores.predicted.items()
-        if (system.fusion, system.classifier) == ("concatenation", "SVM") and system.level != "out-of-fold"
+        if (system.fusion, system.classifier) == ("concatenation", "SVM")
+        and system.level in ("early", "late")
     ]
     rows += [
         (f"{system.modalities[0]}, {system.classifier}", "early", predictions)
@@ -195,6 +204,80 @@ def tests_table(scores, run):
     cells, note = paired_test_cells("gain of the final model", *scores.pairs(pairs))
     title = "The final model against single modalities and late fusion"
     run.table("babaali_table_tests", title, cells, f"Not in the paper. {note}")
+
+
+def gender_of(turn):
+    """As the manifest's column `gender` or IEMOCAP's names of speakers have it, else ""."""
+    in_name = re.fullmatch(r"Ses\d\d([FM])", turn.speaker)
+    return turn.extra.get("gender") or (in_name and {"F": "female", "M": "male"}[in_name[1]]) or ""
+
+
+def groups_table(scores, run):
+    """The final model by gender, where it is known, and by speaker."""
+    groups, columns = {}, {"accuracy": metrics.accuracy, "mean recall": metrics.unweighted_recall}
+    for kind, of in (("", gender_of), ("speaker ", lambda turn: turn.speaker)):
+        for name in sorted({of(scores.turns[i]) for i in scores.scored} - {""}):
+            groups[kind + name] = [i for i in scores.scored if of(scores.turns[i]) == name]
+    cells = []
+    for name, rows in groups.items():
+        cells += score_cells(name, columns, *scores.data(final(scores), scores.runs(rows)))
+    title = f"{described(scores)} by gender and speaker"
+    run.table("babaali_table_groups", title, cells, "Not in the paper. One speaker has no interval.")
+
+
+def calibration(scores, run, probabilities):
+    """Are probabilities right as often as they say? Expected calibration error in BINS bins, and a figure.
+
+    probabilities  (seeds, N, C) of the final model; those of single modalities are the softmax of 02's logits
+    """
+    systems = {f"{described(scores)}, Platt's scaling": probabilities}
+    for m in scores.source.with_logits:
+        systems[f"{m}, softmax"] = np.full_like(probabilities, np.nan)
+        for i, k in np.ndindex(len(scores.seeds), len(scores.folds)):
+            logits = scores.source.read(scores.seeds[i], k)["late"][m][scores.tested[k]]
+            systems[f"{m}, softmax"][i, scores.tested[k]] = softmax(logits, axis=1)
+    cells, (fig, axes) = [], plots.plt.subplots()
+    axes.plot([0, 100], [0, 100], color="black", linestyle=":", linewidth=1, label="calibrated")
+    for (name, p), colour, marker in zip(systems.items(), plots.OKABE_ITO, plots.MARKERS):
+        found = [reliability(x[~np.isnan(x[:, 0])], scores.y[~np.isnan(x[:, 0])]) for x in p]
+        for j, column in enumerate(("accuracy", "mean confidence", "calibration error")):
+            cells.append(Cell(name, column, [100 * seed[j] for seed in found]))
+        axes.plot(*(100 * found[0][3]), color=colour, marker=marker, label=name)
+    axes.set(xlabel="confidence (%)", ylabel="accuracy (%)")
+    axes.legend()
+    note = (
+        f"Not in the paper. Error: mean of |accuracy - confidence| over {BINS} bins, weighted by their turns."
+    )
+    run.table("babaali_table_calibration", "Calibration of probabilities", cells, note)
+    caption = f"Reliability of probabilities; {scores.corpus}; {run.protocol}; seed {scores.seeds[0]}. {note}"
+    run.figure(plots.save(fig, run.folder, "babaali_fig_calibration", caption))
+
+
+def reliability(p, y):
+    """(accuracy, mean confidence, expected calibration error, (2, bins): confidence and accuracy of each)."""
+    confidence, right = p.max(1), p.argmax(1) == y
+    member = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    sums = np.array([np.bincount(member, x, BINS) for x in (np.ones(len(y)), confidence, right)])
+    n, confident, correct = sums[:, sums[0] > 0]
+    error = np.abs(correct - confident).sum() / len(y)
+    return right.mean(), confidence.mean(), error, np.stack([confident / n, correct / n])
+
+
+def noise_table(scores, run):
+    """Accuracy where white noise was added to the sound of the test turns alone, by ratio."""
+    noises, cells = scores.source.noises, []
+    for noise in sorted(noises, key=lambda name: -float(name[6:-2])) if noises else ():
+        for modalities in dict.fromkeys((("audio",), scores.source.modalities)):
+            system, row = System(f"early {noise}", "concatenation", "SVM", modalities), f"{noise[6:-2]} dB"
+            data = scores.data(scores.predicted[system])
+            cells.append(score_cell(row, "+".join(modalities), metrics.accuracy, *data))
+    if not cells:
+        return
+    for modalities in dict.fromkeys((("audio",), scores.source.modalities)):
+        data = scores.data(final(scores, *modalities))
+        cells.append(score_cell("no noise added", "+".join(modalities), metrics.accuracy, *data))
+    note = "Not in the paper. Trained without noise; the signal-to-noise ratio is that of each turn."
+    run.table("babaali_table_noise", "Accuracy of the SVM in white noise", cells, note)
 
 
 # ---- Figures -------------------------------------------------------------------------------
