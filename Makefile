@@ -40,10 +40,10 @@ test: $(VENV)/ready
 # Emotion of each recording in a folder, by the models of `make demo` or of another corpus:
 #   make predict CLIPS=my_clips [TRAINED_ON=iemocap]
 TRAINED_ON ?= demo_iemocap
-BY_THEM = --CORPUS="$(CLIPS)/" --TRAINED_ON=$(TRAINED_ON)
+BY_THEM = --CORPUS="$(CLIPS)/" --TRAINED_ON=$(TRAINED_ON) --RESULTS_ROOT=$(RESULTS)
 predict: $(VENV)/ready
 	@test -d "$(CLIPS)" || { echo "make predict CLIPS=folder: name a folder of recordings"; exit 1; }
-	$(RUN) 01_prepare_data.py --CORPUS="$(CLIPS)/" --MAX_PROBLEM_SHARE=1
+	$(RUN) 01_prepare_data.py --CORPUS="$(CLIPS)/" --MAX_PROBLEM_SHARE=1 --RESULTS_ROOT=$(RESULTS)
 	$(RUN) 03_extract_features.py $(BY_THEM)
 	$(RUN) 04_fuse_classify.py $(BY_THEM) --PAPERS=babaali
 
