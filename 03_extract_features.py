@@ -14,7 +14,6 @@ Writes a feature store per fold, for 04 and whatever else (common/store.py says 
         index.csv     the utterances, in the order of the arrays' rows
         features.npy  (N, D) float32, the representation before the classification layer
         logits.npy    (N, C) float32, the output of that layer, before the softmax
-        hidden.npy    (tokens, L, D) float16, all layers, only with HIDDEN_STATES
         meta.json     the model, the speakers it was trained, validated and tested on, the class names
 and results/03_extract_features/<corpus>/metrics.json. Turns that have the modality are extracted, labelled or
 not. A killed run resumes; what is there and matches is skipped. By models of another corpus it is the folder
@@ -32,7 +31,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate.utils import send_to_device
 
 from common.babaali.baselines import extract_opensmile
@@ -62,7 +60,6 @@ MODALITIES = ("text", "audio", "video")     # those without fine-tuned models ar
 OPENSMILE = ()                      # feature sets of openSMILE, an optional package, for BASELINES of 04:
                                     # "eGeMAPSv02", "ComParE_2016"
 NOISE_SNR_DB = ()                   # such as 20,10,0: test audio in white noise too, at these ratios, for 04
-HIDDEN_STATES = False               # also store all hidden layers, some GB per modality and fold at full size
 TOLERANCE = 0.01                    # share of test turns that may be decided otherwise than by 02 (in bf16)
 
 # ---- Machine -------------------------------------------------------------------------------
@@ -87,25 +84,10 @@ def model_folders(modality):
 
 
 def represent(model, batch):
-    """Representation (B, D) and logits (B, C) of a batch; all hidden layers (B, S, L, D) if asked for."""
+    """Representation (B, D) and logits (B, C) of a batch."""
     encoder, linear = model
     features = encoder(batch["inputs"])
-    found = {"features": features, "logits": linear(features)}
-    if HIDDEN_STATES:
-        layers, visible = encoder.hidden(batch["inputs"])
-        found |= {"hidden": torch.stack(layers, dim=2), "tokens": visible.sum(1)}
-    return found
-
-
-def as_rows(found):
-    """(arrays, rows of each turn) for the store; of hidden layers only the tokens that are not padding."""
-    if "hidden" not in found:
-        return found, None
-    counts = found.pop("tokens").astype(int).tolist()
-    tokens = [layers[:n] for layers, n in zip(found["hidden"], counts)]
-    ones = [1] * len(counts)
-    arrays = {**found, "hidden": np.concatenate(tokens).astype(np.float16)}  # (tokens, L, D)
-    return arrays, {"features": ones, "logits": ones, "hidden": counts}
+    return {"features": features, "logits": linear(features)}
 
 
 def load_model(folder):
@@ -125,20 +107,18 @@ def extract_features(accelerator, manifest, folder, snr_db=None):
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
     if snr_db is not None:
         inputs = inputs.of(tested_turns(manifest, folder))
-    elif not HIDDEN_STATES:
+    else:
         inputs = cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, EVAL_BATCH_SIZE)
 
     def read(i):
-        if snr_db is None:
-            return inputs[i, None]
-        return noisy(inputs, i, manifest, snr_db)
+        return inputs[i, None] if snr_db is None else in_noise(inputs, i, manifest, snr_db)
 
     def compute(turns):
         batch = send_to_device(inputs.collate(turns), accelerator.device)
-        return as_rows(forward_batch(accelerator, model, represent, batch))
+        return forward_batch(accelerator, model, represent, batch), None
 
-    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION, "snr_db": snr_db}
-    made_by |= {"hidden_states": HIDDEN_STATES, "turns_of": manifest.fingerprint()}
+    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION}
+    made_by |= {"snr_db": snr_db, "turns_of": manifest.fingerprint()}
     order = by_length(inputs.lengths)
     middle, _ = compute([inputs[order[len(order) // 2], None]])
     return extract(
@@ -159,7 +139,7 @@ def tested_turns(manifest, folder):
     return [turn for turn in manifest.turns if turn.utterance_id in ids]
 
 
-def noisy(inputs, index, manifest, snr_db):
+def in_noise(inputs, index, manifest, snr_db):
     """A turn of `inputs` read anew, white noise added: its power is that of the turn less snr_db decibels."""
     max_s = inputs.made_of["clipping"]["audio_max_s"]
     samples = read_audio(manifest.path(inputs.turns[index].audio), max_s, RATE_HZ)

@@ -200,7 +200,7 @@ def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
     assert all("TEST set" in line["protocol"] for line in table)
 
 
-def test_out_of_fold_and_hidden_states(demo, tmp_path):
+def test_out_of_fold(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
     run(
@@ -212,9 +212,7 @@ def test_out_of_fold_and_hidden_states(demo, tmp_path):
         "--STAGES=folds",
         "--OUT_OF_FOLD=true",
     )
-    run("03_extract_features.py", tmp_path, "--HIDDEN_STATES=true")
-    store = Store(tmp_path / "data" / "features" / "demo_iemocap" / "audio" / "seed0" / "fold1")
-    assert store["hidden"].ndim == 3 and store["hidden"].shape[1] == 3  # (tokens, layers + 1, D)
+    run("03_extract_features.py", tmp_path)
     run(
         "04_fuse_classify.py",
         tmp_path,
@@ -229,6 +227,35 @@ def test_out_of_fold_and_hidden_states(demo, tmp_path):
     assert any("out-of-fold" in name.lower() or "out of fold" in name.lower() for name in out)
 
 
+def test_test_turns_in_noise(demo, tmp_path):
+    """Extracted apart from the clean ones, louder noise changes the features more; 04 scores them."""
+    linked(demo, tmp_path, "models", "checkpoints", "prepared")
+    shutil.copytree(demo / "data" / "features", tmp_path / "data" / "features")
+    words = ["--MODALITIES=audio", "--NOISE_SNR_DB=40,-10"]
+    run_here(tmp_path, *in_process("03_extract_features.py", tmp_path, *words))
+    folder = tmp_path / "data" / "features" / "demo_iemocap"
+    for k in range(1, 6):
+        clean, faint, loud = (
+            Store(folder / n / "seed0" / f"fold{k}") for n in ("audio", "audio_40dB", "audio_-10dB")
+        )
+        assert faint.ids == loud.ids and {i[:5] for i in faint.ids} == {f"Ses0{k}"}
+        x = clean["features"][[clean.row_of(i) for i in faint.ids]]
+        changes = [np.abs(store["features"] - x).mean() for store in (faint, loud)]
+        assert 0 < changes[0] < changes[1] / 2
+    words = ["--PAPERS=babaali", "--N_RESAMPLES=200", "--CLASSIFIERS=SVM", "--FUSIONS=concatenation"]
+    run_here(tmp_path, *in_process("04_fuse_classify.py", tmp_path, *words))
+    table = rows(results(tmp_path, "04_fuse_classify") / "babaali_table_noise.csv")
+    assert list(dict.fromkeys(r["row"] for r in table)) == ["40 dB", "-10 dB", "no noise added"]
+    assert {r["column"] for r in table} == {"audio", "text+audio+video"}
+    with pytest.raises(SystemExit, match="NOISE_SNR_DB=loud: give numbers of decibels"):
+        run_here(tmp_path, *in_process("03_extract_features.py", tmp_path, "--NOISE_SNR_DB=loud"))
+
+
+def in_process(script, folder, *words):
+    """What run_here takes after the folder."""
+    return script, *command(script, folder, *words)[2:]
+
+
 def trained_on_demo(demo, folder, corpus, *options):
     """Run 03 and 04 on a prepared corpus with the models of the demo; returns the folder of 04's results."""
     for script, more in (
@@ -236,7 +263,7 @@ def trained_on_demo(demo, folder, corpus, *options):
         ("04_fuse_classify.py", ("--PAPERS=babaali", *options)),
     ):
         words = [f"--CORPUS={corpus}", "--TRAINED_ON=demo_iemocap", *more]
-        run_here(folder, script, *command(script, folder, *words)[2:])
+        run_here(folder, *in_process(script, folder, *words))
     return folder / "results" / "04_fuse_classify" / Path(corpus).name
 
 
