@@ -44,7 +44,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import xgboost
-from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 from torch import nn
 from torch.nn import functional as F
@@ -214,17 +213,18 @@ def fuse(vectors, fusion):
 
 
 def fit_svm(x, y, parts):
-    """(machine fitted on `refit`, its test inputs, values of `choose` by the one before, accuracy there)."""
+    """(machine fitted on `refit`, its test inputs, scores of `choose` by the one before, accuracy there)."""
 
     def fitted(z, rows, penalty):
-        return SVC(C=penalty, kernel=SVM_KERNEL, gamma=1).fit(z[rows], y[rows])
+        machine = SVC(C=penalty, kernel=SVM_KERNEL, gamma=1, decision_function_shape="ovo")
+        return machine.fit(z[rows], y[rows])
 
     root_width = math.sqrt(x.shape[1])
     z = standardise(x, parts.fit) / root_width
     trials = [fitted(z, parts.fit, c) for c in SVM_C]
     scores = [machine.score(z[parts.choose], y[parts.choose]) for machine in trials]
     best = int(np.argmax(scores))
-    before = trials[best].decision_function(z[parts.choose])
+    before = prediction.class_scores(trials[best], z[parts.choose])
     z = standardise(x, parts.refit) / root_width
     return fitted(z, parts.refit, SVM_C[best]), z[parts.test], before, scores[best]
 
@@ -236,12 +236,9 @@ def svm(x, y, parts, seed):
 
 
 def svm_probabilities(x, y, parts):
-    """Probabilities (n, C) of the test turns: Platt's scaling, fitted on the turns that chose C."""
+    """Probabilities (n, C) of the test turns; their temperature is fitted on the turns that chose C."""
     machine, z, before, _ = fit_svm(x, y, parts)
-    scaling = LogisticRegression(max_iter=1000).fit(before.reshape(len(before), -1), y[parts.choose])
-    found = np.zeros((len(z), int(y.max()) + 1))
-    found[:, scaling.classes_] = scaling.predict_proba(machine.decision_function(z).reshape(len(z), -1))
-    return found
+    return prediction.tempered(before, y[parts.choose], prediction.class_scores(machine, z))
 
 
 def network(x, y, parts, seed):

@@ -14,6 +14,7 @@ from sklearn.svm import SVC
 
 from common import results, settings, splits
 from common.babaali.features import Parts, StoredFeatures, divide, standardise, without_rounding
+from common.babaali.prediction import class_scores, tempered
 from common.babaali.tables import reliability
 from common.files import UserError
 from common.manifest import Manifest, Turn, write_manifest
@@ -404,13 +405,29 @@ def test_calibration_by_hand():
 
 def test_probabilities_of_the_final_model_are_calibrated_on_speakers_it_has_not_seen(finished):
     table = read_table(finished[2], "calibration")
-    system = "SVM on concatenated text + audio + video, Platt's scaling"
+    system = "SVM on concatenated text + audio + video, temperature"
     assert {row for row, _ in table} == {system, "text, softmax", "audio, softmax", "video, softmax"}
     assert float(table[system, "calibration error"]["mean"]) < 20
+    accuracy = float(read_table(finished[2], "5")["concatenation", "SVM"]["mean"])
+    assert float(table[system, "accuracy"]["mean"]) == pytest.approx(accuracy, abs=3)
     accuracy = float(table["text, softmax", "accuracy"]["mean"])
     assert float(table["text, softmax", "mean confidence"]["mean"]) - accuracy == pytest.approx(
         float(table["text, softmax", "calibration error"]["mean"]), abs=15
     )
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_scores_of_an_svm_decide_as_it_does_and_a_temperature_keeps_their_order(n_classes):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, 200)
+    x = rng.normal(size=(n_classes, 6))[y] + rng.normal(size=(200, 6))
+    machine = SVC(decision_function_shape="ovo").fit(x[:100], y[:100])
+    scores = class_scores(machine, x)
+    assert np.mean(scores.argmax(1) == machine.predict(x)) > 0.95  # the machine counts votes
+    p = tempered(scores[:100], y[:100], scores[100:])
+    assert np.allclose(p.sum(1), 1) and (p.argmax(1) == scores[100:].argmax(1)).all()
+    noise = tempered(scores[:100], rng.permutation(y[:100]), scores[100:])
+    assert noise.max(1).mean() < p.max(1).mean() - 0.1  # who is often wrong is less certain
 
 
 def test_results_by_speaker_and_gender(small):

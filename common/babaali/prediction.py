@@ -1,8 +1,11 @@
 """What the models of one corpus make of another: probabilities per turn, and scores where it is labelled."""
 
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 
 from common import metrics, plots
 from common.babaali.features import divide, fill_absent, read_rows
@@ -68,6 +71,26 @@ def decide(other, probabilities):
             vectors, parts = other.read(seed, k, level)
             found.setdefault(name, []).append(probabilities({m: vectors[m] for m in modalities}, y, parts))
     return {name: np.stack(p).reshape(len(other.seeds), -1, *p[0].shape) for name, p in found.items()}
+
+
+def class_scores(machine, z):
+    """Of an SVC with decisions one against one: the sum of each class' margins over the others (N, C)."""
+    margins, n = machine.decision_function(z).reshape(len(z), -1), len(machine.classes_)
+    scores = np.zeros((len(z), n))
+    for (i, j), margin in zip(combinations(range(n), 2), margins.T, strict=True):
+        scores[:, i] += margin
+        scores[:, j] -= margin
+    return scores if n > 2 else -scores  # the margin of two classes is that of the second
+
+
+def tempered(scores, y, new):
+    """Softmax of new scores (n, C), divided by the temperature that fits others (N, C) to y (Guo 2017)."""
+
+    def loss(log_scale):
+        return -log_softmax(np.exp(log_scale) * scores, axis=1)[np.arange(len(y)), y].mean()
+
+    log_scale = minimize_scalar(loss, bounds=(-5, 5), method="bounded").x
+    return softmax(np.exp(log_scale) * new, axis=1)
 
 
 def lacking(other):

@@ -230,7 +230,7 @@ def calibration(scores, run, probabilities):
 
     probabilities  (seeds, N, C) of the final model; those of single modalities are the softmax of 02's logits
     """
-    systems = {f"{described(scores)}, Platt's scaling": probabilities}
+    systems = {f"{described(scores)}, temperature": probabilities}
     for m in scores.source.with_logits:
         systems[f"{m}, softmax"] = np.full_like(probabilities, np.nan)
         for i, k in np.ndindex(len(scores.seeds), len(scores.folds)):
