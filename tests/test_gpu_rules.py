@@ -132,6 +132,60 @@ def test_all_of_05_on_a_device(tmp_path):
     assert json.loads(done.stdout.splitlines()[-1])["waits"] == {}
 
 
+# ---- 02 and 03 -----------------------------------------------------------------------------
+
+FINETUNE = """
+from pathlib import Path
+from common import encoders, inputs
+from common.demo.checkpoints import write_checkpoints
+from test_finetune import write_whisper
+
+root, rng = Path({root_folder!r}), np.random.default_rng(0)
+write_checkpoints(root, ["what a sad day", "i am so happy"] * 5, "tiny", 0)
+write_whisper(root / "whisper-base")
+m, features = load_script("02_finetune_unimodal.py"), load_script("03_extract_features.py")
+recipe, labels = Recipe(1e-3, 2, 8, 0.01), torch.arange(8) % 4
+names = {{"text": ("bert-base-uncased",), "video": ("videomae-base",)}}
+names["audio"] = "wav2vec2-base whisper-base ast-finetuned-audioset-10-10-0.4593".split()
+
+
+def inputs_of(source, modality):
+    shape, processor = encoders.input_shape(source, modality), encoders.load_processor(source, modality)
+    if modality == "text":
+        return inputs.collate_text(processor, ["a sad day", "happy"] * 4, 16)
+    if modality == "video":
+        clips = rng.integers(0, 255, (8, shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
+        return inputs.collate_frames(processor, list(clips))
+    if shape.kind == "spectrogram":
+        return {{"input_values": torch.randn(8, shape.frames, encoders.load_config(source).num_mel_bins)}}
+    sounds = [rng.normal(size=9000 + 99 * i).astype(np.float32) for i in range(8)]
+    return encoders.collate_waveforms(processor, sounds)
+
+
+hows = [{{"n_trained": None}}, {{"n_trained": 1, "pooling": "attention"}}]
+hows += [{{"n_trained": 0, "layer": "weighted"}}]
+cuda = pretend_cuda.Accelerator(PRECISION)
+for modality, name, how in [(x, name, how) for x in names for name in names[x] for how in hows]:
+    source = str(root / name)
+    batch = {{"inputs": inputs_of(source, modality), "labels": labels}}
+    step(m.EmotionClassifier(source, modality, 4, **how), m.cross_entropy, batch, recipe)
+    found = outputs(m.EmotionClassifier(source, modality, 4, **how), m.outputs, batch)
+    assert found["logits"].shape == (8, 4)
+    network = m.EmotionClassifier(source, modality, 4, **how).eval()
+    with pretend_cuda.PretendCuda():
+        model = network.encoder.to(cuda.device), network.linear.to(cuda.device)
+        found = training.forward_batch(cuda, model, features.represent, send_to_device(batch, cuda.device))
+    assert found["features"].shape == (8, network.encoder.width) and found["features"].dtype == np.float32
+print("passed")
+"""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_steps_of_02_and_features_of_03_under_the_autocast_of_cuda(tmp_path, precision):
+    """Each family of encoders, trained as a whole, in its last block, and frozen."""
+    assert "passed" in run(FINETUNE.replace("{root_folder!r}", repr(str(tmp_path))), precision)
+
+
 # ---- 06 ------------------------------------------------------------------------------------
 
 CHOCHLAKIS = """
