@@ -291,6 +291,13 @@ def test_clips_of_a_user_are_decided_by_the_models_of_the_demo(demo, tmp_path, c
         assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
         assert shares[row["decision"]] == max(shares.values())
     assert {r["row"] for r in rows(folder / "babaali_table_clips.csv")} == {"a", "b", "c"}
+    meta = (
+        tmp_path / "data" / "features" / "clips_by_demo_iemocap" / "audio" / "seed0" / "fold1" / "meta.json"
+    )
+    meta.write_text(re.sub('"trained": "[0-9a-f]+"', '"trained": "0"', meta.read_text()))
+    with pytest.raises(SystemExit, match="by another model than .*; run 03 again on both corpora"):
+        words = [f"--CORPUS={clips}/", "--TRAINED_ON=demo_iemocap", "--PAPERS=babaali"]
+        run_here(tmp_path, *in_process("04_fuse_classify.py", tmp_path, *words))
     assert (folder / "babaali_fig_clips.png").exists() and not (
         folder / "babaali_table_transfer.csv"
     ).exists()

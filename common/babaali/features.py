@@ -111,8 +111,7 @@ class StoredFeatures:
     def in_noise(self, noise, seed, k, features):
         """Audio features (N, D), those of the test turns of fold k in noise."""
         store, clean = (self.open(name, seed, self.folds[k].name) for name in (noise, "audio"))
-        if store.meta["trained"] != clean.meta["trained"]:
-            raise UserError(f"{store.folder}: by another model; run 03 with NOISE_SNR_DB again, or delete it")
+        check_same_model(store, clean, "run 03 with NOISE_SNR_DB again, or delete it")
         turns, mixed = self.manifest.labelled, features.copy()
         rows = divide(self.folds[k], turns).test
         mixed[rows] = read_rows(store, "features", [turns[i] for i in rows])
@@ -154,6 +153,12 @@ def check_store(store, manifest, tested, protocol):
         raise UserError(
             f"{store.folder}: its encoder was trained with test speakers ({', '.join(seen[:4])}); {again}"
         )
+
+
+def check_same_model(store, own, remedy):
+    """UserError where 03 made one of two stores by other weights than the other."""
+    if store.meta.get("trained") != own.meta.get("trained"):
+        raise UserError(f"{store.folder}: by another model than {own.folder}; {remedy}")
 
 
 def read_rows(store, name, turns, least=0.5):

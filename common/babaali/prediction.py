@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from common import metrics, plots
-from common.babaali.features import divide, fill_absent, read_rows
+from common.babaali.features import check_same_model, divide, fill_absent, read_rows
 from common.files import UserError, read_json, write_csv
 from common.panels import confusion_maps
 from common.results import Cell, score_cells
@@ -35,6 +35,10 @@ class OtherCorpus:
         parts = divide(fold, known)
         for m, x in self.features.read(seed, k)[level].items():
             store = Store(self.root / m / f"seed{seed}" / fold.name)
+            again = "run 03 again on both corpora"
+            check_same_model(store, self.features.open(m, seed, fold.name), again)
+            if store.meta["turns_of"] != self.manifest.fingerprint():
+                raise UserError(f"{store.folder}: made from another manifest.csv than there is now; {again}")
             both = np.concatenate([x, read_rows(store, array, turns, least=0)])
             own[m] = fill_absent(both, parts.fit)
         return own, replace(parts, test=len(known) + np.arange(len(turns)))
