@@ -485,10 +485,11 @@ def fine_tune_autoencoders(data, first):
 
 def imputers_of(data, autoencoders):
     """{name: (x, hidden) -> x}: the constants of Section 3.5, others beyond the paper, the autoencoders."""
-    mean = data.train.mean()
+    mean, n_clips = data.train.mean(), data.train.n_clips
     constants = {"zeros": torch.zeros_like(mean), "mean": mean}
     found = {name: partial(impute_constant, constant=vector) for name, vector in constants.items()}
-    found |= {name: partial(function, mean=mean) for name, function in imputation.BEYOND.items()}
+    lost = draw_mixture(len(data.train), n_clips, range(1, n_clips), 1, generator_of(data.seed, 6))
+    found |= imputation.beyond_paper(data.train, lost, mean)
     return found | {n: partial(impute_by_model, data.accelerator, m) for n, (m, _) in autoencoders.items()}
 
 
@@ -608,9 +609,7 @@ def check_files():
         if not (prepared_folder(DATA_ROOT, name) / "manifest.csv").exists():
             missing.append(f"{name} (not prepared: run 01_prepare_data.py --CORPUS={name})")
     if missing:
-        raise UserError(
-            f"{'; '.join(missing)}; get these, or run --scratch, which needs no weights, or --demo"
-        )
+        raise UserError(f"{'; '.join(missing)}; get these, or run --scratch or --demo, which need no weights")
 
 
 def main():

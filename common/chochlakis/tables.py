@@ -23,7 +23,13 @@ WHOLE = {
     "audio": "Audio only",
     "video": "Video only",
 }  # nothing is lost of what they read
-SIMPLE = {"zeros": "Regular", "mean": "Mean", "last": "Last clip", "linear": "Interpolation"}
+SIMPLE = {
+    "zeros": "Regular",
+    "mean": "Mean",
+    "last": "Last clip",
+    "linear": "Interpolation",
+    "ridge": "Ridge",
+}
 NAMES = {**WHOLE, **SIMPLE, "backoff": "Backoff"}
 TUNED = {"largest": "-ft", "all": "-ft-all"}
 OURS = {"linear": "largest", "gru": "all"}  # levels on which each classifier is fine-tuned (Section 4.2)
