@@ -23,15 +23,12 @@ def read_run(folder):
     """The parsed metrics.json of a folder of results; those of several papers become one."""
     paths = sorted(Path(folder).glob("*metrics.json"))
     if not paths:
-        raise UserError(
-            f"{folder}: no metrics.json; name a folder such as results/02_finetune_unimodal/iemocap"
-        )
-    parts = [read_json(path) for path in paths]
-    joined = {key: {} for key in ("settings", "metrics")}
-    for key, values in joined.items():
-        for part in parts:
-            values |= part.get(key, {})
-    return {**parts[0], **joined}
+        raise UserError(f"{folder}: no metrics.json; name one such as results/02_finetune_unimodal/iemocap")
+    first, *others = [read_json(path) for path in paths]
+    for other in others:
+        first["settings"] |= other["settings"]
+        first["metrics"] |= other["metrics"]
+    return first
 
 
 def read_predictions(folder):
@@ -56,9 +53,8 @@ def cell_lines(a, b):
     for name, cell in a["metrics"].items():
         x, y = cell["mean"], b["metrics"].get(name, {}).get("mean")
         if x is not None and y is not None:
-            lines.append(
-                f"{name.replace('/', ' / ')}: {x:.4g} | {y:.4g} ({y - x:+.3g}) {cell['unit']}".rstrip()
-            )
+            text = f"{name.replace('/', ' / ')}: {x:.4g} | {y:.4g} ({y - x:+.3g}) {cell['unit']}"
+            lines.append(text.rstrip())
     return lines
 
 
@@ -87,19 +83,17 @@ def paired_line(title, a, b):
 
 
 def compare_roots(roots):
-    found = [{p.parent.relative_to(root) for p in Path(root).glob("0*/*/*metrics.json")} for root in roots]
-    found = [
-        {path.parent.relative_to(root) for path in Path(root).glob("0*/*/*metrics.json")} for root in roots
-    ]
-    for name in sorted(found[0] & found[1]):
-        a, b = (read_run(Path(root, name))["metrics"] for root in roots)
-        pairs = {key: (a[key]["mean"], b[key]["mean"]) for key in a if key in b and a[key]["unit"] != "s"}
-        moved = {key: abs(x - y) for key, (x, y) in pairs.items() if None not in (x, y) and x != y}
+    """Print a line for each run that both folders have: how many cells moved, and which most."""
+    a, b = ({p.parent.relative_to(root) for p in Path(root).glob("0*/*/*metrics.json")} for root in roots)
+    for name in sorted(a & b):
+        x, y = (read_run(Path(root, name))["metrics"] for root in roots)
+        pairs = {key: (x[key]["mean"], y[key]["mean"]) for key in x if key in y and x[key]["unit"] != "s"}
+        moved = {key: abs(m - n) for key, (m, n) in pairs.items() if None not in (m, n) and m != n}
         most = max(moved, key=moved.get, default=None)
         text = f", most {most}: {pairs[most][0]:.4g} | {pairs[most][1]:.4g}" if most else ""
         if pairs:
             print(f"{name}: {len(moved)} of {len(pairs)} cells moved{text}")
-    return bool(found[0] & found[1])
+    return bool(a & b)
 
 
 def main(folders):
@@ -110,9 +104,7 @@ def main(folders):
         return
     a, b = (read_run(folder) for folder in folders)
     if a["script"] != b["script"]:
-        raise UserError(
-            f"{folders[0]} is of {a['script']}, {folders[1]} of {b['script']}; name two of one script"
-        )
+        raise UserError(f"one is of {a['script']}, one of {b['script']}; name two folders of one script")
     print(f"A  {a['command']}\nB  {b['command']}")
     parts = {
         "Settings that differ (A | B)": different_settings(a, b),

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import UserError, read_csv, write_text
+from common.results import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("scripts", "figure", "best", "apart")
@@ -145,12 +146,6 @@ def deviations(script, paper):
     found = [part for part in text.split("\n\n") if part.startswith("DEVIATIONS")]
     pairs = [part.replace("<", r"\<").partition("\n")[::2] for part in found]
     return "\n\n".join(text for head, text in pairs if '"' not in head or f'"{paper}"' in head)
-
-
-def markdown(rows):
-    """Rows of texts as a Markdown table, the first row as its head."""
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
 def main(root):
