@@ -7,6 +7,7 @@
 The test pairs systems of one name, or the only system of each run, on the turns that both have predicted.
 """
 
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -120,6 +121,7 @@ def main(folders):
 
 
 if __name__ == "__main__":
+    signal.signal(getattr(signal, "SIGPIPE", signal.SIGTERM), signal.SIG_DFL)  # `... | head`
     try:
         main(sys.argv[1:])
     except UserError as error:
