@@ -356,21 +356,15 @@ def write_page(folder):
     runs = [read_json(path) for path in sorted(folder.glob("*metrics.json"))]
     figures = sorted((path.name for path in folder.glob("*_fig_*.png")), key=by_number)
     tables = [page_table(path) for path in sorted(folder.glob("*_table_*.md"))]
-    made = [*figures, *(table["stem"] + "." for table in tables)]
-    missing = [
-        name for name in ARTEFACTS.get(script, ()) if not any(re.match(f"{name}[._]", m) for m in made)
-    ]
+    made = " ".join([*figures, *(f"{table['stem']}." for table in tables)])
+    missing = [name for name in ARTEFACTS.get(script, ()) if not re.search(rf"\b{name}[._]", made)]
     content = {"runs": runs, "figures": figures, "tables": tables, "missing": missing}
     write_text(folder / "index.html", fill_page(f"{script} on {folder.name}", **content))
-    others = [
-        {
-            "script": page.parent.parent.name,
-            "name": page.parent.name,
-            "page": page.relative_to(root).as_posix(),
-            "figure": next((f.relative_to(root).as_posix() for f in sorted(page.parent.glob("*.png"))), ""),
-        }
-        for page in sorted(root.glob("0*/*/index.html"), key=lambda path: path.parent.name.startswith("demo"))
-    ]
+    pages = sorted(root.glob("0*/*/index.html"), key=lambda path: path.parent.name.startswith("demo"))
+    others = []
+    for path in (page.parent for page in pages):
+        figure = next((f.name for f in sorted(path.glob("*.png"))), "")
+        others.append({"script": path.parent.name, "name": path.name, "figure": figure})
     write_text(root / "index.html", fill_page("Results", all_runs=others))
     return folder / "index.html"
 

@@ -159,9 +159,7 @@ def check_folds(folds, manifest):
     official, lines = has_official_split(manifest), []
     for fold in folds:
         parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
-        texts = [
-            f"{k} {len(turns):,} turns, {len(speakers_of(turns))} speakers" for k, turns in parts.items()
-        ]
+        texts = [f"{k} {len(part):,} turns, {len(speakers_of(part))} speakers" for k, part in parts.items()]
         if fold.is_selected_on_test:
             texts.append("(valid is the TEST set)")
             del parts["valid"]
