@@ -97,24 +97,21 @@ def write_manifest(manifest):
 
 def read_manifest(data_root, corpus):
     """Read what 01 wrote for a corpus; UserError where it is absent, damaged, or made of another folder."""
-    folder = prepared_folder(data_root, corpus)
+    name, folder = corpus_name(corpus), prepared_folder(data_root, corpus)
     path = folder / "manifest.csv"
     if not path.exists():
-        raise UserError(
-            f"{path}: the corpus is not prepared; run 01_prepare_data.py with CORPUS={corpus} first"
-        )
+        remedy = f"run 01_prepare_data.py with CORPUS={corpus} first"
+        raise UserError(f"{path}: the corpus is not prepared; {remedy}")
     about, rows = read_json(folder / "classes.json"), read_csv(path)
-    root = about.get("root", "")
+    root, complete = about.get("root", ""), about.get("complete", False)
     if root and "/" in corpus and Path(root).resolve() != Path(corpus).resolve():
         raise UserError(f"{folder}: prepared from {root}, not {corpus}; rename a folder or change DATA_ROOT")
     if not rows:
         raise UserError(f"{path}: no rows; {AGAIN}")
-    if absent := [name for name in COLUMNS if name not in rows[0]]:
+    if absent := [column for column in COLUMNS if column not in rows[0]]:
         raise UserError(f"{path}: lacks the columns {', '.join(absent)}; {AGAIN}")
     turns = [read_turn(row, path) for row in rows]
-    return Manifest(
-        corpus_name(corpus), folder, tuple(about["classes"]), turns, about.get("complete", False), root
-    )
+    return Manifest(name, folder, tuple(about["classes"]), turns, complete, root)
 
 
 def read_turn(row, path):
