@@ -92,8 +92,7 @@ def compare_roots(roots):
         moved = {key: abs(m - n) for key, (m, n) in pairs.items() if None not in (m, n) and m != n}
         most = max(moved, key=moved.get, default=None)
         text = f", most {most}: {pairs[most][0]:.4g} | {pairs[most][1]:.4g}" if most else ""
-        if pairs:
-            print(f"{name}: {len(moved)} of {len(pairs)} cells moved{text}")
+        print(f"{name}: {len(moved)} of {len(pairs)} cells moved{text}")
     return bool(a & b)
 
 
