@@ -319,6 +319,10 @@ class WhisperEncoder(nn.Module):
         layers = (x, *run_blocks(self, x, attention_mask.bool(), 0))
         return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
 
+    def count_tokens(self, n_samples):
+        """How many tokens it makes of a waveform: one for each 20 ms begun, up to its 30 s."""
+        return min(-(-n_samples // 320), self.config.max_source_positions)
+
 
 # ---- Fine-tuned models -----------------------------------------------------------------------
 

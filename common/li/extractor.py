@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from common.encoders import count_tokens
 
-BOTTOM = {"audio": "feature_extractor", "text": "embeddings"}  # Sec. 2.4: the part that is fine-tuned
+# Sec. 2.4: the parts that are fine-tuned, by their names in the pretrained models; the last two are Whisper's
+BOTTOM = {"audio": ("feature_extractor", "encoder.conv1", "encoder.conv2"), "text": ("embeddings",)}
 
 
 def average(x, visible):
@@ -106,7 +107,9 @@ class FeatureExtractor(nn.Module):
         """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""
         self.backbone = backbone.requires_grad_(parts == "all")
         if parts == "bottom":
-            getattr(backbone, BOTTOM[self.modality]).requires_grad_(True)
+            for name, module in backbone.named_modules():
+                if name in BOTTOM[self.modality]:
+                    module.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode=True):
