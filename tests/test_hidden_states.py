@@ -12,13 +12,15 @@ import torch
 from accelerate.utils import find_batch_size, slice_tensors
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
+from test_finetune import write_whisper
 from torch.utils.data import DataLoader
 
-from common.encoders import load_backbone
+from common.encoders import collate_waveforms, load_backbone, load_processor
 from common.extraction import Extraction
 from common.files import UserError
 from common.layers import build
 from common.li import hidden_states
+from common.li.extractor import FeatureExtractor
 from common.li.hidden_states import Windows, context_windows, keep_states, read_utterances
 from common.manifest import Manifest, Turn, write_manifest
 from common.training import Recipe, make_accelerator, predict
@@ -355,6 +357,33 @@ def test_a_model_that_gives_no_layers_over_time_is_refused(corpus, tmp_path):
     model.save_pretrained(tmp_path / "ast"), processor.save_pretrained(tmp_path / "ast")
     with pytest.raises(UserError, match="ast: takes spectrogram.*WavLM, wav2vec 2.0 or HuBERT"):
         read_utterances(corpus[1], "audio", str(tmp_path / "ast"), 1.0)
+
+
+def test_whisper_is_kept_whole_and_its_convolutions_are_the_bottom(corpus, tmp_path, capsys):
+    """As many steps as were announced, each turn's states those of the turn alone; one in 20 ms."""
+    write_whisper(tmp_path / "whisper")
+    u = read_utterances(corpus[1], "audio", str(tmp_path / "whisper"), 0.7)
+    keep_states(u, corpus[1], make_accelerator("no"), tmp_path, 1.0, "disk", Extraction(batch=5))
+    announced = int(re.search(r"([\d,]+) steps x 4 layers x 32", capsys.readouterr().out)[1].replace(",", ""))
+    assert announced == pytest.approx(len(u.states["states"]), rel=0.5)
+    alone = u.pad([u.read(u.inputs["Ses01_imp_2"])])
+    with torch.no_grad():
+        layers = u.backbone().eval()(**alone, output_hidden_states=True).hidden_states
+    expected, found = torch.stack(layers, 2)[0].numpy(), u.states.rows("Ses01_imp_2", "states")
+    assert found.shape == expected.shape and np.allclose(found, expected, rtol=2**-10, atol=1e-3)
+    extractor = FeatureExtractor("audio", u.shape, (0, 0), 8, 0, "mean", 12)
+    extractor.attach(u.backbone(), "bottom")
+    trained = {name for name, p in extractor.backbone.named_parameters() if p.requires_grad}
+    assert trained == {f"encoder.conv{i}.{part}" for i in (1, 2) for part in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("n_samples", [6400, 6401, 6719, 480000, 500000])
+def test_tokens_of_whisper_are_those_of_its_input(tmp_path, n_samples):
+    write_whisper(tmp_path / "whisper")
+    source = str(tmp_path / "whisper")
+    batch = collate_waveforms(load_processor(source, "audio"), [np.ones(n_samples, np.float32)])
+    backbone = load_backbone(source)
+    assert hidden_states.count_steps(backbone, "audio", n_samples) == batch["attention_mask"].sum()
 
 
 def test_states_that_do_not_fit_float16_are_refused(corpus, monkeypatch):
