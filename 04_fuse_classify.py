@@ -343,7 +343,7 @@ def run_babaali(manifest):
     scores.check()
     babaali_tables.write(scores, run, FUSIONS, classifiers, probabilities, BEYOND_PAPER)
     run.predictions(prediction_rows(scores.turns, scores.classes, scores.runs(), scores.predicted))
-    run.finish()
+    run.finish(weights=features.weights(SEEDS[0]))
 
 
 def stored_features(manifest, out_of_fold):
@@ -366,7 +366,7 @@ def run_trained_on(trained, manifest):
         other, lambda x, y, parts: svm_probabilities(fuse(x, "concatenation"), y, parts)
     )
     prediction.write(run, other, found, LABELS, N_RESAMPLES)
-    run.finish()
+    run.finish(weights=features.weights(other.seeds[0]))
 
 
 # ==== Li et al. =============================================================================

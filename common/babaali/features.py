@@ -87,6 +87,10 @@ class StoredFeatures:
             remedy = "run 02 and 03 with OUT_OF_FOLD=true, or 04 with OUT_OF_FOLD=false"
         raise UserError(f"{base}/seed{seed}/{fold_name}: absent; {remedy}")
 
+    def weights(self, seed):
+        """{modality: what identifies the weights that its encoders began with}, "" for a user's features."""
+        return {m: self.open(m, seed, self.folds[0].name).meta.get("weights", "") for m in self.modalities}
+
     def read(self, seed, k):
         """What fold k knows: {"early", "late", "out-of-fold": {modality: (N, D)}}, NaN for absent turns.
 

@@ -159,7 +159,9 @@ def label_map(pairs, manifest, classes):
     labels = {label: given.get(label, label if label in classes else "") for label in sorted(known)}
     left_out = [label for label, name in labels.items() if not name]
     absent = [name for name in classes if name not in labels.values()]
-    print(*(f"{a} is scored as {b}" for a, b in labels.items() if b and a != b), sep="\n", end="")
+    for label, name in labels.items():
+        if name and name != label:
+            print(f"{label} is scored as {name}")
     lines = [f"left out: {', '.join(left_out)}"] * bool(left_out)
     lines += [f"{manifest.corpus} has no {', '.join(absent)}"] * bool(absent)
     return labels, "; ".join(lines)
@@ -188,14 +190,16 @@ def write_scores(run, other, found, pairs, n_resamples):
     )
     fig = confusion_maps({"": counts}, classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_transfer", caption))
-    train_by_test(run, other.features.manifest.corpus, cells[1].mean)
+    train_by_test(run, other.features, other.seeds[0], cells[1].mean)
 
 
-def train_by_test(run, trained_on, mean_recall):
-    """A table of mean recall, training corpus by test corpus, of all results that lie side by side."""
-    pairs = {(trained_on, run.corpus): mean_recall}
+def train_by_test(run, features, seed, mean_recall):
+    """A table of mean recall, training by test corpus, of results side by side whose encoders began alike."""
+    pairs, weights = {(features.manifest.corpus, run.corpus): mean_recall}, features.weights(seed)
     for path in sorted(run.folder.parent.glob("*/metrics.json")):
         kept = read_json(path)
+        if kept.get("weights") != weights:
+            continue
         trained, metric = kept["settings"].get("TRAINED_ON"), kept["metrics"]
         own = [
             key for key in metric if key.startswith("babaali_table_subsets/") and key.endswith("/early UA")
