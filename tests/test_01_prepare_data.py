@@ -275,7 +275,7 @@ def test_voxceleb2_stays_where_it_is(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "data" / "prepared" / "voxceleb2"
     assert {path.name for path in folder.iterdir()} == {"manifest.csv", "classes.json", "problems.csv"}
     results = tmp_path / "results" / "01_prepare_data" / "voxceleb2"
-    assert {path.name for path in results.iterdir()} == {"metrics.json", "log.jsonl"}
+    assert {path.name for path in results.iterdir()} == {"metrics.json", "log.jsonl", "index.html"}
     some = prepare(tmp_path, "voxceleb2", root, "--VOXCELEB2_SPEAKERS=2")
     assert len({turn.speaker for turn in some.turns}) == 2
     assert "2 of 3 speakers, drawn with seed 0: 4 clips" in capsys.readouterr().out

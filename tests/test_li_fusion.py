@@ -129,6 +129,7 @@ def test_it_leaves_every_table_and_figure(finished):
         "li_predictions.csv",
         "li_metrics.json",
         "log.jsonl",
+        "index.html",
     }
     assert {path.name for path in folder.iterdir()} == expected
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
