@@ -39,6 +39,7 @@ from common.encoders import RATE_HZ, load_finetuned, weights_fingerprint
 from common.extraction import Extraction, extract
 from common.files import UserError, read_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
+from common.layers import exact
 from common.manifest import corpus_name, read_manifest
 from common.media import read_audio
 from common.results import start_run
@@ -115,9 +116,10 @@ def extract_features(accelerator, manifest, folder, snr_db=None):
 
     def compute(turns):
         batch = send_to_device(inputs.collate(turns), accelerator.device)
-        return forward_batch(accelerator, model, represent, batch), None
+        with exact():  # fp32 without TF32
+            return forward_batch(accelerator, model, represent, batch), None
 
-    made_by = {"trained": weights_fingerprint(str(folder)), "precision": PRECISION}
+    made_by = {"trained": weights_fingerprint(str(folder)), "precision": accelerator.mixed_precision}
     made_by |= {"snr_db": snr_db, "turns_of": manifest.fingerprint()}
     order = by_length(inputs.lengths)
     middle, _ = compute([inputs[order[len(order) // 2], None]])

@@ -369,7 +369,9 @@ class Training:
                 self.keep_weights()
         if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
             self.save()
-            tqdm.write(f"{self.place.title}: epoch {state.epoch} done, train_loss {train_loss:.4f}")
+            tqdm.write(
+                f"{self.place.title}: epoch {state.epoch}/{self.recipe.epochs}, train_loss {train_loss:.4f}"
+            )
 
     def keep_weights(self):
         self.write(best_weights(self.folder), save_file, trained_state(self.model))

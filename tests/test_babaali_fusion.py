@@ -365,10 +365,16 @@ def test_rounding_of_a_network_counts_as_constant():
     rng = np.random.default_rng(0)
     x = np.stack([rng.normal(size=50), 0.01 + 1e-6 * rng.normal(size=50), np.full(50, 0.3)], axis=1)
     x[7] = np.nan  # a turn that the modality lacks
-    y = without_rounding(x)
+    y = without_rounding(x, "no")
     assert np.isnan(y[7]).all() and np.array_equal(y[:, 0], x[:, 0], equal_nan=True)
     z = standardise(y[8:], np.arange(30))
     assert np.allclose(z[:, 0], (x[8:, 0] - x[8:38, 0].mean()) / x[8:38, 0].std()) and not z[:, 1:].any()
+
+
+def test_rounding_fits_the_precision_of_the_network():
+    x = np.stack([np.tile([-1.0, 1.0], 25), 0.5 + np.tile([-1e-3, 1e-3], 25)], axis=1)  # 1e-3: of fp16
+    assert np.ptp(without_rounding(x, "no")[:, 1]) > 0
+    assert np.ptp(without_rounding(x, "fp16")[:, 1]) == 0 and np.ptp(without_rounding(x, "bf16")[:, 0]) > 0
 
 
 def test_columns_of_all_scales_count_in_a_users_table():

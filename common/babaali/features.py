@@ -16,7 +16,8 @@ from common.splits import has_official_split, speakers_of
 from common.store import Store
 
 ROUNDING = 1e-6  # of a float32 number, as a share of it
-BATCH_ROUNDING = 1e-4  # of a network's outputs: ten times the differences seen between batches
+# Of a network's outputs, as a share of their size: ten times what differs between batches, by precision
+BATCH_ROUNDING = {"no": 1e-4, "fp16": 5e-3, "bf16": 4e-2}
 
 
 def features_folder(data_root, corpus, trained_on=""):
@@ -102,7 +103,7 @@ class StoredFeatures:
             check_store(store, self.manifest, tested, self.protocol)
             data["early"][m] = read_rows(store, "features", self.manifest.labelled)
             if "trained" in store.meta:  # made by 03
-                data["early"][m] = without_rounding(data["early"][m])
+                data["early"][m] = without_rounding(data["early"][m], store.meta["precision"])
             if m in self.with_logits:
                 data["late"][m] = read_rows(store, "logits", self.manifest.labelled)
             if m in self.with_logits and self.out_of_fold:
@@ -201,10 +202,10 @@ def fill_absent(array, train_rows):
     return array
 
 
-def without_rounding(array):
+def without_rounding(array, precision):
     """Outputs of a network (N, D), constant where a column varies less than BATCH_ROUNDING of their size."""
     mean, size = np.nanmean(array, axis=0), np.sqrt(np.nanmean(np.square(array)))
-    is_noise = np.nanstd(array, axis=0) <= BATCH_ROUNDING * size
+    is_noise = np.nanstd(array, axis=0) <= BATCH_ROUNDING[precision] * size
     return np.where(is_noise & ~np.isnan(array), mean, array)
 
 
