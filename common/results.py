@@ -353,7 +353,8 @@ def spread(cell):
 def write_page(folder):
     """Write <folder>/index.html, and the page of all runs two folders above it; returns the first path."""
     root, script = folder.parent.parent, folder.parent.name
-    runs = [read_json(path) for path in sorted(folder.glob("*metrics.json"))]
+    names = {path.name.removesuffix("metrics.json"): path for path in sorted(folder.glob("*metrics.json"))}
+    runs = [{**read_json(path), "paper": name.rstrip("_")} for name, path in names.items()]
     figures = sorted((path.name for path in folder.glob("*_fig_*.png")), key=by_number)
     tables = [page_table(path) for path in sorted(folder.glob("*_table_*.md"))]
     made = " ".join([*figures, *(f"{table['stem']}." for table in tables)])
