@@ -130,6 +130,7 @@ def test_named_files_exist():
 
 def test_commands_name_scripts_and_constants_that_exist():
     texts = [README, *(path.read_text(encoding="utf-8") for path in BY_HAND)]
+    texts = [text.replace("\\\n", "") for text in texts]  # commands of several lines
     found = {pair for text in texts for pair in re.findall(r"python (0\d_\w+\.py)([^\n`#&|<]*)", text)}
     assert len(found) >= 8
     for script, options in sorted(found):
