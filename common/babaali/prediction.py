@@ -1,5 +1,6 @@
 """What the models of one corpus make of another: probabilities per turn, and scores where it is labelled."""
 
+import re
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -16,6 +17,7 @@ from common.store import Store
 
 MOST_SHOWN = 40  # turns in the table and on the screen; the csv has all
 MOST_BARS = 20
+SUBSET = r"(text|audio|video)( \+ (audio|video))*"  # row of a subset of modalities, not of a baseline
 MEASURES = {"accuracy": metrics.accuracy, "mean recall": metrics.unweighted_recall}
 
 
@@ -201,9 +203,7 @@ def train_by_test(run, features, seed, mean_recall):
         if kept.get("weights") != weights:
             continue
         trained, metric = kept["settings"].get("TRAINED_ON"), kept["metrics"]
-        own = [
-            key for key in metric if key.startswith("babaali_table_subsets/") and key.endswith("/early UA")
-        ]
+        own = [key for key in metric if re.fullmatch(rf"babaali_table_subsets/{SUBSET}/early UA", key)]
         across = [key for key in metric if key.startswith("babaali_table_transfer/") and "recall" in key]
         if keys := across[:1] if trained else sorted(own, key=lambda key: key.count("+"))[-1:]:
             pairs.setdefault((trained or kept["corpus"], kept["corpus"]), metric[keys[0]]["mean"])
