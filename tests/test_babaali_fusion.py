@@ -13,6 +13,7 @@ from conftest import load_script
 from sklearn.svm import SVC
 
 from common import results, settings, splits
+from common.babaali import prediction
 from common.babaali.features import Parts, StoredFeatures, divide, standardise, without_rounding
 from common.babaali.prediction import class_scores, tempered
 from common.babaali.tables import reliability
@@ -481,3 +482,10 @@ def test_noise_at_test_time_lowers_what_hears_it(small):
         UserError, match="audio_0dB.*by another model than .*; run 03 with NOISE_SNR_DB again"
     ):
         run_04(root, "--OUT_OF_FOLD=false", "--FUSIONS=sum", "--CLASSIFIERS=SVM")
+
+
+@pytest.mark.parametrize(
+    "row, counts", [("audio", True), ("text + audio", True), ("eGeMAPSv02, linear SVM", False)]
+)
+def test_own_corpus_is_scored_by_its_modalities_and_not_by_a_baseline(row, counts):
+    assert bool(re.fullmatch(prediction.SUBSET, row)) == counts
