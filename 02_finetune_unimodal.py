@@ -277,8 +277,8 @@ def recipe_of(modality, model, seed):
 def model_folder(modality, model, fold, seed, layer):
     """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>, with the layer where one is chosen."""
     root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / modality
-    name = f"{short_name(model)}_layer{layer}" * (constant(modality, "LAYER") == "chosen")
-    return root / f"seed{seed}" / fold.name / (name or short_name(model))
+    ending = f"_layer{layer}" if constant(modality, "LAYER") == "chosen" else ""
+    return root / f"seed{seed}" / fold.name / f"{short_name(model)}{ending}"
 
 
 def fine_tune(inputs, modality, folder, fold, seed, recipe, reading):

@@ -91,17 +91,14 @@ def represent(model, batch):
     return {"features": features, "logits": linear(features)}
 
 
-def load_model(folder):
-    """(encoder, linear, description) of what 02 trained; UserError where its corpus has changed since."""
-    found = load_finetuned(folder)
-    if found[2]["manifest"] != read_manifest(DATA_ROOT, TRAINED_ON or CORPUS).fingerprint():
+def extract_features(accelerator, manifest, folder, trained_on, snr_db=None):
+    """The Store of all turns' features and logits by the model in `folder`, or of its test turns in noise.
+
+    trained_on  fingerprint of the manifest that the models' corpus has now
+    """
+    encoder, linear, description = load_finetuned(folder)
+    if description["manifest"] != trained_on:
         raise UserError(f"{folder}: trained on another manifest.csv; run 02_finetune_unimodal.py again")
-    return found
-
-
-def extract_features(accelerator, manifest, folder, snr_db=None):
-    """The Store of all turns' features and logits by the model in `folder`, or of its test turns in noise."""
-    encoder, linear, description = load_model(folder)
     model = encoder.to(accelerator.device), linear.to(accelerator.device)
     modality, clipping = description["modality"], Clipping(**description["clipping"])
     source = str(folder) if encoder.n_trained is None else description["source"]
@@ -188,7 +185,7 @@ def main():
         raise UserError("a store has one writer; start 03 with python, not accelerate launch")
     protocol = f"features of the models of 02{f' on {TRAINED_ON}' * bool(TRAINED_ON)}, every turn"
     run = start_run(__file__, SETTINGS, manifest, protocol, accelerator.device)
-    stores = {}
+    stores, trained_on = {}, read_manifest(DATA_ROOT, TRAINED_ON or CORPUS).fingerprint()
     for modality in MODALITIES:
         folders = model_folders(modality)
         if not folders:
@@ -197,14 +194,14 @@ def main():
             print(f"  {modality}: {manifest.corpus} has none; left out")
             continue
         for folder in folders:
-            store = extract_features(accelerator, manifest, folder)
+            store = extract_features(accelerator, manifest, folder, trained_on)
             about = {"turns": len(store), "width": store["features"].shape[1]}
             if not TRAINED_ON:
                 about["differ_from_02"] = compare_with_02(store, folder)
                 print(f"  test decisions as in 02: {1 - about['differ_from_02']:.2%}", flush=True)
             stores[str(folder)] = about
             for snr_db in NOISE_SNR_DB if modality == "audio" else ():
-                extract_features(accelerator, manifest, folder, float(snr_db))
+                extract_features(accelerator, manifest, folder, trained_on, float(snr_db))
     for feature_set in OPENSMILE:
         folder = features_folder(DATA_ROOT, manifest.corpus, TRAINED_ON)
         store = extract_opensmile(manifest, feature_set, folder, WORKERS)

@@ -235,10 +235,11 @@ def svm(x, y, parts, seed):
     return machine.predict(z), accuracy
 
 
-def svm_probabilities(x, y, parts):
-    """Probabilities (n, C) of the test turns; their temperature is fitted on the turns that chose C."""
-    machine, z, before, _ = fit_svm(x, y, parts)
-    return prediction.tempered(before, y[parts.choose], prediction.class_scores(machine, z))
+def svm_with_probabilities(x, y, parts):
+    """(what `svm` returns, probabilities (n, C)); their temperature is fitted on the turns that chose C."""
+    machine, z, before, accuracy = fit_svm(x, y, parts)
+    p = prediction.tempered(before, y[parts.choose], prediction.class_scores(machine, z))
+    return (machine.predict(z), accuracy), p
 
 
 def network(x, y, parts, seed):
@@ -307,18 +308,20 @@ def test_fold(features, systems, seed, k):
     """Of the test turns: ({System: (labels (n,), accuracy that chose)}, probabilities (n, C))."""
     manifest, fold = features.manifest, features.folds[k]
     y = np.array([manifest.classes.index(turn.label) for turn in manifest.labelled])
-    parts, found = divide(fold, manifest.labelled), {}
+    parts, found, final = divide(fold, manifest.labelled), {}, final_model(features.modalities)
     data = features.read(seed, k)
     for level in data:
         data[level] = {m: fill_absent(x, parts.fit) for m, x in data[level].items()}
     for system in systems:
         x = fuse({m: data[system.level][m] for m in system.modalities}, system.fusion)
-        found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
+        if system == final:
+            found[system], p = svm_with_probabilities(x, y, parts)
+        else:
+            found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
     for name in BASELINES:
         vectors = partial(baseline_vectors, name, manifest, features.root)
         found[baseline(name)] = linear_svm(vectors, y, parts, LINEAR_C)
-    p = svm_probabilities(fuse(data["early"], "concatenation"), y, parts)
-    right = 100 * np.mean(found[final_model(features.modalities)][0] == y[parts.test])
+    right = 100 * np.mean(found[final][0] == y[parts.test])
     print(f"seed {seed} {fold.name}: final model {right:.1f} %", flush=True)
     return found, p
 
@@ -363,7 +366,7 @@ def run_trained_on(trained, manifest):
     root = features_folder(DATA_ROOT, manifest.corpus, trained.corpus)
     other = prediction.stored_by(features, root, manifest, SEEDS)
     found = prediction.decide(
-        other, lambda x, y, parts: svm_probabilities(fuse(x, "concatenation"), y, parts)
+        other, lambda x, y, parts: svm_with_probabilities(fuse(x, "concatenation"), y, parts)[1]
     )
     prediction.write(run, other, found, LABELS, N_RESAMPLES)
     run.finish(weights=features.weights(other.seeds[0]))

@@ -488,8 +488,9 @@ def imputers_of(data, autoencoders):
     mean, n_clips = data.train.mean(), data.train.n_clips
     constants = {"zeros": torch.zeros_like(mean), "mean": mean}
     found = {name: partial(impute_constant, constant=vector) for name, vector in constants.items()}
-    lost = draw_mixture(len(data.train), n_clips, range(1, n_clips), 1, generator_of(data.seed, 6))
-    found |= imputation.beyond_paper(data.train, lost, mean)
+    if BEYOND_PAPER:
+        lost = draw_mixture(len(data.train), n_clips, range(1, n_clips), 1, generator_of(data.seed, 6))
+        found |= imputation.beyond_paper(data.train, lost, mean)
     return found | {n: partial(impute_by_model, data.accelerator, m) for n, (m, _) in autoencoders.items()}
 
 

@@ -319,8 +319,8 @@ class WhisperEncoder(nn.Module):
         layers = (x, *run_blocks(self, x, attention_mask.bool(), 0))
         return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
 
-    def count_tokens(self, n_samples):
-        """How many tokens it makes of a waveform: one for each 20 ms begun, up to its 30 s."""
+    def _get_feat_extract_output_lengths(self, n_samples):
+        """As the other speech models': tokens of a waveform, one for each 20 ms begun, up to its 30 s."""
         return min(-(-n_samples // 320), self.config.max_source_positions)
 
 

@@ -464,11 +464,13 @@ def test_noise_at_test_time_lowers_what_hears_it(small):
     for fold in splits.make_folds(manifest, 5, "group", "validation", 0):
         clean = features / "audio" / "seed0" / fold.name
         meta = clean / "meta.json"
-        meta.write_text(meta.read_text().replace('"complete"', '"trained": "abc", "complete"'))
+        meta.write_text(
+            meta.read_text().replace('"complete"', '"trained": "abc", "precision": "no", "complete"')
+        )
         x = np.load(clean / "features.npy")
         rows = [i for i, turn in enumerate(manifest.labelled) if turn in fold.test]
         for name, noise in (("audio_20dB", 0), ("audio_0dB", 30)):
-            writer = StoreWriter(features / name / "seed0" / fold.name, {"trained": "abc"})
+            writer = StoreWriter(features / name / "seed0" / fold.name, {"trained": "abc", "precision": "no"})
             noisy = (x[rows] + noise * rng.normal(size=x[rows].shape)).astype(np.float32)
             writer.add([manifest.labelled[i].utterance_id for i in rows], {"features": noisy})
             writer.finish()

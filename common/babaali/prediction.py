@@ -10,6 +10,7 @@ from scipy.special import log_softmax, softmax
 
 from common import metrics, plots
 from common.babaali.features import check_same_model, divide, fill_absent, read_rows
+from common.babaali.tables import MEASURES
 from common.files import UserError, read_json, write_csv
 from common.panels import confusion_maps
 from common.results import Cell, score_cells
@@ -18,7 +19,6 @@ from common.store import Store
 MOST_SHOWN = 40  # turns in the table and on the screen; the csv has all
 MOST_BARS = 20
 SUBSET = r"(text|audio|video)( \+ (audio|video))*"  # row of a subset of modalities, not of a baseline
-MEASURES = {"accuracy": metrics.accuracy, "mean recall": metrics.unweighted_recall}
 
 
 @dataclass
@@ -73,8 +73,9 @@ def decide(other, probabilities):
         systems |= {"late fusion": ("late", late)} if len(late) > 1 else {}
         systems |= {m: ("early", (m,)) for m in every}
     for seed, k in ((seed, k) for seed in other.seeds for k in range(len(features.folds))):
+        read = {level: other.read(seed, k, level) for level in {level for level, _ in systems.values()}}
         for name, (level, modalities) in systems.items():
-            vectors, parts = other.read(seed, k, level)
+            vectors, parts = read[level]
             found.setdefault(name, []).append(probabilities({m: vectors[m] for m in modalities}, y, parts))
     return {name: np.stack(p).reshape(len(other.seeds), -1, *p[0].shape) for name, p in found.items()}
 
@@ -136,9 +137,8 @@ def write_probabilities(run, other, found):
         len(ids) > MOST_SHOWN
     )
     print(f"  {more}{lacking(other)}".rstrip())
-    note = (
-        f"Probabilities by {first}, over {values.shape[0]} models of seeds and folds. {more}{lacking(other)}"
-    )
+    n_models = len(other.seeds) * len(other.features.folds)
+    note = f"Probabilities by {first}, over {n_models} models of seeds and folds. {more}{lacking(other)}"
     run.table("babaali_table_clips", "Emotion of every turn", cells, note)
     bars = {c: 100 * means[first][:MOST_BARS, j] for j, c in enumerate(classes)}
     fig = plots.grouped_bars(ids[:MOST_BARS], bars, "probability (%)")

@@ -18,6 +18,7 @@ from common.results import Cell, paper_figures, score_cell, score_cells
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 BINS = 10  # of confidence
+MEASURES = {"accuracy": metrics.accuracy, "mean recall": metrics.unweighted_recall}
 PAPERS_CLASSIFIERS = ("SVM", "NN", "XGBoost")  # of which Tables 5 and 6 give the average
 
 
@@ -46,9 +47,18 @@ def list_systems(features, fusions, classifiers):
             systems += [
                 System(level, "concatenation", "SVM", some) for some in combinations(modalities, size)
             ]
-    in_noise = {("audio",): None, features.modalities: None}
-    systems += [System(f"early {n}", "concatenation", "SVM", m) for n in features.noises for m in in_noise]
+    systems += [in_noise(n, m) for n in features.noises for m in heard(features)]
     return list(dict.fromkeys(systems))
+
+
+def heard(features):
+    """The modalities of the models that are tried in noise: the sound alone, and all."""
+    return dict.fromkeys((("audio",), features.modalities))
+
+
+def in_noise(noise, modalities):
+    """The final model of some modalities on test turns with the sound of a store such as "audio_20dB"."""
+    return System(f"early {noise}", "concatenation", "SVM", modalities)
 
 
 def final_model(modalities):
@@ -214,13 +224,13 @@ def gender_of(turn):
 
 def groups_table(scores, run):
     """The final model by gender, where it is known, and by speaker."""
-    groups, columns = {}, {"accuracy": metrics.accuracy, "mean recall": metrics.unweighted_recall}
+    groups = {}
     for kind, of in (("", gender_of), ("speaker ", lambda turn: turn.speaker)):
         for name in sorted({of(scores.turns[i]) for i in scores.scored} - {""}):
             groups[kind + name] = [i for i in scores.scored if of(scores.turns[i]) == name]
     cells = []
     for name, rows in groups.items():
-        cells += score_cells(name, columns, *scores.data(final(scores), scores.runs(rows)))
+        cells += score_cells(name, MEASURES, *scores.data(final(scores), scores.runs(rows)))
     title = f"{described(scores)} by gender and speaker"
     run.table("babaali_table_groups", title, cells, "Not in the paper. One speaker has no interval.")
 
@@ -231,11 +241,10 @@ def calibration(scores, run, probabilities):
     probabilities  (seeds, N, C) of the final model; those of single modalities are the softmax of 02's logits
     """
     systems = {f"{described(scores)}, temperature": probabilities}
-    for m in scores.source.with_logits:
-        systems[f"{m}, softmax"] = np.full_like(probabilities, np.nan)
-        for i, k in np.ndindex(len(scores.seeds), len(scores.folds)):
-            logits = scores.source.read(scores.seeds[i], k)["late"][m][scores.tested[k]]
-            systems[f"{m}, softmax"][i, scores.tested[k]] = softmax(logits, axis=1)
+    systems |= {f"{m}, softmax": np.full_like(probabilities, np.nan) for m in scores.source.with_logits}
+    for i, k in np.ndindex(len(scores.seeds), len(scores.folds)):
+        for m, logits in scores.source.read(scores.seeds[i], k)["late"].items():
+            systems[f"{m}, softmax"][i, scores.tested[k]] = softmax(logits[scores.tested[k]], axis=1)
     cells, (fig, axes) = [], plots.plt.subplots()
     axes.plot([0, 100], [0, 100], color="black", linestyle=":", linewidth=1, label="calibrated")
     for (name, p), colour, marker in zip(systems.items(), plots.OKABE_ITO, plots.MARKERS):
@@ -265,15 +274,14 @@ def reliability(p, y):
 
 def noise_table(scores, run):
     """Accuracy where white noise was added to the sound of the test turns alone, by ratio."""
-    noises, cells = scores.source.noises, []
-    for noise in sorted(noises, key=lambda name: -float(name[6:-2])) if noises else ():
-        for modalities in dict.fromkeys((("audio",), scores.source.modalities)):
-            system, row = System(f"early {noise}", "concatenation", "SVM", modalities), f"{noise[6:-2]} dB"
-            data = scores.data(scores.predicted[system])
-            cells.append(score_cell(row, "+".join(modalities), metrics.accuracy, *data))
-    if not cells:
+    if not scores.source.noises:
         return
-    for modalities in dict.fromkeys((("audio",), scores.source.modalities)):
+    cells = []
+    for noise in sorted(scores.source.noises, key=lambda name: -float(name[6:-2])):
+        for modalities in heard(scores.source):
+            data = scores.data(scores.predicted[in_noise(noise, modalities)])
+            cells.append(score_cell(f"{noise[6:-2]} dB", "+".join(modalities), metrics.accuracy, *data))
+    for modalities in heard(scores.source):
         data = scores.data(final(scores, *modalities))
         cells.append(score_cell("no noise added", "+".join(modalities), metrics.accuracy, *data))
     note = "Not in the paper. Trained without noise; the signal-to-noise ratio is that of each turn."

@@ -198,6 +198,5 @@ def around(x, hidden, mean):
 
 def beyond_paper(train, hidden, mean):
     """{name: (x, hidden) -> x}: the last clip, a straight line, and a ridge regression."""
-    ways = {"last": impute_last, "linear": impute_linear}
-    ways = {name: partial(function, mean=mean) for name, function in ways.items()}
-    return {**ways, "ridge": fit_ridge(train, hidden, mean)}
+    last, linear = partial(impute_last, mean=mean), partial(impute_linear, mean=mean)
+    return {"last": last, "linear": linear, "ridge": fit_ridge(train, hidden, mean)}

@@ -186,11 +186,7 @@ def keep_states(u, manifest, accelerator, cache_root, cache_gb, where, how):
 
 def count_steps(backbone, modality, length):
     """How many steps a model makes of an input of some length."""
-    if modality == "text":
-        return length
-    if isinstance(backbone, encoders.WhisperEncoder):
-        return backbone.count_tokens(length)
-    return max(1, int(backbone._get_feat_extract_output_lengths(length)))
+    return length if modality == "text" else max(1, int(backbone._get_feat_extract_output_lengths(length)))
 
 
 def seconds_per_batch(u, backbone, accelerator, n):
