@@ -61,7 +61,7 @@ from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vector
 from common.results import start_run
 from common.sadok import data, figures, tables
 from common.sadok.codes import Masked, StatisticsHead, classify_by_svm, crops_of, extract_codes, fold_sets
-from common.sadok.vqvae import N_BINS, N_CODES, N_ROWS, PowerLinear, load_vqvae, train_vqvae
+from common.sadok.vqvae import N_BINS, N_ROWS, PowerLinear, load_vqvae, train_vqvae
 from common.training import Place, Recipe, Task, best_weights, load_best, make_accelerator, train_and_test
 
 # fmt: off
@@ -88,7 +88,8 @@ DEPTHS = (6, 12, 16, 20)          # Table 4
 TOKEN_SIZES = ("5x4", "10x2", "10x4", "10x8", "20x4", "20x8")  # Figure 3, t x d; the paper's own are lost
 
 # ---- VQ-VAE (Sec. 2.1 and 3.1.1) -----------------------------------------------------------
-CODE_SIZE = 8                     # of a codebook vector
+N_CODES = 256                     # k, vectors in the codebook; at most 256, so that a code takes a byte
+CODE_SIZE = 8                     # e, of a codebook vector
 VQVAE_LEARNING_RATE = 1e-3        # authors' code; the paper gives none
 VQVAE_BATCH_SIZE = 16             # clips per step ...
 VQVAE_FRAMES = 64                 # ... and frames of each: 1,024 frames, as in the authors' code
@@ -483,7 +484,8 @@ def pretrain_vqvae(accelerator, pretraining):
     """The VQ-VAE of a pretraining, trained where it is not there yet."""
     recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_BATCH_SIZE, schedule="cosine", seed=SEEDS[0])
     how = {"select_by": "lowest itakura_saito", "eval_batch_size": VQVAE_BATCH_SIZE, "workers": WORKERS}
-    return train_vqvae(accelerator, pretraining, replace(recipe, **how), CODE_SIZE, VQVAE_FRAMES, VQVAE_STEPS)
+    recipe, codebook = replace(recipe, **how), (N_CODES, CODE_SIZE)
+    return train_vqvae(accelerator, pretraining, recipe, codebook, VQVAE_FRAMES, VQVAE_STEPS)
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -591,6 +593,7 @@ def check_constants(rows):
         (FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
         (len(BETAS) == 2 and max(BETAS) < 1, "BETAS: two numbers below 1"),
         (len(QUERY_BLOCKS) == 2, "QUERY_BLOCKS: two numbers"),
+        (2 <= N_CODES <= 256, "N_CODES: from 2 to 256"),
         (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
         (VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
     )

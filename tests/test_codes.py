@@ -31,7 +31,7 @@ def noise(n_samples, seed):
 
 def random_vqvae(seed=0):
     torch.manual_seed(seed)
-    model = VQVAE(code_size=8).eval()
+    model = VQVAE(256, 8).eval()
     model.codebook.vectors.normal_(0, 0.1)
     return model
 

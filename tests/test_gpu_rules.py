@@ -91,8 +91,8 @@ for row in {{row for rows in planned.values() for row in rows.values() if row.he
     outputs(m.EmotionClassifier(*made_of), lambda model, batch: {{"logits": model(batch["x"])}}, {{"x": x}})
 from common.sadok import vqvae
 batch = {{"power": torch.rand(8, 4, 513) * 1e5}}
-step(vqvae.VQVAE(8), vqvae.vqvae_loss, batch, m.replace(recipe, clip_norm=1.0))
-outputs(vqvae.VQVAE(8), vqvae.vqvae_outputs, batch)
+step(vqvae.VQVAE(256, 8), vqvae.vqvae_loss, batch, m.replace(recipe, clip_norm=1.0))
+outputs(vqvae.VQVAE(256, 8), vqvae.vqvae_outputs, batch)
 print("passed")
 """
 

@@ -38,7 +38,7 @@ def divergence(power, reconstruction):
 def small_model(power, seed=0):
     """A VQ-VAE with weights at random and codes spread over what its encoder makes of `power`."""
     torch.manual_seed(seed)
-    model = VQVAE(8)
+    model = VQVAE(256, 8)
     model.standardise(power)
     with torch.no_grad():
         model.codebook.vectors.copy_(vq.some_rows(model.embed(power).flatten(0, 1), 256))
@@ -181,7 +181,7 @@ def test_gradient_passes_straight_through():
 
 
 def test_parameters_and_shapes(power):
-    model = VQVAE(8)
+    model = VQVAE(256, 8)
     n = sum(p.numel() for p in model.parameters())
     # The authors' 33,305 hold 256 of five batch normalisations, the codebook and its sums
     assert n == 33305 - 256 - 2 * 256 * 8
@@ -190,7 +190,7 @@ def test_parameters_and_shapes(power):
     codes = model.encode(power[:3])
     assert codes.shape == (3, 64) and codes.dtype == torch.uint8
     assert model.decode(codes).shape == (3, 513) and (model.decode(codes) > 0).all()
-    assert VQVAE(4).embed(power[:3]).shape == (3, 64, 4)
+    assert VQVAE(256, 4).embed(power[:3]).shape == (3, 64, 4)
     assert model.encode(power[:0]).shape == (0, 64)
 
 
@@ -259,7 +259,7 @@ def test_code_depends_on_its_frame_alone_in_real_speech():
 
 def test_independence_test_sees_batch_normalisation(model, power):
     """With the authors' normalisation over the batch the same check fails."""
-    theirs = VQVAE(8)
+    theirs = VQVAE(256, 8)
     theirs.load_state_dict(model.state_dict())
     theirs.encoder[0] = nn.Sequential(theirs.encoder[0], nn.BatchNorm2d(16, track_running_stats=False))
     with pytest.raises(AssertionError):
@@ -339,7 +339,7 @@ def test_commitment_pulls_the_encoder_to_its_codes(power):
 
 def test_overfits_a_few_frames(power):
     torch.manual_seed(0)
-    model, few = VQVAE(8), power[40:72:4]
+    model, few = VQVAE(256, 8), power[40:72:4]
     model.standardise(power)
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     for _ in range(250):
@@ -393,7 +393,7 @@ def train(folder, clips, recipe=RECIPE, code_size=8):
     turns = [("clips", Turn(path.stem, "", 0, "", "", 0.0, 0.0, audio=str(path))) for path in clips]
     parts = {"turns": lambda: (turns[:4], turns[4:]), "identity": lambda: [turn[0] for turn in turns]}
     pretraining = SimpleNamespace(data_root="", folder=folder, **parts)
-    return vq.train_vqvae(make_accelerator("no"), pretraining, recipe, code_size, 6, 2)
+    return vq.train_vqvae(make_accelerator("no"), pretraining, recipe, (256, code_size), 6, 2)
 
 
 def state(model):

@@ -20,16 +20,7 @@ from torchaudio.functional import melscale_fbanks
 from common.extraction import Extraction, extract
 from common.files import file_hash
 from common.sadok.data import audio_paths, read_part
-from common.sadok.vqvae import (
-    HOP,
-    N_BINS,
-    N_CODES,
-    N_ROWS,
-    RATE_HZ,
-    cached_clip,
-    power_spectrogram,
-    read_clip,
-)
+from common.sadok.vqvae import HOP, N_BINS, N_ROWS, RATE_HZ, cached_clip, power_spectrogram, read_clip
 from common.store import Store
 from common.training import best_weights
 
@@ -109,9 +100,7 @@ class Crops:
     def features(self, index):
         """How often each code occurs in every four rows of a whole clip, for an SVM: (16 * 256,)."""
         groups = self.codes(index).reshape(-1, 16, 4).swapaxes(0, 1)
-        return np.concatenate(
-            [np.bincount(group.ravel(), minlength=N_CODES) / group.size for group in groups]
-        )
+        return np.concatenate([np.bincount(group.ravel(), minlength=256) / group.size for group in groups])
 
 
 class Powers(Crops):

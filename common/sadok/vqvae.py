@@ -29,7 +29,6 @@ N_FFT = 1024  # also the Hann window: 64 ms
 HOP = 320  # 20 ms, an overlap of 68.75 %: "70 %" in the paper
 N_BINS = 513  # D
 N_ROWS = 64  # D', codes per frame
-N_CODES = 256  # K
 
 POWER_FLOOR = 1e-10  # added to every power: a clip at full scale and 16 bits has noise of about 3e-8
 EMA_DECAY = 0.99  # of the codebook's running sums
@@ -164,11 +163,11 @@ class Residual(nn.Module):
 class VQVAE(nn.Module):
     """Frames of a power spectrogram (N, 513) <-> 64 codes each (N, 64); inside (N, channels, 1, bins)."""
 
-    def __init__(self, code_size):
+    def __init__(self, n_codes, code_size):
         super().__init__()
         self.register_buffer("mean", torch.zeros(N_BINS))  # of log power in the training set
         self.register_buffer("sd", torch.ones(N_BINS))
-        self.codebook = Codebook(N_CODES, code_size)
+        self.codebook = Codebook(n_codes, code_size)
         # Lengths along frequency: 513 -> 256 -> 128 -> 64, and back
         down = conv(1, 16, 4, 2, 1), nn.Tanh(), conv(16, 32, 4, 2, 1), nn.Tanh(), conv(32, 32, 3, 2, 1)
         code = Residual(32), Residual(32), nn.Tanh(), conv(32, code_size, 1, 1, 0)
@@ -253,7 +252,7 @@ def vqvae_outputs(model, batch):
     codes = model.encode(power)
     divergence = itakura_saito(log_power(power), log_power(model.decode(codes))).view(n_clips, -1).mean(1)
     codes = codes.long().view(n_clips, -1)
-    counts = torch.zeros(n_clips, N_CODES, device=power.device)
+    counts = torch.zeros(n_clips, len(model.codebook.vectors), device=power.device)
     return {"divergence": divergence, "counts": counts.scatter_add_(1, codes, torch.ones_like(codes).float())}
 
 
@@ -306,16 +305,16 @@ class Frames:
 # ---- Training ------------------------------------------------------------------------------
 
 
-def train_vqvae(accelerator, pretraining, recipe, code_size, frames_per_clip, steps):
+def train_vqvae(accelerator, pretraining, recipe, codebook, frames_per_clip, steps):
     """The VQ-VAE that the same call has left in the folder of a Pretraining, or a new one.
 
     An epoch has `steps` steps; the Itakura-Saito divergence on held-out speakers chooses it.
+    codebook  how many codes it has, and their size
     """
     folder = pretraining.folder / "vqvae"
     identity = {
-        "code_size": code_size,
         "spectrogram": [RATE_HZ, N_FFT, HOP, POWER_FLOOR],
-        "codebook": [N_CODES, EMA_DECAY, COMMITMENT, RESTART_BELOW, RESTART_SHARE],
+        "codebook": [*codebook, EMA_DECAY, COMMITMENT, RESTART_BELOW, RESTART_SHARE],
         "frames": [steps, frames_per_clip],
         "speech": pretraining.identity(),
     }
@@ -324,7 +323,7 @@ def train_vqvae(accelerator, pretraining, recipe, code_size, frames_per_clip, st
 
     def make_model():
         seed_step(recipe.seed)
-        model = VQVAE(code_size)
+        model = VQVAE(*codebook)
         items = [train_set[i % len(train_set), (recipe.seed, i)] for i in range(STATISTICS_CLIPS)]
         model.standardise(torch.cat(items))
         return model
@@ -338,6 +337,6 @@ def train_vqvae(accelerator, pretraining, recipe, code_size, frames_per_clip, st
 def load_vqvae(folder):
     """The VQ-VAE that `train_vqvae` left in a folder, on the CPU, in evaluation mode."""
     state = load_file(best_weights(folder))
-    model = VQVAE(state["codebook.vectors"].shape[1])
+    model = VQVAE(*state["codebook.vectors"].shape)
     load_trained(model, state)
     return model.eval()

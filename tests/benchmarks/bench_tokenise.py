@@ -58,7 +58,7 @@ def write_clips(folder):
 
 def random_vqvae():
     torch.manual_seed(0)
-    model = VQVAE(code_size=8).eval()
+    model = VQVAE(256, 8).eval()
     model.codebook.vectors.normal_(0, 0.1)
     return model
 
