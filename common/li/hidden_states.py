@@ -97,9 +97,10 @@ class Utterances:
             there = [n for n in target_first(window, target) if window[n] is not None]
             ids = [window[n] if window[n] in self.states else SILENCE for n in there]
             at = [self.states.row_of(i) for i in ids]
-            rows.append(torch.cat([torch.arange(first[i], first[i] + count[i]) for i in at]))
-            places.append(torch.from_numpy(np.repeat(there, count[at])))
-            longest = max(longest, *count[at])  # as long as in collate_inputs, for equal draws of dropout
+            n, total = count[at], count[at].sum()
+            rows.append(torch.from_numpy(np.arange(total) + np.repeat(first[at] - n.cumsum() + n, n)))
+            places.append(torch.from_numpy(np.repeat(there, n)))
+            longest = max(longest, *n)  # as long as in collate_inputs, for equal draws of dropout
         rows, place = pad_sequence(rows, True), pad_sequence(places, True, len(windows[0]))
         states = rows if self.on_device is not None else torch.from_numpy(self.states["states"][rows.numpy()])
         return {"states": states, "place": place, "visible": (place == target)[:, :longest]}
