@@ -95,9 +95,18 @@ def calibrated(name="avid-cma", **changes):
 
 
 def calibrate(backbone, batches):
-    """As `measure` does, and without a file."""
+    """As `measure` does, and without a file; batches of (audio, video), None where there is none."""
     with tempfile.TemporaryDirectory() as folder:
-        measure(backbone, lambda: batches, Path(folder) / "measured.pt", "")
+        measure(backbone, of_each(batches), Path(folder) / "measured.pt", "")
+
+
+def of_each(batches):
+    """{"audio", "video"} -> batches of it."""
+    return lambda name: [x for x in (pair[name == "video"] for pair in batches) if x is not None]
+
+
+def features(backbone, audio, video):
+    return backbone("audio", audio), backbone("video", video)
 
 
 # ---- Networks ------------------------------------------------------------------------------
@@ -317,14 +326,14 @@ def test_what_a_backbone_lacks_is_measured_once_on_the_same_clips(tmp_path, name
         measure(backbone, batches, path, identity)
         return backbone
 
-    first = measured(lambda: [batch], "these clips")
+    first = measured(of_each([batch]), "these clips")
     assert first.identity() != backbone_of(name).identity()
-    unread = measured(lambda: pytest.fail("measured again"), "these clips")
+    unread = measured(lambda name: pytest.fail("measured again"), "these clips")
     assert unread.identity() == first.identity()
-    halved = measured(lambda: [tuple(x[:4] for x in batch)], "other clips")
+    halved = measured(of_each([tuple(x[:4] for x in batch)]), "other clips")
     assert halved.identity() != first.identity()
     files = write_checkpoints(tmp_path / "files", first)
-    assert measured(lambda: pytest.fail("nothing is missing"), "", files=files).unmeasured == []
+    assert measured(lambda name: pytest.fail("nothing is missing"), "", files=files).unmeasured == []
 
 
 @pytest.mark.parametrize(
@@ -368,11 +377,9 @@ def test_what_each_pair_reads_and_gives(tmp_path, name, width, n_parameters):
     assert n_parameters is None or count_parameters(backbone) == n_parameters
     assert inner(backbone, "video").pool is (torch.mean if name == "crisscross" else torch.amax)
     assert backbone_of(name, width, size=0).size == (224 if name == "avid-cma" else 112)
-    audio, video = backbone(*clips(2, backbone.rate_hz))
+    audio, video = features(backbone, *clips(2, backbone.rate_hz))
     assert audio.shape == video.shape == (2, 8 * width) and audio.dtype == video.dtype == torch.float32
     assert not audio.requires_grad and not [p for p in backbone.parameters() if p.requires_grad]
-    assert backbone(None, clips(1, 16000)[1])[0] is None
-    assert backbone(clips(1, backbone.rate_hz)[0], None)[1] is None
 
 
 @pytest.mark.parametrize("name", ["avid-cma", "crisscross"])
@@ -383,8 +390,8 @@ def test_features_belong_to_their_clip_alone_and_nothing_moves(tmp_path, name):
         part: {key: value.clone() for key, value in getattr(backbone, part).state_dict().items()}
         for part in ("audio", "video")
     }
-    first = backbone(audio, video)
-    again = backbone(audio.numpy(), video.numpy())
+    first = features(backbone, audio, video)
+    again = features(backbone, audio.numpy(), video.numpy())
     assert all(torch.equal(x, y) for x, y in zip(first, again))
     assert all(
         torch.equal(value, before[part][key])
@@ -392,7 +399,9 @@ def test_features_belong_to_their_clip_alone_and_nothing_moves(tmp_path, name):
         for key, value in getattr(backbone, part).state_dict().items()
     )
     assert not backbone.audio.training and not backbone.video.training
-    louder = backbone(torch.cat([audio[:1], 100 * audio[1:]]), torch.cat([video[:1], 255 - video[1:]]))
+    louder = features(
+        backbone, torch.cat([audio[:1], 100 * audio[1:]]), torch.cat([video[:1], 255 - video[1:]])
+    )
     for x, y in zip(first, louder):
         torch.testing.assert_close(x[0], y[0], atol=1e-4, rtol=1e-4)
         assert (x[1] - y[1]).abs().max() > 0.01
@@ -402,7 +411,7 @@ def test_features_belong_to_their_clip_alone_and_nothing_moves(tmp_path, name):
 def test_calibrated_random_networks_tell_clips_apart(name):
     """On clips that they were not calibrated on: neither faded, nor exploded, nor all the same."""
     backbone = calibrated(name, width=8)
-    for x in backbone(*clips(16, backbone.rate_hz, seed=9)):
+    for x in features(backbone, *clips(16, backbone.rate_hz, seed=9)):
         distance = torch.cdist(x, x) + 1e9 * torch.eye(16)
         assert torch.isfinite(x).all() and distance.min() > 0.05 * x.norm(dim=1).mean()
 
@@ -411,7 +420,7 @@ def test_calibrated_random_networks_tell_clips_apart(name):
 def test_zeros_lie_among_the_features_of_random_networks(name):
     """ "An all-zeros vector performs ... equivalently to an average feature vector" (Section 4.2)."""
     backbone = calibrated(name, width=8)
-    for x in backbone(*clips(64, backbone.rate_hz, seed=9)):
+    for x in features(backbone, *clips(64, backbone.rate_hz, seed=9)):
         assert (x.mean(0).abs() / x.std(0)).median() < 1 and 0.3 < x.std(0).median() < 3
 
 
@@ -435,7 +444,7 @@ def test_features_of_random_networks_can_be_read_linearly():
     audio, video = clips(360, backbone.rate_hz, seed=9)
     loudness = torch.linspace(-1.5, 0, 360)[torch.randperm(360, generator=seeded(3))][:, None]
     colour = video.amax((1, 2, 3)).float()  # of the square: the ground is dim
-    heard, seen = backbone(10**loudness * audio, video)
+    heard, seen = features(backbone, 10**loudness * audio, video)
     assert explained(heard, loudness) > 0.9
     assert explained(seen, colour) > 0.3
 
@@ -493,7 +502,7 @@ def test_checkpoints_as_the_authors_write_them_come_back(tmp_path, name, capsys)
     given = clips(3, backbone.rate_hz, seed=4)
     loaded = backbone_of(name, files=paths)
     told = capsys.readouterr().out.splitlines()[-2:]
-    for part, found in zip(("audio", "video"), loaded(*given)):
+    for part, found in zip(("audio", "video"), features(loaded, *given)):
         expected = inner(backbone, part)(backbone.read(part, dict(zip(("audio", "video"), given))[part]))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert loaded.unmeasured == [] and "random" not in "".join(told)
@@ -530,7 +539,7 @@ def test_the_old_format_of_files_is_read_too(tmp_path, capsys):
     loaded = backbone_of("crisscross", files=paths)
     given = clips(2, 16000)
     expected = inner(backbone, "video")(backbone.read("video", given[1]))
-    torch.testing.assert_close(loaded(*given)[1], expected)
+    torch.testing.assert_close(loaded("video", given[1]), expected)
     assert "video: 168 tensors" in capsys.readouterr().out
 
 
@@ -587,5 +596,5 @@ def test_real_clips_have_finite_features(tmp_path):
     backbone = calibrated("avid-cma")
     audio = torch.from_numpy(read_audio(path, rate_hz=backbone.rate_hz))
     frames = read_frames(path, short_side=SIZE)[0][2::4, :, :SIZE][:24]
-    found = backbone(audio[: 4 * 9600].view(4, 9600), frames.reshape(4, 6, SIZE, SIZE, 3))
+    found = features(backbone, audio[: 4 * 9600].view(4, 9600), frames.reshape(4, 6, SIZE, SIZE, 3))
     assert all(torch.isfinite(x).all() and x.std(0).max() > 0.01 for x in found)

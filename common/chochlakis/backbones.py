@@ -8,7 +8,6 @@ B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width
 
 import hashlib
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ N_FFT = 1024  # also the Hann window, in both
 AVID_HOP, AVID_BINS = 240, 257
 TOP_DB, POWER_FLOOR, STD_FLOOR = 100.0, 1e-10, 1e-5
 MIN_STD_DB = 1.0  # of a bin, where we measure it: noise has 4 dB, an empty bin less than 1
-MEL_HOP, MEL_BINS, MEL_TOP_HZ = 160, 80, 8000.0
+MEL_HOP, MEL_BINS = 160, 80
 MEL_FLOOR = float(np.finfo(np.float32).eps)  # as CrissCross has it
 MEL_MEAN, MEL_STD = -5.3688107, 4.410007
 # Standard deviations by which BatchNorm lifts what random networks compute: with 0, where half is cut off in
@@ -164,16 +163,14 @@ def log_spectrogram(samples):
     return amplitude_to_DB(power[:, None], 10.0, POWER_FLOOR, 0.0, TOP_DB)  # per clip of (B, 1, T, 257)
 
 
-@cache
-def mel_spectrogram():
-    """Slaney's 80 triangles of equal area between 0 and 8 kHz."""
-    slaney = {"norm": "slaney", "mel_scale": "slaney"}
-    return MelSpectrogram(16000, N_FFT, hop_length=MEL_HOP, f_max=MEL_TOP_HZ, n_mels=MEL_BINS, **slaney)
-
-
 def log_mel(samples):
-    """What CrissCross's audio network reads, of samples (B, S) at 16 kHz: (B, 1, 80, 1 + S // 160)."""
-    mel = mel_spectrogram().to(samples.device)(samples)  # (B, 80, T)
+    """What CrissCross's audio network reads, of samples (B, S) at 16 kHz: (B, 1, 80, 1 + S // 160).
+
+    Slaney's triangles of equal area between 0 and 8 kHz.
+    """
+    slaney = {"norm": "slaney", "mel_scale": "slaney"}
+    mel = MelSpectrogram(16000, N_FFT, hop_length=MEL_HOP, n_mels=MEL_BINS, **slaney)
+    mel = mel.to(samples.device)(samples)  # (B, 80, T)
     return (((mel + MEL_FLOOR).log() - MEL_MEAN) / MEL_STD)[:, None]
 
 
@@ -206,11 +203,14 @@ class Backbone(nn.Module):
         digest = hashlib.sha256()
         for key, tensor in self.state_dict().items():
             digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        sizes = {"backbone": self.name, "rate_hz": self.rate_hz, "fps": FPS, "size": self.size}
-        return {**sizes, "weights": digest.hexdigest()[:16], "precision": "fp32"}
+        return {"backbone": self.name, "size": self.size, "weights": digest.hexdigest()[:16]}
 
     def read(self, part, clips):
-        """What "bins", "audio" or "video" reads of clips as `forward` takes them."""
+        """What a part reads of clips.
+
+        part   "video", of frames (B, F, size, size, 3) uint8 at FPS; or "audio", of samples (B, S) float32 at
+               rate_hz, S > 512; or "bins", of the same
+        """
         clips = torch.as_tensor(clips).to(next(self.parameters()).device)
         if part == "video":
             return normalise_frames(clips, *IMAGENET)  # (B, 3, F, size, size)
@@ -220,18 +220,10 @@ class Backbone(nn.Module):
         return bins.flatten(0, 2) if part == "bins" else self.bins(bins.flatten(0, 2)).view_as(bins)
 
     @torch.no_grad()
-    def forward(self, audio, video):
-        """Features of clips (Section 3.2), each of which depends on its own clip alone, in float32.
-
-        audio  (B, S) float32 samples at rate_hz, S > 512; None = not wanted
-        video  (B, F, size, size, 3) uint8 frames at FPS; None = not wanted
-        Returns audio (B, D), video (B, D) on the device; None for what was None.
-        """
+    def forward(self, part, clips):
+        """Features (B, D) of the "audio" or "video" of clips, in float32; see `read` (Section 3.2)."""
         with exact():
-            return (
-                None if audio is None else self.audio(self.read("audio", audio)),
-                None if video is None else self.video(self.read("video", video)),
-            )
+            return getattr(self, part)(self.read(part, clips))
 
 
 def load_backbone(name, files, width, size, device, allow_pickle=False):
@@ -299,9 +291,8 @@ def load_fitting(network, weights, needed, path, sizes):
             f"{absent[0]}; name the authors' file for this network, and its sizes in {sizes}"
         )
     network.load_state_dict(own | loaded)
-    skipped, left = weights.keys() - loaded.keys(), own.keys() - loaded.keys()
-    report = f"{len(loaded)} tensors of {Path(path).name} loaded, skipped {listed(skipped)}"
-    return f"{report}; left as they were: {listed(left)}"
+    skipped, left = listed(weights.keys() - loaded.keys()), listed(own.keys() - loaded.keys())
+    return f"{len(loaded)} tensors of {Path(path).name} loaded, skipped {skipped}; left as they were: {left}"
 
 
 def listed(keys):
@@ -335,7 +326,7 @@ def measure(backbone, batches, path, identity):
     That is mean and sd of the log spectrogram's bins without AVID-CMA's file, and BatchNorm's statistics in
     random networks, so that every channel, and every feature at the end, has mean 0 and sd 1. A bin that
     hardly varies, as all above 8 kHz in what was once recorded at 16 kHz, must not be blown up.
-    batches         () -> iterable of (audio (B, S), video (B', F, size, size, 3)) of whole clips, None = none
+    batches         batches("audio" or "video") gives batches of whole clips
     path, identity  file to keep the outcome in; JSON-ready, which clips these are
     """
     kept = read_checkpoint(path) if backbone.unmeasured and Path(path).exists() else {}
@@ -343,8 +334,8 @@ def measure(backbone, batches, path, identity):
         backbone.load_state_dict(kept["state"])
     elif backbone.unmeasured:
         for part in backbone.unmeasured:
-            clips = (video if part == "video" else audio for audio, video in batches())
-            update_bn((backbone.read(part, x) for x in clips if x is not None), getattr(backbone, part))
+            clips = batches("video" if part == "video" else "audio")
+            update_bn((backbone.read(part, x) for x in clips), getattr(backbone, part))
             backbone.bins.running_var.clamp_(min=MIN_STD_DB**2)
         with atomic_path(path) as temporary:
             torch.save({"identity": identity, "state": backbone.state_dict()}, temporary)

@@ -7,6 +7,7 @@ lies beyond the end of a recording is silence and its last frame. Every file is 
 R recordings, N clips of each, S samples and F frames of a clip, D features. Modality 0 is audio, 1 is video.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,8 +91,7 @@ def fill_audio(audio, path, source_hz, clip_s, rate_hz):
     for n, piece in enumerate(pieces):
         found = samples[round(n * clip_s * source_hz) :][: len(piece)]
         piece[: len(found)] = found
-    if source_hz != rate_hz:
-        pieces = resample(torch.from_numpy(pieces), source_hz, rate_hz).numpy()
+    pieces = resample(torch.from_numpy(pieces), source_hz, rate_hz).numpy()
     audio[:, : pieces.shape[1]] = pieces[:, :n_samples]
     return len(samples) / source_hz
 
@@ -102,24 +102,21 @@ def read_turn(manifest, turn, backbone, n_clips, clip_s):
     return read_clips(audio, video, n_clips, clip_s, backbone.rate_hz, backbone.size)
 
 
-def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
-    """Yield (audio (B, S), video (B, F, H, W, 3)) of clips without padding, some 1,000, to measure on.
+def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size, name):
+    """Yield batches (B, S) or (B, F, H, W, 3) of clips without padding, some 1,000, to measure on.
 
-    None stands for a modality that the whole batch lacks. Recordings with a problem are passed over.
+    name  "audio" or "video"
     """
     size, whole_s = max(1, batch_size // n_clips), clip_s - PAD_TOLERANCE_S
     turns = turns[:: max(1, len(turns) // 256)][: MEASURED_BATCHES * size]
     for start in range(0, len(turns), size):
         found = []
         for turn in turns[start : start + size]:
-            try:
-                found.append(read_turn(manifest, turn, backbone, n_clips, clip_s))
-            except Exception:  # it is named as a problem when its features are extracted
-                continue
-        audio = [clips.audio[clips.audio_s > whole_s] for clips in found]
-        video = [clips.video[clips.video_s > whole_s] for clips in found if clips.video_s.any()]
-        if any(map(len, audio + video)):
-            yield tuple(np.concatenate(x) if any(map(len, x)) else None for x in (audio, video))
+            with suppress(Exception):  # it is named as a problem when its features are extracted
+                clips = read_turn(manifest, turn, backbone, n_clips, clip_s)
+                found += list(getattr(clips, name)[getattr(clips, f"{name}_s") > whole_s])
+        if found:
+            yield np.stack(found)
 
 
 # ---- Recordings to a store of features -----------------------------------------------------
@@ -128,8 +125,7 @@ def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size):
 def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
     """The store of the features of all clips of some recordings, extracted once; how: Extraction.
 
-    It has N rows for each recording: "audio" and "video" (N, D) float32, zeros where it lacks the modality,
-    and "audio_s", "video_s" (N,), the seconds of each clip that are not padding.
+    It has N rows for each recording: "audio" and "video" (N, D) float32, NaN where it lacks the modality.
     Raises UserError if the disk is too small, too many recordings have problems, or features are not finite.
     """
 
@@ -137,38 +133,25 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
         return turn.utterance_id, read_turn(manifest, turn, backbone, n_clips, clip_s)
 
     def compute(found):
-        arrays = features_of([clips for _, clips in found], backbone)  # (recordings, N, ...) each
-        for name in MODALITIES:
-            if (bad := ~np.isfinite(arrays[name]).all((1, 2))).any():
-                who = found[bad.argmax()][0]
-                raise UserError(f"{who}: its {name} features hold NaN; check the checkpoint")
-        return {name: np.concatenate(array) for name, array in arrays.items()}, [n_clips] * len(found)
+        arrays = {name: np.concatenate(features_of(name, found, backbone)) for name in MODALITIES}
+        return arrays, [n_clips] * len(found)
 
     identity = {"manifest": manifest.fingerprint(), "n_clips": n_clips, "clip_s": clip_s}
     identity |= backbone.identity()
     items, need_bytes = {turn.utterance_id: turn for turn in turns}, len(turns) * n_clips * 8 * backbone.dim
-    store = extract(items, read, compute, folder, identity, how, "clip features", need_bytes)
-    for m in MODALITIES:
-        seconds = store[f"{m}_s"].reshape(-1, n_clips)  # (recordings, N)
-        has = seconds.any(1)
-        n_padded = (seconds[has] < clip_s - PAD_TOLERANCE_S).sum()
-        print(f"  {m}: {n_padded:,} clips padded; {(~has).sum():,} recordings without, their features are 0")
-    return store
+    return extract(items, read, compute, folder, identity, how, "clip features", need_bytes)
 
 
-def features_of(found, backbone):
-    """What the store keeps of a list of Clips: {name: (recordings, N, ...)}."""
-    arrays, inputs = {}, {}
-    for m in MODALITIES:
-        seconds = arrays[f"{m}_s"] = np.stack([getattr(clips, f"{m}_s") for clips in found])
-        arrays[m] = np.zeros((*seconds.shape, backbone.dim), np.float32)
-        there = [getattr(clips, m) for clips, s in zip(found, seconds) if s.any()]
-        inputs[m] = torch.from_numpy(np.concatenate(there)) if there else None
-    for m, output in zip(MODALITIES, backbone(**inputs)):
-        if output is not None:
-            has = arrays[f"{m}_s"].any(1)
-            arrays[m][has] = output.cpu().numpy().reshape(-1, *arrays[m].shape[1:])
-    return arrays
+def features_of(name, found, backbone):
+    """Features (recordings, N, D) of the "audio" or "video" of some (id, Clips)."""
+    seconds = np.stack([getattr(clips, f"{name}_s") for _, clips in found])  # (recordings, N)
+    features, has = np.full((*seconds.shape, backbone.dim), np.nan, np.float32), seconds.any(1)
+    if has.any():
+        clips = np.concatenate([getattr(clips, name) for (_, clips), there in zip(found, has) if there])
+        features[has] = backbone(name, clips).cpu().numpy().reshape(-1, *features.shape[1:])
+    if (bad := has & ~np.isfinite(features).all((1, 2))).any():
+        raise UserError(f"{found[bad.argmax()][0]}: its {name} features hold NaN; check the checkpoint")
+    return features
 
 
 # ---- Features as tensors -------------------------------------------------------------------
@@ -215,10 +198,8 @@ def read_part(store, turns, classes=()):
         raise UserError(f"{store.folder}: none of the recordings could be read; see problems.csv there")
     rows = store.spans("audio")[0][at][:, None] + np.arange(store.meta["n_clips"])  # (R, N)
     x = torch.from_numpy(np.stack([store[name][rows] for name in MODALITIES], 1))  # (R, 2, N, D)
-    has = np.stack([store[f"{name}_s"][rows].any(1) for name in MODALITIES], 1)  # (R, 2)
-    missing = torch.from_numpy(~has)[..., None].expand(x.shape[:3])
     labels = torch.tensor([classes.index(turn.label) if classes else -1 for turn in turns])
-    return Part(turns, x, missing, labels, store.meta)
+    return Part(turns, x.nan_to_num(0.0), x[..., 0].isnan(), labels, store.meta)
 
 
 def generator_of(*numbers):

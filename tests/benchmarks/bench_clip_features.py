@@ -66,8 +66,8 @@ class NoBackbone:
     def identity(self):
         return {}
 
-    def __call__(self, audio, video):
-        return tuple(None if x is None else torch.zeros(len(x), self.dim) for x in (audio, video))
+    def __call__(self, name, clips):
+        return torch.zeros(len(clips), self.dim)
 
 
 # ---- Files ---------------------------------------------------------------------------------
