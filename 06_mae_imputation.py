@@ -44,9 +44,9 @@ from torch.nn import functional as F
 from common.chochlakis import imputation, tables
 from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, measure
 from common.chochlakis.clips import clip_batches, clip_features, generator_of, read_part
-from common.chochlakis.imputation import classes_of, impute, together, train, whole
+from common.chochlakis.imputation import classify, impute, probabilities, together, visible_first, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
-from common.chochlakis.tables import System
+from common.chochlakis.tables import WHOLE, System
 from common.extraction import Extraction
 from common.files import UserError, file_hash, hash_of
 from common.jobs import side_by_side
@@ -211,16 +211,6 @@ class Block(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-def visible_first(hidden):
-    """Where the visible clips are: at (..., V), in their order, of hidden (..., N).
-
-    V >= 1 is the number of those that the modality with most of them has; where there are fewer, hidden clips
-    follow. To be called on the CPU, since a GPU would have to be waited for.
-    """
-    n_most = max(1, int((~hidden).sum(-1).max()))
-    return hidden.byte().argsort(dim=-1, stable=True)[..., :n_most]
-
-
 class AVMAE(nn.Module):
     """Predicts the features of hidden clips from the visible ones of both modalities, after CAV-MAE [9].
 
@@ -306,7 +296,7 @@ class AVMAE(nn.Module):
         return torch.where(hidden[..., None], self.predict(x, hidden, at) * self.std + self.mean, x)
 
 
-# ---- Classifiers (Section 3.4) -------------------------------------------------------------
+# ---- Classifiers and baselines (Sections 3.4 and 3.5) --------------------------------------
 
 
 class LinearClassifier(nn.Module):
@@ -341,9 +331,6 @@ NETWORKS = {"linear": LinearClassifier, "gru": GRUClassifier}
 def classifier_loss(logits, labels):
     """Cross-entropy of each clip, or recording, on its own: logits (B, N or 1, C), labels (B,)."""
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1]))
-
-
-# ---- Baselines (Section 3.5) ---------------------------------------------------------------
 
 
 def backoff(both, audio, video, hidden, prior):
@@ -429,7 +416,7 @@ def first_autoencoder(data, first):
 
 
 def train_autoencoder(data, name, levels, rate, first):
-    """An AVMAE and its history, trained with new masks in every epoch; data.valid chooses the epoch.
+    """An AVMAE, trained with new masks in every epoch; data.valid chooses the epoch.
 
     levels  counts of hidden clips of either modality, by epoch; first: file of the first weights
     """
@@ -454,23 +441,23 @@ def train_autoencoder(data, name, levels, rate, first):
     recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss")
     identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
     task = Task(lambda: model, loss, outputs, figures)
-    return train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
+    return imputation.train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
 
 
 def pretrain(accelerator, name, store, turns):
     """Weights of an autoencoder trained on PRETRAIN_CORPUS at a fixed rate; one recording in 20 validates."""
-    part = read_part(store, turns)
-    order = torch.randperm(len(part), generator=generator_of(SEEDS[0], 4))
-    n_valid, levels = max(1, len(part) // 20), [count_of(FIXED_SHARE, part.n_clips)] * PRETRAIN_EPOCHS
-    valid, train = (part.rows(at.sort().values) for at in (order[:n_valid], order[n_valid:]))
+    order, n_valid = torch.randperm(len(turns), generator=generator_of(SEEDS[0], 4)), max(1, len(turns) // 20)
+    rows = order[n_valid:].sort().values, order[:n_valid].sort().values
+    train, valid = (read_part(store, [turns[i] for i in at]) for at in rows)
     folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name
     data = Data(train, valid, None, (), folder, SEEDS[0], accelerator)
+    levels = [count_of(FIXED_SHARE, train.n_clips)] * PRETRAIN_EPOCHS
     train_autoencoder(data, "pretrained", levels, PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT)
     return best_weights(data.folder / "pretrained")
 
 
 def fine_tune_autoencoders(data, first):
-    """{"curri-MAE", "MAE": (model, history)}: with the curriculum, and at the fixed rate (Section 4.4)."""
+    """{"curri-MAE", "MAE": AVMAE}: with the curriculum, and at the fixed rate (Section 4.4)."""
     n_clips = data.train.n_clips
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
@@ -480,29 +467,22 @@ def fine_tune_autoencoders(data, first):
     return {name: train_autoencoder(data, name, levels[name], rate, first) for name in levels}
 
 
-# ---- Imputing, and training the classifiers (Sections 3.4, 3.5 and 4.2) --------------------
+# ---- Imputing, classifying and testing (Sections 3.4, 3.5, 4.2 and 4.3) --------------------
 
 
 def imputers_of(data, autoencoders):
     """{name: (x, hidden) -> x}: the constants of Section 3.5, others beyond the paper, the autoencoders."""
     mean, n_clips = data.train.mean(), data.train.n_clips
-    constants = {"zeros": torch.zeros_like(mean), "mean": mean}
-    found = {name: partial(impute_constant, constant=vector) for name, vector in constants.items()}
+    found = {"zeros": partial(impute_constant, constant=torch.zeros_like(mean))}
     if BEYOND_PAPER:
         lost = draw_mixture(len(data.train), n_clips, range(1, n_clips), 1, generator_of(data.seed, 6))
-        found |= imputation.beyond_paper(data.train, lost, mean)
-    return found | {n: partial(impute_by_model, data.accelerator, m) for n, (m, _) in autoencoders.items()}
-
-
-def impute_by_model(accelerator, model, x, hidden):
-    """Impute x (R, 2, N, D) under every mask of hidden (M, R, 2, N) by an AVMAE -> (M, R, 2, N, D)."""
-    filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
-    for rows in torch.arange(len(filled)).split(EVAL_BATCH_SIZE):
-        batch = filled[rows], lost[rows], visible_first(lost[rows])
-        with accelerator.autocast():
-            imputed = model.impute(*(tensor.to(accelerator.device) for tensor in batch))
-        filled[rows] = imputed.to(filled)
-    return filled.unflatten(0, hidden.shape[:2])
+        found["mean"] = partial(impute_constant, constant=mean)
+        found["last"] = partial(imputation.impute_in_time, mean=mean, share=0.0)
+        found["linear"] = partial(imputation.impute_in_time, mean=mean)
+        found["ridge"] = imputation.fit_ridge(data.train, lost, mean)
+    for name, model in autoencoders.items():
+        found[name] = partial(imputation.impute_by_model, data.accelerator, model, EVAL_BATCH_SIZE)
+    return found
 
 
 def training_inputs(data, system, imputers):
@@ -518,10 +498,10 @@ def training_inputs(data, system, imputers):
     return inputs
 
 
-def train_classifier(data, system, inputs, first, imputed_by):
+def train_classifier(data, system, inputs, first):
     """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
-    first  the classifier that fine-tuning starts from, or None; imputed_by: identity of an autoencoder
+    first  the classifier that fine-tuning starts from, or None
     """
     (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels.numpy()
     model = build(data.seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
@@ -538,30 +518,50 @@ def train_classifier(data, system, inputs, first, imputed_by):
         return classifier_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
     def outputs(model, batch):
-        return {"class": classes_of(model(batch["x"].flatten(0, 1))).view(len(batch["x"]), -1)}
+        classes = model(batch["x"].flatten(0, 1)).softmax(2).mean(1).argmax(1)
+        return {"class": classes.view(len(batch["x"]), -1)}
 
     def figures(found, _):
         return {"accuracy": (found["class"] == y_valid[:, None]).mean()}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, data.seed)
-    identity = {"classes": data.classes, "masks": TRAIN_MASKS, "imputed_by": imputed_by}
+    autoencoder = best_weights(data.folder / system.imputer)
+    identity = {"classes": data.classes, "masks": TRAIN_MASKS}
+    identity["imputed_by"] = file_hash(autoencoder) if autoencoder.exists() else ""
     task = Task(lambda: model, loss, outputs, figures)
-    return train(data, system.slug(), model, task, (train_batch, valid_batch), recipe, identity)[0]
+    name = "_".join(filter(None, system))  # of its folder, such as linear_curri-MAE_all
+    return imputation.train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
 
 
-def train_classifiers(data, systems, imputers, autoencoders):
+def train_classifiers(data, systems, imputers):
     """{System: classifier}: trained on whole features, then fine-tuned on imputed ones, or not."""
     trained = {}
     for system in systems:
         trained[system] = pristine = trained.get(System(system.classifier, "none"))
-        if system.tuned or system.imputer in tables.WHOLE:
-            _, history = autoencoders.get(system.imputer, (None, {"identity": ""}))
-            how = training_inputs(data, system, imputers), pristine if system.tuned else None
-            trained[system] = train_classifier(data, system, *how, history["identity"])
+        if system.tuned or system.imputer in WHOLE:
+            inputs = training_inputs(data, system, imputers)
+            trained[system] = train_classifier(data, system, inputs, pristine if system.tuned else None)
     return trained
 
 
-# ---- One backbone and seed, trained and tested (Section 4.3) -------------------------------
+def predict(data, classifiers, imputers):
+    """{(System, k): classes (M, R)} of the test part, k clips lost; {(imputer, k): errors of features}."""
+    test, predicted, errors = data.test, {}, {}
+    for system in (s for s in classifiers if s.imputer in WHOLE):
+        predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
+    for k, hidden in draw_test_masks(len(test), test.n_clips).items():
+        for name, imputer in imputers.items():
+            x = impute(imputer, data.train, test, hidden)
+            errors[name, k] = imputation.unexplained(data.train, test, x, hidden)
+            for system in (s for s in classifiers if s.imputer == name):
+                predicted[system, k] = classify(classifiers[system], together(x))
+        if "linear" in CLASSIFIERS:
+            experts = {name: classifiers[System("linear", name)] for name in WHOLE}
+            clips = [probabilities(model, whole(test, name)[0]) for name, model in experts.items()]
+            prior = data.train.labels.bincount(minlength=len(data.classes)) / len(data.train)
+            found = backoff(*clips, hidden | test.missing, prior)  # (M, R, C)
+            predicted[System("linear", "backoff"), k] = found.argmax(2).numpy()
+    return predicted, errors
 
 
 def run_seed(name, seed, store, fold, classes, first):
@@ -569,12 +569,9 @@ def run_seed(name, seed, store, fold, classes, first):
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
     folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
     data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION, DETERMINISTIC))
-    autoencoders = fine_tune_autoencoders(data, first)
-    imputers, n_clips = imputers_of(data, autoencoders), data.test.n_clips
-    systems = tables.plan(CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
-    classifiers = train_classifiers(data, systems, imputers, autoencoders)
-    what = classifiers, imputers, draw_test_masks(len(data.test), n_clips), backoff, EVAL_BATCH_SIZE
-    return data.test, *imputation.predict(data.train, data.test, *what)
+    imputers = imputers_of(data, fine_tune_autoencoders(data, first))
+    systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
+    return data.test, *predict(data, train_classifiers(data, systems, imputers), imputers)
 
 
 # ---- Main ----------------------------------------------------------------------------------
@@ -625,22 +622,23 @@ def main():
         recordings = [turn for turn in unlabelled.turns if turn.audio or turn.video]
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
 
-    stores, first = {}, dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
+    stores, unlabelled_stores = {}, {}
     for name in BACKBONES:
         backbone = backbone_of(name, accelerator.device, unlabelled or manifest, recordings)
         stores[name] = features_of(manifest, turns, backbone)
         if PRETRAIN_CORPUS:
-            first[name] = features_of(unlabelled, recordings, backbone)
+            unlabelled_stores[name] = features_of(unlabelled, recordings, backbone)
     if PREPARE_ONLY:
         return
-    for name in BACKBONES if PRETRAIN_CORPUS else ():
-        first[name] = pretrain(accelerator, name, first[name], recordings)
+    first = dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
+    for name, store in unlabelled_stores.items():
+        first[name] = pretrain(accelerator, name, store, recordings)
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
 
     outcomes, (n_clips, _) = tables.outcomes_of(found, SETTINGS), clips_of(manifest.corpus)
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), count_of(FIXED_SHARE, n_clips), BEYOND_PAPER)
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
     tables.write_predictions(run, outcomes, fold.name, manifest.classes)
     run.finish()
 

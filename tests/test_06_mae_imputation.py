@@ -272,7 +272,7 @@ def imputers(script, part):
     script.DECODER_HEADS, script.DECODER_DEPTH = 2, 1
     model = script.AVMAE(part.x.shape[3]).eval()
     data = SimpleNamespace(train=part, seed=0, accelerator=make_accelerator("no"))
-    return script.imputers_of(data, {"curri-MAE": (model, {})}), model
+    return script.imputers_of(data, {"curri-MAE": model}), model
 
 
 @pytest.mark.parametrize("name", ["curri-MAE", "zeros", "mean", "last", "linear", "ridge"])
@@ -339,7 +339,7 @@ def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
     part.labels = torch.arange(8)
     x = torch.arange(3.0)[:, None, None, None].expand(3, 8, 2, 1)  # the number of the mask
     data = script.Data(part, part, part, tuple("abcdefgh"), tmp_path, 0, make_accelerator("no"))
-    script.train_classifier(data, tables.System("linear", "zeros", "all"), (x, x), None, "")
+    script.train_classifier(data, tables.System("linear", "zeros", "all"), (x, x), None)
     (train_set,) = seen.values()
     batches = [train_set.collate([(i, (0, epoch, i)) for i in range(8)]) for epoch in range(6)]
     assert all(batch["labels"].tolist() == list(range(8)) for batch in batches)

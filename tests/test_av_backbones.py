@@ -15,10 +15,9 @@ from torch.nn import functional as F
 
 from common.chochlakis.backbones import (
     AVID_BINS,
+    Backbone,
     R2Plus1D,
     R2Plus1DBlock,
-    avid_audio,
-    crisscross_audio,
     load_backbone,
     log_mel,
     log_spectrogram,
@@ -129,7 +128,7 @@ def features(backbone, audio, video):
             },
         ),
         (
-            avid_audio(64),
+            Backbone("avid-cma", 64, SIZE).audio,
             4_725_696,
             54,
             {
@@ -140,7 +139,7 @@ def features(backbone, audio, video):
             },
         ),
         (
-            crisscross_audio(64),
+            Backbone("crisscross", 64, SIZE).audio,
             11_170_240,
             120,
             {
@@ -222,7 +221,7 @@ def test_the_video_network_is_its_stages_and_a_global_pool(pool):
 
 
 def test_the_audio_network_of_crisscross_is_torchvisions_resnet18():
-    network = uneven(crisscross_audio(64))
+    network = uneven(Backbone("crisscross", 64, SIZE).audio)
     reference = torchvision.models.resnet18(weights=None)
     reference.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     reference.fc = torch.nn.Identity()
@@ -237,7 +236,7 @@ def test_the_audio_network_of_crisscross_is_torchvisions_resnet18():
 
 
 def test_the_audio_network_of_avid_by_torchs_functions():
-    network, x = uneven(avid_audio(3)), noise(2, 1, 40, AVID_BINS)
+    network, x = uneven(Backbone("avid-cma", 3, SIZE).audio), noise(2, 1, 40, AVID_BINS)
     state = network.state_dict()
 
     def layer(x, conv, norm, stride, padding):

@@ -47,7 +47,11 @@ def impute_zeros(x, hidden, mean):
     return script.impute_constant(x, hidden, torch.zeros_like(mean))
 
 
-IMPUTERS = (impute_zeros, script.impute_constant, imputation.impute_last, imputation.impute_linear)
+def impute_last(x, hidden, mean):
+    return imputation.impute_in_time(x, hidden, mean, share=0.0)
+
+
+IMPUTERS = (impute_zeros, script.impute_constant, impute_last, imputation.impute_in_time)
 
 
 def features(n, n_clips=N, seed=0):
@@ -368,12 +372,11 @@ def test_imputed_features_are_on_the_original_scale():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 512])
-def test_many_masks_and_small_batches_are_the_same_as_one_by_one(monkeypatch, batch_size):
-    monkeypatch.setattr(script, "EVAL_BATCH_SIZE", batch_size)
+def test_many_masks_and_small_batches_are_the_same_as_one_by_one(batch_size):
     model, x = avmae().eval(), features(6)
     hidden = torch.stack([GAPS, script.draw_mixture(6, N, range(N), 1, seeded())[0], NOTHING])
     before = x.clone()
-    found = script.impute_by_model(make_accelerator("no"), model, x, hidden)
+    found = imputation.impute_by_model(make_accelerator("no"), model, batch_size, x, hidden)
     assert found.shape == (3, 6, 2, N, D) and torch.equal(x, before), "the caller's features have changed"
     for mask, sample in np.ndindex(3, 6):
         alone = impute(model, x[sample : sample + 1], hidden[mask, sample : sample + 1])[0]
@@ -477,7 +480,7 @@ def test_the_linear_classifier_reads_every_clip_alone():
     wanted = -torch.stack([logits[b, n].log_softmax(0)[labels[b]] for b, n in np.ndindex(8, N)]).mean()
     torch.testing.assert_close(script.classifier_loss(head(x), labels), wanted, atol=1e-4, rtol=1e-4)
     expected = sum(head.eval()(x[:, n : n + 1])[:, 0].softmax(1) for n in range(N)) / N
-    assert (imputation.classify(head, x[None], 3)[0] == expected.argmax(1).numpy()).all()
+    assert (imputation.classify(head, x[None])[0] == expected.argmax(1).numpy()).all()
 
 
 def test_the_gru_classifier_reads_the_final_state():
@@ -490,7 +493,7 @@ def test_the_gru_classifier_reads_the_final_state():
         state = cell(inputs[:, n], state)
     expected, labels = head.linear(state), torch.tensor([0, 1, 2, 0, 1, 2])
     torch.testing.assert_close(head(x)[:, 0], expected, atol=1e-5, rtol=1e-5)
-    assert (imputation.classify(head, x[None], 4)[0] == expected.argmax(1).numpy()).all()
+    assert (imputation.classify(head, x[None])[0] == expected.argmax(1).numpy()).all()
     loss = script.classifier_loss(head(x), labels)
     torch.testing.assert_close(loss, F.cross_entropy(expected, labels), atol=1e-5, rtol=1e-5)
 
@@ -501,7 +504,7 @@ def test_classifiers_learn_eight_samples(monkeypatch, name):
     head, x, labels = uneven(script.NETWORKS[name](64, 4)), noise(8, N, 64), torch.arange(8) % 4
     train(head, lambda: script.classifier_loss(head(x), labels), 200, 2e-2)
     several = torch.stack([x, x])
-    assert (imputation.classify(head.eval(), several, 3) == labels.numpy()).all()
+    assert (imputation.classify(head.eval(), several) == labels.numpy()).all()
 
 
 def test_audio_and_video_stand_side_by_side():
@@ -550,7 +553,7 @@ def test_imputation_without_a_model_by_hand():
 
 def test_linear_interpolation_is_numpys():
     x, hidden = features(30, 10), script.draw_mixture(30, 10, range(10), 4, seeded())
-    found = imputation.impute_linear(x, hidden, torch.zeros(2, D))
+    found = imputation.impute_in_time(x, hidden, torch.zeros(2, D))
     for mask, sample, m in np.ndindex(4, 30, 2):
         seen = (~hidden[mask, sample, m]).nonzero()[:, 0]
         for d in range(D):
@@ -627,7 +630,7 @@ def test_ridge_finds_what_depends_linearly_on_what_is_seen():
     mean = x.mean((0, 2))
     hidden = torch.zeros(1, *x.shape[:3], dtype=torch.bool)
     hidden[:, :, 1] = True
-    ridge = imputation.beyond_paper(train, hidden, mean)["ridge"]
+    ridge = imputation.fit_ridge(train, hidden, mean)
     found = ridge(x, hidden)
     left = (found[0, :, 1] - x[:, 1]).square().mean() / (mean[1] - x[:, 1]).square().mean()
     assert left < 0.05 and torch.equal(found[0, :, 0], x[:, 0])

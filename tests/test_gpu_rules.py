@@ -216,7 +216,7 @@ cuda, c, part = pretend_cuda.Accelerator(PRECISION), toy.script, toy.part_of(8, 
 with pretend_cuda.PretendCuda():
     model = c.AVMAE(toy.D).to(cuda.device)
     hidden = c.draw_mixture(8, toy.N, [1, 3], 2, toy.seeded())
-    imputed = c.impute_by_model(cuda, model, part.x, hidden)
+    imputed = toy.imputation.impute_by_model(cuda, model, 64, part.x, hidden)
     assert imputed.dtype == torch.float32 and imputed.device.type == "cpu"
     for task, data in kept[::4]:
         batch = data["valid"].collate([(i, None) for i in range(8)])
@@ -224,7 +224,7 @@ with pretend_cuda.PretendCuda():
         assert len(training.forward_batch(cuda, task.make_model(), task.outputs, batch)) == 1
     for make in c.NETWORKS.values():
         head = make(2 * toy.D, 2).to(cuda.device)
-        assert toy.imputation.classify(head, toy.imputation.together(imputed), 4).shape == (2, 8)
+        assert toy.imputation.classify(head, toy.imputation.together(imputed)).shape == (2, 8)
     for name, rate_hz in (("avid-cma", 24000), ("crisscross", 16000)):
         backbone = Backbone(name, 2, 32).eval().to(cuda.device)
         frames = torch.zeros(3, 8, 32, 32, 3, dtype=torch.uint8)

@@ -122,7 +122,10 @@ def residual_blocks(n_in, n_out, stride):
 
 
 class AudioNetwork(nn.Module):
-    """A CNN on spectrograms -> (B, 8 w): a stem, four stages of make_stage(n_in, n_out, stride), a pool."""
+    """A CNN on spectrograms -> (B, 8 w): a stem, four stages of make_stage(n_in, n_out, stride), a pool.
+
+    AVID-CMA's reads the log spectrogram (B, 1, T, 257), CrissCross's, a ResNet-18, log-mel (B, 1, 80, T).
+    """
 
     def __init__(self, width, make_stage, strides, pool, *after_stem):
         super().__init__()
@@ -134,16 +137,6 @@ class AudioNetwork(nn.Module):
     def forward(self, x):
         x = self.block2(self.block1(self.conv1(x)))
         return self.pool(self.block4(self.block3(x)), (2, 3))
-
-
-def avid_audio(width):
-    """AVID-CMA's network on the log spectrogram (B, 1, T, 257), w = 64 in the paper."""
-    return AudioNetwork(width, AudioBlock, (2, 2, 2, 1), torch.amax)
-
-
-def crisscross_audio(width):
-    """CrissCross's ResNet-18 on the log-mel spectrogram (B, 1, 80, T), w = 64 in the paper."""
-    return AudioNetwork(width, residual_blocks, (1, 2, 2, 2), torch.mean, nn.MaxPool2d(3, 2, 1))
 
 
 # ---- What the audio networks read ----------------------------------------------------------
@@ -180,16 +173,17 @@ def log_mel(samples):
 class Backbone(nn.Module):
     """A frozen audio network and a frozen video network, as `load_backbone` makes them.
 
-    name   "avid-cma" or "crisscross"
-    width  w, 64 in the papers; features have D = 8 w dimensions
-    size   side of a frame in pixels
+    name   "avid-cma" or "crisscross"; width: w, 64 in the papers; size: side of a frame in pixels
     """
 
     def __init__(self, name, width, size):
         super().__init__()
         self.name, self.rate_hz, self.size, self.dim = name, RATES_HZ[name], size, 8 * width
-        audio, pool = (crisscross_audio, torch.mean) if name == "crisscross" else (avid_audio, torch.amax)
-        self.audio, self.video = audio(width), R2Plus1D(width, pool)
+        if name == "crisscross":
+            shape = residual_blocks, (1, 2, 2, 2), torch.mean, nn.MaxPool2d(3, 2, 1)
+        else:
+            shape = AudioBlock, (2, 2, 2, 1), torch.amax
+        self.audio, self.video = AudioNetwork(width, *shape), R2Plus1D(width, shape[2])
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight)
@@ -233,7 +227,6 @@ def load_backbone(name, files, width, size, device, allow_pickle=False):
                   random weights, or statistics that are to be measured; `measure` must follow
     size          side of a frame in pixels, 0 = the papers'
     allow_pickle  load checkpoints that hold more than tensors, which lets them run code of their own
-    Raises UserError where a file is missing, no checkpoint, or does not fit the networks.
     """
     backbone = build(0, Backbone, name, width, size or SIZES_PX[name])
     backbone.unmeasured = [part for part, file in files.items() if not file]

@@ -87,11 +87,9 @@ def fill_audio(audio, path, source_hz, clip_s, rate_hz):
     except Silence:
         return 0.0
     check_rate(path, source_hz, rate_hz)
-    pieces = np.zeros((n_clips, round(clip_s * source_hz)), np.float32)
-    for n, piece in enumerate(pieces):
-        found = samples[round(n * clip_s * source_hz) :][: len(piece)]
-        piece[: len(found)] = found
-    pieces = resample(torch.from_numpy(pieces), source_hz, rate_hz).numpy()
+    padded = np.zeros(n_clips * round(clip_s * source_hz), np.float32)
+    padded[: len(samples)] = samples[: len(padded)]
+    pieces = resample(torch.from_numpy(padded).view(n_clips, -1), source_hz, rate_hz).numpy()
     audio[:, : pieces.shape[1]] = pieces[:, :n_samples]
     return len(samples) / source_hz
 
@@ -126,15 +124,13 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
     """The store of the features of all clips of some recordings, extracted once; how: Extraction.
 
     It has N rows for each recording: "audio" and "video" (N, D) float32, NaN where it lacks the modality.
-    Raises UserError if the disk is too small, too many recordings have problems, or features are not finite.
     """
 
     def read(turn):
-        return turn.utterance_id, read_turn(manifest, turn, backbone, n_clips, clip_s)
+        return read_turn(manifest, turn, backbone, n_clips, clip_s)
 
     def compute(found):
-        arrays = {name: np.concatenate(features_of(name, found, backbone)) for name in MODALITIES}
-        return arrays, [n_clips] * len(found)
+        return {name: features_of(name, found, backbone) for name in MODALITIES}, [n_clips] * len(found)
 
     identity = {"manifest": manifest.fingerprint(), "n_clips": n_clips, "clip_s": clip_s}
     identity |= backbone.identity()
@@ -143,14 +139,14 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
 
 
 def features_of(name, found, backbone):
-    """Features (recordings, N, D) of the "audio" or "video" of some (id, Clips)."""
-    seconds = np.stack([getattr(clips, f"{name}_s") for _, clips in found])  # (recordings, N)
-    features, has = np.full((*seconds.shape, backbone.dim), np.nan, np.float32), seconds.any(1)
+    """Features (recordings * N, D) of the "audio" or "video" of some Clips."""
+    has = np.repeat([getattr(clips, f"{name}_s").any() for clips in found], len(found[0].audio))
+    features = np.full((len(has), backbone.dim), np.nan, np.float32)
     if has.any():
-        clips = np.concatenate([getattr(clips, name) for (_, clips), there in zip(found, has) if there])
-        features[has] = backbone(name, clips).cpu().numpy().reshape(-1, *features.shape[1:])
-    if (bad := has & ~np.isfinite(features).all((1, 2))).any():
-        raise UserError(f"{found[bad.argmax()][0]}: its {name} features hold NaN; check the checkpoint")
+        there = [getattr(clips, name) for clips in found if getattr(clips, f"{name}_s").any()]
+        features[has] = backbone(name, np.concatenate(there)).cpu().numpy()
+    if not np.isfinite(features[has]).all():
+        raise UserError(f"the {name} features hold NaN; check the checkpoint")
     return features
 
 
@@ -185,10 +181,6 @@ class Part:
         """Mean (2, D) of the clips that are there; 0 for a modality that nobody has."""
         there = (~self.missing)[..., None]  # (R, 2, N, 1)
         return (self.x * there).sum((0, 2)) / there.sum((0, 2)).clamp(min=1)
-
-    def rows(self, at):
-        """The Part of some recordings, at (n,) int64."""
-        return Part([self.turns[i] for i in at], self.x[at], self.missing[at], self.labels[at], self.meta)
 
 
 def read_part(store, turns, classes=()):

@@ -5,14 +5,11 @@ x (R, 2, N, D) features of R recordings, 2 modalities, N clips; hidden (M, R, 2,
 under one of M masks; mean (2, D) of the training clips.
 """
 
-from functools import partial
-
 import numpy as np
 import torch
-from torch.nn import functional as F
 
+from common.chochlakis.backbones import MODALITIES
 from common.chochlakis.clips import generator_of
-from common.chochlakis.tables import WHOLE, System
 from common.training import Place, load_best, train_and_test
 
 PENALTY = 0.01  # of ridge regression, as a share of the inputs' mean square; not tuned
@@ -35,7 +32,7 @@ class Batches:
 
 
 def train(data, name, model, task, batches, recipe, identity):
-    """Train a model, or read it where it was trained before; returns it and its history.
+    """Train a model, or read it where it was trained before; returns it.
 
     batches  what gives batches of the training and of the validation recordings, for `Batches`
     """
@@ -43,11 +40,32 @@ def train(data, name, model, task, batches, recipe, identity):
     identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
     place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
     sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
-    history = train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)["history"]
-    return load_best(model, place.folder).to(data.accelerator.device).eval(), history
+    train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)
+    return load_best(model, place.folder).to(data.accelerator.device).eval()
 
 
 # ---- Imputing and classifying --------------------------------------------------------------
+
+
+def visible_first(hidden):
+    """Where the visible clips are: at (..., V), in their order, of hidden (..., N).
+
+    V >= 1 is the number of those that the modality with most of them has; where there are fewer, hidden clips
+    follow. To be called on the CPU, since a GPU would have to be waited for.
+    """
+    n_most = max(1, int((~hidden).sum(-1).max()))
+    return hidden.byte().argsort(dim=-1, stable=True)[..., :n_most]
+
+
+def impute_by_model(accelerator, model, batch_size, x, hidden):
+    """Impute x (R, 2, N, D) under every mask of hidden (M, R, 2, N) by an AVMAE -> (M, R, 2, N, D)."""
+    filled, lost = x.repeat(len(hidden), 1, 1, 1), hidden.flatten(0, 1)  # (M * R, ...)
+    for rows in torch.arange(len(filled)).split(batch_size):
+        batch = filled[rows], lost[rows], visible_first(lost[rows])
+        with accelerator.autocast():
+            imputed = model.impute(*(tensor.to(accelerator.device) for tensor in batch))
+        filled[rows] = imputed.to(filled)
+    return filled.unflatten(0, hidden.shape[:2])
 
 
 def impute(imputer, train, part, hidden):
@@ -66,58 +84,18 @@ def together(x):
 
 def whole(part, imputer):
     """Inputs of whole recordings: (1, R, N, 2 D) for "none", (1, R, N, D) for "audio" and "video" alone."""
-    return together(part.x)[None] if imputer == "none" else part.x[None, :, ("audio", "video").index(imputer)]
-
-
-def classes_of(logits):
-    """The class of the largest mean probability over clips: logits (B, N, C) -> (B,)."""
-    return logits.softmax(2).mean(1).argmax(1)
+    return together(part.x)[None] if imputer == "none" else part.x[None, :, MODALITIES.index(imputer)]
 
 
 @torch.no_grad()
-def classify(model, x, batch_size):
-    """Classes of recordings under a classifier, x (M, R, N, n) -> (M, R) array."""
-    rows, device = x.flatten(0, 1).split(batch_size), model.linear.weight.device
-    labels = torch.cat([classes_of(model(some.to(device))) for some in rows])
-    return labels.unflatten(0, x.shape[:2]).cpu().numpy()
+def probabilities(model, x):
+    """Of the classes under a classifier, x (R, N, n) -> (R, N or 1, C)."""
+    return model(x.to(model.linear.weight.device)).softmax(2).cpu()
 
 
-def predict(train, test, classifiers, imputers, masks, backoff, batch_size):
-    """Predictions for a test Part, and how far off what was imputed is.
-
-    classifiers  {System: classifier}; imputers: {name: (x, hidden) -> x}; masks: {k: hidden} of k lost clips
-    backoff      06's
-    Returns {(System, k): (M, R)}, and {(imputer, k): [audio, video] in %}.
-    """
-    predicted, errors, lossy = {}, {}, {}
-    for system, model in classifiers.items():
-        if system.imputer in WHOLE:
-            predicted[system, 0] = classify(model, whole(test, system.imputer), batch_size)
-        else:
-            lossy.setdefault(system.imputer, []).append(system)
-    for k, hidden in masks.items():
-        for name, systems in lossy.items():
-            if name == "backoff":
-                probabilities = back_off(train, test, classifiers, hidden, backoff)
-                predicted[systems[0], k] = probabilities.argmax(2).numpy()
-                continue
-            x = impute(imputers[name], train, test, hidden)
-            errors[name, k] = unexplained(train, test, x, hidden)
-            for system in systems:
-                predicted[system, k] = classify(classifiers[system], together(x), batch_size)
-    return predicted, errors
-
-
-@torch.no_grad()
-def back_off(train, test, classifiers, hidden, backoff):
-    """06's `backoff` (Section 3.5) on the three linear classifiers of whole recordings -> (M, R, C)."""
-    clips = []
-    for name in WHOLE:
-        model = classifiers[System("linear", name)]
-        logits = model(whole(test, name)[0].to(model.linear.weight.device))
-        clips.append(logits.softmax(2).cpu())  # (R, N, C)
-    prior = F.one_hot(train.labels, clips[0].shape[2]).float().mean(0)
-    return backoff(*clips, hidden | test.missing, prior)
+def classify(model, x):
+    """The classes of the largest mean probability over clips, x (M, R, N, n) -> (M, R) array."""
+    return np.stack([probabilities(model, of_mask).mean(1).argmax(1).numpy() for of_mask in x])
 
 
 def unexplained(train, test, x, hidden):
@@ -137,30 +115,21 @@ def unexplained(train, test, x, hidden):
 # ---- Not in the paper ----------------------------------------------------------------------
 
 
-def impute_last(x, hidden, mean):
-    """The last clip that was seen of the modality, the next one before any was, the mean where none is."""
-    return between(x, hidden, mean, torch.zeros_like)
+def impute_in_time(x, hidden, mean, share=1.0):
+    """Hidden clips on a straight line between the visible ones before and after them -> (M, R, 2, N, D).
 
-
-def impute_linear(x, hidden, mean):
-    """On a straight line in time between the neighbours that were seen, the nearest one at the ends."""
-    return between(x, hidden, mean, lambda share: share)
-
-
-def between(x, hidden, mean, weight):
-    """Hidden clips from the visible ones before and after them -> (M, R, 2, N, D).
-
-    weight  weight(share) is that of the clip after, where share is how far the clip is on the way to it
+    It is the nearest one at the ends, and the mean where none is visible. With share=0 it is the last visible
+    clip, or the next one before any was.
     """
     n_clips = hidden.shape[-1]
     place = torch.arange(n_clips)
     before = place.where(~hidden, -1).cummax(-1).values  # -1: none
     after = place.where(~hidden, n_clips).flip(-1).cummin(-1).values.flip(-1)  # N: none
-    share = weight((place - before) / (after - before).clamp(min=1))[..., None]
+    way = share * ((place - before) / (after - before).clamp(min=1))[..., None]
     before, after = before.where(before >= 0, after), after.where(after < n_clips, before)
     x = x.expand(*hidden.shape, -1)  # (M, R, 2, N, D)
     first, second = (x.take_along_dim(at.clamp(0, n_clips - 1)[..., None], -2) for at in (before, after))
-    line = torch.where(hidden.all(-1)[..., None, None], mean[:, None], torch.lerp(first, second, share))
+    line = torch.where(hidden.all(-1)[..., None, None], mean[:, None], torch.lerp(first, second, way))
     return torch.where(hidden[..., None], line, x)
 
 
@@ -190,13 +159,7 @@ def fit_ridge(train, hidden, mean):
 
 def around(x, hidden, mean):
     """The inputs (M, R, 2, N, 3 D) of `fit_ridge`; the training mean where no clip of a modality is seen."""
-    is_seen, line = ~hidden[..., None], impute_linear(x, hidden, mean)
+    is_seen, line = ~hidden[..., None], impute_in_time(x, hidden, mean)
     centre = torch.where(is_seen, x, 0.0).sum(-2) / is_seen.sum(-2).clamp(min=1)  # (M, R, 2, D)
     centre = torch.where(is_seen.any(-2), centre, mean).flatten(-2)[..., None, None, :]
     return torch.cat([line, centre.expand(*line.shape[:-1], -1)], -1)
-
-
-def beyond_paper(train, hidden, mean):
-    """{name: (x, hidden) -> x}: the last clip, a straight line, and a ridge regression."""
-    last, linear = partial(impute_last, mean=mean), partial(impute_linear, mean=mean)
-    return {"last": last, "linear": linear, "ridge": fit_ridge(train, hidden, mean)}

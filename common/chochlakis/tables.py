@@ -3,9 +3,10 @@
 `plan` lists every System that they need; 06 trains and tests them; `write` draws what they found. The paper
 gives its results as curves alone, so that none of its numbers stands beside ours but those of costs.
 
-S seeds, M masks, R test recordings, N clips, k of which are lost in either modality; k = 0: none is.
+S seeds, M masks, R test recordings, N clips, k of which are lost in either modality.
 """
 
+from collections import namedtuple
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,11 +19,7 @@ from common.panels import curve_panels
 from common.results import Cell, prediction_rows
 
 FIGURES = {"avid-cma": "2", "crisscross": "3"}
-WHOLE = {
-    "none": "Pristine",
-    "audio": "Audio only",
-    "video": "Video only",
-}  # nothing is lost of what they read
+WHOLE = {"none": "Pristine", "audio": "Audio only", "video": "Video only"}  # nothing is lost of these
 SIMPLE = {
     "zeros": "Regular",
     "mean": "Mean",
@@ -39,24 +36,17 @@ VERDICTS = {1: "wins", 0: "ties", -1: "loses"}
 # ---- Systems -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class System:
-    """A classifier, how lost clips are replaced before it, and what it was fine-tuned on."""
+# A classifier, "linear" or "gru"; how lost clips are replaced before it: one of WHOLE, "backoff", one of
+# SIMPLE, "MAE", "curri-MAE"; and what it was fine-tuned on: one of TUNED, or counts of lost clips such as
+# "4+7", "" = it was not.
+System = namedtuple("System", "classifier imputer tuned", defaults=[""])
 
-    classifier: str  # "linear" or "gru"
-    imputer: str  # one of WHOLE, "backoff", one of SIMPLE, "MAE", "curri-MAE"
-    tuned: str = ""  # "" = not at all; one of TUNED, or counts of lost clips such as "4+7"
 
-    def slug(self):
-        """Name of its folder, such as linear_curri-MAE_all."""
-        return "_".join(filter(None, (self.classifier, self.imputer, self.tuned)))
-
-    def label(self, n_clips):
-        """Its name in the paper's figures, or in their manner."""
-        name = NAMES.get(self.imputer, self.imputer)
-        if self.tuned in ("", *TUNED):
-            return name + TUNED.get(self.tuned, "")
-        return f"{name}-ft ({'+'.join(percent(int(k), n_clips) for k in self.tuned.split('+'))})"
+def label(system, n_clips):
+    """The name of a System in the paper's figures, or in their manner."""
+    mixture = "+".join(percent(int(k), n_clips) for k in system.tuned.split("+") if k.isdigit())
+    tuned = f"-ft ({mixture})" if mixture else TUNED.get(system.tuned, "")
+    return NAMES.get(system.imputer, system.imputer) + tuned
 
 
 def percent(k, n_clips):
@@ -125,8 +115,7 @@ class Outcome:
 
     def right(self, system, k):
         """Which predictions are right, (S, M, R) 0 or 1."""
-        found = self.predicted[system, 0 if system.imputer in WHOLE else k]
-        return (found == self.test.labels.numpy()).astype(int)
+        return (self.predicted[system, k] == self.test.labels.numpy()).astype(int)
 
     def score(self, system, k):
         """Accuracy with k lost clips as a Cell: its sd is over masks, of means over seeds."""
@@ -135,8 +124,8 @@ class Outcome:
         if len(runs) == 1:
             values, runs = right.mean((1, 2)), self.runs
         bounds = self.interval(metrics.accuracy, np.ones_like(right[0, 0]), right)
-        row = f"{system.classifier}: {system.label(n_clips)}"
-        column = "none lost" if system.imputer in WHOLE else f"{percent(k, n_clips)} lost"
+        row = f"{system.classifier}: {label(system, n_clips)}"
+        column = f"{percent(k, n_clips)} lost" if k else "none lost"
         return Cell(row, column, (100 * values).tolist(), runs, **bounds, n=len(self.test))
 
     def interval(self, metric, *right):
@@ -146,11 +135,15 @@ class Outcome:
         bounds = cluster_bootstrap(metric, *right, *how)
         return dict(zip(("low", "high"), 100 * np.array(bounds)))
 
+    def scores(self, system):
+        """The Cells of a System by level, or one where nothing is lost."""
+        return [self.score(system, k) for other, k in self.predicted if other == system]
+
     def series(self, system):
         """(x, y, low, high) of curve_panels: by level, low and high a standard deviation off."""
-        cells = [self.score(system, k) for k in self.levels]
-        y, sd = np.array([(cell.mean, cell.sd or 0.0) for cell in cells]).T
-        return [100 * k / self.test.n_clips for k in self.levels], y, y - sd, y + sd
+        x = [100 * k / self.test.n_clips for k in self.levels]
+        y, sd = np.array([[cell.mean, cell.sd or 0.0] for cell in self.scores(system)]).T * np.ones(len(x))
+        return x, y, y - sd, y + sd
 
     def note(self):
         """What every table and figure says."""
@@ -178,15 +171,15 @@ def outcomes_of(found, settings):
 # ---- Tables and figures --------------------------------------------------------------------
 
 
-def write(run, outcomes, classifiers, mixtures, fixed, beyond):
-    """All tables and figures of results; mixtures, fixed: counts of lost clips of Figure 4."""
+def write(run, outcomes, classifiers, mixtures, beyond):
+    """All tables and figures of results; mixtures: counts of lost clips of Figure 4."""
     for outcome in outcomes:
         number, name = FIGURES[outcome.name], outcome.name
         panels = {f"({a}) MAE + {c} and its baseline": curves_of(c) for a, c in zip("ab", classifiers)}
         stems = f"table_fig_{number}", f"fig_{number}_{name}"
         show(run, outcome, *stems, f"Figure {number}. Accuracy by level of dropout", panels)
         if "gru" in classifiers:
-            about = f"GRU, fine-tuned on imputations of the curriculum or of {fixed} lost clips. "
+            about = "GRU, fine-tuned on imputations of the curriculum or of the fixed rate. "
             stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
             show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         if beyond:
@@ -201,10 +194,8 @@ def show(run, outcome, table, figure, title, panels, about=""):
     """A table and a figure of panels {title: Systems}."""
     cells, series, about = [], {}, about + outcome.note()
     for name, systems in panels.items():
-        series[name] = {system.label(outcome.test.n_clips): outcome.series(system) for system in systems}
-        for system in systems:
-            levels = outcome.levels[:1] if system.imputer in WHOLE else outcome.levels
-            cells += [outcome.score(system, k) for k in levels]
+        series[name] = {label(system, outcome.test.n_clips): outcome.series(system) for system in systems}
+        cells += [cell for system in systems for cell in outcome.scores(system)]
     run.table(f"chochlakis_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
     drawn = curve_panels(series, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
     caption = f"{title}, {run.corpus}. {about} Bars: sd over masks."
@@ -234,7 +225,7 @@ def write_predictions(run, outcomes, fold, classes):
         for (system, k), labels in outcome.predicted.items():
             if k in (0, test.n_clips // 2):
                 lost = f", {percent(k, test.n_clips)} lost" if k else ""
-                name = f"{outcome.name} {system.classifier}: {system.label(test.n_clips)}{lost}"
+                name = f"{outcome.name} {system.classifier}: {label(system, test.n_clips)}{lost}"
                 found[name] = labels[:, 0]  # (S, R)
     seeds = enumerate(outcomes[0].settings["SEEDS"])
     runs = {(seed, fold): (slice(i, i + 1), range(len(test))) for i, seed in seeds}
