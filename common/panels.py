@@ -4,7 +4,7 @@ import numpy as np
 
 from common.plots import MARKERS, OKABE_ITO, plt
 
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))  # chance alone is dotted
 DODGE = 0.035  # between the points of neighbouring curves, as a share of the step along x
 
 
@@ -55,19 +55,20 @@ def value_maps(panels, *labels):
 
 
 def curve_panels(panels, xlabel, ylabel, chance):
-    """Lines with intervals side by side, {title: {name: (x, y, low, high)}}; chance: a dotted level.
+    """Lines with bars side by side, {title: {name: (x, y, low, high)}}; chance: a dotted level.
 
     A name looks alike in all panels. Points of one panel stand a little beside each other.
     """
     n, handles, looks = len(panels), {}, curve_looks(panels)
     fig, grid = plt.subplots(1, n, figsize=(5.6 * n + 2.6, 4.2), sharey=True, squeeze=False)
     for axes, (title, series) in zip(grid.flat, panels.items()):
+        handles["chance"] = axes.axhline(chance, color="black", linestyle=":", linewidth=1)
         for k, (name, (x, y, low, high)) in enumerate(series.items()):
             aside = DODGE * np.diff(x).min() if len(x) > 1 and len(set(y)) > 1 else 0.0
             error = np.abs(np.array([low, high], float) - y)
             x = np.array(x) + aside * (k - (len(series) - 1) / 2)
-            handles[name] = axes.errorbar(x, y, error, capsize=3, label=name, **looks[name])
-        handles["chance"] = axes.axhline(chance, color="black", linestyle=":", linewidth=1)
+            bars = error if error.any() else None
+            handles[name] = axes.errorbar(x, y, bars, capsize=3, label=name, **looks[name])
         axes.set(title=title, xlabel=xlabel)
     grid[0, 0].set_ylabel(ylabel)
     fig.legend(handles.values(), handles.keys(), loc="outside right upper", handlelength=3.5)

@@ -140,9 +140,10 @@ class Outcome:
         return [self.score(system, k) for other, k in self.predicted if other == system]
 
     def series(self, system):
-        """(x, y, low, high) of curve_panels: by level, low and high a standard deviation off."""
+        """(x, y, low, high) of curve_panels: by level, low and high a standard deviation over masks off."""
         x = [100 * k / self.test.n_clips for k in self.levels]
         y, sd = np.array([[cell.mean, cell.sd or 0.0] for cell in self.scores(system)]).T * np.ones(len(x))
+        sd *= system.imputer not in WHOLE  # where nothing is lost it is over seeds
         return x, y, y - sd, y + sd
 
     def note(self):
