@@ -53,7 +53,7 @@ from common.jobs import side_by_side
 from common.layers import TOKEN_STD, build, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, prepared_folder, read_manifest
 from common.results import start_run
-from common.training import Recipe, Task, best_weights, load_best, make_accelerator
+from common.training import Recipe, best_weights, load_best, make_accelerator
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -435,13 +435,9 @@ def train_autoencoder(data, name, levels, rate, first):
     def outputs(model, batch):
         return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    def figures(found, _):
-        return {"loss": found["loss"].mean(dtype=float)}
-
     recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss")
     identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
-    task = Task(lambda: model, loss, outputs, figures)
-    return imputation.train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
+    return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
 
 def pretrain(accelerator, name, store, turns):
@@ -503,7 +499,7 @@ def train_classifier(data, system, inputs, first):
 
     first  the classifier that fine-tuning starts from, or None
     """
-    (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels.numpy()
+    (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels
     model = build(data.seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
     if first:
         model.load_state_dict(first.state_dict())
@@ -512,25 +508,21 @@ def train_classifier(data, system, inputs, first):
         return {"x": x[torch.randint(len(x), rows.shape, generator=generator), rows], "labels": y[rows]}
 
     def valid_batch(rows, *_):
-        return {"x": x_valid[:, rows].transpose(0, 1)}  # (B, M, N, n)
+        return {"x": x_valid[:, rows].transpose(0, 1), "labels": y_valid[rows]}  # x (B, M, N, n)
 
     def loss(model, batch):
         return classifier_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
     def outputs(model, batch):
         classes = model(batch["x"].flatten(0, 1)).softmax(2).mean(1).argmax(1)
-        return {"class": classes.view(len(batch["x"]), -1)}
-
-    def figures(found, _):
-        return {"accuracy": (found["class"] == y_valid[:, None]).mean()}
+        return {"accuracy": (classes.view(len(batch["x"]), -1) == batch["labels"][:, None]).float()}
 
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, data.seed)
     autoencoder = best_weights(data.folder / system.imputer)
     identity = {"classes": data.classes, "masks": TRAIN_MASKS}
     identity["imputed_by"] = file_hash(autoencoder) if autoencoder.exists() else ""
-    task = Task(lambda: model, loss, outputs, figures)
     name = "_".join(filter(None, system))  # of its folder, such as linear_curri-MAE_all
-    return imputation.train(data, name, model, task, (train_batch, valid_batch), recipe, identity)
+    return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
 
 def train_classifiers(data, systems, imputers):

@@ -10,7 +10,7 @@ import torch
 
 from common.chochlakis.backbones import MODALITIES
 from common.chochlakis.clips import generator_of
-from common.training import Place, load_best, train_and_test
+from common.training import Place, Task, load_best, train_and_test
 
 PENALTY = 0.01  # of ridge regression, as a share of the inputs' mean square; not tuned
 
@@ -31,15 +31,21 @@ class Batches:
         return self.batch_of(rows, epoch, generator_of(seed, epoch, int(rows[0])))
 
 
-def train(data, name, model, task, batches, recipe, identity):
+def train(data, name, model, loss, outputs, batches, recipe, identity):
     """Train a model, or read it where it was trained before; returns it.
 
-    batches  what gives batches of the training and of the validation recordings, for `Batches`
+    loss, outputs  of a Task; the mean of an output over the validation recordings chooses the epoch
+    batches        what gives batches of the training and of the validation recordings, for `Batches`
     """
+
+    def figures(found, _):
+        return {name: values.mean(dtype=float) for name, values in found.items()}
+
     parts = {"train": data.train, "valid": data.valid}
     identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
     place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
     sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
+    task = Task(lambda: model, loss, outputs, figures)
     train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)
     return load_best(model, place.folder).to(data.accelerator.device).eval()
 
