@@ -12,7 +12,7 @@ Stages, each kept in <DATA_ROOT> and resumed after a kill, for each of BACKBONES
 autoencoder trained on PRETRAIN_CORPUS at a fixed rate, fine-tuned on CORPUS with the curriculum and at the
 fixed rate; classifiers on whole features, then on imputed ones. Writes results/06_mae_imputation/<corpus>/:
 chochlakis_fig_2, _3, _4 and their numbers as tables, table_cases (where the method wins, ties or loses),
-beyond the paper table_imputation, fig_baselines. Speed and latency: tests/benchmarks/bench_mae_step.py.
+beyond the paper table_imputation, table_epochs, fig_baselines. Speed: tests/benchmarks/bench_mae_step.py.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. One linear layer per modality leads into CAV-MAE's encoder and one out of its decoder, in place of those
@@ -46,7 +46,7 @@ from common.chochlakis.backbones import RATES_HZ, load_backbone, load_cavmae, me
 from common.chochlakis.clips import clip_batches, clip_features, generator_of, read_part
 from common.chochlakis.imputation import classify, impute, probabilities, together, visible_first, whole
 from common.chochlakis.splits import corpus_of, fold_of, protocol_text
-from common.chochlakis.tables import WHOLE, System
+from common.chochlakis.tables import LAST, WHOLE, System
 from common.extraction import Extraction
 from common.files import UserError, file_hash, hash_of
 from common.jobs import side_by_side
@@ -415,10 +415,11 @@ def first_autoencoder(data, first):
     return model
 
 
-def train_autoencoder(data, name, levels, rate, first):
-    """An AVMAE, trained with new masks in every epoch; data.valid chooses the epoch.
+def train_autoencoder(data, name, rate, first, levels, keep="best"):
+    """An AVMAE, trained with new masks in every epoch.
 
-    levels  counts of hidden clips of either modality, by epoch; first: file of the first weights
+    first   file of the first weights; levels: counts of hidden clips of either modality, by epoch
+    keep    the "best" epoch, with the lowest loss on data.valid, or the "last"
     """
     n_clips, model = data.train.n_clips, first_autoencoder(data, first)
     valid_lost = draw_mixture(len(data.valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
@@ -435,7 +436,7 @@ def train_autoencoder(data, name, levels, rate, first):
     def outputs(model, batch):
         return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss")
+    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss", keep=keep)
     identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
     return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
@@ -448,7 +449,7 @@ def pretrain(accelerator, name, store, turns):
     folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name
     data = Data(train, valid, None, (), folder, SEEDS[0], accelerator)
     levels = [count_of(FIXED_SHARE, train.n_clips)] * PRETRAIN_EPOCHS
-    train_autoencoder(data, "pretrained", levels, PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT)
+    train_autoencoder(data, "pretrained", PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT, levels)
     return best_weights(data.folder / "pretrained")
 
 
@@ -459,8 +460,10 @@ def fine_tune_autoencoders(data, first):
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
     curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
     fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
-    levels = {"curri-MAE": curriculum, "MAE": fixed}
-    return {name: train_autoencoder(data, name, levels[name], rate, first) for name in levels}
+    plan = {"curri-MAE": (curriculum, "best"), "MAE": (fixed, "best")}
+    if BEYOND_PAPER:
+        plan[LAST] = curriculum, "last"
+    return {name: train_autoencoder(data, name, rate, first, *how) for name, how in plan.items()}
 
 
 # ---- Imputing, classifying and testing (Sections 3.4, 3.5, 4.2 and 4.3) --------------------

@@ -37,7 +37,7 @@ NETWORKS = [
 ]
 SHORT = [*NETWORKS, "--CURRICULUM_STEP=3"]
 BACKBONES = {"avid-cma": "fig_2", "crisscross": "fig_3"}
-N_SYSTEMS = 29  # of either backbone; tests/test_chochlakis_tables.py counts them
+N_SYSTEMS = 31  # of either backbone; tests/test_chochlakis_tables.py counts them
 TEST_SPEAKERS, _ = draw_speakers([f"{1001 + i}" for i in range(7)], OTHERS[0])
 
 
@@ -74,7 +74,11 @@ def results(folder, corpus="demo_cremad"):
         "table_fig_2",
         "table_fig_3",
         "table_cases",
-        *(f"table_{what}_{name}" for what in ("fig_4", "imputation", "baselines") for name in BACKBONES),
+        *(
+            f"table_{what}_{name}"
+            for what in ("fig_4", "imputation", "epochs", "baselines")
+            for name in BACKBONES
+        ),
     ],
 )
 def test_every_table_is_there(demo, stem):
@@ -245,7 +249,7 @@ def test_no_prediction_depends_on_what_is_hidden(lab, monkeypatch, k):
         return {system: labels for (system, n_lost), labels in found.items() if n_lost == k}
 
     real = predicted(lambda x, hidden: x)
-    assert len(real) == 23
+    assert len(real) == 25
     changed = predicted(lambda x, hidden: torch.where(hidden, float("nan"), x))
     assert all(np.array_equal(real[system], changed[system]) for system in real)
     noise = predicted(

@@ -27,6 +27,7 @@ SIMPLE = {
     "linear": "Interpolation",
     "ridge": "Ridge",
 }
+LAST = "curri-MAE-last"  # curri-MAE of the last epoch, not of that with the lowest validation loss
 NAMES = {**WHOLE, **SIMPLE, "backoff": "Backoff"}
 TUNED = {"largest": "-ft", "all": "-ft-all"}
 OURS = {"linear": "largest", "gru": "all"}  # levels on which each classifier is fine-tuned (Section 4.2)
@@ -37,8 +38,8 @@ VERDICTS = {1: "wins", 0: "ties", -1: "loses"}
 
 
 # A classifier, "linear" or "gru"; how lost clips are replaced before it: one of WHOLE, "backoff", one of
-# SIMPLE, "MAE", "curri-MAE"; and what it was fine-tuned on: one of TUNED, or counts of lost clips such as
-# "4+7", "" = it was not.
+# SIMPLE, "MAE", "curri-MAE", LAST; and what it was fine-tuned on: one of TUNED, or counts of lost clips such
+# as "4+7", "" = it was not.
 System = namedtuple("System", "classifier imputer tuned", defaults=[""])
 
 
@@ -80,7 +81,8 @@ def plan(classifiers, mixtures, beyond):
     """Every System needed, once, those that others start from first."""
     systems = [system for name in classifiers for system in curves_of(name)]
     systems += figure_4(mixtures) if "gru" in classifiers else []
-    systems += [system for name in classifiers for system in simple(name)] if beyond else []
+    for name in classifiers if beyond else ():
+        systems += [*simple(name), System(name, LAST, OURS[name])]
     return sorted(dict.fromkeys(systems), key=lambda s: s.imputer not in WHOLE)
 
 
@@ -188,6 +190,7 @@ def write(run, outcomes, classifiers, mixtures, beyond):
             stems = f"table_baselines_{name}", f"fig_baselines_{name}"
             show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper. ")
             write_errors(run, outcome)
+            write_epochs(run, outcome, classifiers)
     write_cases(run, outcomes, classifiers)
 
 
@@ -217,6 +220,24 @@ def write_errors(run, outcome):
     )
     title = f"Error of imputed features, {run.corpus}"
     run.table(f"chochlakis_table_imputation_{outcome.name}", title, cells, about)
+
+
+def write_epochs(run, outcome, classifiers):
+    """Beyond the paper: does the autoencoder that reconstructs best also serve a classifier best?"""
+    cells, n, levels = [], len(outcome.test), outcome.levels
+    for system in (System(c, imputer, OURS[c]) for c in classifiers for imputer in ("curri-MAE", LAST)):
+        row = f"{system.classifier}: {label(system, outcome.test.n_clips)}"
+        accuracy = 100 * np.mean([outcome.right(system, k) for k in levels], (0, 2, 3))  # (S,)
+        cells.append(Cell(row, "accuracy", accuracy.tolist(), outcome.runs, n=n))
+        errors = np.mean([outcome.errors[system.imputer, k] for k in levels], 0).T  # (2, S)
+        found = ((name, values) for name, values in zip(MODALITIES, errors) if not np.isnan(values[0]))
+        cells += [Cell(row, f"error of {name}", values.tolist(), outcome.runs, n=n) for name, values in found]
+    about = (
+        "Not in the paper. curri-MAE is of the epoch with the lowest loss on validation speakers, curri-MAE-"
+        f"last of the last epoch. Means over all levels; errors as in table_imputation. {outcome.note()}"
+    )
+    title = f"The autoencoder of the best and of the last epoch, {run.corpus}"
+    run.table(f"chochlakis_table_epochs_{outcome.name}", title, cells, about)
 
 
 def write_predictions(run, outcomes, fold, classes):
