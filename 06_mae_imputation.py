@@ -80,7 +80,6 @@ CRISSCROSS_AUDIO = "data/checkpoints/aud_crisscross_audioset.pth.tar"  # the aut
 RANDOM_BACKBONES = False      # random weights, calibrated on PRETRAIN_CORPUS, or on training clips of CORPUS
 BACKBONE_WIDTH = 64           # of the first layer; features have 8 times as many dimensions
 FRAME_SIZE = 0                # side of a frame in pixels; 0 = the backbone's own, 224 or 112
-ALLOW_PICKLE = False          # load checkpoints that hold more than tensors, which lets them run code
 
 # ---- Masked autoencoder (Sec. 3.3 and 4.2) -------------------------------------------------
 CAVMAE_CHECKPOINT = "data/checkpoints/audio_model.21.pth"  # first weights; "" = random
@@ -372,7 +371,7 @@ def files_of(name):
 
 def backbone_of(name, device, manifest, turns):
     """A frozen Backbone; what it lacks is measured on some 1,000 clips of the turns of a corpus."""
-    backbone = load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE, device, ALLOW_PICKLE)
+    backbone = load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE, device)
     clips = clips_of(manifest.corpus)
     batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
     path = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / name / "measured.pt"
@@ -540,14 +539,15 @@ def train_classifiers(data, systems, imputers):
 
 
 def predict(data, classifiers, imputers):
-    """{(System, k): classes (M, R)} of the test part, k clips lost; {(imputer, k): errors of features}."""
+    """{(System, k): classes (M, R)} of the test part, k clips lost; {(imputer, k, modality): error}."""
     test, predicted, errors = data.test, {}, {}
     for system in (s for s in classifiers if s.imputer in WHOLE):
         predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
     for k, hidden in draw_test_masks(len(test), test.n_clips).items():
         for name, imputer in imputers.items():
             x = impute(imputer, data.train, test, hidden)
-            errors[name, k] = imputation.unexplained(data.train, test, x, hidden)
+            shares = imputation.unexplained(data.train, test, x, hidden)
+            errors |= {(name, k, modality): share for modality, share in shares.items()}
             for system in (s for s in classifiers if s.imputer == name):
                 predicted[system, k] = classify(classifiers[system], together(x))
         if "linear" in CLASSIFIERS:

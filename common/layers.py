@@ -81,22 +81,22 @@ def exact():
 # ---- Weights in files ----------------------------------------------------------------------
 
 
-def read_checkpoint(path, allow_pickle=False):
+def read_checkpoint(path):
     """The dict in a .pth file; its tensors stay on disk until they are used, where the file's format allows.
 
-    Raises UserError for a file that is absent, damaged, or, unless allow_pickle, holds objects besides
-    tensors, whose loading could run any code.
+    Raises UserError for a file that is absent, damaged, or holds objects besides tensors, whose loading could
+    run any code.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path of the checkpoint")
     try:
         in_zip = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=not allow_pickle)
+        content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=True)
     except DAMAGED as error:
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             what = f"holds an object of {found[1]} besides tensors, and loading it could run any code"
-            raise UserError(f"{path}: {what}; set ALLOW_PICKLE=True if you trust its source") from error
+            raise UserError(f"{path}: {what}; if you trust its source, save its weights alone") from error
         raise UserError(f"{path}: not a PyTorch checkpoint but {what_it_is(path, error)}") from error
     if not isinstance(content, dict):
         kind = type(content).__name__

@@ -616,7 +616,7 @@ def small_seed(folder):
 
 def test_a_seed_learns_what_is_easy(tmp_path):
     test, predicted, errors = small_seed(tmp_path)
-    assert len(predicted) == 6 + 25 * (N - 1) and len(errors) == 8 * (N - 1)
+    assert len(predicted) == 6 + 25 * (N - 1) and len(errors) == 8 * (N - 1) * 2
     right = {key: (labels == test.labels.numpy()).mean() for key, labels in predicted.items()}
     assert np.mean(list(right.values())) > 0.7 and np.isfinite(list(errors.values())).all()
 

@@ -229,7 +229,7 @@ def test_the_papers_rule():
 
 
 def test_errors_of_a_modality_that_nobody_has_are_left_out(tmp_path):
-    errors = {("zeros", 1): np.array([[150.0, np.nan]]), ("curri-MAE", 1): np.array([[80.0, np.nan]])}
+    errors = {("zeros", 1, "audio"): np.array([150.0]), ("curri-MAE", 1, "audio"): np.array([80.0])}
     fake = FakeRun(tmp_path)
     tables.write_errors(fake, outcome({}, errors=errors))
     found = {(c.row, c.column): c.values for c in fake.tables["chochlakis_table_imputation_avid-cma"]}
@@ -241,8 +241,8 @@ def test_the_last_epoch_beside_the_best_by_hand(tmp_path):
     last = System("linear", tables.LAST, "largest")
     predicted = {(METHOD, 1): right(6, 6), (METHOD, 2): right(8, 8), (METHOD, 3): right(7, 7)}
     predicted |= {(last, 1): right(4, 4), (last, 2): right(6, 6), (last, 3): right(5, 5)}
-    errors = {("curri-MAE", k): np.array([[x, np.nan]]) for k, x in ((1, 50.0), (2, 70.0), (3, 60.0))}
-    errors |= {(tables.LAST, k): np.array([[x, np.nan]]) for k, x in ((1, 60.0), (2, 90.0), (3, 75.0))}
+    errors = {("curri-MAE", k, "audio"): np.array([x]) for k, x in ((1, 50.0), (2, 70.0), (3, 60.0))}
+    errors |= {(tables.LAST, k, "audio"): np.array([x]) for k, x in ((1, 60.0), (2, 90.0), (3, 75.0))}
     fake = FakeRun(tmp_path)
     tables.write_epochs(fake, outcome(predicted, errors=errors), ("linear",))
     found = {(c.row, c.column): c.mean for c in fake.tables["chochlakis_table_epochs_avid-cma"]}

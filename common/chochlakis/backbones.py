@@ -220,20 +220,19 @@ class Backbone(nn.Module):
             return getattr(self, part)(self.read(part, clips))
 
 
-def load_backbone(name, files, width, size, device, allow_pickle=False):
+def load_backbone(name, files, width, size, device):
     """The frozen networks of Section 3.2 as a Backbone; prints where their weights come from.
 
-    files         {"audio", "video": checkpoint, "bins": npz}; AVID-CMA's checkpoint has both networks. "":
-                  random weights, or statistics that are to be measured; `measure` must follow
-    size          side of a frame in pixels, 0 = the papers'
-    allow_pickle  load checkpoints that hold more than tensors, which lets them run code of their own
+    files  {"audio", "video": checkpoint, "bins": npz}; AVID-CMA's checkpoint has both networks. "": random
+           weights, or statistics that are to be measured; `measure` must follow
+    size   side of a frame in pixels, 0 = the papers'
     """
     backbone = build(0, Backbone, name, width, size or SIZES_PX[name])
     backbone.unmeasured = [part for part, file in files.items() if not file]
     for part in MODALITIES:
         network, told = getattr(backbone, part), "random weights"
         if file := files[part]:
-            weights = network_weights(read_checkpoint(file, allow_pickle), part)
+            weights = network_weights(read_checkpoint(file), part)
             needed = [key for key in network.state_dict() if not key.endswith("num_batches_tracked")]
             told = load_fitting(network, weights, needed, file, "BACKBONE_WIDTH")
         else:

@@ -9,7 +9,6 @@ R recordings, N clips of each, S samples and F frames of a clip, D features. Mod
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class Clips:
 def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
     """Cut a recording into Clips, decoding it once.
 
-    audio_path  audio file or container; None = the container of the video, where that has sound
+    audio_path  audio file or container; None = the recording has no sound
     video_path  container; None = the recording has no video
     n_clips     N; clip n lasts from n * clip_s to (n + 1) * clip_s seconds
     rate_hz     sampling rate of the clips; S = round(clip_s * rate_hz)
@@ -60,11 +59,8 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
         with open_video(video_path) as opened:
             pictures, *span_s = read_pictures(*opened, wanted_s, n_clips * clip_s, size)
         video, video_s = pictures.reshape(video.shape), covered_s(*span_s, n_clips, clip_s)
-    own_file = audio_path and Path(audio_path) != Path(video_path or "")
-    source_hz = probe(audio_path or video_path).rate_hz
-    if own_file or source_hz:
-        seconds = fill_audio(audio, audio_path or video_path, source_hz, clip_s, rate_hz)
-        audio_s = covered_s(0.0, seconds, n_clips, clip_s)
+    if audio_path:
+        audio_s = covered_s(0.0, fill_audio(audio, audio_path, clip_s, rate_hz), n_clips, clip_s)
     if not (audio_s.any() or video_s.any()):
         raise MediaError(audio_path or video_path, "neither sound nor picture", "leave it out of the corpus")
     return Clips(audio, video, audio_s, video_s)
@@ -76,12 +72,12 @@ def covered_s(start_s, end_s, n_clips, clip_s):
     return np.diff(edges_s).astype(np.float32)
 
 
-def fill_audio(audio, path, source_hz, clip_s, rate_hz):
+def fill_audio(audio, path, clip_s, rate_hz):
     """Write a recording's mono sound into audio (N, S); returns its seconds up to the last clip, 0 if silent.
 
     Each clip is resampled by itself, so that the filter, half a millisecond long, does not carry sound over.
     """
-    n_clips, n_samples = audio.shape
+    (n_clips, n_samples), source_hz = audio.shape, probe(path).rate_hz
     try:
         samples = read_audio(path, n_clips * clip_s, source_hz)  # (T,)
     except Silence:

@@ -107,14 +107,14 @@ def classify(model, x):
 def unexplained(train, test, x, hidden):
     """Squared error of hidden clips imputed in x (M, R, 2, N, D), as a share of that of the training mean.
 
-    Returns [audio, video] in %, the median over features; NaN where no clip of the modality is hidden.
+    Returns {"audio", "video": %}, the median over features, of the modalities that have hidden clips.
     """
-    lost, shares, mean = hidden & ~test.missing, [], train.mean()
-    for m in range(2):
+    lost, shares, mean = hidden & ~test.missing, {}, train.mean()
+    for m, name in enumerate(MODALITIES):
         at = lost[:, :, m]  # (M, R, N)
         real, imputed = test.x[:, m].expand(*at.shape, -1)[at], x[:, :, m][at]  # (clips, D)
         share = (imputed - real).square().sum(0) / (real - mean[m]).square().sum(0).clamp(min=1e-12)
-        shares.append(100 * float(share.median()) if len(real) else float("nan"))
+        shares |= {name: 100 * float(share.median())} if len(real) else {}
     return shares
 
 

@@ -97,7 +97,7 @@ class Outcome:
     settings: dict  # 06's constants
     test: object  # Part: the test recordings
     predicted: dict  # {(System, k): (S, M, R)}
-    errors: dict  # {(imputer, k): (S, 2) in %}
+    errors: dict  # {(imputer, k, modality): (S,) in %}
 
     def __post_init__(self):
         self.score = cache(self.score)  # several tables ask for the same
@@ -209,11 +209,9 @@ def show(run, outcome, table, figure, title, panels, about=""):
 def write_errors(run, outcome):
     """Beyond the paper: how much of what was lost each way to impute brings back."""
     cells = []
-    for (imputer, k), found in outcome.errors.items():
-        for name, values in zip(MODALITIES, found.T):
-            if not np.isnan(values[0]):
-                column = f"{name}, {percent(k, outcome.test.n_clips)} lost"
-                cells.append(Cell(imputer, column, values.tolist(), outcome.runs, n=len(outcome.test)))
+    for (imputer, k, modality), values in outcome.errors.items():
+        column = f"{modality}, {percent(k, outcome.test.n_clips)} lost"
+        cells.append(Cell(imputer, column, values.tolist(), outcome.runs, n=len(outcome.test)))
     about = (
         "Not in the paper. Squared error over hidden test clips, relative to that of the training mean, the "
         f"median of all features. {outcome.note()}"
@@ -229,9 +227,9 @@ def write_epochs(run, outcome, classifiers):
         row = f"{system.classifier}: {label(system, outcome.test.n_clips)}"
         accuracy = 100 * np.mean([outcome.right(system, k) for k in levels], (0, 2, 3))  # (S,)
         cells.append(Cell(row, "accuracy", accuracy.tolist(), outcome.runs, n=n))
-        errors = np.mean([outcome.errors[system.imputer, k] for k in levels], 0).T  # (2, S)
-        found = ((name, values) for name, values in zip(MODALITIES, errors) if not np.isnan(values[0]))
-        cells += [Cell(row, f"error of {name}", values.tolist(), outcome.runs, n=n) for name, values in found]
+        for modality in (m for m in MODALITIES if (system.imputer, 1, m) in outcome.errors):
+            error = np.mean([outcome.errors[system.imputer, k, modality] for k in levels], 0)  # (S,)
+            cells.append(Cell(row, f"error of {modality}", error.tolist(), outcome.runs, n=n))
     about = (
         "Not in the paper. curri-MAE is of the epoch with the lowest loss on validation speakers, curri-MAE-"
         f"last of the last epoch. Means over all levels; errors as in table_imputation. {outcome.note()}"
