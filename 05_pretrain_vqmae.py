@@ -581,11 +581,8 @@ def plan():
 
 def check_constants(rows):
     """Refuse what would fail after hours; every network is built without memory and hides tokens once."""
-    choices = {
-        "STRATEGY": STRATEGIES,
-        "LOSS": ("asymmetric", "cross_entropy"),
-        "FINETUNE_CROPS": ("first", "random"),
-    }
+    choices = {"STRATEGY": STRATEGIES, "LOSS": ("asymmetric", "cross_entropy")}
+    choices["FINETUNE_CROPS"] = "first", "random"
     settings.check_choices({name: globals()[name] for name in choices}, choices)
     blocks = max(DEPTH, *DEPTHS, DECODER_DEPTH, *QUERY_BLOCKS)
     rules = (
