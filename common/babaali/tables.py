@@ -253,7 +253,7 @@ def calibration(scores, run, probabilities):
             cells.append(Cell(name, column, [100 * seed[j] for seed in found]))
         axes.plot(*(100 * found[0][3]), color=colour, marker=marker, label=name)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)")
-    axes.legend()
+    fig.legend(loc="outside upper center", ncols=2)
     note = (
         f"Not in the paper. Error: mean of |accuracy - confidence| over {BINS} bins, weighted by their turns."
     )
