@@ -14,7 +14,7 @@ Four stages, each kept in <DATA_ROOT>; a killed run resumes:
 3. masked pretraining of each network that a table needs    -> models/<pretraining>/sadok/<network>
 4. fine-tuning, for each row of a table, fold and seed      -> models/<corpus>/sadok/<network>/<row>
 Writes results/05_pretrain_vqmae/<corpus>/: sadok_table_1 ... 5, sadok_fig_2_ratio, sadok_fig_3_token_size;
-beyond the paper sadok_table_equal, _mean, _row, _tests, sadok_fig_reconstruction; predictions.csv,
+beyond the paper sadok_table_equal, _mean, _row, _tests, _codes, sadok_fig_reconstruction; predictions.csv,
 metrics.json, log.jsonl; masked clips to listen to in <DATA_ROOT>/listen/<corpus>.
 
 DEVIATIONS and what the paper leaves open; constants in capitals
@@ -157,8 +157,8 @@ DEMO = {  # synthetic corpora, models of 64 units
     "TOKEN_SIZE": "20x8", "DEPTH": 2, "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27",
     "SPEC_WIDTH": 64, "PRETRAIN_BASE_LEARNING_RATE": 96e-3, "PRETRAIN_BATCH_SIZE": 8,
     "PRETRAIN_WARMUP_EPOCHS": 2, "PRETRAIN_EPOCHS": 14, "FINETUNE_LEARNING_RATE": 4e-3,
-    "FINETUNE_WARMUP_EPOCHS": 2, "FINETUNE_EPOCHS": 10,
-    "WORKERS": 0, "JOBS": 2, "RESULTS_ROOT": "results/mine"}
+    "FINETUNE_WARMUP_EPOCHS": 2, "FINETUNE_EPOCHS": 10, "WORKERS": 0, "JOBS": 2,
+    "RESULTS_ROOT": "results/mine"}
 SCRATCH = {  # two CPU cores, from random weights: RAVDESS and EMO-DB without VoxCeleb2
     "SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
     "TABLES": ("1",), "BEYOND_PAPER": ("row",), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_BATCH_SIZE": 8,
@@ -484,9 +484,8 @@ def settings_of(network):
 def pretrain_vqvae(accelerator, pretraining):
     """The VQ-VAE of a pretraining, trained where it is not there yet."""
     recipe = Recipe(VQVAE_LEARNING_RATE, VQVAE_EPOCHS, VQVAE_BATCH_SIZE, schedule="cosine", seed=SEEDS[0])
-    how = {"select_by": "lowest itakura_saito", "eval_batch_size": VQVAE_BATCH_SIZE, "workers": WORKERS}
-    recipe, codebook = replace(recipe, **how), (N_CODES, CODE_SIZE)
-    return train_vqvae(accelerator, pretraining, recipe, codebook, VQVAE_FRAMES, VQVAE_STEPS)
+    recipe = replace(recipe, select_by="lowest itakura_saito", workers=WORKERS)
+    return train_vqvae(accelerator, pretraining, recipe, (N_CODES, CODE_SIZE), VQVAE_FRAMES, VQVAE_STEPS)
 
 
 # ---- 3. Pretraining (Sections 2.2, 2.3 and 3.1.1) ------------------------------------------
@@ -515,8 +514,8 @@ def pretrain(network, pretraining):
     identity["vqvae"] = file_hash(best_weights(pretraining.folder / "vqvae"))
     title = f"pretraining {network.slug()} {pretraining.name}"
     task = Task(partial(load_network, network, pretraining, False), loss, outputs, figures)
-    place, sets = Place(pretraining.folder / network.slug(), identity, title), (train_set, held_out_set)
-    train_and_test(accelerator, task, dict(zip(("train", "valid"), sets)), recipe, place, True)
+    place = Place(pretraining.folder / network.slug(), identity, title)
+    train_and_test(accelerator, task, {"train": train_set, "valid": held_out_set}, recipe, place, True)
 
 
 # ---- 4. Fine-tuning (Section 3.1.2) --------------------------------------------------------
@@ -639,8 +638,9 @@ def main():
         return
     report = tables.Report(run, corpora, everyone, PRETRAIN_EPOCHS, SEEDS, N_RESAMPLES)
     report.gather(runs, kept)
-    tables.write(report, planned, compared, build_network)
-    for network, pretraining in [pair for pair in networks if pair[0].kind == "vqmae"][:1]:
+    of_codes = [pair for pair in networks if pair[0].kind == "vqmae"]
+    tables.write(report, planned, compared, of_codes, build_network)
+    for network, pretraining in of_codes[:1]:
         model, mask = load_network(network, pretraining), random_masking(network, np.random.default_rng(0))
         figures.reconstruction_figure(report, vqvaes[pretraining], model, mask, DATA_ROOT)
     run.finish()

@@ -51,7 +51,7 @@ def results(folder):
     return folder / "results" / "05_pretrain_vqmae" / "demo_ravdess_speech"
 
 
-@pytest.mark.parametrize("part", "1 2 3 4 5 equal mean row tests fig_2 fig_3".split())
+@pytest.mark.parametrize("part", "1 2 3 4 5 equal mean row tests codes fig_2 fig_3".split())
 def test_every_table_is_there(demo, part):
     table = rows(results(demo) / f"sadok_table_{part}.csv")
     assert all(line["mean"] for line in table)

@@ -291,3 +291,29 @@ def test_silence_is_judged_by_the_loudest_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(vqvae_module, "SILENCE_PEAK", 0.5)
     soundfile.write(tmp_path / "a.wav", np.r_[np.zeros(15999), 0.6], 16000)
     assert float(read_clip(tmp_path / "a.wav").max()) == 1.0
+
+
+def test_guesses_of_codes_by_hand(monkeypatch):
+    """Training speakers have code 3 in every row; held-out ones too in two frames, then code 9."""
+    train, held_out = np.full((10, 64), 3, np.uint8), np.full((3, 64), 3, np.uint8)
+    held_out[2] = 9
+    clips = {"train": [train], "held out": [held_out]}
+
+    class Speech:
+        def turns(self):
+            return ["train"], ["held out"]
+
+    class Found:
+        def __init__(self, turns):
+            self.clips = clips[turns[0]]
+
+        def __len__(self):
+            return len(self.clips)
+
+        def codes(self, index):
+            return self.clips[index]
+
+    monkeypatch.setattr(codes_module, "crops_of", lambda network, turns, pretraining: Found(turns))
+    nats, copied = codes_module.guess_codes(None, Speech())
+    often, never = np.log(11 / 266), np.log(1 / 266)  # one is added to the count of each of 256 codes
+    assert nats == pytest.approx(-(2 * often + never) / 3) and copied == 0.5

@@ -10,10 +10,11 @@ import numpy as np
 
 from common import metrics
 from common.comparison import paired_test_cells
-from common.files import UserError
+from common.files import UserError, read_json
 from common.layers import count_parameters
 from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
 from common.sadok import figures
+from common.sadok.codes import guess_codes
 from common.sadok.data import Row, size_of
 from common.sadok.vqvae import N_ROWS
 
@@ -208,8 +209,13 @@ class Report:
 # ---- Tables --------------------------------------------------------------------------------
 
 
-def write(report, planned, compared, build_network):
-    """All tables and figures; planned, compared: from `rows` and `tests`; build_network(Network) -> model."""
+def write(report, planned, compared, pretrained, build_network):
+    """All tables and figures.
+
+    planned, compared  from `rows` and `tests`
+    pretrained         (Network, Pretraining) pairs of the networks of codes
+    build_network      build_network(Network) -> model
+    """
     paper, networks = (
         paper_figures(PAPER),
         {row.network for rows in planned.values() for row in rows.values()},
@@ -221,6 +227,8 @@ def write(report, planned, compared, build_network):
             trained = {label: row for label, row in labelled.items() if row.head != "svm"}
             figures.DRAW[part](report, trained, cells)
     tests_table(report, compared)
+    if pretrained:
+        codes_table(report, pretrained)
     write_predictions(report)
 
 
@@ -266,6 +274,26 @@ def tests_table(report, compared):
     data = corpus.y[scored], corpus.speakers[scored]
     cells, note = paired_test_cells("gain in accuracy", pairs, *data, report.n_resamples)
     report.run.table("sadok_table_tests", "Paired tests", cells, f"Not in the paper. {note}")
+
+
+def codes_table(report, pretrained):
+    """Beyond the paper: hidden codes of held-out speakers as pretraining finds them, and as guesses do."""
+    values = {}
+    for network, pretraining in pretrained:
+        last = read_json(pretraining.folder / network.slug() / "outcome.json")["history"]["log"][-1]
+        values.setdefault(network.slug(), []).append((last["valid_loss"], 100 * last["valid_codes_found"]))
+    network = pretrained[0][0]
+    for pretraining in (p for n, p in pretrained if n == network):
+        nats, copied = guess_codes(network, pretraining)
+        values.setdefault("each row's code frequencies", []).append((nats, None))
+        values.setdefault("the code of the frame before", []).append((None, 100 * copied))
+    cells = []
+    for row, found in values.items():
+        for column, unit, figures_found in zip(("loss", "codes found"), ("nats", "%"), zip(*found)):
+            if None not in figures_found:
+                cells.append(Cell(row, column, list(figures_found), unit=unit))
+    note = "Not in the paper. Hidden codes of speakers held out of pretraining; guesses need no network."
+    report.run.table("sadok_table_codes", "What pretraining finds", cells, note)
 
 
 def write_predictions(report):
