@@ -515,13 +515,13 @@ def check_constants():
 
 
 def check_models(manifest, needed):
-    """Compare every model's weights with its configuration before the first is trained; lists all faults."""
+    """Open every model and look at its weights before the first is trained; lists all faults."""
 
     def open_model(pair):
         modality, model = pair
         recipe_of(modality, model, 0)
         source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
-        TurnEncoder(load_backbone(source, "meta"), modality, **readings_of(modality, source)[-1])
+        TurnEncoder(load_backbone(source), modality, **readings_of(modality, source)[-1])
 
     if faults := faults_of(open_model, needed):
         raise UserError(f"{'; '.join(faults)}; --demo needs no download, 01 --demo writes its models")

@@ -568,9 +568,9 @@ def parse_size(text):
     return int(parts[0]), int(parts[1])
 
 
-def run_li(manifest):
+def run_li(study):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
-    accelerator, study = make_accelerator(PRECISION, DETERMINISTIC), make_study(manifest)
+    accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC), study.manifest
     folds = study.folds[SEEDS[0]]
     protocol = splits.protocol_text(manifest, folds, DEVELOP_ON, use="training stopped by the loss of")
     tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""
@@ -581,15 +581,14 @@ def run_li(manifest):
     how = Extraction(EVAL_BATCH_SIZE, WORKERS, max_problem_share=0.5)  # what cannot be read is silence
     for utterances in reversed(study.utterances.values()):  # text first, since it is small
         left -= keep_states(utterances, manifest, accelerator, cache, left, HIDDEN_STATES, how)
-    systems, phases = list(study.systems), list(study.recipes)
-    scores, contexts = train_all(study, systems, [study.window], phases, N_RESAMPLES, JOBS, run), None
+    scores = train_all(study, [*study.systems], [study.window], [*study.recipes], N_RESAMPLES, JOBS, run)
     li_tables.table_1(scores, run)
     li_tables.table_2(scores, run)
     li_tables.figure_4(scores, run)
     if BEYOND_PAPER:
         li_tables.tests_table(scores, run)
         li_tables.styles_table(scores, run)
-        contexts = train_contexts(study, run)
+    contexts = train_contexts(study, run) if BEYOND_PAPER else None
     run.predictions(li_tables.named_predictions(scores, contexts))
     run.finish()
 
@@ -641,9 +640,10 @@ def check_constants():
 def main():
     check_constants()
     manifest = read_manifest(DATA_ROOT, CORPUS)
+    study = make_study(manifest) if "li" in PAPERS else None  # opens its models before anything slow
     for paper in PAPERS:
         print(f"---- {paper} ----")
-        {"babaali": run_babaali, "li": run_li}[paper](manifest)
+        run_babaali(manifest) if paper == "babaali" else run_li(study)
 
 
 if __name__ == "__main__":

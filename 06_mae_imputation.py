@@ -369,15 +369,12 @@ def files_of(name):
     return dict.fromkeys(files, "") if RANDOM_BACKBONES else files
 
 
-def backbone_of(name, device, manifest, turns):
-    """A frozen Backbone; what it lacks is measured on some 1,000 clips of the turns of a corpus."""
-    backbone = load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE, device)
-    clips = clips_of(manifest.corpus)
+def calibrate(backbone, manifest, turns):
+    """Measure what a Backbone lacks on some 1,000 clips of the turns of a corpus."""
+    clips, root = clips_of(manifest.corpus), Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis"
     batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
-    path = Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis" / name / "measured.pt"
     identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
-    measure(backbone, batches, path, identity)
-    return backbone
+    measure(backbone, batches, root / backbone.name / "measured.pt", identity)
 
 
 def features_of(manifest, turns, backbone):
@@ -603,12 +600,16 @@ def check_files():
             missing.append(f"{name} (not prepared: run 01_prepare_data.py --CORPUS={name})")
     if missing:
         raise UserError(f"{'; '.join(missing)}; get these, or run --scratch or --demo, which need no weights")
+    if CAVMAE_CHECKPOINT:  # opened here too, so that one that does not fit is refused before anything slow
+        load_cavmae(build(0, AVMAE, 8 * BACKBONE_WIDTH), CAVMAE_CHECKPOINT)
 
 
 def main():
     check_constants()
     check_files()
     accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    sizes = BACKBONE_WIDTH, FRAME_SIZE
+    backbones = {n: load_backbone(n, files_of(n), *sizes, accelerator.device) for n in BACKBONES}
     manifest, unlabelled = read_manifest(DATA_ROOT, CORPUS), None
     fold = fold_of(manifest, CORPUS)
     turns, recordings = [*fold.train, *fold.valid, *fold.test], fold.train
@@ -618,8 +619,8 @@ def main():
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
 
     stores, unlabelled_stores = {}, {}
-    for name in BACKBONES:
-        backbone = backbone_of(name, accelerator.device, unlabelled or manifest, recordings)
+    for name, backbone in backbones.items():
+        calibrate(backbone, unlabelled or manifest, recordings)
         stores[name] = features_of(manifest, turns, backbone)
         if PRETRAIN_CORPUS:
             unlabelled_stores[name] = features_of(unlabelled, recordings, backbone)

@@ -595,6 +595,8 @@ def check_files():
     if missing:
         remedy = "get these, or run with --scratch, which needs no word vectors or weights, or --demo"
         raise UserError(f"{'; '.join(missing)}; {remedy}")
+    if VGG_WEIGHTS and not RANDOM_VGG:
+        features.VGG(VGG_WEIGHTS, FRAME_SIZE, VGG_BATCH, "cpu").load()  # refuses weights that do not fit
 
 
 def main():

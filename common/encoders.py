@@ -26,7 +26,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 from common.files import UserError, file_hash, hash_of, read_json, write_json
-from common.layers import count_parameters
+from common.layers import check_finite, count_parameters
 from common.training import load_best
 
 logging.disable_progress_bar()  # a bar and a report per loaded checkpoint would drown the training lines
@@ -100,21 +100,15 @@ def load_processor(source, modality):
     return processor
 
 
-def load_backbone(source, device="cpu"):
-    """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs.
-
-    device  "meta" compares the names of its weights with its config.json without reading their values
-    """
-    config, is_meta = load_config(source), device == "meta"
-    options = {"device_map": device} if is_meta else {}
-    model, found = load_pretrained(AutoModel, source, output_loading_info=True, **options)
+def load_backbone(source):
+    """The pretrained encoder at `source`, a hub name or a folder; padding does not change its outputs."""
+    config = load_config(source)
+    model, found = load_pretrained(AutoModel, source, output_loading_info=True)
     parts = ("pooler.", "decoder.") if config.is_encoder_decoder else ("pooler.",)  # which nobody reads
     if missing := sorted(name for name in found["missing_keys"] if not name.startswith(parts)):
         listed = f"{len(missing)} weights are missing ({', '.join(missing[:3])}, ...)"
         raise UserError(f"{source}: {listed}; they are not those of its config.json, name another model")
-    weights = {} if is_meta else dict(model.named_parameters())
-    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")
+    check_finite(source, model.state_dict())
     if found["unexpected_keys"]:
         say_once(f"{source}: {len(found['unexpected_keys'])} weights of other heads or parts are not read")
     return as_encoder(model)

@@ -104,6 +104,12 @@ def read_checkpoint(path):
     return content
 
 
+def check_finite(source, weights):
+    """UserError where one of the weights {name: tensor} read from `source` holds NaN or infinity."""
+    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")
+
+
 def what_it_is(path, error):
     """What is wrong with a checkpoint's file, and what to do."""
     with open(path, "rb") as file:

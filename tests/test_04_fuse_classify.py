@@ -1,7 +1,9 @@
 """Which paper 04 runs; each paper's own code has its own tests (test_babaali_fusion, test_li_*)."""
 
+import dialogues
 import pytest
 from conftest import load_script
+from safetensors.torch import load_file, save_file
 
 from common import results, settings
 from common.files import UserError
@@ -42,6 +44,7 @@ def test_papers_run_in_the_order_given_with_the_manifest(tmp_path, monkeypatch, 
     turns = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
     write_manifest(Manifest("toy", tmp_path / "prepared" / "toy", ("sad",), turns))
     script, calls = load_04(tmp_path, "--PAPERS=li,babaali"), []
+    monkeypatch.setattr(script, "make_study", lambda manifest: manifest)
     for paper in ("babaali", "li"):
         monkeypatch.setattr(
             script, f"run_{paper}", lambda m, p=paper: calls.append((p, m.turns[0].utterance_id))
@@ -49,6 +52,19 @@ def test_papers_run_in_the_order_given_with_the_manifest(tmp_path, monkeypatch, 
     script.main()
     assert calls == [("li", "u1"), ("babaali", "u1")]
     assert capsys.readouterr().out.splitlines() == ["---- li ----", "---- babaali ----"]
+
+
+def test_nan_weights_of_the_second_paper_are_refused_before_the_first_begins(tmp_path, monkeypatch):
+    manifest = dialogues.write_corpus(tmp_path, audio=False, corpus="toy")
+    path = dialogues.write_checkpoints(tmp_path / "c") / "bert-base-uncased" / "model.safetensors"
+    weights = load_file(path)
+    weights["encoder.layer.0.output.dense.weight"].fill_(float("nan"))
+    save_file(weights, path, {"format": "pt"})
+    script, begun = load_04(tmp_path, f"--CHECKPOINTS={tmp_path}/c"), []
+    monkeypatch.setattr(script, "run_babaali", begun.append)
+    with pytest.raises(UserError, match="bert-base-uncased: NaN or infinity in its weights .encoder.layer.0"):
+        script.main()
+    assert manifest.turns and not begun
 
 
 def test_a_changed_constant_of_one_paper_does_not_hide_the_numbers_of_the_other(tmp_path):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import test_av_backbones as av
 import torch
 from conftest import command, linked, load_script, prepare, rows, run, run_here, shared_data
 
@@ -427,6 +428,26 @@ def test_bad_constants_and_missing_files_end_in_one_line(demo, tmp_path, option,
         run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, option)[2:])
     message = ended.value.code  # Python prints it and exits with 1
     assert message.startswith("error: ") and told in message and "\n" not in message
+
+
+def test_weights_that_do_not_fit_are_refused_before_any_feature_is_computed(demo, tmp_path):
+    """CAV-MAE's file, then a network of the second backbone."""
+    linked(demo, tmp_path, "prepared")
+    torch.save({"x": torch.ones(1)}, tmp_path / "cavmae.pth")
+    paths = av.write_checkpoints(tmp_path / "authors", av.backbone_of("crisscross", 8))
+    weights = torch.load(paths["audio"])
+    next(iter(weights.values())).fill_(float("nan"))
+    torch.save(weights, paths["audio"])
+    files = [f"--CRISSCROSS_{part.upper()}={path}" for part, path in paths.items()]
+    avid = av.write_checkpoints(tmp_path / "authors", av.backbone_of(width=8))
+    files += [f"--AVID_CHECKPOINT={avid['audio']}", f"--AVID_STATS={avid['bins']}"]
+    for options, told in (
+        ([f"--CAVMAE_CHECKPOINT={tmp_path}/cavmae.pth"], "3 of 3 weights are absent"),
+        (["--RANDOM_BACKBONES=False", *files], "NaN or infinity in its weights"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, *options)[2:])
+    assert not (tmp_path / "data" / "clips").exists()
 
 
 def test_everything_that_is_missing_is_named_at_once(tmp_path):

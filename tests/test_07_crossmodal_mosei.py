@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import command, linked, load_script, prepare, rows, run_here, shared_data
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from test_khare_features import small_vgg
 
 from common import settings
 from common.corpora import mosei
@@ -388,6 +389,18 @@ def test_all_that_is_missing_is_listed_at_once(tmp_path):
     named = [part.partition("=")[0] for part in ended.value.code.removeprefix("error: ").split("; ")]
     assert named[:4] == ["CORPUS", "PRETRAIN_CORPUS", "GLOVE", "TRANSCRIPTS"] and "VGG_WEIGHTS" in named
     assert "--scratch" in ended.value.code and "\n" not in ended.value.code
+
+
+def test_weights_of_vgg_are_looked_at_before_anything_slow(demo, tmp_path, monkeypatch):
+    linked(demo, tmp_path, "prepared", "raw")
+    monkeypatch.setattr("common.khare.features.vgg16", small_vgg)
+    state = small_vgg().state_dict()
+    state["features.0.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "vgg.pth")
+    options = "--RANDOM_VGG=False", f"--VGG_WEIGHTS={tmp_path}/vgg.pth"
+    with pytest.raises(SystemExit, match="vgg.pth: NaN or infinity in its weights .features.0.weight"):
+        run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, *options)[2:])
+    assert not (tmp_path / "data" / "clips").exists()
 
 
 def test_named_cases_and_prepare_only(demo, tmp_path, capsys):

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, rows, run_here
+from conftest import rows, run_here
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 
@@ -152,20 +152,17 @@ def test_refusals_come_before_the_first_training(corpus, tmp_path, option, line,
     assert not (tmp_path / "data" / "models").exists()
 
 
-def test_the_check_before_training_reads_no_weights(corpus, tmp_path, monkeypatch):
-    """Its parameters stay without values; a weight that is missing is found all the same."""
-    source = str(corpus / "checkpoints" / "bert-base-uncased")
-    assert {p.device.type for p in load_backbone(source, "meta").parameters()} == {"meta"}
-    source = broken(corpus, tmp_path, lambda weights: weights.pop("encoder.layer.1.output.dense.weight"))
-    with pytest.raises(UserError, match="1 weights are missing"):
-        load_backbone(source, "meta")
-    loaded = []
-    script = load_script("02_finetune_unimodal.py")
-    monkeypatch.setattr(script, "load_backbone", lambda *a: loaded.append(a[1:]) or load_backbone(*a))
-    script.CHECKPOINTS = str(corpus / "checkpoints")
-    manifest = Manifest("toy", tmp_path, ("happy", "sad"), [])
-    script.check_models(manifest, [("text", "bert-base-uncased"), ("text", "bert-base-uncased")])
-    assert loaded == [("meta",)] * 2
+@pytest.mark.parametrize("value", [None, float("nan")], ids=["missing", "NaN"])
+def test_bad_weights_of_one_model_are_refused_before_another_is_trained(corpus, tmp_path, value):
+    """The text model is whole, and stands first."""
+    name, folder = "encoder.layers.0.fc1.weight", tmp_path / "checkpoints"
+    shutil.copytree(corpus / "checkpoints", folder)
+    weights = load_file(folder / "whisper-base" / "model.safetensors")
+    weights.pop(name) if value is None else weights[name].fill_(value)
+    save_file(weights, folder / "whisper-base" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SystemExit, match=rf"whisper-base: .* weights .*\({name}"):
+        run_02(corpus, tmp_path, "--MODALITIES=text,audio", f"--CHECKPOINTS={folder}")
+    assert not (tmp_path / "data" / "models").exists()
 
 
 def test_the_choice_of_models_reads_no_chosen_models(corpus, tmp_path):

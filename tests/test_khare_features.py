@@ -15,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from conftest import shared_data
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.models import vgg16
@@ -329,6 +330,20 @@ def test_recogniser_without_anything_to_hear(ctc_folder):
         assert words == [] and math.isnan(score)
     with pytest.raises(UserError, match="cannot be loaded"):
         Recogniser(ctc_folder / "absent", "cpu")
+
+
+def test_a_model_that_was_not_trained_to_transcribe_or_is_nan_is_refused(ctc_folder, tmp_path):
+    for change, told in ((lambda w: w.pop("lm_head.weight"), "lm_head.weight is missing"), (spoil, "NaN or")):
+        shutil.copytree(ctc_folder, tmp_path / told[:3])
+        path = tmp_path / told[:3] / "model.safetensors"
+        change(weights := load_file(path))
+        save_file(weights, path, {"format": "pt"})
+        with pytest.raises(UserError, match=told):
+            Recogniser(path.parent, "cpu")
+
+
+def spoil(weights):
+    weights["lm_head.bias"][0] = float("nan")
 
 
 # ---- Recordings to a store -----------------------------------------------------------------

@@ -20,7 +20,7 @@ from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
 from common.files import UserError, atomic_path
-from common.layers import build, exact, read_checkpoint
+from common.layers import build, check_finite, exact, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 
 RATES_HZ = {"avid-cma": 24000, "crisscross": 16000}
@@ -282,6 +282,7 @@ def load_fitting(network, weights, needed, path, sizes):
             f"{path}: {len(absent)} of {len(needed)} weights are absent or of another shape, first "
             f"{absent[0]}; name the authors' file for this network, and its sizes in {sizes}"
         )
+    check_finite(path, loaded)
     network.load_state_dict(own | loaded)
     skipped, left = listed(weights.keys() - loaded.keys()), listed(own.keys() - loaded.keys())
     return f"{len(loaded)} tensors of {Path(path).name} loaded, skipped {skipped}; left as they were: {left}"

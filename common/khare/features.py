@@ -27,7 +27,7 @@ from torchvision.models import VGG16_Weights, vgg16
 from common.extraction import extract
 from common.files import UserError, file_hash, hash_of
 from common.khare.words import tidy_words
-from common.layers import build, exact, read_checkpoint
+from common.layers import build, check_finite, exact, read_checkpoint
 from common.media import MediaError, Silence, open_video, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
 
@@ -130,6 +130,7 @@ def vgg_weights(path, wanted):
     if bad := [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key].shape]:
         what = f"{bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} weights"
         raise UserError(f"{path}: {what}; name a file of torchvision's vgg16")
+    check_finite(path, {key: state[key] for key in wanted})
     return {key: state[key].float() for key in wanted}
 
 

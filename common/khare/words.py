@@ -21,7 +21,7 @@ from torchaudio.functional import edit_distance
 from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from common.files import UserError, atomic_path, file_hash, hash_of
-from common.layers import exact
+from common.layers import check_finite, exact
 
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
@@ -154,12 +154,16 @@ class Recogniser:
     needs_sound = True
 
     def __init__(self, source, device):
-        kinds = AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+        kinds = Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
         try:
-            model, self.tokenizer, self.extractor = (kind.from_pretrained(source) for kind in kinds)
+            model, found = AutoModelForCTC.from_pretrained(source, output_loading_info=True)
+            self.tokenizer, self.extractor = (kind.from_pretrained(source) for kind in kinds)
         except (OSError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
+        if missing := [name for name in found["missing_keys"] if "masked_spec" not in name]:  # not read here
+            raise UserError(f"{source}: {missing[0]} is missing; name a model that was trained to transcribe")
+        check_finite(source, model.state_dict())
         self.model = model.to(device).eval().requires_grad_(False)
         self.rate_hz = self.extractor.sampling_rate
         self.step_s = model.config.inputs_to_logits_ratio / self.rate_hz
