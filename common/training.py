@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from accelerate.utils import find_batch_size, gather_object, send_to_device, slice_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -41,6 +42,7 @@ MACHINE = (
     "compile",
 )  # no part of a run's identity
 NO_MEMORY = "out of memory with one sample; choose a smaller model or shorter inputs"
+MEMORY_SHARE = 0.7  # of a GPU's free memory, for what a forward pass keeps; backward needs more
 ALLOCATION_FAILED = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -239,6 +241,30 @@ def attempt(function, *arguments):
     return None
 
 
+def free_memory(device):
+    """Bytes that are left on a GPU; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def kept_bytes(accelerator, model, loss, batch):
+    """Bytes that a forward pass keeps for the backward pass, besides the model and the batch."""
+    kept, owned = {}, [*model.parameters(), *model.buffers(), *tree_leaves(batch)]
+
+    def pack(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    seed_step(0)  # LayerDrop leaves out the same layers each time
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), accelerator.autocast():
+        total, _ = loss(model, batch)  # held to the end, so that no address is used twice
+    for x in owned:
+        kept.pop(x.untyped_storage().data_ptr(), None)
+    return sum(kept.values())
+
+
 class Training:
     """One training run; `train_and_test` drives it.
 
@@ -271,6 +297,7 @@ class Training:
         """
         (self.folder / "outcome.json").unlink(missing_ok=True)  # its weights go with the first epoch
         self.resume()
+        self.fit_micro_batch()
         total, done = self.steps * self.recipe.epochs, self.steps * self.state.epoch
         hidden = None if self.accelerator.is_main_process else True
         with tqdm(total=total, initial=done, desc=self.place.title, disable=hidden, leave=False) as bar:
@@ -282,6 +309,33 @@ class Training:
         self.accelerator.wait_for_everyone()
         load_best(self.model, self.folder)
         return {"identity": self.place.identity, "steps_per_epoch": self.steps, **asdict(self.state)}
+
+    def fit_micro_batch(self):
+        """Where a GPU's memory is too small for a step, take a smaller micro-batch from the start.
+
+        Judged by what forward passes of the longest samples, 2 and 3 of them, keep for the backward pass.
+        """
+        recipe, state, data = self.recipe, self.state, self.loader.dataset
+        free, longest = free_memory(self.accelerator.device), np.argsort(data.lengths)[-3:].tolist()
+        if free is None or recipe.micro_batch or state.epoch or len(longest) < 3:
+            return
+        batch = data.collate([data[i, (recipe.seed, 0, i)] for i in longest])
+        batch = send_to_device(batch, self.accelerator.device)
+        how, buffers = (self.accelerator, self.model.train(), self.loss), [*self.model.buffers()]
+        before = [x.clone() for x in buffers]
+        with torch.compiler.set_stance("force_eager"):
+            two, three = (attempt(kept_bytes, *how, slice_tensors(batch, slice(k))) for k in (2, 3))
+        for buffer, x in zip(buffers, before):  # such as BatchNorm's
+            buffer.copy_(x)
+        if not two or not three:
+            return  # `step` will find out
+        room = MEMORY_SHARE * (free - 12 * sum(p.numel() for p in self.parameters))  # gradients and AdamW
+        n = state.micro_batch
+        while n > 1 and two + (n - 2) * (three - two) > room:
+            n = -(-n // 2)
+        if n < state.micro_batch:
+            print(f"{self.place.title}: {free / 1e9:.1f} GB are free: {n} samples per forward pass")
+        state.micro_batch = n
 
     def train_epoch(self, bar):
         """Train for an epoch and return its mean loss; UserError if one is not finite."""

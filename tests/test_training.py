@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -215,6 +216,57 @@ def test_out_of_memory_halves_the_micro_batch_not_the_step(tmp_path, capsys):
     cut, small = run(tmp_path / "cut", net=model(0.0), loss=small_memory)
     assert cut["micro_batch"] == 2 and "8 per step" in capsys.readouterr().out
     assert torch.allclose(weights(net), weights(small), atol=1e-5)
+
+
+WIDTHS = (100, 400, 200, 3)
+
+
+class Wide(Toy):
+    """Points of a hundred numbers: what a network keeps of them is large enough to be counted."""
+
+    def __init__(self, n=32):
+        super().__init__(n)
+        self.x = torch.randn(n, WIDTHS[0], generator=torch.Generator().manual_seed(0))
+
+    def __getitem__(self, key):
+        return self.x[key[0]], self.y[key[0]]
+
+
+def wide_model(*more):
+    """more  classes of layers to put in, each with its argument"""
+    torch.manual_seed(1)
+    layers, extra = [nn.Linear(m, n) for m, n in zip(WIDTHS, WIDTHS[1:])], [make(x) for make, x in more]
+    return nn.Sequential(layers[0], *extra, nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+# Bytes of a sample: both ReLUs and the log-probabilities. The batch is not counted
+KEPT = 4 * sum(WIDTHS[1:])
+
+
+def test_what_a_forward_pass_keeps_is_counted():
+    data, accelerator = Wide(), make_accelerator("no")
+    batches = [data.collate([data[i, None] for i in range(n)]) for n in (2, 3)]
+    two, three = (training.kept_bytes(accelerator, wide_model(), loss, batch) for batch in batches)
+    assert three - two == pytest.approx(KEPT, rel=0.02) and two == pytest.approx(2 * KEPT, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_a_gpu_with_little_memory_takes_small_micro_batches_at_once(tmp_path, monkeypatch, capsys, n):
+    """Memory for n samples and half another one; what else is counted leaves the training as it is."""
+    layers = [(nn.BatchNorm1d, 400)] * (n > 1)  # it needs two samples
+    recipe, net = replace(RECIPE, epochs=2), partial(wide_model, *layers, (nn.Dropout, 0.2))
+    kept = KEPT + 4 * 400 * (len(layers) + 1)  # what BatchNorm reads, and the mask of Dropout
+    states = 12 * sum(p.numel() for p in net().parameters())
+    once = 2 * 4 * 400 * len(layers)  # mean and deviation of BatchNorm
+    free = states + (once + (n + 0.5) * kept) / training.MEMORY_SHARE
+    plain, ours = run(tmp_path / "plain", replace(recipe, micro_batch=n), net(), data=Wide())
+    assert capsys.readouterr().out.count("per forward pass") == 0
+    monkeypatch.setattr(training, "free_memory", lambda device: free)
+    found, theirs = run(tmp_path / "little", recipe, net(), data=Wide())
+    assert found["micro_batch"] == plain["micro_batch"] == n
+    assert curves(found) == curves(plain) and torch.equal(weights(ours), weights(theirs))
+    assert all(map(torch.equal, ours.buffers(), theirs.buffers()))
+    assert capsys.readouterr().out.count(f"{n} samples per forward pass") == (n < recipe.batch_size)
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):
