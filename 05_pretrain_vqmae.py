@@ -45,7 +45,7 @@ if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -597,10 +597,10 @@ def check_constants(rows):
     for rule in (rule for holds, rule in rules if not holds):
         raise UserError(rule)
     with torch.device("meta"):
+        net = cache(build_network)
         for row in (row for row in rows if row.head != "svm"):
             data.check_network(row, HEADS, QUERY_HEADS)
-            model = build_network(row.network)
-            data.check_size(row.network, EmotionClassifier(model.encoder, row.head, 2, row.freeze))
+            data.check_size(row.network, EmotionClassifier(net(row.network).encoder, row.head, 2, row.freeze))
             random_masking(row.network, np.random.default_rng(0))
 
 

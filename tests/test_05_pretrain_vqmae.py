@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_speech
 import torch
-from conftest import command, linked, load_script, prepare, rows, run, run_here
+from conftest import command, linked, load_script, prepare, rows, run, run_again, run_here
 
 from common import training
 from common.files import UserError
@@ -95,7 +95,7 @@ def test_the_authors_figure_is_never_below_a_folds_best_choice(demo):
 
 def test_a_second_run_does_nothing_again(demo):
     before = (results(demo) / "predictions.csv").read_bytes()
-    printed = run(SCRIPT, demo, *SHORT)
+    printed = run_again(SCRIPT, demo, *SHORT)
     assert "valid 0." not in printed and "train_loss" not in printed
     assert (results(demo) / "predictions.csv").read_bytes() == before
 
@@ -103,7 +103,7 @@ def test_a_second_run_does_nothing_again(demo):
 def test_the_authors_protocol_as_a_whole(demo, tmp_path):
     """SELECT_ON = "test": what is reported is the best test epoch itself, and the table says so."""
     linked(demo, tmp_path, "prepared", "codes")
-    run(SCRIPT, tmp_path, *SHORT, *FEW, "--SELECT_ON=test")
+    run_again(SCRIPT, tmp_path, *SHORT, *FEW, "--SELECT_ON=test")
     found = {(line["row"], line["column"]): line for line in rows(results(tmp_path) / "sadok_table_1.csv")}
     names = {row for row, _ in found}
     assert len(names) == 3 + 2  # with the two baselines
@@ -115,7 +115,7 @@ def test_the_authors_protocol_as_a_whole(demo, tmp_path):
 def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
     linked(demo, tmp_path, "prepared")
     options = [*SHORT, "--TABLES=1,2", "--BEYOND_PAPER=", "--SPECMAE=False"]
-    printed = run(SCRIPT, tmp_path, *options, "--PREPARE_ONLY=true")
+    printed = run_again(SCRIPT, tmp_path, *options, "--PREPARE_ONLY=true")
     assert "codes of demo_ravdess" in printed and "pretrained" not in printed and "valid 0." not in printed
     printed = run(SCRIPT, tmp_path, *options, "--JOBS=2")
     trained = re.findall(r"demo_ravdess_speech \S+ \S+ fold\d seed 0", printed)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, linked, load_script, prepare, rows, run, run_here
+from conftest import ROOT, command, linked, load_script, prepare, rows, run, run_again, run_here
 
 from common.manifest import Manifest
 from common.store import Store
@@ -136,10 +136,10 @@ def test_metrics_record_how_they_were_made(demo):
 
 def test_a_second_run_does_nothing_again(demo):
     before = (results(demo, "02_finetune_unimodal") / "predictions.csv").read_bytes()
-    printed = run("02_finetune_unimodal.py", demo, *SHORT)
+    printed = run_again("02_finetune_unimodal.py", demo, *SHORT)
     assert "accuracy: valid" not in printed and printed.count("recordings are there") == 4
     assert (results(demo, "02_finetune_unimodal") / "predictions.csv").read_bytes() == before
-    printed = run("03_extract_features.py", demo).splitlines()
+    printed = run_again("03_extract_features.py", demo).splitlines()
     assert sum("features of" in line and line.endswith("are there") for line in printed) == 15
 
 
@@ -163,7 +163,7 @@ def test_killed_training_resumes_to_the_same_predictions(demo, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (results(tmp_path, "02_finetune_unimodal") / "predictions.csv").exists()
-    printed = run("02_finetune_unimodal.py", tmp_path, *options)
+    printed = run_again("02_finetune_unimodal.py", tmp_path, *options)
     assert printed.count("accuracy: valid") == 3
 
     def text_predictions(folder):
@@ -179,7 +179,7 @@ def test_each_fold_takes_the_best_candidate_on_its_validation_speakers(demo, tmp
         (tmp_path / "data" / part).symlink_to(demo / "data" / part)
     options = ["--TEXT_MODELS=bert-base-uncased,distilbert-base-uncased", "--STAGES=folds"]
     more = ["--CHOSEN_MODELS=", "--MODALITIES=text", "--JOBS=2"]
-    run("02_finetune_unimodal.py", tmp_path, *SHORT, *options, *more)
+    run_again("02_finetune_unimodal.py", tmp_path, *SHORT, *options, *more)
     for k in range(1, 6):
         fold = tmp_path / "data" / "models" / "demo_iemocap" / "text" / "seed0" / f"fold{k}"
         histories = {p.parent.name: json.loads(p.read_text())["history"] for p in fold.glob("*/outcome.json")}
@@ -193,7 +193,7 @@ def test_each_fold_takes_the_best_candidate_on_its_validation_speakers(demo, tmp
 def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run(
+    run_again(
         "02_finetune_unimodal.py", tmp_path, *SHORT, "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test"
     )
     table = rows(results(tmp_path, "02_finetune_unimodal") / "babaali_table_4.csv")
@@ -203,7 +203,7 @@ def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
 def test_out_of_fold(demo, tmp_path):
     for part in ("prepared", "checkpoints"):
         shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run(
+    run_again(
         "02_finetune_unimodal.py",
         tmp_path,
         *SHORT,
@@ -212,8 +212,8 @@ def test_out_of_fold(demo, tmp_path):
         "--STAGES=folds",
         "--OUT_OF_FOLD=true",
     )
-    run("03_extract_features.py", tmp_path)
-    run(
+    run_again("03_extract_features.py", tmp_path)
+    run_again(
         "04_fuse_classify.py",
         tmp_path,
         "--PAPERS=babaali",
