@@ -283,6 +283,10 @@ def test_curves_of_panels_can_be_told_apart():
     assert all(styles[1][name] == styles[0][name] for name in names)
     here, there = styles[0]["pair, here"], styles[0]["pair, there"]
     assert here[:2] == there[:2] and here[2] != there[2] and styles[0]["all"][:2] == ("black", "")
+    assert [bars.has_yerr for bars in fig.axes[0].containers] == [False] * 2 + [True] * 10
+    assert (
+        ":" not in {style[2] for style in styles[0].values()} and fig.axes[0].lines[0].get_linestyle() == ":"
+    )
     first = [bars[0].get_xdata()[0] for bars in fig.axes[0].containers]
     assert first[:2] == [10, 10] and np.allclose(np.diff(first[2:]), 10 * panels.DODGE)
     plots.plt.close(fig)

@@ -8,6 +8,7 @@ B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width
 
 import hashlib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -296,17 +297,14 @@ def listed(keys):
 
 def read_bins(path):
     """Mean and variance (257,) of the bins of the log spectrogram from AVID-CMA's npz file."""
-    try:
-        with np.load(path) as file:
-            mean, std = (torch.from_numpy(np.asarray(file[key], np.float32)) for key in ("mean", "std"))
-    except Exception:  # numpy and zipfile raise many kinds
-        mean = std = torch.zeros(0)
-    if not mean.shape == std.shape == (AVID_BINS,) or not (mean.isfinite() & (std >= 0)).all():
-        raise UserError(
-            f"{path}: not an npz file with {AVID_BINS} finite numbers in mean and in std; name "
-            'audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or AVID_STATS="" to have them measured'
-        )
-    return mean, (std + STD_FLOOR).square()
+    with suppress(Exception), np.load(path) as file:  # numpy and zipfile raise many kinds
+        mean, std = torch.from_numpy(np.array([file["mean"], file["std"]], np.float32))
+        if mean.shape == (AVID_BINS,) and (mean.isfinite() & (std >= 0)).all():
+            return mean, (std + STD_FLOOR).square()
+    raise UserError(
+        f"{path}: not an npz file with {AVID_BINS} finite numbers in mean and in std; name "
+        'audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or AVID_STATS="" to have them measured'
+    )
 
 
 # ---- Without the authors' files ------------------------------------------------------------
