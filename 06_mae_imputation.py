@@ -633,8 +633,8 @@ def main():
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
 
-    outcomes, (n_clips, _) = tables.outcomes_of(found, SETTINGS), clips_of(manifest.corpus)
-    tables.write(run, outcomes, CLASSIFIERS, mixtures(n_clips), BEYOND_PAPER)
+    outcomes = tables.outcomes_of(found, SETTINGS)
+    tables.write(run, outcomes, CLASSIFIERS, mixtures(outcomes[0].test.n_clips), BEYOND_PAPER)
     tables.write_predictions(run, outcomes, fold.name, manifest.classes)
     run.finish()
 

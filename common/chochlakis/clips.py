@@ -119,14 +119,14 @@ def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size, name):
 def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
     """The store of the features of all clips of some recordings, extracted once; how: Extraction.
 
-    It has N rows for each recording: "audio" and "video" (N, D) float32, NaN where it lacks the modality.
+    It has a row for each recording: "audio" and "video" (N, D) float32, NaN where it lacks the modality.
     """
 
     def read(turn):
         return read_turn(manifest, turn, backbone, n_clips, clip_s)
 
     def compute(found):
-        return {name: features_of(name, found, backbone) for name in MODALITIES}, [n_clips] * len(found)
+        return {name: features_of(name, found, backbone) for name in MODALITIES}, None
 
     identity = {"manifest": manifest.fingerprint(), "n_clips": n_clips, "clip_s": clip_s}
     identity |= backbone.identity()
@@ -135,12 +135,12 @@ def clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how):
 
 
 def features_of(name, found, backbone):
-    """Features (recordings * N, D) of the "audio" or "video" of some Clips."""
-    has = np.repeat([getattr(clips, f"{name}_s").any() for clips in found], len(found[0].audio))
-    features = np.full((len(has), backbone.dim), np.nan, np.float32)
+    """Features (recordings, N, D) of the "audio" or "video" of some Clips."""
+    has = np.array([getattr(clips, f"{name}_s").any() for clips in found])
+    features = np.full((len(found), len(found[0].audio), backbone.dim), np.nan, np.float32)
     if has.any():
-        there = [getattr(clips, name) for clips in found if getattr(clips, f"{name}_s").any()]
-        features[has] = backbone(name, np.concatenate(there)).cpu().numpy()
+        there = np.concatenate([getattr(found[i], name) for i in has.nonzero()[0]])
+        features[has] = backbone(name, there).cpu().numpy().reshape(-1, *features.shape[1:])
     if not np.isfinite(features[has]).all():
         raise UserError(f"the {name} features hold NaN; check the checkpoint")
     return features
@@ -184,8 +184,7 @@ def read_part(store, turns, classes=()):
     turns, at = rows_of(store, turns)
     if not turns:
         raise UserError(f"{store.folder}: none of the recordings could be read; see problems.csv there")
-    rows = store.spans("audio")[0][at][:, None] + np.arange(store.meta["n_clips"])  # (R, N)
-    x = torch.from_numpy(np.stack([store[name][rows] for name in MODALITIES], 1))  # (R, 2, N, D)
+    x = torch.from_numpy(np.stack([store[name][at] for name in MODALITIES], 1))  # (R, 2, N, D)
     labels = torch.tensor([classes.index(turn.label) if classes else -1 for turn in turns])
     return Part(turns, x.nan_to_num(0.0), x[..., 0].isnan(), labels, store.meta)
 
