@@ -27,7 +27,7 @@ SHORT = [
     *("--N_GROUPS=3", "--RATIOS=0.5,0.8", "--TOKEN_SIZES=10x8,20x16", "--JOBS=1", "--N_RESAMPLES=100"),
     *("--VQVAE_EPOCHS=1", "--VQVAE_STEPS=8", "--VQVAE_BATCH_SIZE=4", "--VQVAE_FRAMES=8"),
     *("--PRETRAIN_EPOCHS=1", "--PRETRAIN_WARMUP_EPOCHS=0", "--MAX_PROBLEM_SHARE=0.2"),
-    *("--FINETUNE_EPOCHS=2", "--FINETUNE_WARMUP_EPOCHS=1", "--N_CODES=32", "--N_FRAMES=40", "--WIDTH=16"),
+    *("--FINETUNE_EPOCHS=2", "--FINETUNE_WARMUP_EPOCHS=1", "--N_CODES=32", "--WIDTH=16"),
     "--TABLE_5_CORPORA=demo_ravdess:speech,demo_iemocap,demo_emodb",
 ]
 FEW = ["--TABLES=1", "--BEYOND_PAPER=", "--SPECMAE=False"]
