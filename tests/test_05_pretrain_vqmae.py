@@ -148,7 +148,7 @@ def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
         [(line["system"], line["utterance_id"]) for line in rows(results(folder) / "predictions.csv")]
         for folder in (demo, tmp_path)
     )
-    named = "cls patch-tf_0.8_10x8_e8_2_w64"
+    named = "cls patch-tf_0.8_20x8_e8_2_w16"
     assert sorted(together) == sorted(k for k in alone if k[0].endswith(named) or k[0].startswith("svm"))
 
 
