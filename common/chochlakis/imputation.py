@@ -41,10 +41,9 @@ def train(data, name, model, loss, outputs, batches, recipe, identity):
     def figures(found, _):
         return {name: values.mean(dtype=float) for name, values in found.items()}
 
-    parts = {"train": data.train, "valid": data.valid}
-    identity |= {"model": str(model), "features": [part.identity() for part in parts.values()]}
+    identity |= {"model": str(model), "features": [data.train.identity(), data.valid.identity()]}
     place = Place(data.folder / name, identity, f"{data.folder.name} {name}")
-    sets = {part: Batches(len(parts[part]), batch_of) for part, batch_of in zip(parts, batches)}
+    sets = {"train": Batches(len(data.train), batches[0]), "valid": Batches(len(data.valid), batches[1])}
     task = Task(lambda: model, loss, outputs, figures)
     train_and_test(data.accelerator, task, sets, recipe, place, keep_weights=True)
     return load_best(model, place.folder).to(data.accelerator.device).eval()

@@ -1,7 +1,7 @@
 """Figures 2 to 4 of Chochlakis et al. 2024, their numbers as tables, and the cases that the paper counts.
 
 `plan` lists every System that they need; 06 trains and tests them; `write` draws what they found. The paper
-gives its results as curves alone, so that none of its numbers stands beside ours but those of costs.
+gives its results as curves alone, so that none of its numbers stands beside ours.
 
 S seeds, M masks, R test recordings, N clips, k of which are lost in either modality.
 """
@@ -20,13 +20,7 @@ from common.results import Cell, prediction_rows
 
 FIGURES = {"avid-cma": "2", "crisscross": "3"}
 WHOLE = {"none": "Pristine", "audio": "Audio only", "video": "Video only"}  # nothing is lost of these
-SIMPLE = {
-    "zeros": "Regular",
-    "mean": "Mean",
-    "last": "Last clip",
-    "linear": "Interpolation",
-    "ridge": "Ridge",
-}
+SIMPLE = dict(zeros="Regular", mean="Mean", last="Last clip", linear="Interpolation", ridge="Ridge")
 LAST = "curri-MAE-last"  # curri-MAE of the last epoch, not of that with the lowest validation loss
 NAMES = {**WHOLE, **SIMPLE, "backoff": "Backoff"}
 TUNED = {"largest": "-ft", "all": "-ft-all"}
