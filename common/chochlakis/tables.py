@@ -180,19 +180,22 @@ def write(run, outcomes, classifiers, mixtures, beyond):
             stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
             show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         if beyond:
-            panels = {f"MAE + {c}": [*simple(c), System(c, "curri-MAE", OURS[c])] for c in classifiers}
+            panels = {
+                f"{c}{TUNED[OURS[c]]}": [*simple(c), System(c, "curri-MAE", OURS[c])] for c in classifiers
+            }
             stems = f"table_baselines_{name}", f"fig_baselines_{name}"
-            show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper. ")
+            show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper. ", short=True)
             write_errors(run, outcome)
             write_epochs(run, outcome, classifiers)
     write_cases(run, outcomes, classifiers)
 
 
-def show(run, outcome, table, figure, title, panels, about=""):
-    """A table and a figure of panels {title: Systems}."""
+def show(run, outcome, table, figure, title, panels, about="", short=False):
+    """A table and a figure of panels {title: Systems}; short: the title says what they were fine-tuned on."""
     cells, series, about = [], {}, about + outcome.note()
     for name, systems in panels.items():
-        series[name] = {label(system, outcome.test.n_clips): outcome.series(system) for system in systems}
+        names = [label(s._replace(tuned="") if short else s, outcome.test.n_clips) for s in systems]
+        series[name] = dict(zip(names, map(outcome.series, systems)))
         cells += [cell for system in systems for cell in outcome.scores(system)]
     run.table(f"chochlakis_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
     drawn = curve_panels(series, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
