@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import rows, run_here
+from miniature import write_clip
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 
@@ -33,16 +34,32 @@ def write_whisper(folder):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Six speakers who say each of two sentences twice, and the checkpoints."""
-    folder = tmp_path_factory.mktemp("finetune")
+    return write_corpus(tmp_path_factory.mktemp("finetune"))
+
+
+def write_corpus(folder):
+    """Six speakers who say each of two sentences twice, in one picture, and the checkpoints; the folder."""
     turns, prepared = [], folder / "data" / "prepared" / "toy"
     for n in range(24):
         speaker, label = f"s{n % 6}", ("happy", "sad")[n // 6 % 2]
         turns.append(
-            Turn(f"u{n:02d}", f"d{n}", 0, speaker, "", 0, 0.5, WORDS[label], label, f"audio/u{n}.wav")
+            Turn(
+                f"u{n:02d}",
+                f"d{n}",
+                0,
+                speaker,
+                "",
+                0,
+                0.5,
+                WORDS[label],
+                label,
+                f"audio/u{n}.wav",
+                "clip.mp4",
+            )
         )
         samples = np.arange(8000 + 320 * (n % 5)) / 16000
         write_wav(prepared / f"audio/u{n}.wav", 0.5 * np.sin(2 * np.pi * TONES_HZ[label] * samples))
+    write_clip(prepared / "clip.mp4")
     write_manifest(Manifest("toy", prepared, ("happy", "sad"), turns))
     write_checkpoints(folder / "checkpoints", list(WORDS.values()) * 5, "tiny", 0)
     write_whisper(folder / "checkpoints" / "whisper-base")
