@@ -596,8 +596,8 @@ def check_files():
     """Name all corpora and weights that are not there, before anything slow."""
     files = {CAVMAE_CHECKPOINT} | {file for name in BACKBONES for file in files_of(name).values()}
     missing = [f"{file} (no such file)" for file in sorted(files - {""}) if not Path(file).is_file()]
-    for name in filter(None, (CORPUS, PRETRAIN_CORPUS)):
-        if not (prepared_folder(DATA_ROOT, name) / "manifest.csv").exists():
+    for name in (CORPUS, PRETRAIN_CORPUS):
+        if name and not (prepared_folder(DATA_ROOT, name) / "manifest.csv").exists():
             missing.append(f"{name} (not prepared: run 01_prepare_data.py --CORPUS={name})")
     if missing:
         raise UserError(f"{'; '.join(missing)}; get these, or run --scratch or --demo, which need no weights")

@@ -104,10 +104,10 @@ class Outcome:
     def chance(self):
         return 100 * float(self.test.labels.bincount().max()) / len(self.test)
 
-    @property
-    def runs(self):
-        """Of a Cell with a value for each seed."""
-        return [(seed, "") for seed in self.settings["SEEDS"]]
+    def cell(self, row, column, values, **more):
+        """A Cell with a value for each seed."""
+        runs = [(seed, "") for seed in self.settings["SEEDS"]]
+        return Cell(row, column, values.tolist(), runs, n=len(self.test), **more)
 
     def right(self, system, k):
         """Which predictions are right, (S, M, R) 0 or 1."""
@@ -116,13 +116,13 @@ class Outcome:
     def score(self, system, k):
         """Accuracy with k lost clips as a Cell: its sd is over masks, of means over seeds."""
         right, n_clips = self.right(system, k), self.test.n_clips
-        values, runs = right.mean((0, 2)), [("", f"mask {m + 1}") for m in range(right.shape[1])]
-        if len(runs) == 1:
-            values, runs = right.mean((1, 2)), self.runs
         bounds = self.interval(metrics.accuracy, np.ones_like(right[0, 0]), right)
         row = f"{system.classifier}: {label(system, n_clips)}"
         column = f"{percent(k, n_clips)} lost" if k else "none lost"
-        return Cell(row, column, (100 * values).tolist(), runs, **bounds, n=len(self.test))
+        if right.shape[1] == 1:
+            return self.cell(row, column, 100 * right.mean((1, 2)), **bounds)
+        runs = [("", f"mask {m + 1}") for m in range(right.shape[1])]
+        return Cell(row, column, (100 * right.mean((0, 2))).tolist(), runs, **bounds, n=len(self.test))
 
     def interval(self, metric, *right):
         """Bounds in % of a metric of right decisions (..., R), speakers resampled."""
@@ -207,8 +207,7 @@ def write_errors(run, outcome):
     """Beyond the paper: how much of what was lost each way to impute brings back."""
     cells = []
     for (imputer, k, modality), values in outcome.errors.items():
-        column = f"{modality}, {percent(k, outcome.test.n_clips)} lost"
-        cells.append(Cell(imputer, column, values.tolist(), outcome.runs, n=len(outcome.test)))
+        cells.append(outcome.cell(imputer, f"{modality}, {percent(k, outcome.test.n_clips)} lost", values))
     about = (
         "Not in the paper. Squared error over hidden test clips, relative to that of the training mean, the "
         f"median of all features. {outcome.note()}"
@@ -219,14 +218,14 @@ def write_errors(run, outcome):
 
 def write_epochs(run, outcome, classifiers):
     """Beyond the paper: does the autoencoder that reconstructs best also serve a classifier best?"""
-    cells, n, levels = [], len(outcome.test), outcome.levels
+    cells, levels = [], outcome.levels
     for system in (System(c, imputer, OURS[c]) for c in classifiers for imputer in ("curri-MAE", LAST)):
         row = f"{system.classifier}: {label(system, outcome.test.n_clips)}"
         accuracy = 100 * np.mean([outcome.right(system, k) for k in levels], (0, 2, 3))  # (S,)
-        cells.append(Cell(row, "accuracy", accuracy.tolist(), outcome.runs, n=n))
+        cells.append(outcome.cell(row, "accuracy", accuracy))
         for modality in (m for m in MODALITIES if (system.imputer, 1, m) in outcome.errors):
             error = np.mean([outcome.errors[system.imputer, k, modality] for k in levels], 0)  # (S,)
-            cells.append(Cell(row, f"error of {modality}", error.tolist(), outcome.runs, n=n))
+            cells.append(outcome.cell(row, f"error of {modality}", error))
     about = (
         "Not in the paper. curri-MAE is of the epoch with the lowest loss on validation speakers, curri-MAE-"
         f"last of the last epoch. Means over all levels; errors as in table_imputation. {outcome.note()}"
@@ -283,7 +282,7 @@ def case(outcome, corpus, name):
     return [
         *(Cell(row, f"levels that {k}", [v], unit="", digits=0, n=n) for k, v in counts.items()),
         Cell(row, "by ranges", [by_ranges], unit="", n=n, word=VERDICTS[by_ranges]),
-        Cell(row, "gain, all levels", gains.tolist(), outcome.runs, **bounds, n=n, unit="points"),
+        outcome.cell(row, "gain, all levels", gains, **bounds, unit="points"),
         Cell(row, "by speaker", [by_speaker], unit="", n=n, word=VERDICTS[by_speaker]),
     ]
 
