@@ -254,15 +254,25 @@ def kept_bytes(accelerator, model, loss, batch):
     kept, owned = {}, [*model.parameters(), *model.buffers(), *tree_leaves(batch)]
 
     def pack(x):
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        storage = x.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
         return x
 
     seed_step(0)  # LayerDrop leaves out the same layers each time
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), accelerator.autocast():
-        total, _ = loss(model, batch)  # held to the end, so that no address is used twice
+        total, _ = loss(
+            model, batch
+        )  # held to the end, so that no storage is freed, and its address used again
     for x in owned:
-        kept.pop(x.untyped_storage().data_ptr(), None)
+        kept.pop(x.untyped_storage()._cdata, None)
     return sum(kept.values())
+
+
+def fitting(n, once, each, room):
+    """n samples, halved until what they keep, `once` and for `each` of them, is no more than `room` bytes."""
+    while n > 1 and once + n * each > room:
+        n = -(-n // 2)
+    return n
 
 
 class Training:
@@ -330,9 +340,7 @@ class Training:
         if not two or not three:
             return  # `step` will find out
         room = MEMORY_SHARE * (free - 12 * sum(p.numel() for p in self.parameters))  # gradients and AdamW
-        n = state.micro_batch
-        while n > 1 and two + (n - 2) * (three - two) > room:
-            n = -(-n // 2)
+        n = fitting(state.micro_batch, 3 * two - 2 * three, three - two, room)
         if n < state.micro_batch:
             print(f"{self.place.title}: {free / 1e9:.1f} GB are free: {n} samples per forward pass")
         state.micro_batch = n
