@@ -24,8 +24,8 @@ Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns by dialogue a
 set has an empty label), classes.json, problems.csv; where recordings are copied media.jsonl (what
 was made from which file), audio/<utterance>.wav, video/<utterance>.mp4; for CMU-MOSEI words.csv (the words of
 a turn on its own clock).
-Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}, metrics.json,
-log.jsonl.
+Written to <RESULTS_ROOT>/01_prepare_data/<corpus>/: babaali_fig_1_labels.{png,pdf,csv}; to look at first,
+data_table_overview.{csv,md} and data_fig_overview.{png,pdf}; metrics.json, log.jsonl.
 
 DEVIATIONS
 - The paper counts 5,532 turns in four classes. The release holds 5,531 (neutral 1708, happy 1636 with excited
@@ -46,11 +46,13 @@ if __name__ == "__main__":
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from common import corpora, demo, plots
 from common.corpora import prepare
-from common.files import UserError, make_folder, read_json, write_csv
+from common.files import UserError, file_hash, make_folder, read_json, write_csv
 from common.manifest import Manifest, corpus_name, prepared_folder, write_manifest
-from common.results import start_run
+from common.results import Cell, start_run
 from common.splits import OFFICIAL
 
 # fmt: off
@@ -88,6 +90,10 @@ VIDEO_PRESET = "ultrafast"      # x264 preset: speed against file size, at about
 MIN_TURN_S = 0.1                # audio shorter than this is left out and is a problem, seconds
 MAX_PROBLEM_SHARE = 0.05        # stop where more than this share of the turns has a problem
 
+# ---- Look at the data first -----------------------------------------------------------------
+MAX_COMPARED = 20000            # recordings that are searched for copies of each other, 0 = none
+MAX_SHOWN = 60                  # speakers in the figure, those with the most turns
+
 # ---- Synthetic ------------------------------------------------------------------------------
 DEMO_SIZE = 1.0                 # factor for the number of recordings of the synthetic corpora
 WRITE_CHECKPOINTS = ""          # "tiny" or "small": also write models with random weights for every
@@ -119,6 +125,8 @@ def check_settings():
         "MIN_TURN_S": (0 <= MIN_TURN_S < 3600, "give seconds, such as 0.1"),
         "MAX_PROBLEM_SHARE": (0 <= MAX_PROBLEM_SHARE <= 1, "a share lies between 0 and 1"),
         "VOXCELEB2_SPEAKERS": (VOXCELEB2_SPEAKERS >= 0, "give a number of speakers, 0 for all"),
+        "MAX_COMPARED": (MAX_COMPARED >= 0, "give a number of recordings, 0 for none"),
+        "MAX_SHOWN": (1 <= MAX_SHOWN <= 1000, "choose 1 to 1000"),
         "DEMO_SIZE": (0 < DEMO_SIZE <= 100, "choose a factor above 0, 1 for the demo's own sizes"),
         "WORKERS": (0 <= WORKERS <= 256, "choose 0 to 256"),
     }
@@ -250,6 +258,81 @@ def figure_1(run, manifest, emotions):
     run.figure([path, *plots.save(fig, run.folder, "babaali_fig_1_labels", caption)])
 
 
+# ---- Look at the data first -------------------------------------------------------------------
+
+
+def data_table(run, manifest):
+    """Turns of each class: how many, how long, by whom, and what to look at twice. Not in the paper."""
+    copies, cells = copies_of(manifest), []
+    groups = {
+        label: [turn for turn in manifest.labelled if turn.label == label] for label in manifest.classes
+    }
+    if manifest.classes and len(manifest.labelled) < len(manifest.turns):
+        groups["no label"] = [turn for turn in manifest.turns if not turn.label]
+    for row, turns in {**groups, "all turns": manifest.turns}.items():
+        seconds = [turn.duration_s for turn in turns if turn.duration_s > 0]
+        known = [turn.gender for turn in turns if turn.gender]
+        agreement = [float(turn.extra["agreement"]) for turn in turns if turn.extra.get("agreement")]
+        found = {
+            ("turns", "", 0): len(turns),
+            ("speakers", "", 0): len({turn.speaker for turn in turns}),
+            ("median duration", "s", 1): np.median(seconds) if seconds else None,
+            ("longest", "s", 1): max(seconds, default=None),
+            ("median words", "", 0): np.median([len(t.text.split()) for t in turns]) if turns else None,
+            ("without text", "", 0): sum(not turn.text for turn in turns),
+            ("repeated recordings", "", 0): sum(turn.utterance_id in copies for turn in turns),
+            ("by women", "%", 0): 100 * known.count("female") / len(known) if known else None,
+            ("raters who agree", "%", 0): 100 * np.mean(agreement) if agreement else None,
+        }
+        for (column, unit, digits), number in found.items():
+            if number is not None:
+                cells.append(Cell(row, column, [float(number)], unit=unit, digits=digits))
+    note = (
+        "Not in the paper. Repeated: the same bytes as an earlier recording, of the first "
+        f"{MAX_COMPARED:,}. Raters who agree: with the label before classes are merged."
+    )
+    run.table("data_table_overview", "What the corpus holds", cells, note)
+
+
+def copies_of(manifest):
+    """Ids of turns whose recording has the same bytes as an earlier one, of MAX_COMPARED recordings."""
+    owners = Counter(turn.audio for turn in manifest.turns)  # several turns of one file are parts of it
+    alone = [turn for turn in manifest.turns if turn.audio and owners[turn.audio] == 1][:MAX_COMPARED]
+    size = {turn.utterance_id: manifest.path(turn.audio).stat().st_size for turn in alone}
+    common, seen, copies = Counter(size.values()), set(), set()
+    for turn in (turn for turn in alone if common[size[turn.utterance_id]] > 1):
+        content = file_hash(manifest.path(turn.audio))
+        (copies if content in seen else seen).add(turn.utterance_id if content in seen else content)
+    return copies
+
+
+def data_figure(run, manifest):
+    """Durations, words, and labels per speaker. Not in the paper."""
+    numbers = {
+        "duration (s)": [round(turn.duration_s, 2) for turn in manifest.turns if turn.duration_s > 0],
+        "words": [len(turn.text.split()) for turn in manifest.turns if turn.text],
+    }
+    numbers = {name: values for name, values in numbers.items() if values}
+    n = 1 + len(numbers)
+    fig, [[*grid, last]] = plots.plt.subplots(1, n, figsize=(2 + 3 * n, 3.6), squeeze=False)
+    for axes, (name, values) in zip(grid, numbers.items()):
+        axes.hist(values, bins=30, color=plots.OKABE_ITO[0])
+        axes.set(xlabel=name, ylabel="turns", yscale="log")  # a few very long ones are what to look for
+    speakers = [name for name, _ in Counter(turn.speaker for turn in manifest.turns).most_common(MAX_SHOWN)]
+    below = np.zeros(len(speakers))
+    for label, (colour, _) in plots.class_style(manifest.classes or ("",)).items():
+        counts = Counter(turn.speaker for turn in manifest.turns if turn.label == label)
+        heights = [counts[speaker] for speaker in speakers]
+        last.bar(range(len(speakers)), heights, bottom=below, color=colour, label=label or None)
+        below += heights
+    last.set(xlabel=f"speakers, by their turns (at most {MAX_SHOWN})", xticks=[])
+    last.set_ylabel("labelled turns" if manifest.classes else "turns")
+    if manifest.classes:
+        fig.legend(loc="outside upper right", ncols=4)
+    caption = f"{manifest.corpus}: {len(manifest.turns):,} turns, {len(manifest.labelled):,} labelled."
+    run.figure(plots.save(fig, run.folder, "data_fig_overview", caption))
+
+
 # ---- Checkpoints ------------------------------------------------------------------------------
 
 
@@ -273,6 +356,8 @@ def main():
     write_manifest(manifest)
     report_media(manifest)
     figure_1(run, manifest, release.emotions)
+    data_table(run, manifest)
+    data_figure(run, manifest)
     if WRITE_CHECKPOINTS and (CORPUS not in demo.SYNTHETIC or CORPUS == "demo_iemocap"):
         write_checkpoints(manifest)
     run.finish(turns=len(manifest.turns), labelled=len(manifest.labelled), problems=len(problems))

@@ -4,6 +4,7 @@
 All turns are in it, since context needs them; a turn outside the label set has an empty label.
 """
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -36,6 +37,13 @@ class Turn:
     @property
     def duration_s(self):
         return self.end_s - self.start_s
+
+    @property
+    def gender(self):
+        """ "female" or "male", where a column or IEMOCAP's names of speakers tell; else ""."""
+        in_name = re.fullmatch(r"Ses\d\d([FM])", self.speaker)
+        known = self.extra.get("gender") or self.extra.get("sex") or (in_name and in_name[1]) or ""
+        return {"f": "female", "m": "male"}.get(known[:1].lower(), "")
 
 
 COLUMNS = tuple(f.name for f in fields(Turn) if f.name != "extra")

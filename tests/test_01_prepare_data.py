@@ -275,7 +275,9 @@ def test_voxceleb2_stays_where_it_is(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "data" / "prepared" / "voxceleb2"
     assert {path.name for path in folder.iterdir()} == {"manifest.csv", "classes.json", "problems.csv"}
     results = tmp_path / "results" / "01_prepare_data" / "voxceleb2"
-    assert {path.name for path in results.iterdir()} == {"metrics.json", "log.jsonl", "index.html"}
+    look = {f"data_table_overview.{ending}" for ending in ("csv", "md")}
+    look |= {f"data_fig_overview.{ending}" for ending in ("png", "pdf")}
+    assert {path.name for path in results.iterdir()} == {"metrics.json", "log.jsonl", "index.html"} | look
     some = prepare(tmp_path, "voxceleb2", root, "--VOXCELEB2_SPEAKERS=2")
     assert len({turn.speaker for turn in some.turns}) == 2
     assert "2 of 3 speakers, drawn with seed 0: 4 clips" in capsys.readouterr().out
@@ -484,3 +486,30 @@ def test_killed_run_goes_on(tmp_path):
     assert (folder / "manifest.csv").read_bytes() == calm.path("manifest.csv").read_bytes()
     assert len(resumed.turns) == 560 and len(made) > 10
     assert all((folder / name).stat().st_mtime_ns == when for name, when in made.items())
+
+
+def test_the_data_at_a_glance(tmp_path):
+    """Six turns of two speakers: lengths, words, genders, agreement and one copy, counted by hand."""
+    samples = [
+        np.sin(np.arange(n) / 20).astype(np.float32) * 0.3 for n in (16000, 32000, 48000, 16000, 64000)
+    ]
+    lines = ["utterance_id,speaker,audio,text,label,gender,agreement"]
+    facts = [("a", "f", "one two", "sad", 0.5), ("a", "f", "one two three", "sad", 1.0)]
+    facts += [("b", "m", "", "happy", 0.25), ("b", "m", "one", "happy", ""), ("b", "m", "one two", "", "")]
+    for i, (speaker, gender, text, label, agreement) in enumerate(facts):
+        soundfile.write(files.make_folder(tmp_path / "mine") / f"{i}.wav", samples[i], 16000)
+        lines.append(f"u{i},{speaker},{i}.wav,{text},{label},{gender},{agreement}")
+    (tmp_path / "mine" / "manifest.csv").write_text("\n".join(lines) + "\n")
+    prepare(tmp_path, str(tmp_path / "mine"), "", "--MAX_PROBLEM_SHARE=1")
+    folder = tmp_path / "results" / "01_prepare_data" / "mine"
+    table = read_csv(folder / "data_table_overview.csv")
+    found = {(line["row"], line["column"]): float(line["mean"]) for line in table}
+    names = "turns", "speakers", "median duration", "longest", "median words", "without text"
+    names += "repeated recordings", "by women", "raters who agree"
+    assert {row: [found.get((row, name)) for name in names] for row, _ in found} == {
+        "happy": [2, 1, 2.0, 3.0, 0.5, 1, 1, 0, 25],
+        "sad": [2, 1, 1.5, 2.0, 2.5, 0, 0, 100, 75],
+        "no label": [1, 1, 4.0, 4.0, 2, 0, 0, 0, None],
+        "all turns": [5, 2, 2.0, 4.0, 2, 1, 1, 40, pytest.approx(58.3333, abs=1e-3)],
+    }
+    assert (folder / "data_fig_overview.png").stat().st_size > 5000

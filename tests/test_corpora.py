@@ -201,7 +201,8 @@ def test_ravdess_names(tmp_path):
         "Kids are talking by the door.",
         "01-06-02-01-02-12",
     )
-    assert turn.extra == {"channel": "speech", "intensity": "strong", "statement": "01", "repetition": "02"}
+    known = {"channel": "speech", "intensity": "strong", "statement": "01", "repetition": "02"}
+    assert turn.extra == {**known, "gender": "female"}
     assert [p.file.rsplit("/", 1)[1] for p in release.problems] == ["notes.wav"]
     assert [s.turn.label for s in read_ravdess(tmp_path, "song").turns] == ["sad"]
     assert len(read_ravdess(tmp_path, "both").turns) == 2

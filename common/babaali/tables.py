@@ -1,6 +1,5 @@
 """Tables 5 to 7 and Figures 8 to 12 of Babaali & Shayaninasab, and what goes beyond them."""
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -216,16 +215,10 @@ def tests_table(scores, run):
     run.table("babaali_table_tests", title, cells, f"Not in the paper. {note}")
 
 
-def gender_of(turn):
-    """As the manifest's column `gender` or IEMOCAP's names of speakers have it, else ""."""
-    in_name = re.fullmatch(r"Ses\d\d([FM])", turn.speaker)
-    return turn.extra.get("gender") or (in_name and {"F": "female", "M": "male"}[in_name[1]]) or ""
-
-
 def groups_table(scores, run):
     """The final model by gender, where it is known, and by speaker."""
     groups = {}
-    for kind, of in (("", gender_of), ("speaker ", lambda turn: turn.speaker)):
+    for kind, of in (("", lambda turn: turn.gender), ("speaker ", lambda turn: turn.speaker)):
         for name in sorted({of(scores.turns[i]) for i in scores.scored} - {""}):
             groups[kind + name] = [i for i in scores.scored if of(scores.turns[i]) == name]
     cells = []

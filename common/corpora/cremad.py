@@ -46,7 +46,8 @@ def read(root):
     root  the folder that holds AudioWAV, or the one above it
     The label is the emotion that was acted, the text the sentence, which carries no label. 1076_MTI_SAD_XX,
     which has no sound, is left out; three videos that the release calls bad are not used.
-    Extra columns: sentence (its code), level, and sex and age where VideoDemographics.csv is there.
+    Extra columns: sentence (its code), level; sex and age where VideoDemographics.csv is there; agreement, 1
+    where most raters saw and heard what was acted, else 0, where processedResults/summaryTable.csv is there.
     """
     root = _release_root(need_folder(root, "CREMA-D"))
     release = Release(CLASSES, media_in_place=True)
@@ -57,13 +58,14 @@ def read(root):
     has_video = (root / "VideoFlash").is_dir()
     videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
     actors = _read_actors(root / "VideoDemographics.csv")
+    votes = _read_votes(root / "processedResults" / "summaryTable.csv")
     for name in sorted({*sounds, *videos}):
         if name == SILENT:
             path = sounds.get(name) or videos[name]
             release.problem(name, path, "has no sound, as its README says; left out")
         else:
             video = _usable_video(name, sounds, videos, has_video, release)
-            release.turns.append(_turn(name, sounds.get(name), video, actors))
+            release.turns.append(_turn(name, sounds.get(name), video, actors, votes))
     release.expect_labels(Counter(EMOTIONS[name[9:12]] for name in sounds), COUNTS)
     release.expect(("actors", len({name[:4] for name in sounds}), N_ACTORS))
     if not has_video:
@@ -103,6 +105,12 @@ def _read_actors(table):
     return actors
 
 
+def _read_votes(table):
+    """{recording: letter of the emotion that most raters saw and heard}, "A:D" for a tie; {} without it."""
+    rows = read_csv(table) if table.is_file() else []
+    return {(row.get("FileName") or "").strip(): (row.get("MultiModalVote") or "").strip() for row in rows}
+
+
 def _usable_video(name, sounds, videos, has_video, release):
     """The video of a recording, None where it is absent or bad; Problems say what is missing."""
     audio, video = sounds.get(name), videos.get(name)
@@ -118,7 +126,9 @@ def _usable_video(name, sounds, videos, has_video, release):
     return video
 
 
-def _turn(name, audio, video, actors):
+def _turn(name, audio, video, actors, votes):
     actor, sentence, emotion, level = name.split("_")
     facts = {"sentence": sentence, "level": LEVELS[level], **actors.get(actor, {"sex": "", "age": ""})}
+    if name in votes:
+        facts["agreement"] = str(int(votes[name] == emotion[0]))
     return single(name, actor, audio, video, SENTENCES[sentence], EMOTIONS[emotion], **facts)

@@ -10,6 +10,7 @@ CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutr
 COUNTS = dict(zip(CLASSES, (127, 81, 46, 69, 71, 62, 79), strict=True))
 # German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
 LETTERS = dict(zip("WLEAFTN", CLASSES, strict=True))
+MEN = ("03", "10", "11", "12", "15")
 NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
 TEXTS = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
@@ -28,7 +29,7 @@ TEXTS = {
 def read(root):
     """Read the wav files, which are known by their names wherever they lie below `root`; copies count once.
 
-    The text is the German sentence and carries no label. Extra columns: sentence (its code), version.
+    The text is the German sentence and carries no label. Extra columns: sentence (its code), version, gender.
     """
     root = need_folder(root, "EMO-DB")
     release = Release(CLASSES)
@@ -39,10 +40,9 @@ def read(root):
             release.problem("", path, "not an EMO-DB name; left out", remedy)
             continue
         speaker, sentence, letter, version = match.groups()
-        text, label = TEXTS[sentence], LETTERS[letter]
-        release.turns.append(
-            single(name, speaker, path, text=text, label=label, sentence=sentence, version=version)
-        )
+        text, label, gender = TEXTS[sentence], LETTERS[letter], "male" if speaker in MEN else "female"
+        extra = {"sentence": sentence, "version": version, "gender": gender}
+        release.turns.append(single(name, speaker, path, text=text, label=label, **extra))
     if not release.turns:
         raise nothing_in(root, "EMO-DB files such as 03a01Fa.wav", "the folder that holds them")
     release.expect_labels(Counter(source.turn.label for source in release.turns), COUNTS)

@@ -19,6 +19,7 @@ COUNTS = {
     "Session5": {"all": 2170, "neu": 384, "hap": 143, "exc": 299, "sad": 245, "ang": 170},
 }
 SUMMARY = re.compile(r"^\[(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\]\s+(\S+)\s+([A-Za-z]{3})\s+\[([^\]]*)\]\s*$")
+RATER = re.compile(r"^C-E\d+:\s*([^(]*)")  # what somebody heard who is none of the two speakers
 UTTERANCE_ID = re.compile(r"^(Ses\d\d)([FM])_\S+_([FM])\d{3}$")
 BRACKET_TOKEN = re.compile(r"\[[A-Z_ ]+\]")
 
@@ -31,7 +32,7 @@ def read(root, merge_excited=True, keep_brackets=True, crop_speaker=True):
     keep_brackets  False removes tokens such as [LAUGHTER] from the transcripts
     crop_speaker   False keeps the whole split screen, where the listener is seen too
     Extra columns: raw_label, valence, activation, dominance (rater means, clipped to the scale's 1..5),
-    style. Raises UserError if no session with labels is found.
+    style, agreement (share of raters who heard raw_label). Raises UserError if no session is found.
     """
     root = _release_root(need_folder(root, "IEMOCAP"))
     labels = {**LABELS, **({"exc": "happy"} if merge_excited else {})}
@@ -77,7 +78,11 @@ def _read_session(folder, labels, keep_brackets, crop_speaker, release):
     seen = set()
     for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
         texts = _read_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
+        turn, heard = None, []
         for number, line in enumerate(read_lines(path), start=1):
+            if turn and (rater := RATER.match(line)):
+                heard.append(turn.extra["raw_label"] in re.findall(r"([a-z]{3})[a-z]*;", rater[1].lower()))
+                turn.extra["agreement"] = f"{sum(heard) / len(heard):.2f}"
             if not re.match(r"\[\s*\d", line):
                 continue  # the header, raters' lines, blank lines
             turn = _turn(line, folder.name, labels)
@@ -85,8 +90,10 @@ def _read_session(folder, labels, keep_brackets, crop_speaker, release):
                 what = "turn listed twice" if turn else "not a line of EmoEvaluation"
                 name = turn.utterance_id if turn else ""
                 release.problem(name, f"{path}:{number}", what, "compare the file with the release")
+                turn = None
                 continue
             seen.add(turn.utterance_id)
+            heard = []
             turn.text = texts.get(turn.utterance_id, "")
             if not keep_brackets:
                 turn.text = " ".join(BRACKET_TOKEN.sub(" ", turn.text).split())

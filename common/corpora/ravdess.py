@@ -20,7 +20,7 @@ def read(root, channel="speech"):
     channel  "speech", "song" or "both"
     A recording that is there as wav and as mp4 is one turn with audio from the wav and video from the mp4.
     Video-only files (02-*) serve where the audio-video file is absent. The text carries no label.
-    Extra columns: channel, intensity, statement, repetition.
+    Extra columns: channel, intensity, statement, repetition, gender.
     """
     root = need_folder(root, "RAVDESS")
     if channel not in CHANNELS:
@@ -58,4 +58,5 @@ def _turn(name, copies):
         intensity={"01": "normal", "02": "strong"}[intensity],
         statement=statement,
         repetition=repetition,
+        gender="male" if int(actor) % 2 else "female",
     )
