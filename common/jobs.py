@@ -4,6 +4,7 @@ import copyreg
 import os
 import threading
 import time
+from datetime import timedelta
 from importlib import import_module
 from multiprocessing import current_process
 from unittest import mock
@@ -28,10 +29,24 @@ def side_by_side(function, tasks, jobs):
     """
     jobs = min(jobs, len(tasks), places_on_gpus(jobs))
     if jobs <= 1:
-        return [function(*task) for task in tasks]
+        return progress((function(*task) for task in tasks), len(tasks))
     quiet = mock.patch.dict(os.environ, TQDM_DISABLE="1")  # bars would overwrite each other
     with quiet, parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
-        return Parallel(jobs, batch_size=1)(delayed(run_task)(os.getpid(), function, t) for t in tasks)
+        parallel = Parallel(jobs, batch_size=1, return_as="generator")
+        return progress(parallel(delayed(run_task)(os.getpid(), function, t) for t in tasks), len(tasks))
+
+
+def progress(results, n):
+    """The list of n results; after each prints "[3/18] finished, about 0:12:40 left"."""
+    found, started, is_first = [], time.monotonic(), os.environ.get("RANK", "0") == "0"
+    for result in results:
+        found.append(result)
+        seconds = (time.monotonic() - started) / len(found) * (n - len(found))
+        if n > 1 and is_first:
+            print(
+                f"  [{len(found)}/{n}] finished, about {timedelta(seconds=round(seconds))} left", flush=True
+            )
+    return found
 
 
 def places_on_gpus(jobs):

@@ -116,6 +116,21 @@ def test_side_by_side():
         side_by_side(square, [(3, True), (4, True)], 2)
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_tasks_say_how_many_are_finished_and_the_time_left(n_jobs, capsys, monkeypatch):
+    clock = iter(range(0, 1000, 100))  # seconds: the start, then a task finished every 100
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    side_by_side(square, [(i,) for i in range(3)], n_jobs)
+    assert capsys.readouterr().out.splitlines() == [
+        "  [1/3] finished, about 0:03:20 left",
+        "  [2/3] finished, about 0:01:40 left",
+        "  [3/3] finished, about 0:00:00 left",
+    ]
+    monkeypatch.setenv("RANK", "1")  # of several processes only the first speaks
+    side_by_side(square, [(1,), (2,)], 1)
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("gb, wanted", [([], 4), ([24], 1), ([80], 4), ([24, 24], 2), ([8], 1)])
 def test_jobs_share_a_gpu_only_where_there_is_room(monkeypatch, gb, wanted, capsys):
     sizes = [SimpleNamespace(total_memory=size * 1e9) for size in gb]
