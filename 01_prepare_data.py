@@ -43,6 +43,7 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals before the slow imports
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -264,6 +265,8 @@ def figure_1(run, manifest, emotions):
 def data_table(run, manifest):
     """Turns of each class: how many, how long, by whom, and what to look at twice. Not in the paper."""
     copies, cells = copies_of(manifest), []
+    if copies:
+        print(f"  warning   {len(copies)} recordings have the bytes of an earlier one, such as {min(copies)}")
     groups = {
         label: [turn for turn in manifest.labelled if turn.label == label] for label in manifest.classes
     }
@@ -272,13 +275,15 @@ def data_table(run, manifest):
     for row, turns in {**groups, "all turns": manifest.turns}.items():
         seconds = [turn.duration_s for turn in turns if turn.duration_s > 0]
         known = [turn.gender for turn in turns if turn.gender]
-        agreement = [float(turn.extra["agreement"]) for turn in turns if turn.extra.get("agreement")]
+        words = [len(turn.text.split()) for turn in turns if turn.text]
+        told = [turn.extra.get("agreement") for turn in turns]
+        agreement = [float(text) for text in told if is_number(text)]
         found = {
             ("turns", "", 0): len(turns),
             ("speakers", "", 0): len({turn.speaker for turn in turns}),
             ("median duration", "s", 1): np.median(seconds) if seconds else None,
             ("longest", "s", 1): max(seconds, default=None),
-            ("median words", "", 0): np.median([len(t.text.split()) for t in turns]) if turns else None,
+            ("median words", "", 0): np.median(words) if words else None,
             ("without text", "", 0): sum(not turn.text for turn in turns),
             ("repeated recordings", "", 0): sum(turn.utterance_id in copies for turn in turns),
             ("by women", "%", 0): 100 * known.count("female") / len(known) if known else None,
@@ -292,6 +297,11 @@ def data_table(run, manifest):
         f"{MAX_COMPARED:,}. Raters who agree: with the label before classes are merged."
     )
     run.table("data_table_overview", "What the corpus holds", cells, note)
+
+
+def is_number(text):
+    """Whether a cell of a user's column can be read as a number."""
+    return bool(re.fullmatch(r"\d+\.?\d*", text or ""))
 
 
 def copies_of(manifest):
@@ -316,7 +326,7 @@ def data_figure(run, manifest):
     n = 1 + len(numbers)
     fig, [[*grid, last]] = plots.plt.subplots(1, n, figsize=(2 + 3 * n, 3.6), squeeze=False)
     for axes, (name, values) in zip(grid, numbers.items()):
-        axes.hist(values, bins=30, color=plots.OKABE_ITO[0])
+        axes.hist(values, bins=np.arange(max(values) + 2) - 0.5 if name == "words" else 30)
         axes.set(xlabel=name, ylabel="turns", yscale="log")  # a few very long ones are what to look for
     speakers = [name for name, _ in Counter(turn.speaker for turn in manifest.turns).most_common(MAX_SHOWN)]
     below = np.zeros(len(speakers))

@@ -507,7 +507,7 @@ def test_the_data_at_a_glance(tmp_path):
     names = "turns", "speakers", "median duration", "longest", "median words", "without text"
     names += "repeated recordings", "by women", "raters who agree"
     assert {row: [found.get((row, name)) for name in names] for row, _ in found} == {
-        "happy": [2, 1, 2.0, 3.0, 0.5, 1, 1, 0, 25],
+        "happy": [2, 1, 2.0, 3.0, 1, 1, 1, 0, 25],
         "sad": [2, 1, 1.5, 2.0, 2.5, 0, 0, 100, 75],
         "no label": [1, 1, 4.0, 4.0, 2, 0, 0, 0, None],
         "all turns": [5, 2, 2.0, 4.0, 2, 1, 1, 40, pytest.approx(58.3333, abs=1e-3)],

@@ -115,10 +115,10 @@ def test_context_is_worth_something_in_the_demo(committed):
 
 
 def test_masked_pretraining_is_worth_something_in_the_demo(committed):
-    """Read from the mean of all tokens: gains above 0, of a frozen encoder with the whole interval."""
+    """Read from the rows of all tokens: of a frozen encoder, and against CLS, with the whole interval."""
     table = gains(committed / "results/05_pretrain_vqmae/demo_ravdess_speech/sadok_table_tests.csv")
-    assert float(table["pretrained against not, mean of tokens, frozen"]["ci_low"]) > 0
-    assert float(table["pretrained against not, mean of tokens"]["mean"]) >= 3
+    assert float(table["... rows of tokens, frozen"]["ci_low"]) > 0
+    assert float(table["rows of tokens against CLS"]["ci_low"]) > 0
 
 
 def test_named_files_exist():

@@ -80,7 +80,7 @@ def _read_session(folder, labels, keep_brackets, crop_speaker, release):
         texts = _read_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
         turn, heard = None, []
         for number, line in enumerate(read_lines(path), start=1):
-            if turn and (rater := RATER.match(line)):
+            if turn and turn.extra["raw_label"] != "xxx" and (rater := RATER.match(line)):
                 heard.append(turn.extra["raw_label"] in re.findall(r"([a-z]{3})[a-z]*;", rater[1].lower()))
                 turn.extra["agreement"] = f"{sum(heard) / len(heard):.2f}"
             if not re.match(r"\[\s*\d", line):
