@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     BertConfig,
     BertModel,
@@ -178,19 +179,24 @@ def fused_attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False, sca
 
 
 def kept_by(model, inputs):
-    """Bytes that forward passes of one and of two samples keep."""
+    """Of forward passes of one and of two samples: the bytes that they keep, and their operations."""
     accelerator = pretend_cuda.Accelerator("bf16")
     with pretend_cuda.PretendCuda():
         model = model.to(accelerator.device).train()
         batches = [send_to_device(inputs(n), accelerator.device) for n in (1, 2)]
-        return [training.kept_bytes(accelerator, model, mean_of, batch) for batch in batches]
+        kept, operations = [], []
+        for batch in batches:
+            with FlopCounterMode(display=False) as counter:
+                kept.append(training.kept_bytes(accelerator, model, mean_of, batch))
+            operations.append(counter.get_total_flops())
+        return kept, operations
 
 
 def row(name, make):
     """A line of the table."""
     model, inputs, batch_size = make()
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    one, two = kept_by(model, inputs)
+    (one, two), operations = kept_by(model, inputs)
     each, once = two - one, 2 * one - two
     states = 4 * count_parameters(model) + 12 * n_trained
     cells = [
@@ -200,6 +206,7 @@ def row(name, make):
         f"{states / 1e9:.1f}",
     ]
     cells += [f"{each / 1e6:,.0f}", f"{(states + once + batch_size * each) / 1e9:.1f}", str(batch_size)]
+    cells.append(f"{3 * batch_size * (operations[1] - operations[0]) / 1e12:.2g}")  # backward: twice forward
     rooms = [training.MEMORY_SHARE * (1e9 * gb - states) for gb in CARDS_GB]
     cells += [str(training.fitting(batch_size, once, each, room)) for room in rooms]
     return "| " + " | ".join(cells) + " |"
@@ -208,7 +215,16 @@ def row(name, make):
 def main():
     pretend_cuda.patch_torch()
     F.scaled_dot_product_attention = fused_attention
-    columns = ["training", "weights", "trained", "states, GB", "MB a sample", "whole batch, GB", "batch"]
+    columns = [
+        "training",
+        "weights",
+        "trained",
+        "states, GB",
+        "MB a sample",
+        "whole batch, GB",
+        "batch",
+        "TFLOP a step",
+    ]
     columns += [f"micro-batch in {gb} GB" for gb in CARDS_GB]
     print("| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
     for name, make in CASES.items():
