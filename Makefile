@@ -11,7 +11,7 @@ RESULTS ?= results/mine
 DEMO := --demo $(if $(filter-out results/mine,$(RESULTS)),--RESULTS_ROOT=$(RESULTS))
 
 demo: $(VENV)/ready
-	@echo "Up to forty minutes on two idle CPU cores: 02 takes two, 04, 05, 06 and 07 five to eight each"
+	@echo "About half an hour on two idle CPU cores: 02 takes two minutes, 04 to 07 five to seven each"
 	$(RUN) 01_prepare_data.py $(DEMO)
 	$(RUN) 02_finetune_unimodal.py $(DEMO)
 	$(RUN) 03_extract_features.py $(DEMO)
