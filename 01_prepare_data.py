@@ -312,7 +312,9 @@ def copies_of(manifest):
     common, seen, copies = Counter(size.values()), set(), set()
     for turn in (turn for turn in alone if common[size[turn.utterance_id]] > 1):
         content = file_hash(manifest.path(turn.audio))
-        (copies if content in seen else seen).add(turn.utterance_id if content in seen else content)
+        if content in seen:
+            copies.add(turn.utterance_id)
+        seen.add(content)
     return copies
 
 

@@ -42,10 +42,9 @@ def progress(results, n):
     for result in results:
         found.append(result)
         seconds = (time.monotonic() - started) / len(found) * (n - len(found))
+        left = timedelta(seconds=round(seconds))
         if n > 1 and is_first:
-            print(
-                f"  [{len(found)}/{n}] finished, about {timedelta(seconds=round(seconds))} left", flush=True
-            )
+            print(f"  [{len(found)}/{n}] finished, about {left} left", flush=True)
     return found
 
 

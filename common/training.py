@@ -260,9 +260,8 @@ def kept_bytes(accelerator, model, loss, batch):
 
     seed_step(0)  # LayerDrop leaves out the same layers each time
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), accelerator.autocast():
-        total, _ = loss(
-            model, batch
-        )  # held to the end, so that no storage is freed, and its address used again
+        # `total` is held to the end, so that no storage is freed and its address used again
+        total, _ = loss(model, batch)
     for x in owned:
         kept.pop(x.untyped_storage()._cdata, None)
     return sum(kept.values())

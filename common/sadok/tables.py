@@ -278,20 +278,17 @@ def tests_table(report, compared):
 
 def codes_table(report, pretrained):
     """Beyond the paper: hidden codes of held-out speakers as pretraining finds them, and as guesses do."""
-    values = {}
+    loss, share, first = {}, {}, pretrained[0][0]  # {row: a figure for each pretraining}
     for network, pretraining in pretrained:
         last = read_json(pretraining.folder / network.slug() / "outcome.json")["history"]["log"][-1]
-        values.setdefault(network.slug(), []).append((last["valid_loss"], 100 * last["valid_codes_found"]))
-    network = pretrained[0][0]
-    for pretraining in (p for n, p in pretrained if n == network):
-        nats, copied = guess_codes(network, pretraining)
-        values.setdefault("each row's code frequencies", []).append((nats, None))
-        values.setdefault("the code of the frame before", []).append((None, 100 * copied))
-    cells = []
-    for row, found in values.items():
-        for column, unit, figures_found in zip(("loss", "codes found"), ("nats", "%"), zip(*found)):
-            if None not in figures_found:
-                cells.append(Cell(row, column, list(figures_found), unit=unit))
+        loss.setdefault(network.slug(), []).append(last["valid_loss"])
+        share.setdefault(network.slug(), []).append(100 * last["valid_codes_found"])
+    for pretraining in (pretraining for network, pretraining in pretrained if network == first):
+        nats, copied = guess_codes(first, pretraining)
+        loss.setdefault("each row's code frequencies", []).append(nats)
+        share.setdefault("the code of the frame before", []).append(100 * copied)
+    cells = [Cell(row, "loss", values, unit="nats") for row, values in loss.items()]
+    cells += [Cell(row, "codes found", values) for row, values in share.items()]
     note = "Not in the paper. Hidden codes of speakers held out of pretraining; guesses need no network."
     report.run.table("sadok_table_codes", "What pretraining finds", cells, note)
 
