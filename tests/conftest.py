@@ -61,8 +61,17 @@ def run(script, folder, *options, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+def forget():
+    """Clear what common/ has read and keeps: the next run may lie in another folder."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("common.")]
+    for value in (value for module in modules for value in vars(module).values()):
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
+
+
 def run_here(folder, script, *words):
     """Run a script in this process, which has torch already; SystemExit where it would end with an error."""
+    forget()
     module, words = load_script(script), with_run(script, *words)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -195,8 +195,6 @@ def test_what_was_made_of_another_manifest_or_otherwise_is_made_again(tmp_path):
             paths = [*data.rglob("outcome.json"), *data.rglob("problems.csv")]
             return {path.parent.relative_to(data).as_posix(): path.stat().st_mtime_ns for path in paths}
 
-        sadok_data.read_part.cache_clear()
-        open_codes.cache_clear()
         before = stamps()
         words = *tiny_speech.options(), "--RATIOS=0.5", "--TABLES=1", "--BEYOND_PAPER=", "--SPECMAE=false"
         run_here(tmp_path, SCRIPT, *words, *more)

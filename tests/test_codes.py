@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import shared_data
+from conftest import forget, shared_data
 from torch.utils.data import DataLoader
 
 from common.extraction import Extraction
@@ -48,8 +48,7 @@ def corpus(root, clips, weights=b"weights"):
         for i, (name, path) in enumerate(clips.items())
     ]
     write_manifest(Manifest("clips", make_folder(root / "prepared" / "clips"), (), turns))
-    read_part.cache_clear()
-    open_codes.cache_clear()
+    forget()
     pretraining = Pretraining(str(root), ("clips",), 0)
     make_folder(pretraining.folder / "vqvae")
     best_weights(pretraining.folder / "vqvae").write_bytes(weights)
