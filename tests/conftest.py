@@ -1,6 +1,7 @@
 """Shared fixtures: scripts loaded by path, real recordings where they are at hand."""
 
 import csv
+import functools
 import importlib.util
 import io
 import os
@@ -61,11 +62,14 @@ def run(script, folder, *options, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
+CACHED = type(functools.cache(len))
+
+
 def forget():
     """Clear what common/ has read and keeps: the next run may lie in another folder."""
     modules = [module for name, module in sys.modules.items() if name.startswith("common.")]
     for value in (value for module in modules for value in vars(module).values()):
-        if hasattr(value, "cache_clear"):
+        if isinstance(value, CACHED):
             value.cache_clear()
 
 
