@@ -35,6 +35,8 @@ LIMITS = {  # of numbers, by name: lowest, highest; the first that fits holds
     r".*": (TINY, 1e6),  # and 0 where the comment says what it means: "0 = off"
 }
 CHOICES = {
+    "FINETUNE_CROPS": ("first", "random"),
+    "LOSS": ("asymmetric", "cross_entropy"),
     "PRECISION": ("auto", "no", "bf16", "fp16"),
     "SCHEDULE": ("linear", "cosine", "constant"),
     "SELECT_ON": ("validation", "test"),

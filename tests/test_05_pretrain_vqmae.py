@@ -170,6 +170,7 @@ def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
         ("--TOKEN_SIZE=10x5", "TOKEN_SIZE.*5 of 10x5 does not divide 64"),
         ("--BETAS=0.9", "BETAS: two numbers"),
         ("--LOSS=focal", "LOSS=focal: choose from"),
+        ("--REFIT=true --SELECT_ON=test", "REFIT: would train on the test speakers"),
         ("--PRETRAIN_CORPORA=x,y", "x/manifest.csv: .*; .*y/manifest.csv: "),
         ("--HEADS=7", "HEADS=7, QUERY_HEADS=8: must divide"),
         ("--QUERY_HEADS=7", "QUERY_HEADS=7: must divide"),
@@ -177,7 +178,7 @@ def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
     ],
 )
 def test_bad_constants_end_in_one_line_before_any_work(demo, option, told):
-    words = command(SCRIPT, demo, *SHORT, option)[2:]
+    words = command(SCRIPT, demo, *SHORT, *option.split())[2:]
     with pytest.raises(SystemExit, match="^error: .*" + told):
         run_here(demo, SCRIPT, *words)
 
@@ -214,6 +215,32 @@ def test_what_was_made_of_another_manifest_or_otherwise_is_made_again(tmp_path):
     tiny_speech.write_corpus(tmp_path, "speech", 2, 5)
     assert remade() == everything
     assert remade("--VQVAE_STEPS=5") == everything
+
+
+def test_refit_trains_on_validation_speakers_and_speaker_means_are_subtracted(tmp_path):
+    """Beyond the paper: each against what an outcome says, by hand."""
+    tiny_speech.write_corpus(tmp_path, "tiny", 3, 6)
+    tiny_speech.write_corpus(tmp_path, "speech", 2, 4)
+    words = [*tiny_speech.options(), "--TABLES=", "--BEYOND_PAPER=row", "--SPECMAE=false", "--RUN=tiny"]
+    words += ["--FINETUNE_EPOCHS=3", "--FINETUNE_BATCH_SIZE=4", "--REFIT=true", "--SPEAKER_NORMALISE=true"]
+    run_here(tmp_path, SCRIPT, *words)
+    (folder,) = (tmp_path / "data/models/tiny/sadok").glob("*/finetuned_row/seed0")
+    chosen = json.loads((folder / "fold1/outcome.json").read_text())["history"]
+    again = json.loads((folder / "fold1_refit/outcome.json").read_text())
+    assert len(again["history"]["log"]) == again["history"]["best_epoch"] == chosen["best_epoch"]
+    steps = [history["steps_per_epoch"] for history in (chosen, again["history"])]
+    assert steps == [2, 3]  # 6 and 12 clips in batches of 4: validation speakers are trained on
+    test = again["tests"]["test"]
+    logits = np.array(test["outputs"]["logits"])  # of one speaker
+    decided = (logits - logits.mean(0)).argmax(1)
+    results = tmp_path / "results" / SCRIPT[:-3] / "tiny"
+    found = rows(results / "predictions.csv")
+    found = {
+        line["utterance_id"]: line["y_pred"] for line in found if line["system"].startswith("finetuned_row")
+    }
+    assert [found[name] for name in test["ids"]] == [("low", "high")[number] for number in decided]
+    note = (results / "sadok_table_row.md").read_text()
+    assert "Trained again on training and validation speakers" in note and "unlabelled speech is used" in note
 
 
 # ---- Without training ----------------------------------------------------------------------

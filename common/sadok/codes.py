@@ -209,17 +209,21 @@ class StatisticsHead(nn.Module):
         return self.linear(F.dropout(x, self.dropout, self.training))
 
 
-def classify_by_svm(sets, n_classes):
+def classify_by_svm(sets, corpus, refit):
     """An SVM on `features` of {"train", "valid", "test": Crops}, whose C is chosen on "valid".
 
+    refit  whether the chosen one is then fitted on "train" and "valid"
     Returns an outcome such as that of training.train_and_test; its "epochs" are the values of C.
     """
     x = {part: np.stack([crops.features(i) for i in range(len(crops))]) for part, crops in sets.items()}
-    models = [make_pipeline(StandardScaler(), SVC(C=c)).fit(x["train"], sets["train"].labels) for c in SVM_C]
-    score = {
-        part: [model.score(x[part], sets[part].labels) for model in models] for part in ("valid", "test")
-    }
-    logits = np.eye(n_classes)[models[int(np.argmax(score["valid"]))].predict(x["test"])]
+    x = {part: corpus.normalised(found, sets[part].ids) for part, found in x.items()}
+    y = {part: crops.labels for part, crops in sets.items()}
+    models = [make_pipeline(StandardScaler(), SVC(C=c)).fit(x["train"], y["train"]) for c in SVM_C]
+    score = {part: [model.score(x[part], y[part]) for model in models] for part in ("valid", "test")}
+    best = models[int(np.argmax(score["valid"]))]
+    if refit:
+        best.fit(*(np.concatenate([of["train"], of["valid"]]) for of in (x, y)))
+    logits = np.eye(len(corpus.manifest.classes))[best.predict(x["test"])]
     epochs = [{"accuracy": valid, "test_accuracy": test} for valid, test in zip(*score.values())]
     tested = {"ids": sets["test"].ids, "outputs": {"logits": logits.tolist()}}
     return {"history": {"log": epochs}, "tests": {"test": tested}}

@@ -42,7 +42,7 @@ def read_part(data_root, name):
 class Corpus:
     """An emotional corpus: labelled turns with audio, and who trains, validates and tests."""
 
-    def __init__(self, data_root, name, n_groups, validate_on, select_on, seeds):
+    def __init__(self, data_root, name, n_groups, validate_on, select_on, seeds, speaker_normalise):
         self.base, self.manifest = name.partition(":")[0], read_part(data_root, name)
         self.turns, self.name = self.manifest.labelled, self.manifest.corpus
         protocol = validate_on, select_on
@@ -53,6 +53,18 @@ class Corpus:
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.class_of = dict(zip(self.row, self.y))
+        self.speaker_normalise = speaker_normalise
+        self.folder = Path(data_root) / "models" / self.name / "sadok"
+
+    def normalised(self, x, ids):
+        """x (N, ...) of some turns; with SPEAKER_NORMALISE minus the mean of each speaker's rows.
+
+        Of logits that a linear layer makes this is the same as of what the layer reads. No label is read.
+        """
+        x, speakers = np.array(x), self.speakers[[self.row[name] for name in ids]]
+        for speaker in set(speakers) if self.speaker_normalise else ():
+            x[speakers == speaker] -= x[speakers == speaker].mean(0)
+        return x
 
 
 def check_prepared(data_root, names):
@@ -99,6 +111,12 @@ class Pretraining:
         """What says which speech was read; JSON-ready."""
         manifests = {base: read_part(self.data_root, base).fingerprint() for base in self.corpora}
         return {"manifests": manifests, "left_out": sorted(self.left_out), "seed": self.seed}
+
+    def checked(self, base, fold):
+        """A fold of a corpus, whose test speakers it has not heard."""
+        tested = {(base, turn.speaker) for turn in fold.test}
+        assert base not in self.corpora or tested <= self.left_out
+        return fold
 
     def turns(self):
         """(training, held-out) turns as (corpus, Turn); one speaker in 20 is held out."""

@@ -98,6 +98,8 @@ def rows(patch, strategy, spectra, power, strategies, ratios, code_widths, depth
 def choose(found, *names):
     """Those of `rows` that some constants name; UserError for an unknown name."""
     names = [name for part in names for name in part]
+    if not names:
+        raise UserError("TABLES, BEYOND_PAPER: name a table")
     if unknown := [name for name in names if name not in found]:
         raise UserError(f"TABLES, BEYOND_PAPER: no table {unknown[0]}; choose among {', '.join(found)}")
     return {name: found[name] for name in names}
@@ -147,6 +149,7 @@ class Report:
     pretrain_epochs: int
     seeds: tuple
     n_resamples: int
+    refit: bool = False
     predicted: dict = field(default_factory=dict)  # {(Row, Corpus.name): (seeds, N) class numbers or -1}
     best_test: dict = field(default_factory=dict)  # {(Row, Corpus.name): accuracies in %, one per run}
 
@@ -195,11 +198,15 @@ class Report:
 
     def note(self):
         """What every table says: which speech pretrained, what a run is, chance, the authors' protocol."""
-        corpora, corpus, whose = self.pretraining.corpora, self.corpus, "no speaker of it is tested"
-        if corpus.base in corpora:
+        corpus, corpora = self.corpus, ", ".join(self.pretraining.corpora)
+        whose = "no speaker of it is tested"
+        if corpus.base in self.pretraining.corpora:
             whose = "speakers of a fold's test part are left out of its VQ-VAE and pretraining"
+        how = "Trained again on training and validation speakers. " if self.refit else ""
+        if corpus.speaker_normalise:
+            how += "Each speaker's mean is subtracted: the test speakers' unlabelled speech is used. "
         return (
-            f"Pretrained on {', '.join(corpora)} ({self.pretrain_epochs} epochs; {whose}), once, with the "
+            f"{how}Pretrained on {corpora} ({self.pretrain_epochs} epochs; {whose}), once, with the "
             "first seed; seeds and folds vary the fine-tuning. accuracy: mean over folds; pooled, UAR (mean "
             "of class recalls) and F1: of all test turns together. Last column: the authors' protocol on the "
             f"same trainings. {metrics.chance_text(corpus.y, len(corpus.manifest.classes))}"
