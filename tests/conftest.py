@@ -4,9 +4,11 @@ import csv
 import functools
 import importlib.util
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -89,6 +91,35 @@ def run_again(script, folder, *options):
     with redirect_stdout(printed):
         run_here(folder, script, *command(script, folder, *options)[2:])
     return printed.getvalue()
+
+
+# A process of its own without the seconds that importing takes: forked from one that has imported.
+FRESH = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+if hasattr(os, "fork"):
+    auto = [f"transformers.models.auto.{name}_auto" for name in ("modeling", "image_processing")]
+    FRESH.set_forkserver_preload(["accelerate", "torchaudio", "matplotlib.pyplot", "sklearn.svm", *auto])
+
+
+def run_fresh(source, folder=ROOT):
+    """Run Python source in a process of its own; returns what it printed. AssertionError where it fails."""
+    with tempfile.TemporaryDirectory() as place:
+        printed = Path(place) / "printed.txt"
+        process = FRESH.Process(target=execute, args=(source, folder, printed))
+        process.start()
+        process.join()
+        text = printed.read_text(encoding="utf-8")
+    assert process.exitcode == 0, text[-3000:]
+    return text
+
+
+def execute(source, folder, printed):
+    """What the process of `run_fresh` does; its output goes to a file."""
+    os.chdir(folder)
+    with open(printed, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "gpu")]
+    exec(compile(source, "<test>", "exec"), {"__name__": "__main__"})
 
 
 def prepare(folder, *options):

@@ -4,21 +4,18 @@ Each check runs in a process of its own, since torch is told of a device that is
 """
 
 import json
-import subprocess
-import sys
 
 import dialogues
 import numpy as np
 import pytest
 import test_finetune
 import tiny_speech
-from conftest import ROOT, run_here
+from conftest import ROOT, run_fresh, run_here
 
 from common.files import make_folder
 
 STEPS = '''
-import sys, tempfile
-sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
+import tempfile
 from itertools import product
 import numpy as np, torch
 import pretend_cuda
@@ -43,7 +40,7 @@ def step(model, loss, batch, recipe):
     """An optimiser step on the pretended GPU; the accelerator asserts that losses are fp32."""
     accelerator = pretend_cuda.Accelerator(PRECISION)
     with pretend_cuda.PretendCuda():
-        place = Place(tempfile.mkdtemp(), {{}}, "")
+        place = Place(tempfile.mkdtemp(), {}, "")
         run = Training(accelerator, model.train(), loss, Samples(), recipe, place)
         totals = run.step(0, send_to_device(batch, accelerator.device))
         assert totals.device.type == "cuda" and totals.shape == (2,)
@@ -66,37 +63,45 @@ rng = np.random.default_rng(0)
 planned, _ = m.plan()
 rows = [row for rows in planned.values() for row in rows.values() if row.head != "svm"]
 # One row of each kind of step: rates and token sizes change no dtype
-kinds = {{(row.network.kind, row.network.strategy, row.head, row.freeze): row for row in rows}}
-for PRECISION, row in product(PRECISIONS, kinds.values()):
-    network = m.replace(row.network, depth=1)
+kinds = {(row.network.kind, row.network.strategy, row.head, row.freeze): row for row in rows}
+networks = dict.fromkeys(m.replace(row.network, depth=1) for row in kinds.values())
+
+
+def samples(network):
     if network.kind == "vqmae":
-        x = torch.from_numpy(rng.integers(0, 256, (8, m.N_FRAMES, 64)).astype(np.uint8))
-    else:
-        x = torch.from_numpy(rng.random((8, m.N_FRAMES, 513), dtype=np.float32) * 1e5)  # full-scale speech
+        return torch.from_numpy(rng.integers(0, 256, (8, m.N_FRAMES, 64)).astype(np.uint8))
+    return torch.from_numpy(rng.random((8, m.N_FRAMES, 513), dtype=np.float32) * 1e5)  # full-scale speech
+
+
+for PRECISION, network in product(PRECISIONS, networks):
     masks = [m.random_masking(network, rng) for _ in range(8)]
     visible_at, hidden_at = (torch.from_numpy(np.stack(part)) for part in zip(*masks))
-    batch = {{"x": x, "visible_at": visible_at, "hidden_at": hidden_at}}
+    batch = {"x": samples(network), "visible_at": visible_at, "hidden_at": hidden_at}
 
     def loss(model, batch):
         return model(**batch)["loss"] * len(batch["x"]), len(batch["x"])
 
     def forward(model, batch):
-        rebuilt = {{"codes": model.reconstruct(*batch.values())}} if network.kind == "vqmae" else {{}}
-        return {{"loss": model(**batch)["loss"][None], **rebuilt}}
+        rebuilt = {"codes": model.reconstruct(*batch.values())} if network.kind == "vqmae" else {}
+        return {"loss": model(**batch)["loss"][None], **rebuilt}
 
     step(m.build_network(network), loss, batch, recipe)
     outputs(m.build_network(network), forward, batch)
-    made_of = m.build_network(network).encoder, row.head, 4, row.freeze
+
+for PRECISION, row in product(PRECISIONS, kinds.values()):
+    network = m.replace(row.network, depth=1)
+    batch = {"x": samples(network), "labels": torch.arange(8) % 4}
 
     def loss(model, batch):
         logits = model(batch["x"])
         return m.asymmetric_loss(logits, batch["labels"]) * len(logits), len(logits)
 
-    step(m.EmotionClassifier(*made_of), loss, {{"x": x, "labels": torch.arange(8) % 4}}, recipe)
     made_of = m.build_network(network).encoder, row.head, 4, row.freeze
-    outputs(m.EmotionClassifier(*made_of), lambda model, batch: {{"logits": model(batch["x"])}}, {{"x": x}})
+    step(m.EmotionClassifier(*made_of), loss, batch, recipe)
+    made_of = m.build_network(network).encoder, row.head, 4, row.freeze
+    outputs(m.EmotionClassifier(*made_of), lambda model, batch: {"logits": model(batch["x"])}, batch)
 from common.sadok import vqvae
-batch = {{"power": torch.rand(8, 4, 513) * 1e5}}
+batch = {"power": torch.rand(8, 4, 513) * 1e5}
 for PRECISION in PRECISIONS:
     step(vqvae.VQVAE(256, 8), vqvae.vqvae_loss, batch, m.replace(recipe, clip_norm=1.0))
     outputs(vqvae.VQVAE(256, 8), vqvae.vqvae_outputs, batch)
@@ -104,18 +109,14 @@ print("passed")
 """
 
 
-def run(code):
-    """What a piece of code prints under CUDA's rules of autocast."""
-    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}
-    source = (STEPS + code).format(**paths)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def on_a_device(*words):
+    """Source that runs a numbered script on the make-believe device."""
+    return f"import sys, pretend_device\nsys.argv[1:] = {list(words)}\npretend_device.main()"
 
 
 def test_steps_of_05_under_the_autocast_of_cuda():
     """Steps of the VQ-VAE, of all networks and heads of Table 5; evaluation, tokenising, reconstruction."""
-    assert "passed" in run(SADOK)
+    assert "passed" in run_fresh(STEPS + SADOK)
 
 
 def test_all_of_05_on_a_device(tmp_path):
@@ -126,14 +127,7 @@ def test_all_of_05_on_a_device(tmp_path):
         for name, n_speakers in (("tiny", 3), ("speech", 2)):
             tiny_speech.write_corpus(folder, name, n_speakers, 4)
         if on_device:
-            command = [
-                sys.executable,
-                str(ROOT / "tests/gpu/pretend_device.py"),
-                "05_pretrain_vqmae.py",
-                *words,
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-            assert done.returncode == 0, done.stderr[-3000:]
+            printed = run_fresh(on_a_device("05_pretrain_vqmae.py", *words), folder)
         else:
             run_here(folder, "05_pretrain_vqmae.py", *words)
         outcomes = sorted((folder / "data" / "models").rglob("outcome.json"))
@@ -143,7 +137,7 @@ def test_all_of_05_on_a_device(tmp_path):
         found.append({(path, key): x for path, (log,) in logs.items() for key, x in log.items()})
     cpu, device = ({key: x for key, x in part.items() if key[1] != "seconds"} for part in found)
     assert device == pytest.approx(cpu, rel=1e-3) and len({path for path, _ in cpu}) > 30
-    assert json.loads(done.stdout.splitlines()[-1])["waits"] == {}
+    assert json.loads(printed.splitlines()[-1])["waits"] == {}
 
 
 # ---- 02 and 03 -----------------------------------------------------------------------------
@@ -154,12 +148,12 @@ from common import encoders, inputs
 from common.demo.checkpoints import write_checkpoints
 from test_finetune import write_whisper
 
-root, rng = Path({root_folder!r}), np.random.default_rng(0)
+root, rng = Path(ROOT_FOLDER), np.random.default_rng(0)
 write_checkpoints(root, ["what a sad day", "i am so happy"] * 5, "tiny", 0)
 write_whisper(root / "whisper-base")
 m, features = load_script("02_finetune_unimodal.py"), load_script("03_extract_features.py")
 recipe, labels = Recipe(1e-3, 2, 8, 0.01), torch.arange(8) % 4
-names = {{"text": ("bert-base-uncased",), "video": ("videomae-base",)}}
+names = {"text": ("bert-base-uncased",), "video": ("videomae-base",)}
 names["audio"] = "wav2vec2-base whisper-base ast-finetuned-audioset-10-10-0.4593".split()
 
 
@@ -171,17 +165,19 @@ def inputs_of(source, modality):
         clips = rng.integers(0, 255, (8, shape.frames, shape.size, shape.size, 3), dtype=np.uint8)
         return inputs.collate_frames(processor, list(clips))
     if shape.kind == "spectrogram":
-        return {{"input_values": torch.randn(8, shape.frames, encoders.load_config(source).num_mel_bins)}}
+        return {"input_values": torch.randn(8, shape.frames, encoders.load_config(source).num_mel_bins)}
     sounds = [rng.normal(size=9000 + 99 * i).astype(np.float32) for i in range(8)]
     return encoders.collate_waveforms(processor, sounds)
 
 
-hows = [{{"n_trained": None}}, {{"n_trained": 1, "pooling": "attention"}}]
-hows += [{{"n_trained": 0, "layer": "weighted"}}]
+hows = [{"n_trained": None}, {"n_trained": 1, "pooling": "attention"}]
+hows += [{"n_trained": 0, "layer": "weighted"}]
 models = [(modality, name) for modality in names for name in names[modality]]
-for PRECISION, (modality, name), how in product(PRECISIONS, models, hows):
+cases = [("bf16", *pair) for pair in product(models, hows)]
+cases += [("fp16", model, hows[i % 3]) for i, model in enumerate(models)]  # each way and each family again
+for PRECISION, (modality, name), how in cases:
     source, cuda = str(root / name), pretend_cuda.Accelerator(PRECISION)
-    batch = {{"inputs": inputs_of(source, modality), "labels": labels}}
+    batch = {"inputs": inputs_of(source, modality), "labels": labels}
     step(m.EmotionClassifier(source, modality, 4, **how), m.cross_entropy, batch, recipe)
     found = outputs(m.EmotionClassifier(source, modality, 4, **how), m.outputs, batch)
     assert found["logits"].shape == (8, 4)
@@ -196,23 +192,19 @@ print("passed")
 
 def test_steps_of_02_and_features_of_03_under_the_autocast_of_cuda(tmp_path):
     """Each family of encoders, trained as a whole, in its last block, and frozen."""
-    assert "passed" in run(FINETUNE.replace("{root_folder!r}", repr(str(tmp_path))))
+    assert "passed" in run_fresh(STEPS + FINETUNE.replace("ROOT_FOLDER", repr(str(tmp_path))))
 
 
 FINETUNE_ON_A_DEVICE = """
-import collections, json, sys
+import json, tempfile
 from pathlib import Path
-sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
 import pretend_device, torch
-library, steps = pretend_device.register(), {{"steps": 0, "waits": collections.Counter()}}
-torch.inference_mode = torch.no_grad
-torch.set_num_threads(1)
-pretend_device.patch_training(steps)
+steps = pretend_device.begin()
 import test_gpu_rules
 
 with pretend_device.PretendDevice():
-    found = test_gpu_rules.finetune_and_extract(Path({corpus!r}), Path({folder!r}))
-print(json.dumps({{name: array.tolist() for name, array in found.items()}}))
+    found = test_gpu_rules.finetune_and_extract(Path(CORPUS), Path(FOLDER))
+print(json.dumps({name: array.tolist() for name, array in found.items()}))
 print(json.dumps(steps))
 """
 
@@ -237,11 +229,8 @@ def finetune_and_extract(corpus, folder):
 def test_02_and_03_on_a_device(tmp_path):
     """Figures of the CPU, and no wait in a step but where wav2vec 2.0 puts its vector for masked frames."""
     corpus, device = test_finetune.write_corpus(tmp_path / "corpus"), tmp_path / "device"
-    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}
-    code = FINETUNE_ON_A_DEVICE.format(corpus=str(corpus), folder=str(device), **paths)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, steps = (json.loads(line) for line in done.stdout.splitlines()[-2:])
+    code = FINETUNE_ON_A_DEVICE.replace("CORPUS", repr(str(corpus))).replace("FOLDER", repr(str(device)))
+    found, steps = (json.loads(line) for line in run_fresh(code).splitlines()[-2:])
     expected = finetune_and_extract(corpus, tmp_path / "cpu")
     assert len(expected) == 3 * 3 * 3 and found.keys() == expected.keys()
     for name, array in expected.items():
@@ -274,7 +263,7 @@ torch.nn.GRU.forward, torch.nn.GRU.flatten_parameters = toy.plain_gru, lambda se
 
 def train_and_test(accelerator, task, data, recipe, place, **more):
     kept.append((task, data))
-    return {{"history": {{"identity": ""}}}}
+    return {"history": {"identity": ""}}
 
 
 cpu = pretend_cuda.Accelerator("no")
@@ -282,8 +271,8 @@ cpu.device = torch.device("cpu")
 toy.CHANGED.update(make_accelerator=lambda *precision: cpu)
 toy.imputation.train_and_test, toy.imputation.load_best = train_and_test, lambda model, folder: model
 toy.small_seed(tempfile.mkdtemp())
-models = {{type(task.make_model()).__name__ for task, _ in kept}}
-assert models == {{"AVMAE", "LinearClassifier", "GRUClassifier"}}
+models = {type(task.make_model()).__name__ for task, _ in kept}
+assert models == {"AVMAE", "LinearClassifier", "GRUClassifier"}
 items, recipe = [(i, (0, 1, i)) for i in range(8)], Recipe(1e-3, 2, 8, 0.05, "constant", clip_norm=0.0)
 for PRECISION, (task, data) in product(PRECISIONS, kept[::4]):
     step(deepcopy(task.make_model()), task.loss, data["train"].collate(items), recipe)
@@ -297,7 +286,7 @@ for PRECISION in PRECISIONS:
         assert imputed.dtype == torch.float32 and imputed.device.type == "cpu"
         for task, data in kept[::4]:
             batch = data["valid"].collate([(i, None) for i in range(8)])
-            batch = {{name: x.to(cuda.device) for name, x in batch.items()}}
+            batch = {name: x.to(cuda.device) for name, x in batch.items()}
             model = deepcopy(task.make_model()).to(cuda.device)
             assert len(training.forward_batch(cuda, model, task.outputs, batch)) == 1
         for make in c.NETWORKS.values():
@@ -314,17 +303,14 @@ print("passed")
 
 def test_steps_of_06_under_the_autocast_of_cuda():
     """Autoencoder and classifiers forward and backward; validation, imputation, evaluation, features."""
-    assert "passed" in run(CHOCHLAKIS)
+    assert "passed" in run_fresh(STEPS + CHOCHLAKIS)
 
 
 SEED_OF_06 = """
-import collections, json, sys, tempfile
-sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
+import json, tempfile
+from pathlib import Path
 import pretend_device, torch
-library, steps = pretend_device.register(), {{"steps": 0, "waits": collections.Counter()}}
-torch.inference_mode = torch.no_grad
-torch.set_num_threads(1)
-pretend_device.patch_training(steps)
+steps = pretend_device.begin()
 import test_chochlakis_mae as toy
 from common.chochlakis.backbones import Backbone, log_mel
 from common.layers import build
@@ -349,10 +335,7 @@ def test_a_seed_of_06_on_a_device(tmp_path):
     from common.chochlakis.backbones import Backbone
     from common.layers import build
 
-    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}
-    done = subprocess.run([sys.executable, "-c", SEED_OF_06.format(**paths)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    predicted, errors, features, steps = json.loads(done.stdout.splitlines()[-1])
+    predicted, errors, features, steps = json.loads(run_fresh(SEED_OF_06).splitlines()[-1])
     _, expected, wanted = toy.small_seed(tmp_path)
     same = [np.mean(np.array(a) == b) for a, b in zip(predicted, expected.values(), strict=True)]
     assert np.mean(same) > 0.98
@@ -364,13 +347,10 @@ def test_a_seed_of_06_on_a_device(tmp_path):
 
 
 TOY = """
-import collections, json, sys, tempfile
-sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
+import json, tempfile
+from pathlib import Path
 import pretend_device, torch
-library, steps = pretend_device.register(), {{"steps": 0, "waits": collections.Counter()}}
-torch.inference_mode = torch.no_grad
-torch.set_num_threads(1)
-pretend_device.patch_training(steps)
+steps = pretend_device.begin()
 import test_training as toy
 
 toy.make_accelerator = toy.training.make_accelerator
@@ -385,10 +365,7 @@ def test_the_training_loop_on_a_device(tmp_path):
     """The same figures as on the CPU, nothing on two devices, and no wait within a step."""
     import test_training as toy
 
-    paths = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}
-    done = subprocess.run([sys.executable, "-c", TOY.format(**paths)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, steps = json.loads(done.stdout.splitlines()[-1])
+    found, steps = json.loads(run_fresh(TOY).splitlines()[-1])
     history, _ = toy.run(tmp_path, toy.RECIPE, toy.model(0.0))
     for ours, theirs in zip(found, toy.curves(history), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -402,15 +379,15 @@ from functools import partial
 from torch import nn
 m = load_script("07_crossmodal_mosei.py")
 vars(m).update(DEPTH=1, WIDTH=32, HEADS=2, FEED_FORWARD=16, N_SUBSTITUTES=2, NOISE_WORDS=5)
-recipe, widths = Recipe(1e-3, 2, 8, betas=(0.9, 0.98), eps=1e-9), {{"text": 300, "audio": 200, "video": 4096}}
-batch = {{name: torch.randn(8, 6, n) for name, n in widths.items()}}
-batch |= {{f"{{name}}_length": torch.arange(8) % 7 for name in widths}}
-batch |= {{"hidden": torch.arange(16).view(8, 2) % 6, "targets": torch.arange(16).view(8, 2) * 3}}
+recipe, widths = Recipe(1e-3, 2, 8, betas=(0.9, 0.98), eps=1e-9), {"text": 300, "audio": 200, "video": 4096}
+batch = {name: torch.randn(8, 6, n) for name, n in widths.items()}
+batch |= {f"{name}_length": torch.arange(8) % 7 for name in widths}
+batch |= {"hidden": torch.arange(16).view(8, 2) % 6, "targets": torch.arange(16).view(8, 2) * 3}
 batch["targets"][3] = m.NO_TARGET
 for PRECISION, method in product(PRECISIONS, m.METHODS):
 
     def loss(model, batch):
-        targets, more = batch["targets"], {{}}
+        targets, more = batch["targets"], {}
         if method == "nce":
             more["noise"] = m.Noise(np.arange(1, 51), targets.device)
         criterion = m.nce_loss if more else m.softmax_loss
@@ -437,33 +414,29 @@ print("passed")
 
 
 def test_steps_of_07_under_the_autocast_of_cuda():
-    assert "passed" in run(KHARE)
+    assert "passed" in run_fresh(STEPS + KHARE)
 
 
 KHARE_ON_A_DEVICE = """
-import collections, json, sys, tempfile
-sys.path[:0] = [{root!r}, {tests!r}, {gpu!r}]
-import contextlib, torch
-on_device, steps = {on_device}, {{"steps": 0, "waits": collections.Counter()}}
+import contextlib, json, tempfile
+import torch
 torch.set_num_threads(1)
-if on_device:
+if ON_DEVICE:
     import pretend_device
-    library = pretend_device.register()
-    torch.inference_mode = torch.no_grad
-    pretend_device.patch_training(steps)
+    steps = pretend_device.begin()
 import dialogues
 import numpy as np
 import test_khare_features as toy
 from conftest import load_script
 
 m = load_script("07_crossmodal_mosei.py")
-folder, place = tempfile.mkdtemp(), pretend_device.PretendDevice if on_device else contextlib.nullcontext
+folder, place = tempfile.mkdtemp(), pretend_device.PretendDevice if ON_DEVICE else contextlib.nullcontext
 vars(m).update(DATA_ROOT=folder, CORPUS="x", PRETRAIN_CORPUS="x", SEEDS=(0,), DROPOUT=0.0, WORKERS=0, EPS=1.0)
 vars(m).update(DEPTH=1, WIDTH=16, HEADS=2, FEED_FORWARD=8, N_SUBSTITUTES=2, NOISE_WORDS=5, WARMUP_STEPS=4)
 vars(m).update(PRETRAIN_EPOCHS=2, FINETUNE_EPOCHS=2, PRETRAIN_BATCH_SIZE=4, FINETUNE_BATCH_SIZE=4)
 labels = np.arange(54).reshape(9, 6) % 4 == 0
 corpus = toy.corpus_of(toy.made_up(folder + "/store", 9), np.arange(9), labels=labels)
-corpus.parts |= {{"valid": corpus.parts["train"], "test": corpus.parts["train"]}}
+corpus.parts |= {"valid": corpus.parts["train"], "test": corpus.parts["train"]}
 corpus.counts = np.array([5, 3])
 whole, curves = corpus.inputs, []
 with place():
@@ -473,24 +446,20 @@ with place():
         found = m.finetune(m.tables.Row(first, whole, "text", robust), 0, corpus, None)
         curves.append(found["tests"]["text+audio+video"]["outputs"]["logits"])
     toy.features.vgg16 = toy.small_vgg
-    vgg = toy.VGG(None, 16, 2, "gpu:0" if on_device else "cpu")
+    vgg = toy.VGG(None, 16, 2, "gpu:0" if ON_DEVICE else "cpu")
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     curves.append(vgg.features(pictures)[:, :50].tolist())
     recogniser = toy.Recogniser(toy.tiny_ctc(folder + "/ctc"), vgg.device)
     words, score = recogniser.words("a", toy.noise(1, 2))
     curves.append([score, len(words)])
-print(json.dumps([curves, steps]))
+print(json.dumps([curves, steps if ON_DEVICE else None]))
 """
 
 
 def test_07_on_a_device():
     """Both trainings, tests, VGG-16: figures of the CPU, nothing on two devices, no wait within a step."""
-    paths, found = {"root": str(ROOT), "tests": str(ROOT / "tests"), "gpu": str(ROOT / "tests" / "gpu")}, []
-    for on_device in (True, False):
-        code = KHARE_ON_A_DEVICE.format(on_device=on_device, **paths)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr[-3000:]
-        found.append(json.loads(done.stdout.splitlines()[-1]))
+    runs = [run_fresh(f"ON_DEVICE = {on_device}\n{KHARE_ON_A_DEVICE}") for on_device in (True, False)]
+    found = [json.loads(printed.splitlines()[-1]) for printed in runs]
     (ours, steps), (theirs, _) = found
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # EPS: Adam would amplify rounding
@@ -531,9 +500,7 @@ def test_the_second_paper_of_04_on_a_device(tmp_path, states):
         dialogues.write_checkpoints(root / "checkpoints" / manifest.corpus)
         words = (*LI, f"--HIDDEN_STATES={states}", f"--DATA_ROOT={root}", f"--RESULTS_ROOT={root}/results")
         if on_device:
-            command = [sys.executable, "tests/gpu/pretend_device.py", script, *words]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-            assert done.returncode == 0, done.stderr[-3000:]
+            printed = run_fresh(on_a_device(script, *words))
         else:
             run_here(root, script, *words)
         logits[on_device] = {
@@ -543,7 +510,7 @@ def test_the_second_paper_of_04_on_a_device(tmp_path, states):
     assert len(logits[True]) == 2 * 2 * 3 and logits[True].keys() == logits[False].keys()
     for name, found in logits[True].items():
         assert np.allclose(found, logits[False][name], atol=5e-3), name
-    steps = json.loads(done.stdout.splitlines()[-1])
+    steps = json.loads(printed.splitlines()[-1])
     assert steps["steps"] > 0 and waits_outside_models(steps, "common/li/extractor.py") == []
 
 
@@ -554,19 +521,19 @@ from common import settings
 from common.extraction import Extraction
 from common.li import hidden_states, training as li
 
-root = Path({root_folder!r})
+root = Path(ROOT_FOLDER)
 manifest = dialogues.write_corpus(root)
 dialogues.write_checkpoints(root / "checkpoints" / manifest.corpus)
 m = load_script("04_fuse_classify.py")
-settings.apply(vars(m), [*{words!r}, f"--DATA_ROOT={{root}}", "--SYSTEMS="])
+settings.apply(vars(m), [*WORDS, f"--DATA_ROOT={root}", "--SYSTEMS="])
 study = m.make_study(manifest)
 on_cpu = pretend_cuda.Accelerator("no")
 on_cpu.device = torch.device("cpu")
 for u in study.utterances.values():
     m.keep_states(u, manifest, on_cpu, root, 60.0, "disk", Extraction(8))
-li.load_file = lambda path: {{}}
+li.load_file = lambda path: {}
 m.FusionNetwork.load_state_dict = lambda self, state: None  # what the frozen phase left
-kept = {{name: u.states for name, u in study.utterances.items()}}
+kept = {name: u.states for name, u in study.utterances.items()}
 turns, windows, _ = study.windows(study.folds[0][0], "train", study.window)
 cases = [(system, "frozen", "", 0) for system in study.systems]  # on kept states
 cases += [("MMT", "frozen", "", 1), ("MMT", "fine-tuned", "bottom", 0), ("MMT", "fine-tuned", "all", 0)]
@@ -575,13 +542,13 @@ for PRECISION, (system, phase, parts, anew) in product(PRECISIONS, cases):
     for name, u in study.utterances.items():
         u.states = None if anew else kept[name]
     live, utterances = li.live_modalities(study, system, phase), study.utterances
-    utterances = {{name: utterances[name] for name in study.systems[system]}}
+    utterances = {name: utterances[name] for name in study.systems[system]}
     data = hidden_states.Windows(turns, manifest.classes, utterances, windows, 1, live, True)
     batch = data.collate(list(range(8)))
     start = study, system, study.window, 0, phase, root
     step(li.start_network(*start), study.loss, batch, study.recipes[phase])
     model = li.start_network(*start)
-    found = outputs(model, lambda model, batch: {{"logits": model(batch)}}, batch)
+    found = outputs(model, lambda model, batch: {"logits": model(batch)}, batch)
     assert found["logits"].shape == (8, 4)
 print("passed")
 """
@@ -589,5 +556,5 @@ print("passed")
 
 def test_steps_of_the_second_paper_of_04_under_the_autocast_of_cuda(tmp_path):
     """Every system on kept states; MMT also on computed ones and fine-tuned; losses in fp32."""
-    code = LI_STEPS.replace("{root_folder!r}", repr(str(tmp_path))).replace("{words!r}", repr(LI))
-    assert "passed" in run(code)
+    code = LI_STEPS.replace("ROOT_FOLDER", repr(str(tmp_path))).replace("WORDS", repr(LI))
+    assert "passed" in run_fresh(STEPS + code)

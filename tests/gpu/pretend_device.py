@@ -220,11 +220,18 @@ def patch_training(steps):
     torch.save = lambda content, path: save(on_cpu(content), path)
 
 
-def main():
+def begin():
+    """Let this process believe in the device; returns {"steps", "waits"}, which its trainings count."""
+    global registered  # it holds as long as it is referred to
     registered, steps = register(), {"steps": 0, "waits": collections.Counter()}
     torch.inference_mode = torch.no_grad  # inference tensors cannot be wrapped
     torch.set_num_threads(1)
     patch_training(steps)
+    return steps
+
+
+def main():
+    steps = begin()
     from common import settings
 
     sys.argv = sys.argv[1:]
@@ -234,7 +241,6 @@ def main():
     with PretendDevice():
         settings.run(script.main, vars(script), sys.argv[1:])
     print(json.dumps(steps))
-    del registered
 
 
 if __name__ == "__main__":
