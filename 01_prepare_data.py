@@ -84,10 +84,8 @@ VOXCELEB2_VIDEO = False         # VoxCeleb2: also name the mp4 of each clip, for
 # ---- Media ----------------------------------------------------------------------------------
 MEDIA_IN_PLACE = False          # name the recordings where they lie, with every rate and frame they have,
                                 # instead of converting them: RAVDESS for 06. IEMOCAP must be cut
-RATE_HZ = 16000                 # sampling rate of the prepared audio; the later scripts expect 16000
 VIDEO_CRF = 18                  # H.264 constant rate factor, 0 (lossless) to 51: 18 is visually lossless.
                                 # Paper, Sec. 3.1: "maximum possible quality"
-VIDEO_PRESET = "ultrafast"      # x264 preset: speed against file size, at about the same quality
 MIN_TURN_S = 0.1                # audio shorter than this is left out and is a problem, seconds
 MAX_PROBLEM_SHARE = 0.05        # stop where more than this share of the turns has a problem
 
@@ -117,19 +115,12 @@ SETTINGS = {}                   # filled by settings.run: what this run used
 
 def check_settings():
     """Refuse values that would fail only after minutes."""
+    settings.check_choices(SETTINGS, {"WRITE_CHECKPOINTS": ("", "tiny", "small")})
     allowed = {
-        "SEEDS": (bool(SEEDS), "give at least one seed"),
-        "WRITE_CHECKPOINTS": (WRITE_CHECKPOINTS in ("", "tiny", "small"), "choose tiny, small or nothing"),
-        "RATE_HZ": (1000 <= RATE_HZ <= 384000, "choose 1000 to 384000; the later scripts expect 16000"),
-        "VIDEO_CRF": (0 <= VIDEO_CRF <= 51, "choose 0 (lossless) to 51"),
-        "VIDEO_PRESET": (VIDEO_PRESET in prepare.PRESETS, f"choose one of {', '.join(prepare.PRESETS)}"),
-        "MIN_TURN_S": (0 <= MIN_TURN_S < 3600, "give seconds, such as 0.1"),
-        "MAX_PROBLEM_SHARE": (0 <= MAX_PROBLEM_SHARE <= 1, "a share lies between 0 and 1"),
-        "VOXCELEB2_SPEAKERS": (VOXCELEB2_SPEAKERS >= 0, "give a number of speakers, 0 for all"),
-        "MAX_COMPARED": (MAX_COMPARED >= 0, "give a number of recordings, 0 for none"),
-        "MAX_SHOWN": (1 <= MAX_SHOWN <= 1000, "choose 1 to 1000"),
-        "DEMO_SIZE": (0 < DEMO_SIZE <= 100, "choose a factor above 0, 1 for the demo's own sizes"),
-        "WORKERS": (0 <= WORKERS <= 256, "choose 0 to 256"),
+        "VIDEO_CRF": (VIDEO_CRF <= 51, "choose 0 (lossless) to 51"),
+        "MAX_SHOWN": (MAX_SHOWN <= 1000, "choose 1 to 1000"),
+        "DEMO_SIZE": (DEMO_SIZE <= 100, "choose up to 100, 1 for the demo's own sizes"),
+        "WORKERS": (WORKERS <= 256, "choose 0 to 256"),
     }
     for name, (is_allowed, advice) in allowed.items():
         if not is_allowed:
@@ -192,16 +183,14 @@ def start(release, root):
 def make_media(release, folder):
     """{utterance_id: Outcome} of the prepared recordings, or of those that are read where they lie."""
     if not (release.media_in_place or MEDIA_IN_PLACE):
-        coding = prepare.MediaSettings(folder, RATE_HZ, VIDEO_CRF, VIDEO_PRESET, MIN_TURN_S)
+        coding = prepare.MediaSettings(folder, VIDEO_CRF, MIN_TURN_S)
         return prepare.prepare_media(release.turns, coding, WORKERS)
     part = next((s for s in release.turns if s.audio_span or s.video_span), None)
     if part and not release.media_in_place:
         what = f"{part.turn.utterance_id} is a part of a longer recording and must be cut"
         raise UserError(f"MEDIA_IN_PLACE: {what}; leave it false for this corpus")
     print("  media     not copied: the manifest names the recordings where they lie")
-    outcomes = prepare.place_media(release.turns, RATE_HZ, MIN_TURN_S)
-    prepare.report_lengths(outcomes)
-    return outcomes
+    return prepare.place_media(release.turns, MIN_TURN_S)
 
 
 def report_media(manifest):
@@ -276,8 +265,8 @@ def data_table(run, manifest):
         seconds = [turn.duration_s for turn in turns if turn.duration_s > 0]
         known = [turn.gender for turn in turns if turn.gender]
         words = [len(turn.text.split()) for turn in turns if turn.text]
-        told = [turn.extra.get("agreement") for turn in turns]
-        agreement = [float(text) for text in told if is_number(text)]
+        told = [turn.extra.get("agreement") or "" for turn in turns]
+        agreement = [float(text) for text in told if re.fullmatch(r"\d+\.?\d*", text)]  # or a user's words
         found = {
             ("turns", "", 0): len(turns),
             ("speakers", "", 0): len({turn.speaker for turn in turns}),
@@ -297,11 +286,6 @@ def data_table(run, manifest):
         f"{MAX_COMPARED:,}. Raters who agree: with the label before classes are merged."
     )
     run.table("data_table_overview", "What the corpus holds", cells, note)
-
-
-def is_number(text):
-    """Whether a cell of a user's column can be read as a number."""
-    return bool(re.fullmatch(r"\d+\.?\d*", text or ""))
 
 
 def copies_of(manifest):

@@ -109,7 +109,7 @@ def decode_frames(path, max_s, step_s, n_frames, size):
 
     The short side is scaled to `size` and the middle square kept.
     """
-    frames, times_s = read_frames(path, 0.0, max_s, size)  # (T, H, W, 3)
+    frames, times_s = read_frames(path, max_s, size)  # (T, H, W, 3)
     span_s = min(max_s, times_s[-1] + (times_s[-1] / max(1, len(times_s) - 1)))
     wanted_s = np.arange(max(1, int(span_s / step_s))) * step_s
     if len(wanted_s) < n_frames:

@@ -224,12 +224,12 @@ def _edit_list_loses_frames(path):
 
 
 @contextmanager
-def open_video(path, n_threads=1):
+def open_video(path):
     """The container and its first video track, with every frame the recording has."""
     options = {"ignore_editlist": "1"} if _edit_list_loses_frames(path) else {}
     with open_container(path, **options) as container:
         stream = first_track(container, "video", path)
-        stream.thread_type, stream.codec_context.thread_count = "AUTO", n_threads
+        stream.codec_context.thread_count = 1  # recordings are read side by side
         yield container, stream
 
 
@@ -263,13 +263,12 @@ def upright(picture, frame):
     return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
-def read_frames(path, start_s=0.0, end_s=math.inf, short_side=None):
-    """Decode a video from its start, in order, and return frames with their times.
+def read_frames(path, end_s=math.inf, short_side=None):
+    """Decode a video from its start up to end_s, in order, and return frames with their times.
 
-    start_s, end_s  the part to read in seconds
-    short_side      pixels that the short side is scaled to, None = as recorded
+    short_side  pixels that the short side is scaled to, None = as recorded
     Returns (frames (T, H, W, 3) uint8 RGB, times_s (T,) float64 from the first frame of the video).
-    Raises MediaError for an unreadable file, or if no frame lies in that span.
+    Raises MediaError for a file of which no frame can be decoded.
     """
     frames, times_s = [], []
     with open_video(path) as (container, stream):
@@ -277,12 +276,10 @@ def read_frames(path, start_s=0.0, end_s=math.inf, short_side=None):
             time_s = float(pts * stream.time_base)
             if time_s >= end_s:
                 break
-            if time_s >= start_s:
-                scale = short_side / min(frame.width, frame.height) if short_side else 1
-                size = {"width": round(scale * frame.width), "height": round(scale * frame.height)}
-                frames.append(upright(frame.to_ndarray(format="rgb24", **size), frame))
-                times_s.append(time_s)
+            scale = short_side / min(frame.width, frame.height) if short_side else 1
+            size = {"width": round(scale * frame.width), "height": round(scale * frame.height)}
+            frames.append(upright(frame.to_ndarray(format="rgb24", **size), frame))
+            times_s.append(time_s)
     if not frames:
-        which = f" from {start_s:.2f} s on" if start_s else ""
-        raise MediaError(path, f"no video frame could be decoded{which}")
+        raise MediaError(path, "no video frame could be decoded")
     return np.stack(frames), np.array(times_s)

@@ -394,7 +394,6 @@ def test_missing_and_wrong_root(tmp_path, capsys):
 
 def test_bad_settings(tmp_path, capsys):
     for word in (
-        "--VIDEO_PRESET=quick",
         "--VIDEO_CRF=99",
         "--MAX_PROBLEM_SHARE=5",
         "--WRITE_CHECKPOINTS=huge",

@@ -145,10 +145,10 @@ def test_cremad_missing_and_odd_files(tmp_path):
     )
     release = read_cremad(tmp_path)
     assert reported(release) == {
-        ("1003_WSI_XYZ_XX.wav", "not a CREMA-D name"),
-        ("1003_ABC_ANG_XX.wav", "not a CREMA-D name"),
-        ("copy of 1003.wav", "not a CREMA-D name"),
-        ("1005_WSI_ANG_LOX.wav", "not a CREMA-D name"),
+        ("1003_WSI_XYZ_XX.wav", "not a name of CREMA-D"),
+        ("1003_ABC_ANG_XX.wav", "not a name of CREMA-D"),
+        ("copy of 1003.wav", "not a name of CREMA-D"),
+        ("1005_WSI_ANG_LOX.wav", "not a name of CREMA-D"),
         ("1003_WSI_ANG_XX", "no video in VideoFlash"),
         ("1004_WSI_ANG_XX", "no wav in AudioWAV"),
     }
@@ -311,7 +311,7 @@ def test_lombard_missing_files_and_copies(tmp_path):
 
 
 def test_lombard_end_to_end(tmp_path, capsys):
-    """A MOV without moov atom costs its turn the picture, not the sound; unequal lengths are said."""
+    """A MOV without moov atom costs its turn the picture, not the sound; unequal lengths are named."""
     root = tmp_path / "raw" / "lombardgrid"
     for stem in ("s32_l_pwip9p", "s33_p_sgwq2s", "s33_l_sgwq2s"):
         write_tone(root / "audio" / f"{stem}.wav", 0.6, rate_hz=48000)
@@ -321,10 +321,13 @@ def test_lombard_end_to_end(tmp_path, capsys):
     turns = {turn.utterance_id: turn for turn in manifest.turns}
     assert turns["s32_l_pwip9p"].video == "" and turns["s32_l_pwip9p"].audio and turns["s33_p_sgwq2s"].video
     assert all(turn.end_s == pytest.approx(0.6) for turn in turns.values())
-    [row] = problems_of(tmp_path, "lombard")
-    assert row["utterance_id"] == "s32_l_pwip9p" and row["problem"].startswith("not a readable recording")
-    printed = capsys.readouterr().out
-    assert "differ by more than 0.5 s in 1 of 2 turns, most in s33_l_sgwq2s: 0.60 s and 2.00 s" in printed
+    broken, longer = problems_of(tmp_path, "lombard")
+    assert broken["utterance_id"] == "s32_l_pwip9p" and broken["problem"].startswith(
+        "not a readable recording"
+    )
+    what = "sound and picture of different length"
+    assert longer["utterance_id"] == "s33_l_sgwq2s" and longer["problem"] == f"{what}: 0.60 s, 2.00 s"
+    assert f"odd       1 × {what}, kept" in capsys.readouterr().out
 
 
 # ---- AudioSet ---------------------------------------------------------------------------------
@@ -364,15 +367,11 @@ def test_audioset_manifest_with_paths_here_and_elsewhere(tmp_path):
     assert sorted(sources) == ["-kGfBX12345", "Yabcdefghij", "__cDefghijk_40.000"]
     first = sources["-kGfBX12345"]
     assert first.audio == media / "a/-kGfBX12345.flac" and first.video == media / "a/video/-kGfBX12345.mp4"
-    assert first.turn.extra == {
-        "labels": "/m/03v3yw,/m/0k4j",
-        "set": "train",
-        "frames_folder": str(media / "frames"),
-    }
+    assert first.turn.extra == {"labels": "/m/03v3yw,/m/0k4j", "set": "train"}
     assert (first.turn.speaker, first.turn.label, first.turn.text) == ("-kGfBX12345", "", "")
     dotted = sources["__cDefghijk_40.000"]
     assert dotted.audio == root / "audio/__cDefghijk_40.000.wav" and dotted.turn.speaker == "__cDefghijk"
-    assert dotted.video == root / "video/__cDefghijk_40.000.webm" and dotted.turn.extra["frames_folder"] == ""
+    assert dotted.video == root / "video/__cDefghijk_40.000.webm"
     mkv = sources["Yabcdefghij"]
     assert mkv.audio == mkv.video == root / "Yabcdefghij.mkv" and mkv.turn.speaker == "Yabcdefghij"
     assert release.notes == [
@@ -383,35 +382,11 @@ def test_audioset_manifest_with_paths_here_and_elsewhere(tmp_path):
 
 def test_audioset_frames_are_no_video(tmp_path):
     """A frame may be missing (CAV-MAE steps down); frames without sound are no turn."""
-    touch(
-        tmp_path,
-        "wav/abcdefghijk.wav",
-        "frames/frame_3/abcdefghijk.jpg",
-        "frames/frame_5/abcdefghijk.jpg",
-        "frames/frame_0/zbcdefghijk.jpg",
-        "wav/ybcdefghijk.wav",
-    )
-    cavmae(
-        tmp_path / "m.json",
-        [
-            {
-                "video_id": f"{letter}bcdefghijk",
-                "wav": f"/x/{letter}bcdefghijk.wav",
-                "video_path": "/x/frames",
-                "labels": "",
-            }
-            for letter in "ayz"
-        ],
-    )
-    sources = by_id(read_audioset(tmp_path))
-    assert {name: (s.video, s.turn.extra["frames_folder"]) for name, s in sources.items()} == {
-        "abcdefghijk": (None, str(tmp_path / "frames")),
-        "ybcdefghijk": (None, ""),
-    }
-    assert (
-        "1 segments have single frames (JPEG) and no video: column frames_folder"
-        in read_audioset(tmp_path).notes
-    )
+    touch(tmp_path, "wav/abcdefghijk.wav", "frames/frame_3/abcdefghijk.jpg", "frames/frame_0/zbcdefghijk.jpg")
+    rows = [{"video_id": f"{letter}bcdefghijk", "video_path": "/x/frames"} for letter in "az"]
+    cavmae(tmp_path / "m.json", rows)
+    [source] = read_audioset(tmp_path).turns
+    assert source.turn.utterance_id == "abcdefghijk" and source.video is None
 
 
 def test_audioset_video_in_the_manifests_folder(tmp_path):

@@ -15,7 +15,7 @@ from common.files import UserError
 from common.media import MediaError, probe, read_frames, write_wav
 
 FRAME_S = 1001 / 30000
-CODING = {"crf": 10, "preset": "ultrafast"}
+CODING = {"crf": 10}
 
 
 def leftovers(folder):

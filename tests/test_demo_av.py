@@ -14,10 +14,10 @@ import soundfile
 from demo_corpora import file_bytes, planned, write_all
 
 from common.corpora import ravdess
+from common.corpora.cremad import SENTENCES
 from common.demo import av as demo_av
 from common.demo.faces import draw_actor, set_face
 from common.demo.sounds import loudness
-from common.demo.text import sentences_of
 from common.media import MediaError, probe, read_audio, read_frames
 
 pytest.importorskip("espeakng_loader")
@@ -89,7 +89,7 @@ def test_a_complete_cremad_has_82_clips_per_actor(monkeypatch):
     assert len(set(places)) == len(places) == 91 * 82
     assert Counter(place[5:8] for place in places[:82]) == {
         "IEO": 16,
-        **dict.fromkeys(set(sentences_of("cremad")) - {"IEO"}, 6),
+        **dict.fromkeys(set(SENTENCES) - {"IEO"}, 6),
     }
     assert Counter(place[9:12] for place in places[:82]) == {
         "NEU": 12,

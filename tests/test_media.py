@@ -242,14 +242,12 @@ def test_real_ravdess_clip_has_all_its_frames():
     assert abs(len(read_audio(real_clip())) / 16000 - info.duration_s) < 0.02
 
 
-def test_read_frames_of_a_span_and_scaled(tmp_path):
-    path = write_avi(tmp_path / "a.avi", n_frames=60)
-    frames, times_s = read_frames(path, start_s=0.5, end_s=1.0)
-    assert np.allclose(times_s, np.arange(15, 30) * FRAME_S)
+def test_read_frames_up_to_an_end_and_scaled(tmp_path):
+    path = write_avi(tmp_path / "a.avi", n_frames=30)
+    frames, times_s = read_frames(path, end_s=0.5)
+    assert np.allclose(times_s, np.arange(15) * FRAME_S)
     assert frames.shape == (15, HEIGHT, WIDTH, 3)
     assert read_frames(path, end_s=0.1, short_side=8)[0].shape == (3, 8, 12, 3)
-    with pytest.raises(MediaError, match="no video frame"):
-        read_frames(path, start_s=5.0)
 
 
 def pictures_of(path, wanted_s):
@@ -277,7 +275,7 @@ def corners(frames):
 def test_every_reader_turns_pictures_upright(tmp_path, matrix, shown, shape, codec):
     """01 copies H.264 with its matrix and encodes others anew; 02 and 03 read frames, 06 and 07 pictures."""
     path = turn_lying(write_clip(tmp_path / "phone.mp4", codec), *matrix)
-    cut_turns(path, [Cut(tmp_path / "cut.mp4", 0.0, 0.5)], 10, "ultrafast")
+    cut_turns(path, [Cut(tmp_path / "cut.mp4", 0.0, 0.5)], 10)
     copied = copy_muted(path, tmp_path / "copy.mp4")
     assert copied == (25 if codec == "libx264" else 0)
     for file in (path, tmp_path / "cut.mp4", tmp_path / "copy.mp4")[: 3 if copied else 2]:

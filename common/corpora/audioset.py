@@ -28,7 +28,6 @@ from common.files import UserError
 FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
 N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; all of them are nowhere any more
 NAME = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)  # copies add Y, start, end to the id
-FRAME = re.compile(r"[/\\]frame_\d[/\\][^/\\]+\.jpg$", re.IGNORECASE)
 
 
 @dataclass
@@ -49,22 +48,21 @@ def read(root):
     root  a folder with CAV-MAE manifests ({"data": [{"video_id", "wav", "video_path", "labels"}]}), or with
           the official segment tables (csv) and media that are named by the YouTube id, with or without a "Y"
           before and the times after it. Paths of a manifest that lead nowhere are looked for by name
-    Pictures come from a video with the same stem, beside the sound or in a folder `video`. CAV-MAE's ten JPEG
-    frames are no video: their folder is named in a column. Segments without media are counted, since videos
-    vanish from YouTube. Extra columns: labels (comma-joined ids), set (the manifest's name), frames_folder.
+    Pictures come from a video with the same stem, beside the sound or in a folder `video`; CAV-MAE's ten JPEG
+    frames are no video. Segments without media are counted, since videos vanish from YouTube.
+    Extra columns: labels (comma-joined ids), set (the manifest's name).
     """
     root = need_folder(root, "AudioSet").resolve()
     release, files = Release(media_in_place=True), files_in(root)
     sounds = by_stem(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
     videos = by_stem(path for path in files if path.suffix.lower() in VIDEO_ENDINGS)
-    frames = by_stem(path for path in files if FRAME.search(str(path)))
     segments = _all_segments(files, {*sounds, *videos}, release)
     if not segments:
         what = 'CAV-MAE manifest (json with a list "data") and no segment table'
         raise nothing_in(root, what, "the folder that holds one")
     turns, absent = {}, []
     for segment in segments:
-        source = _turn(segment, sounds, videos, frames)
+        source = _turn(segment, sounds, videos)
         if source.audio is None:
             absent.append(segment.wav or segment.name)
         else:
@@ -140,17 +138,13 @@ def _table_segments(path, names, release):
     return segments
 
 
-def _turn(segment, sounds, videos, frames):
+def _turn(segment, sounds, videos):
     """The turn of a segment; its source has no audio where nothing of it is there."""
     name, stem, listed = segment.name, segment.stem, Path(segment.wav)
     is_there = listed.is_absolute() and listed.is_file()
     audio = listed if is_there else sounds.get(stem) or sounds.get(name)
     video = videos.get(stem) or videos.get(name) or _video_beside(audio, segment)
-    folder = frames[name].parent.parent if name in frames else ""
-    if segment.folder and not folder:
-        pictures = (Path(segment.folder, f"frame_{k}", f"{name}.jpg") for k in range(10))
-        folder = segment.folder if any(path.is_file() for path in pictures) else ""
-    facts = {"labels": segment.labels, "set": segment.set, "frames_folder": str(folder)}
+    facts = {"labels": segment.labels, "set": segment.set}
     return single(file_name(name), _youtube_id(name), audio or video, video, **facts)
 
 
@@ -169,7 +163,4 @@ def _notes(turns, segments, absent):
     lines = [f"{name}: {count:,} of {listed[name]:,} segments are there" for name, count in found]
     if absent:
         lines.append(f"{len(absent):,} segments without a recording are left out, for example {absent[0]}")
-    frames = sum(bool(source.turn.extra["frames_folder"] and not source.video) for source in turns)
-    if frames:
-        lines.append(f"{frames:,} segments have single frames (JPEG) and no video: column frames_folder")
     return lines

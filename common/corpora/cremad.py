@@ -7,7 +7,7 @@ conversion to 16 kHz would take the top octave away.
 import re
 from collections import Counter
 
-from common.corpora.release import VIDEO_ENDINGS, Release, by_stem, files_in, need_folder, nothing_in, single
+from common.corpora.release import VIDEO_ENDINGS, Release, files_in, named, need_folder, nothing_in, single
 from common.files import read_csv
 
 FOLDERS = ("CREMA-D", "cremad", "CREMAD")
@@ -30,7 +30,8 @@ SENTENCES = {
 }
 COUNTS = {label: 1087 if label == "neutral" else 1271 for label in CLASSES}
 N_ACTORS = 91
-NAME = re.compile(r"^(\d{4})_([A-Z]{3})_([A-Z]{3})_(LO|MD|HI|XX?)$")  # some copies end one name in _X
+# Some copies end one name in _X.
+NAME = re.compile(rf"\d{{4}}_({'|'.join(SENTENCES)})_({'|'.join(EMOTIONS)})_(LO|MD|HI|XX?)")
 # Recordings that the release's own README calls bad.
 SILENT = "1076_MTI_SAD_XX"
 BAD_VIDEOS = {
@@ -85,15 +86,9 @@ def _release_root(root):
 
 def _recordings(folder, endings, release):
     """{release's name: path} of a folder's recordings; other names are Problems."""
-    found = {}
-    for stem, path in sorted(by_stem(files_in(folder, *endings)).items()):
-        match = NAME.match(stem)
-        if match and match[2] in SENTENCES and match[3] in EMOTIONS:
-            found.setdefault("_".join((*match.groups()[:3], "XX" if match[4] == "X" else match[4])), path)
-        else:
-            remedy = "names are actor, sentence, emotion, level: 1001_DFA_ANG_XX"
-            release.problem("", path, "not a CREMA-D name; left out", remedy)
-    return found
+    remedy = "names are actor, sentence, emotion, level: 1001_DFA_ANG_XX"
+    found = named(files_in(folder, *endings), [NAME], "CREMA-D", remedy, release)
+    return {re.sub("_X$", "_XX", stem): path for stem, path in found.items()}
 
 
 def _read_actors(table):

@@ -13,6 +13,7 @@ from common.files import atomic_path, writing
 from common.media import MediaError, open_video, timed_frames, upright
 from common.pictures import crop
 
+PRESET = "ultrafast"  # of x264: speed against file size, at about the same quality
 END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a problem
 
 
@@ -39,12 +40,12 @@ class CutResult:
 
 
 @contextmanager
-def _clip_writer(path, first, first_pts, stream, crf, preset):
+def _clip_writer(path, first, first_pts, stream, crf):
     """A function that adds a yuv420p frame, shown at `pts` of the source, to an MP4; it is whole on leaving.
 
     first, first_pts  the frame that the clip begins with, and its time in the source
     """
-    name, options = "libx264", {"crf": str(crf), "preset": preset}
+    name, options = "libx264", {"crf": str(crf), "preset": PRESET}
     if name not in av.codecs_available:  # near-lossless MPEG-4
         name, options = "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}
     with writing(path), atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as target:
@@ -76,20 +77,18 @@ def crop_half(frame, half):
     return crop(frame, x, 0, width, height)
 
 
-def cut_turns(path, cuts, crf, preset, n_threads=1):
+def cut_turns(path, cuts, crf):
     """Cut all clips of one video in a single sequential pass, however they overlap, each to a muted MP4.
 
     cuts       list of Cut
     crf        constant rate factor of H.264: 18 is visually lossless, lower is larger
-    preset     speed preset of x264, "ultrafast" to "veryslow"
-    n_threads  of the decoder and of every encoder, 0 = as many as FFmpeg likes
     Frames keep their times; a frame belongs to a clip if start_s <= its time < end_s.
     Returns a CutResult per cut, in order. A damaged video gives what decodes. Raises MediaError if nothing
     does.
     """
     results, clips, time_s = [CutResult() for _ in cuts], {}, None
     spans = [(cut.start_s or 0.0, math.inf if cut.end_s is None else cut.end_s) for cut in cuts]
-    with open_video(path, n_threads) as (container, stream), ExitStack() as unfinished:
+    with open_video(path) as (container, stream), ExitStack() as unfinished:
         step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
         for frame, pts in timed_frames(container.demux(stream), stream):
             time_s = float(pts * stream.time_base)
@@ -106,7 +105,7 @@ def cut_turns(path, cuts, crf, preset, n_threads=1):
                 half = halves[cuts[k].half]
                 if k not in clips:
                     clip = unfinished.enter_context(ExitStack())
-                    writer = _clip_writer(cuts[k].output, half, pts, stream, crf, preset)
+                    writer = _clip_writer(cuts[k].output, half, pts, stream, crf)
                     clips[k] = clip, clip.enter_context(writer), time_s
                 clips[k][1](half, pts)
                 results[k].n_frames += 1

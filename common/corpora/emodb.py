@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, by_stem, files_in, need_folder, nothing_in, single
+from common.corpora.release import Release, files_in, named, need_folder, nothing_in, single
 
 FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
 CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
@@ -11,7 +11,6 @@ COUNTS = dict(zip(CLASSES, (127, 81, 46, 69, 71, 62, 79), strict=True))
 # German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
 LETTERS = dict(zip("WLEAFTN", CLASSES, strict=True))
 MEN = ("03", "10", "11", "12", "15")
-NAME = re.compile(r"^(\d\d)([ab]\d\d)([WLEAFTN])([a-z])$")
 TEXTS = {
     "a01": "Der Lappen liegt auf dem Eisschrank.",
     "a02": "Das will sie am Mittwoch abgeben.",
@@ -24,6 +23,7 @@ TEXTS = {
     "b09": "Ich will das eben wegbringen und dann mit Karl was trinken gehen.",
     "b10": "Die wird auf dem Platz sein, wo wir sie immer hinlegen.",
 }
+NAME = re.compile(rf"(\d\d)({'|'.join(TEXTS)})([WLEAFTN])([a-z])")
 
 
 def read(root):
@@ -32,14 +32,9 @@ def read(root):
     The text is the German sentence and carries no label. Extra columns: sentence (its code), version, gender.
     """
     root = need_folder(root, "EMO-DB")
-    release = Release(CLASSES)
-    for name, path in sorted(by_stem(files_in(root, ".wav")).items()):
-        match = NAME.match(name)
-        if match is None or match[2] not in TEXTS:
-            remedy = "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
-            release.problem("", path, "not an EMO-DB name; left out", remedy)
-            continue
-        speaker, sentence, letter, version = match.groups()
+    release, remedy = Release(CLASSES), "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
+    for name, path in named(files_in(root, ".wav"), [NAME], "EMO-DB", remedy, release).items():
+        speaker, sentence, letter, version = NAME.fullmatch(name).groups()
         text, label, gender = TEXTS[sentence], LETTERS[letter], "male" if speaker in MEN else "female"
         extra = {"sentence": sentence, "version": version, "gender": gender}
         release.turns.append(single(name, speaker, path, text=text, label=label, **extra))

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, SourceTurn, need_folder, number_turns, read_lines, visible_files
+from common.corpora.release import Release, SourceTurn, need_folder, nothing_in, number_turns, read_lines
 from common.files import UserError
 from common.manifest import Turn
 
@@ -20,6 +20,7 @@ COUNTS = {
 }
 SUMMARY = re.compile(r"^\[(\d+\.?\d*)\s*-\s*(\d+\.?\d*)\]\s+(\S+)\s+([A-Za-z]{3})\s+\[([^\]]*)\]\s*$")
 RATER = re.compile(r"^C-E\d+:\s*([^(]*)")  # what somebody heard who is none of the two speakers
+EVALUATIONS = "dialog/EmoEvaluation/Ses*.txt"  # not their hidden "._" twins of macOS, nor what lies deeper
 UTTERANCE_ID = re.compile(r"^(Ses\d\d)([FM])_\S+_([FM])\d{3}$")
 BRACKET_TOKEN = re.compile(r"\[[A-Z_ ]+\]")
 
@@ -37,10 +38,9 @@ def read(root, merge_excited=True, keep_brackets=True, crop_speaker=True):
     root = _release_root(need_folder(root, "IEMOCAP"))
     labels = {**LABELS, **({"exc": "happy"} if merge_excited else {})}
     release = Release(CLASSES)
-    found = [name for name in COUNTS if visible_files(root / name / "dialog" / "EmoEvaluation", "Ses*.txt")]
+    found = [name for name in COUNTS if any((root / name).glob(EVALUATIONS))]
     if not found:
-        what = "its sessions hold no dialog/EmoEvaluation/Ses*.txt"
-        raise UserError(f"{root}: {what}; unpack the release completely")
+        raise UserError(f"{root}: its sessions hold no {EVALUATIONS}; unpack the release completely")
     for name in found:
         _read_session(root / name, labels, keep_brackets, crop_speaker, release)
     missing = [name for name in COUNTS if name not in found]
@@ -64,19 +64,18 @@ def _release_root(root):
     inside = next((path for path in (root.resolve(), *root.resolve().parents) if path.name in COUNTS), None)
     if inside:
         raise UserError(f"{root}: this lies inside a session; set CORPUS_ROOT to {inside.parent}")
-    what = "no folders Session1 to Session5 in it"
-    raise UserError(f"{root}: {what}; set CORPUS_ROOT to the one that holds them (IEMOCAP_full_release)")
+    raise nothing_in(root, "folders Session1 to Session5", "the one that holds them, IEMOCAP_full_release")
 
 
 def _read_session(folder, labels, keep_brackets, crop_speaker, release):
     """Add the turns of a session."""
     avi = folder / "dialog" / "avi"
-    videos = {path.stem: path for path in visible_files(avi, "**/*.avi")} if avi.is_dir() else None
+    videos = {path.stem: path for path in sorted(avi.rglob("Ses*.avi"))} if avi.is_dir() else None
     if videos is None:
         what = "no dialog/avi, the release without video; its turns have no video"
         release.notes.append(f"{folder.name}: {what}")
     seen = set()
-    for path in visible_files(folder / "dialog" / "EmoEvaluation", "Ses*.txt"):
+    for path in sorted(folder.glob(EVALUATIONS)):
         texts = _read_transcripts(folder / "dialog" / "transcriptions" / path.name, release)
         turn, heard = None, []
         for number, line in enumerate(read_lines(path), start=1):

@@ -6,7 +6,7 @@ The recordings stay where they are, at the rates they have.
 import re
 from collections import Counter
 
-from common.corpora.release import Release, by_stem, file_name, files_in, need_folder, nothing_in, single
+from common.corpora.release import Release, file_name, files_in, named, need_folder, nothing_in, single
 
 FOLDERS = ("lombardgrid", "LombardGRID", "Lombard-GRID", "lombard")
 CLASSES = ("plain", "lombard")
@@ -49,9 +49,7 @@ def read(root):
     for stem in stems:
         if _is_usable(stem, sounds, videos, stems, release):
             release.turns.append(_turn(stem, sounds.get(stem), videos.get(stem)))
-    found = Counter(_facts(stem)[1] for stem in stems)
-    for label, count in COUNTS.items():
-        release.expect((f"{label} recordings", found[label], count))
+    release.expect_labels(Counter(_facts(stem)[1] for stem in stems), COUNTS)
     release.expect(("talkers", len({stem.split("_")[0] for stem in stems}), N_TALKERS))
     wrong = sum("_WRONG_" in stem for stem in stems)
     if wrong:
@@ -62,11 +60,8 @@ def read(root):
 def _recordings(root, endings, release):
     """{stem: path} of what lies below root, without side views; other names are Problems."""
     paths = [path for path in files_in(root, *endings) if "side" not in path.relative_to(root).parts[:-1]]
-    found = by_stem(paths)
-    for stem in [stem for stem in found if not (NAME.match(stem) or LEGACY_NAME.match(stem))]:
-        remedy = "names are talker, condition, sentence: s2_l_bbim3a"
-        release.problem("", found.pop(stem), "not a Lombard GRID name; left out", remedy)
-    return found
+    remedy = "names are talker, condition, sentence: s2_l_bbim3a"
+    return named(paths, [NAME, LEGACY_NAME], "Lombard GRID", remedy, release)
 
 
 def _facts(stem):

@@ -6,6 +6,7 @@ import io
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import PurePosixPath
 
 from common.corpora.release import (
@@ -22,7 +23,7 @@ from common.corpora.release import (
 )
 from common.files import UserError
 from common.manifest import COLUMNS, Turn
-from common.media import MediaError, probe
+from common.media import MediaError, MediaInfo, probe
 
 REQUIRED = ("speaker",)
 NO_LABELS = ("nan", "none", "null", "na", "n/a", "#n/a")  # what programs write for an empty cell
@@ -65,7 +66,7 @@ def read(root):
         _find_parts(release, kind)
     labels = Counter(source.turn.label for source in release.turns if source.turn.label)
     release.classes = tuple(sorted(labels))
-    release.warnings += [*_odd_labels(labels), *_odd_speakers(release.turns), *_twice(release.turns)]
+    release.warnings += _slips(labels, release.turns)
     if not labels:
         where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
         release.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
@@ -88,7 +89,8 @@ def read_recordings(root):
         raise UserError(f"{root}: neither a manifest.csv nor recordings ({endings}) in it or below")
     for name, paths in sorted(by_name.items()):
         video = next((path for path in paths if path.suffix.lower() in VIDEO_ENDINGS), None)
-        audio = next((path for path in paths if path != video), video if _has_sound(video) else None)
+        sound = video if video and _info(video).rate_hz else None
+        audio = next((path for path in paths if path != video), sound)
         text = root / f"{name}.txt"
         words = " ".join(" ".join(read_lines(text)).split()) if text.is_file() else ""
         speaker = name.split("/")[0] if "/" in name else root.resolve().name
@@ -104,12 +106,11 @@ def read_recordings(root):
     return release
 
 
-def _has_sound(path):
-    """Whether a video has a sound track; an unreadable one is found when it is read."""
-    try:
-        return path is not None and bool(probe(path).rate_hz)
-    except MediaError:
-        return False
+def _info(path):
+    """What a recording says about itself; nothing where it is unreadable, which is found when it is read."""
+    with suppress(MediaError):
+        return probe(path)
+    return MediaInfo()
 
 
 def _read_rows(path):
@@ -230,7 +231,9 @@ def _find_parts(release, kind):
             by_path[getattr(source, kind)].append(source)
     for path, own in by_path.items():
         spans = {(source.turn.start_s, source.turn.end_s) for source in own}
-        if len(spans) > 1 or _is_longer(path, *min(spans)):
+        start_s, end_s = min(spans)
+        # Cut from: several turns, or one, to whose end it goes on and which is shorter.
+        if len(spans) > 1 or _info(path).duration_s > max(end_s - SAME_S, end_s - start_s + SAME_S):
             parts.add(path)
             for source in own:
                 setattr(source, f"{kind}_span", (max(0.0, source.turn.start_s), source.turn.end_s))
@@ -240,28 +243,19 @@ def _find_parts(release, kind):
         release.notes.append(f"{kind}: {n_turns:,} turns are parts of {len(parts):,} longer recordings")
 
 
-def _is_longer(path, start_s, end_s):
-    """True for a recording that goes on to a turn's end and is longer than the turn."""
-    try:
-        seconds = probe(path).duration_s
-    except MediaError:
-        return False  # found unreadable when it is read
-    return seconds > end_s - SAME_S and seconds > end_s - start_s + SAME_S
-
-
-def _odd_labels(labels):
-    """Warnings about classes that may be one, or none."""
+def _slips(labels, turns):
+    """Warnings: names that may be one (a speaker would be trained on and tested), cells that may be empty."""
     lines = [f"classes that may be one: {names}" for names in _alike(labels)]
     none = [f"{label} {count:,}" for label, count in sorted(labels.items()) if label.lower() in NO_LABELS]
     if none:
         lines.append(f"a class of this name may be an empty cell: {', '.join(none)}; leave it empty if so")
-    return lines
-
-
-def _odd_speakers(turns):
-    """Warnings about speakers that may be one: they could be trained on and tested."""
     speakers = Counter(source.turn.speaker for source in turns)
-    return [f"speakers that may be one: {names}" for names in _alike(speakers)]
+    lines += [f"speakers that may be one: {names}" for names in _alike(speakers)]
+    media = Counter((s.audio or s.video, s.turn.start_s, s.turn.end_s) for s in turns if s.audio or s.video)
+    if extra := media.total() - len(media):
+        lines.append(f"{extra:,} rows name a recording that another row has, with the same times")
+    empty = Counter(s.turn.text for s in turns if s.turn.text.lower() in ("nan", "#n/a", "#value!"))
+    return lines + [f"{count:,} texts are {text!r}; leave them empty" for text, count in empty.items()]
 
 
 def _alike(counts):
@@ -274,12 +268,3 @@ def _alike(counts):
             plain = re.sub(r"[\W_]", "", name).casefold() or name
         spellings[plain].append(f"{name} {count:,}")
     return [", ".join(names) for names in spellings.values() if len(names) > 1]
-
-
-def _twice(turns):
-    """Warnings about recordings that are there twice, and about texts that are none."""
-    media = [(s.audio or s.video, s.turn.start_s, s.turn.end_s) for s in turns if s.audio or s.video]
-    extra = sum(count - 1 for count in Counter(media).values())
-    lines = [f"{extra:,} rows name a recording that another row has, with the same times"] if extra else []
-    empty = Counter(s.turn.text for s in turns if s.turn.text.lower() in ("nan", "#n/a", "#value!"))
-    return lines + [f"{count:,} texts are {text!r}; leave them empty" for text, count in empty.items()]

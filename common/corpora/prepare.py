@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -37,13 +37,12 @@ from common.media import (
 from common.pictures import count_frames
 from common.results import append_log
 
-TURNS_PER_BATCH = 16  # of turns that have files of their own; turns cut from one recording stay together
 PROBE_THREADS = 8  # headers are waited for, not computed
 TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
-PRESETS = "ultrafast superfast veryfast faster fast medium slow slower veryslow".split()  # of x264
+RATE_HZ = 16000  # of the prepared audio
 KINDS = ("audio", "video")
 COMPARE = "compare the file with the release"
-KEPT = "kept; listen to it"  # the remedy of what is only odd, and not counted as a problem
+KEPT = "kept; play it"  # the remedy of what is only odd, and not counted as a problem
 VERSION = 2  # of the files made here; those of an earlier one are made again
 CUT_SHORT_S = 0.1  # that a recording may be shorter than its header says
 STATED_IN = ("mov", "avi")  # containers whose header states how long the sound is; others leave it to a guess
@@ -58,9 +57,7 @@ class MediaSettings:
     """What the prepared files depend on besides their sources."""
 
     folder: Path  # prepared/<corpus>
-    rate_hz: int
     crf: int
-    preset: str
     min_turn_s: float  # shorter recordings are left out
 
 
@@ -88,7 +85,7 @@ def fingerprint(source, settings):
         files.append([path.name, facts.st_size, facts.st_mtime_ns] if facts else str(path))
     cut = [source.audio_span, source.video_span, source.half, source.times_known]
     times = [source.turn.start_s, source.turn.end_s]
-    how = [settings.rate_hz, settings.crf, settings.preset, settings.min_turn_s, VERSION]
+    how = [settings.crf, settings.min_turn_s, VERSION]
     return hash_of([files, cut, times, how])
 
 
@@ -96,7 +93,7 @@ def prepare_media(sources, settings, workers):
     """Make the audio and video of all turns that have any; what an earlier run finished is kept.
 
     sources   list of SourceTurn
-    workers   threads, 0 = none
+    workers   threads
     Returns {utterance_id: Outcome}. Raises UserError where the disk fails.
     """
     for leftover in settings.folder.glob("*/.*.tmp.*"):
@@ -115,8 +112,9 @@ def prepare_media(sources, settings, workers):
     if not todo:
         return outcomes
     (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
-    with tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
-        for batch in _run(_batches(todo), settings, workers):
+    pool = ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,))
+    with pool, tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
+        for batch in pool.map(partial(_prepare_batch, settings=settings), _batches(todo)):
             for _, outcome in batch:
                 append_log(log, asdict(outcome))
                 outcomes[outcome.utterance_id] = outcome
@@ -136,27 +134,12 @@ def _read_done(log, folder):
 
 
 def _batches(todo):
-    """Turns of one recording together, so that it is decoded once; the others in small groups."""
-    by_file, alone = defaultdict(list), []
-    for item in todo:
-        source = item[0]
+    """Turns of one recording together, so that it is decoded once; the others alone."""
+    batches = defaultdict(list)
+    for source, outcome in todo:
         shared = source.video if source.video_span else source.audio if source.audio_span else None
-        (by_file[shared] if shared else alone).append(item)
-    groups = [alone[i : i + TURNS_PER_BATCH] for i in range(0, len(alone), TURNS_PER_BATCH)]
-    return [*by_file.values(), *groups]
-
-
-def _run(batches, settings, workers):
-    """Yield each batch as it is finished, by threads or, without any, one after the other."""
-    if not workers:
-        yield from (_prepare_batch(batch, settings) for batch in batches)
-        return
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for job in as_completed([pool.submit(_prepare_batch, batch, settings) for batch in batches]):
-            yield job.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        batches[shared or outcome.utterance_id].append((source, outcome))
+    return batches.values()
 
 
 def _prepare_batch(batch, settings):
@@ -177,14 +160,13 @@ def _prepare_audio(source, outcome, settings, read):
     turn, relative = source.turn, f"audio/{source.turn.utterance_id}.wav"
     first_s, last_s = source.audio_span or (0.0, 1e6)
     try:
-        samples = read(source.audio, rate_hz=settings.rate_hz)
-        samples = samples[round(first_s * settings.rate_hz) : round(last_s * settings.rate_hz)]
+        samples = read(source.audio)[round(first_s * RATE_HZ) : round(last_s * RATE_HZ)]
     except MediaError as error:
         return outcome.report(source.audio, error.reason, error.remedy)
+    seconds = len(samples) / RATE_HZ
     if not source.audio_span:
-        _check_length(source.audio, len(samples) / settings.rate_hz, outcome)
-    seconds = len(samples) / settings.rate_hz
-    if not seconds or seconds < settings.min_turn_s:
+        _check_length(source.audio, seconds, outcome)
+    if seconds < settings.min_turn_s:
         what = f"too short: {seconds:.3f} s; its audio is left out"
         return outcome.report(source.audio, what, "MIN_TURN_S")
     if source.times_known and abs(seconds - turn.duration_s) > TOLERANCE_S:
@@ -199,7 +181,7 @@ def _prepare_audio(source, outcome, settings, read):
         what = f"beyond full scale: {beyond:,} of {len(samples):,} samples, up to {peak:.4g}; scaled down"
         outcome.report(source.audio, what, KEPT)
         samples = samples / peak
-    write_wav(settings.folder / relative, samples, settings.rate_hz)
+    write_wav(settings.folder / relative, samples, RATE_HZ)
     outcome.audio, outcome.audio_s = relative, seconds
 
 
@@ -233,7 +215,7 @@ def _cut_videos(cut, settings):
         output = settings.folder / f"video/{outcome.utterance_id}.mp4"
         cuts.append(Cut(output, *source.video_span, source.half))
     try:
-        results = cut_turns(path, cuts, settings.crf, settings.preset)
+        results = cut_turns(path, cuts, settings.crf)
     except MediaError as error:
         for _, outcome in cut:
             outcome.report(path, error.reason, error.remedy)
@@ -254,7 +236,7 @@ def _copy_video(source, outcome, settings):
         fps = info.fps or 25.0
         seconds, stored = n_frames / fps, n_frames
         if not n_frames:
-            [result] = cut_turns(source.video, [Cut(output)], settings.crf, settings.preset)
+            [result] = cut_turns(source.video, [Cut(output)], settings.crf)
             n_frames, seconds, stored = result.n_frames, result.seconds, count_frames(source.video)
         lost = max(stored - n_frames, round(info.n_frames - seconds * fps))
     except MediaError as error:
@@ -268,11 +250,10 @@ def _copy_video(source, outcome, settings):
 # ---- Recordings that stay where they are ------------------------------------------------------
 
 
-def place_media(sources, rate_hz, min_turn_s):
+def place_media(sources, min_turn_s):
     """Name the recordings where they lie, with the lengths that their headers state; nothing is decoded.
 
     sources     list of SourceTurn; those without files are passed over
-    rate_hz     sampling rate that the later scripts will ask for
     min_turn_s  shorter audio is left out
     Returns {utterance_id: Outcome} with absolute paths; a file that cannot be opened is a problem, and "".
     """
@@ -280,14 +261,13 @@ def place_media(sources, rate_hz, min_turn_s):
     files = [(getattr(source, kind), kind) for source in sources for kind in KINDS if getattr(source, kind)]
     files = list(dict.fromkeys(files))  # several turns may lie in one recording
     with ThreadPoolExecutor(PROBE_THREADS) as pool:
-        answers = pool.map(partial(_stated_length, rate_hz=rate_hz), files)
-        lengths = dict(
-            zip(files, tqdm(answers, "  media", len(files), unit="file", delay=2, disable=None), strict=True)
-        )
+        answers = pool.map(_stated_length, files)
+        answers = tqdm(answers, "  media", len(files), unit="file", delay=2, disable=None)
+        lengths = dict(zip(files, answers))
     return {source.turn.utterance_id: _place_turn(source, lengths, min_turn_s) for source in sources}
 
 
-def _stated_length(item, rate_hz):
+def _stated_length(item):
     """Seconds of (path, "audio" or "video"), or the MediaError; frames are counted where it states none."""
     path, kind = item
     try:
@@ -295,7 +275,7 @@ def _stated_length(item, rate_hz):
         if not (info.rate_hz if kind == "audio" else info.width):
             raise MediaError(path, f"no {kind} track")
         if kind == "audio":
-            check_rate(path, info.rate_hz, rate_hz)
+            check_rate(path, info.rate_hz, RATE_HZ)
         elif not info.duration_s and info.fps:
             return count_frames(path) / info.fps
     except MediaError as error:
@@ -320,20 +300,10 @@ def _place_turn(source, lengths, min_turn_s):
         elif path:
             setattr(outcome, kind, os.path.abspath(path))
             setattr(outcome, f"{kind}_s", seconds)
+    if outcome.audio_s and outcome.video_s and abs(outcome.audio_s - outcome.video_s) > TOLERANCE_S:
+        what = f"sound and picture of different length: {outcome.audio_s:.2f} s, {outcome.video_s:.2f} s"
+        outcome.report(source.video, what, KEPT)
     return outcome
-
-
-def report_lengths(outcomes):
-    """Say how many turns have sound and picture of different length, which need not be an error."""
-    both = [outcome for outcome in outcomes.values() if outcome.audio_s and outcome.video_s]
-    apart = [outcome for outcome in both if abs(outcome.audio_s - outcome.video_s) > TOLERANCE_S]
-    if apart:
-        worst = max(apart, key=lambda outcome: abs(outcome.audio_s - outcome.video_s))
-        print(
-            f"  lengths   sound and picture differ by more than {TOLERANCE_S} s in {len(apart):,} of "
-            f"{len(both):,} turns, most in {worst.utterance_id}: {worst.audio_s:.2f} s and "
-            f"{worst.video_s:.2f} s"
-        )
 
 
 # ---- Turns with their media, and what is wrong with them --------------------------------------
@@ -366,12 +336,10 @@ def report_problems(problems, release, folder, root, max_share):
     rows = [{**asdict(problem), "file": problem.file.removeprefix(f"{root}/")} for problem in problems]
     write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
     if odd := Counter(_kind(problem) for problem in problems if problem.remedy == KEPT):
-        print(
-            f"  odd sound {', '.join(f'{count:,} × {kind}' for kind, count in odd.items())}, kept; see {path}"
-        )
+        print(f"  odd       {', '.join(f'{n:,} × {kind}' for kind, n in odd.items())}, kept; see {path}")
     problems = [problem for problem in problems if problem.remedy != KEPT]
     if not problems:
-        return print(f"  problems  none; {path} is empty" if not odd else "  problems  none else")
+        return print("  problems  none")
     kinds = Counter(_kind(problem) for problem in problems)
     affected = {problem.utterance_id or problem.file for problem in problems}
     total = len(affected | {source.turn.utterance_id for source in release.turns})

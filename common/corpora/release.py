@@ -115,11 +115,6 @@ def nothing_in(root, what, remedy):
     return UserError(f"{root}: no {what} in it or below; set CORPUS_ROOT to {remedy}")
 
 
-def visible_files(folder, pattern):
-    """Files of a folder that match, sorted, without hidden ones such as the "._" twins of macOS archives."""
-    return sorted(path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
-
-
 def walk(root):
     """os.walk in order of names without hidden ones; links are followed, each folder once."""
     seen = set()
@@ -144,6 +139,14 @@ def by_stem(paths):
     for path in paths:
         found.setdefault(path.stem, path)
     return found
+
+
+def named(paths, patterns, corpus, remedy, release):
+    """{stem: path} of those paths whose stem matches a pattern, sorted; other names are Problems."""
+    found = by_stem(paths)
+    for stem in [stem for stem in found if not any(pattern.fullmatch(stem) for pattern in patterns)]:
+        release.problem("", found.pop(stem), f"not a name of {corpus}; left out", remedy)
+    return dict(sorted(found.items()))
 
 
 def file_name(text):

@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy.signal import fftconvolve, lfilter
 
+from common.corpora.cremad import SENTENCES
 from common.demo.faces import Actor, draw_actor, film, lit, set_face
 from common.demo.sounds import RATE_HZ, draw_echoes, draw_noise, level_out, loudness, resampled, tilted
 from common.demo.speech import RAVDESS_EMOTIONS, RAVDESS_RATE_HZ, ravdess_takes
-from common.demo.text import all_sentences, draw_name, fill, sentences, sentences_of
+from common.demo.text import all_sentences, draw_name, fill, sentences
 from common.demo.voices import MISTAKEN, STRENGTH, STYLES, set_voice, with_ending, with_tremor
 from common.demo.writing import FLV1, Sound, draw_seed, write_corpus, write_movie, write_wav
 
@@ -99,7 +100,7 @@ def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers=None):
         people.append(f'{number},{rng.integers(20, 75)},"{sex}","Unknown","Not Hispanic"')
         for sentence, emotion, level in cremad_takes(clips_per_actor, rng):
             place, intensity = f"{number}_{sentence}_{emotion}_{level}", LEVELS[level]
-            asked, text = (CREMAD_EMOTIONS[emotion], intensity), sentences_of("cremad")[sentence]
+            asked, text = (CREMAD_EMOTIONS[emotion], intensity), SENTENCES[sentence]
             scene, shown = plan_emotion("cremad", place, actor, asked, text, rng)
             scenes.append(scene)
             votes.append(vote(place, shown, rng))
@@ -186,7 +187,7 @@ def write_demo_audioset(root, seed, n_clips, workers=None):
 # ---- Who acts, and what is shown --------------------------------------------------------------
 def cremad_takes(n_clips, rng):
     """(sentence, emotion, level) of an actor's clips: levels only of IEO, a neutral one has none."""
-    codes, takes, chosen = list(sentences_of("cremad")), {}, []
+    codes, takes, chosen = list(SENTENCES), {}, []
     for emotion in CREMAD_EMOTIONS:
         levels = ["XX"] if emotion == "NEU" else ["LO", "MD", "HI"]
         takes[emotion] = [("IEO", emotion, level) for level in levels]

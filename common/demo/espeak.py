@@ -11,13 +11,8 @@ ESPEAK_RATE_HZ = 22050
 class Event(ctypes.Structure):
     """What eSpeak NG reports with its samples (espeak_EVENT of its speak_lib.h)."""
 
-    _fields_ = [
-        *(
-            (name, ctypes.c_int)
-            for name in ("type", "unique", "text_position", "length", "time_ms", "sample")
-        ),
-        *((name, ctypes.c_void_p) for name in ("user_data", "id")),
-    ]
+    _fields_ = [(name, ctypes.c_int) for name in "type unique text_position length time_ms sample".split()]
+    _fields_ += [(name, ctypes.c_void_p) for name in ("user_data", "id")]
 
 
 @cache

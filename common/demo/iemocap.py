@@ -11,7 +11,8 @@ from common.demo.faces import HAIRS, SKINS, Looks, film
 from common.demo.sounds import RATE_HZ
 from common.demo.text import choose, fill, sentences
 from common.demo.voices import FACES, FEATURES, Speaker, set_voice
-from common.demo.writing import DIVX, write_corpus, write_movie, write_text, write_wav
+from common.demo.writing import DIVX, write_corpus, write_movie, write_wav
+from common.files import write_text
 
 EMOTIONS = ("neutral", "happy", "sad", "angry")  # a label is the first three letters
 KEEPS_OWN, CATCHES_OTHER = 0.40, 0.25
@@ -302,11 +303,7 @@ def write_video(path, dialogue, tracks, rng):
 
 def split_screen(*halves):
     """Images of two films side by side."""
-    for left, right in zip(*halves, strict=True):
-        screen = Image.new("RGB", (2 * HALF_PX, HALF_PX))
-        screen.paste(left, (0, 0))
-        screen.paste(right, (HALF_PX, 0))
-        yield screen
+    return (Image.fromarray(np.hstack(pair)) for pair in zip(*halves, strict=True))
 
 
 def face_track(turns, letter, track, rng):

@@ -10,10 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from common.corpora.emodb import TEXTS
 from common.demo.faces import Actor, draw_actor, film, set_face
 from common.demo.sounds import RATE_HZ, draw_noise, loudness
 from common.demo.speech import vox2_meta
-from common.demo.text import choose, draw_name, sentences, sentences_of
+from common.demo.text import choose, draw_name, sentences
 from common.demo.voices import STRENGTH, set_voice, with_tremor
 from common.demo.writing import Sound, draw_seed, write_corpus, write_m4a, write_movie, write_text, write_wav
 from common.files import read_csv
@@ -181,7 +182,7 @@ def plan_take(corpus, emotions, actor, rng):
     face = set_face(actor, STYLE[shown["face"]], strong, rng)
     is_german = not is_labelled and rng.random() < GERMAN_SHARE
     if is_german:
-        bank = list(sentences_of("emodb").values())
+        bank = list(TEXTS.values())
         sentences = [bank[rng.integers(len(bank))].rstrip(".")]
         voice["name"] = voice["name"].replace("en-us", "de")
     return Take(emotions, ", ".join(sentences) + ".", voice, face, is_german)

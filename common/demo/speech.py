@@ -6,8 +6,10 @@ from itertools import product
 import numpy as np
 from scipy.signal import butter, fftconvolve, lfilter, sosfilt
 
+from common.corpora.emodb import TEXTS
+from common.corpora.ravdess import STATEMENTS
 from common.demo.sounds import RATE_HZ, draw_echoes, resampled
-from common.demo.text import all_sentences, draw_name, fill, sentences_of
+from common.demo.text import all_sentences, draw_name, fill
 from common.demo.voices import MISTAKEN, STRENGTH, VOICES, draw_speaker, set_voice, with_ending, with_tremor
 from common.demo.writing import Sound, draw_seed, write_corpus, write_m4a, write_wav
 
@@ -79,8 +81,7 @@ def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers=None):
 
 def write_demo_emodb(root, seed, clips_per_speaker, workers=None):
     """Write acted German speech with EMO-DB's names below `root`, emotions in the genuine shares."""
-    recordings, texts = [], sentences_of("emodb")
-    pairs = list(product(texts, EMODB_EMOTIONS))
+    recordings, pairs = [], list(product(TEXTS, EMODB_EMOTIONS))
     shares = np.array([EMODB_EMOTIONS[letter][1] for _, letter in pairs], float)
     for number, (code, sex) in enumerate(EMODB_SPEAKERS.items()):
         rng = np.random.default_rng((seed, 2, number))
@@ -88,7 +89,7 @@ def write_demo_emodb(root, seed, clips_per_speaker, workers=None):
         for k in sorted(rng.choice(len(pairs), clips_per_speaker, replace=False, p=shares / shares.sum())):
             sentence, letter = pairs[k]
             shown, voice = act(EMODB_EMOTIONS[letter][0], "strong", speaker, rng)
-            lines = [(with_ending(texts[sentence], shown), voice)]
+            lines = [(with_ending(TEXTS[sentence], shown), voice)]
             place = f"wav/{code}{sentence}{letter}a.wav"
             recordings.append(Recording(place, lines, (seed, 2, number, int(k))))
     write_corpus(root, recordings, write_short, workers)
@@ -130,7 +131,7 @@ def ravdess_takes(medium, emotion, actor, n_takes, rng):
     takes = []
     for k in sorted(rng.permutation(len(codes))[:n_takes]):
         name = f"{medium}-{RAVDESS_EMOTIONS.index(emotion) + 1:02d}-{'-'.join(codes[k])}-{actor:02d}"
-        takes.append((name, RAVDESS_INTENSITIES[codes[k][0]], sentences_of("ravdess")[codes[k][1]]))
+        takes.append((name, RAVDESS_INTENSITIES[codes[k][0]], STATEMENTS[codes[k][1]]))
     return takes
 
 

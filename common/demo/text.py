@@ -27,12 +27,6 @@ def all_sentences():
     return [line for kind in ("any", *EMOTIONS) for line in sentences()[kind]]
 
 
-def sentences_of(corpus):
-    """{code in the corpus's file names: sentence}; corpus: "cremad", "emodb" or "ravdess"."""
-    kinds = [kind for kind in sentences() if kind.startswith(f"{corpus} ")]
-    return {kind.split()[1]: sentences()[kind][0] for kind in kinds}
-
-
 def fill(line, rng):
     """Choose among the alternatives and fillers of a line; returns it as it is said."""
 

@@ -15,7 +15,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from common.demo.espeak import speak
 from common.demo.sounds import RATE_HZ
 from common.demo.voices import make_speech
-from common.files import atomic_path
+from common.files import atomic_path, write_text
 
 AAC = ("aac", {"aac_coder": "fast"})  # encoders: codec and options
 X264 = ("libx264", {"preset": "ultrafast", "crf": "20"})
@@ -54,12 +54,6 @@ def write_corpus(root, items, write, workers=None, texts=None, finish=None):
 def write_item(write, folder, item, spoken):
     """Make the files of an item from what `speak` returned for its lines."""
     return write(folder, item, [make_speech(*pair) for pair in zip(item.lines, spoken, strict=True)])
-
-
-def write_text(path, content):
-    """Write a text file, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
 
 
 def write_wav(path, samples, rate_hz=RATE_HZ, peak=0.99):

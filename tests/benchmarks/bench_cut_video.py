@@ -29,7 +29,7 @@ from measure import clock_and_processor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from common.corpora.cut import Cut, cut_turns
+from common.corpora.cut import PRESET, Cut, cut_turns
 from common.media import read_frames
 from common.pictures import count_frames
 from common.settings import read_constants
@@ -38,11 +38,9 @@ SECONDS, RATE, N_TURNS = 180, Fraction(30000, 1001), 45
 WIDTH, HEIGHT = 720, 480
 
 
-def prepare_settings():
-    """(crf, preset) as in 01_prepare_data.py."""
-    source = (ROOT / "01_prepare_data.py").read_text(encoding="utf-8")
-    values = {name: constant.value for name, constant in read_constants(source)[0].items()}
-    return values["VIDEO_CRF"], values["VIDEO_PRESET"]
+def usual_crf():
+    """VIDEO_CRF of 01_prepare_data.py."""
+    return read_constants((ROOT / "01_prepare_data.py").read_text(encoding="utf-8"))[0]["VIDEO_CRF"].value
 
 
 def write_dialogue(path, gop):
@@ -102,8 +100,8 @@ def cut_one_by_one(path, cuts, options, seek):
 
 def ways(path, folder):
     """{name: (function, its cuts)}"""
-    crf, preset = prepare_settings()
-    same = {"crf": str(crf), "preset": preset}
+    crf = usual_crf()
+    same = {"crf": str(crf), "preset": PRESET}
     plans = {
         name: plan_turns(folder / name.replace(" ", "_"))
         for name in ("one pass", "seek per turn", "seek per turn x264 defaults", "from the start")
@@ -111,7 +109,7 @@ def ways(path, folder):
     for cuts in plans.values():
         cuts[0].output.parent.mkdir()
     return {
-        "one pass": (lambda cuts: cut_turns(path, cuts, crf, preset, n_threads=0), plans["one pass"]),
+        "one pass": (lambda cuts: cut_turns(path, cuts, crf), plans["one pass"]),
         "seek per turn": (lambda cuts: cut_one_by_one(path, cuts, same, True), plans["seek per turn"]),
         "seek per turn x264 defaults": (
             lambda cuts: cut_one_by_one(path, cuts, {"crf": str(crf)}, True),
@@ -125,9 +123,10 @@ def psnr(path, cuts):
     """Mean luma fidelity (dB) of the clips' first frames to the same frames of the dialogue."""
     values = []
     for cut in cuts[1::9]:
-        original = read_frames(path, cut.start_s, cut.start_s + 0.5)[0]  # (T, H, W, 3)
+        frames, times_s = read_frames(path, cut.start_s + 0.5)
+        original = frames[times_s >= cut.start_s]  # (T, H, W, 3)
         x = 0 if cut.half == "left" else WIDTH // 2
-        clip = read_frames(cut.output, 0, 0.5)[0][: len(original)]
+        clip = read_frames(cut.output, 0.5)[0][: len(original)]
         error = (original[: len(clip), :, x : x + WIDTH // 2].astype(float) - clip) @ (0.299, 0.587, 0.114)
         values.append(10 * np.log10(255**2 / np.mean(error**2)))
     return statistics.mean(values)
