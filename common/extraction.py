@@ -57,7 +57,8 @@ def extract(items, read, compute, folder, identity, how, what, need_bytes):
     announce(writer, len(ids), what, need_bytes)
     problems = write_missing(items, read, compute, writer, how, what)
     write_csv(folder / "problems.csv", map(asdict, problems), [f.name for f in fields(Problem)])
-    check_problems(folder, problems, len(ids), how.max_problem_share)
+    most = min(how.max_problem_share, 1 - 1e-9)  # an empty store serves nobody
+    check_problems(folder / "problems.csv", problems, ids, most)
     return writer.finish()
 
 
@@ -125,18 +126,27 @@ def read_one(read, name, item):
         return Problem(name, str(item), reason, "download it again, or leave it out of the corpus")
 
 
-def check_problems(folder, problems, n_items, most):
-    """Say how many recordings are left out, and why; UserError for more than a share `most` of them."""
+def kind_of(problem):
+    """The first words of a Problem, without its numbers."""
+    return re.sub(r"[\d.]+", "…", re.split("[;:(]", problem.problem)[0].strip())
+
+
+def check_problems(path, problems, ids, max_share, what="recordings cannot be used"):
+    """Say how many of the ids have problems, and which; UserError for more than a share max_share of them.
+
+    Each counts once, however many problems it has; so does a file that belongs to none of them.
+    """
     if not problems:
         return
-    share, path = len(problems) / n_items, folder / "problems.csv"
-    kinds = Counter(re.split("[;:(]", problem.problem)[0].strip() for problem in problems).most_common(4)
-    listed = ", ".join(f"{count:,} x {kind}" for kind, count in kinds)
-    first = next(p for p in problems if p.problem.startswith(kinds[0][0]))
-    if share > most or len(problems) == n_items:
+    affected, kinds = {p.utterance_id or p.file for p in problems}, Counter(map(kind_of, problems))
+    n = len(affected.union(ids))
+    listed = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common(4))
+    told = f"{len(affected):,} of {n:,} {what}"
+    if len(affected) > max_share * n:
+        worst = next(p for p in problems if kind_of(p) == kinds.most_common(1)[0][0])
+        remedy = f" ({worst.remedy})" if worst.remedy else ""
         raise UserError(
-            f"{path}: {len(problems):,} of {n_items:,} recordings cannot be used ({listed}), such as "
-            f"{first.file}: {first.problem}; {first.remedy or 'mend them'} and run again (what is there is "
-            f"kept), or raise MAX_PROBLEM_SHARE ({most:g})"
+            f"{path}: {told} ({listed}), such as {worst.file or worst.utterance_id}: {worst.problem}{remedy}"
+            f"; mend them and run again, or raise MAX_PROBLEM_SHARE ({max_share:g})"
         )
-    print(f"  left out: {len(problems):,} of {n_items:,} recordings ({share:.1%}): {listed}; see {path}")
+    print(f"  problems  {told} ({len(affected) / n:.1%}): {listed}; see {path}")

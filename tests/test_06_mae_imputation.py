@@ -157,7 +157,7 @@ def test_every_test_recording_is_predicted_once_per_system(demo):
 
 def test_a_damaged_video_is_counted_reported_and_left_out(demo):
     printed = (demo / "printed.txt").read_text()
-    assert printed.count("left out: 1 of 42 recordings (2.4%)") == 2
+    assert printed.count("1 of 42 recordings cannot be used (2.4%)") == 2
     for name in BACKBONES:
         store = Store(demo / "data" / "clips" / "demo_cremad" / f"{name}_5x0.4")
         (problem,) = rows(store.folder / "problems.csv")

@@ -382,7 +382,7 @@ def test_features_are_those_worked_out_by_hand(tmp_path, recordings, capsys):
     assert np.isnan(store.rows("u06", "video")).all() and np.isfinite(store.rows("u06", "audio")).all()
     assert store["audio"].dtype == store["video"].dtype == np.float32
     said = capsys.readouterr().out
-    assert "left out: 1 of 8 recordings (12.5%): 1 x a git-lfs pointer" in said
+    assert "1 of 8 recordings cannot be used (12.5%): 1 × a git-lfs pointer" in said
     unused = MeanBackbone(lambda name: pytest.fail("a finished store was extracted again"))
     assert features(corpus, turns, unused, tmp_path / "s").ids == store.ids
     assert features(corpus, turns, MeanBackbone(), tmp_path / "s", n_clips=3)["audio"].shape == (7, 3, 3)

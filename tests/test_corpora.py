@@ -291,7 +291,7 @@ def test_meld_rows_and_clips(tmp_path):
     assert turns["test_dia0007_utt01"].video is None
     assert [p.problem[:10] for p in release.problems] == ["the csv gi", "row 3 cann"] * 2
     assert any("dev_sent_emo.csv is missing" in note for note in release.notes)
-    assert sum("text only for test" in note for note in release.notes) == 1
+    assert sum("its turns have text only" in note for note in release.notes) == 1
 
 
 def test_meld_real_tables():

@@ -464,7 +464,7 @@ def test_inputs_are_decoded_once_and_bad_files_left_out(checkpoints, tmp_path, c
     source, clip = str(checkpoints / "wav2vec2-base"), Clipping(3.0, 3.0, 30.0, 4)
     inputs = read_inputs(manifest, "audio", source, clip, tmp_path, 0)
     assert inputs.ids == ["u0", "u1", "u3"] and inputs.lengths == [16000, 32000, 48000]
-    assert list(inputs.store.problems) == ["u2"] and "left out: 1 of 4" in capsys.readouterr().out
+    assert list(inputs.store.problems) == ["u2"] and "1 of 4 recordings" in capsys.readouterr().out
     assert np.allclose(inputs[2, None][0], waves[3][:48000], atol=1e-4)
     assert np.array_equal(
         decode_waveform(folder / turns[0].audio, 0.5), inputs.store.rows("u0", "inputs")[:8000]

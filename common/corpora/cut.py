@@ -19,15 +19,12 @@ END_TOLERANCE_S = 0.1  # a clip may end this much after its video before it is a
 
 @dataclass
 class Cut:
-    """One clip to cut: [start_s, end_s) of a video, None = from its start or to its end.
-
-    half is the part of a split screen to keep: "left", "right", or "" for the whole frame.
-    """
+    """One clip to cut: [start_s, end_s) of a video."""
 
     output: Path
-    start_s: float | None = None
-    end_s: float | None = None
-    half: str = ""
+    start_s: float = 0.0
+    end_s: float = math.inf
+    half: str = ""  # the part of a split screen to keep: "left", "right", or "" for the whole frame
 
 
 @dataclass
@@ -87,7 +84,7 @@ def cut_turns(path, cuts, crf):
     does.
     """
     results, clips, time_s = [CutResult() for _ in cuts], {}, None
-    spans = [(cut.start_s or 0.0, math.inf if cut.end_s is None else cut.end_s) for cut in cuts]
+    spans = [(cut.start_s, cut.end_s) for cut in cuts]
     with open_video(path) as (container, stream), ExitStack() as unfinished:
         step_s = float(1 / stream.average_rate) if stream.average_rate else 0.0
         for frame, pts in timed_frames(container.demux(stream), stream):
@@ -120,8 +117,8 @@ def cut_turns(path, cuts, crf):
 def _short_of(cut, result, end_s):
     """What a clip lacks of a video that ends at end_s; "" for nothing."""
     if not result.n_frames:
-        return f"no frame from {cut.start_s or 0:.2f} s on: the video ends at {end_s:.2f} s"
-    if cut.end_s is not None and cut.end_s > end_s + END_TOLERANCE_S:
+        return f"no frame from {cut.start_s:.2f} s on: the video ends at {end_s:.2f} s"
+    if end_s + END_TOLERANCE_S < cut.end_s < math.inf:
         return f"clip to {cut.end_s:.2f} s is past the end of the video at {end_s:.2f} s; cut there"
     return ""
 

@@ -22,7 +22,7 @@ def read(root):
     Extra columns: split (the official one), sentiment, season, episode.
     """
     root = need_folder(root, "MELD")
-    release, text_only = Release(CLASSES), []
+    release = Release(CLASSES)
     tables = {path.name: path for path in reversed(files_in(root, ".csv"))}
     folders = {folder.name: folder for folder in reversed([folder for folder, _, _ in walk(root)])}
     for split, published in COUNTS.items():
@@ -33,18 +33,14 @@ def read(root):
             continue
         clips = folders.get(CLIP_FOLDERS[split])
         if clips is None:
-            text_only.append(split)
+            folder = f"no folder {CLIP_FOLDERS[split]} of MELD.Raw below {root}"
+            release.notes.append(f"{split}: {folder}; its turns have text only")
         turns = [_turn(row, split, clips, table, release) for row in read_csv(table)]
         release.turns += [source for source in turns if source]
         release.expect((f"{split} turns", len(turns), published))
     if not release.turns:
         tables = "train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns"
         raise nothing_in(root, tables, "the MELD folder")
-    if text_only:
-        absent = ", ".join(CLIP_FOLDERS[split] for split in text_only)
-        release.notes.append(
-            f"text only for {', '.join(text_only)}: no folder {absent} of MELD.Raw below {root}"
-        )
     return release
 
 

@@ -21,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 from common.corpora.cut import Cut, copy_muted, cut_turns
-from common.files import UserError, hash_of, write_csv
+from common.extraction import check_problems, kind_of
+from common.files import hash_of, write_csv
 from common.manifest import Problem
 from common.media import (
     AUDIO_FILES,
@@ -329,34 +330,16 @@ def finish_turns(release, outcomes):
 def report_problems(problems, release, folder, root, max_share):
     """Write problems.csv and print a summary; UserError if too many turns are affected.
 
-    A turn counts once, however many problems it has; so does a file that is not a turn's. What is odd and
-    kept is said, and is no problem.
+    What is odd and kept is said, and is no problem.
     """
     path = folder / "problems.csv"
     rows = [{**asdict(problem), "file": problem.file.removeprefix(f"{root}/")} for problem in problems]
     write_csv(path, rows, ("utterance_id", "file", "problem", "remedy"))
-    if odd := Counter(_kind(problem) for problem in problems if problem.remedy == KEPT):
+    if odd := Counter(kind_of(problem) for problem in problems if problem.remedy == KEPT):
         print(f"  odd       {', '.join(f'{n:,} × {kind}' for kind, n in odd.items())}, kept; see {path}")
     problems = [problem for problem in problems if problem.remedy != KEPT]
     if not problems:
         return print("  problems  none")
-    kinds = Counter(_kind(problem) for problem in problems)
-    affected = {problem.utterance_id or problem.file for problem in problems}
-    total = len(affected | {source.turn.utterance_id for source in release.turns})
-    share, what = len(affected) / total, f"{len(affected):,} of {total:,} turns or files"
-    shown = ", ".join(f"{count:,} × {kind}" for kind, count in kinds.most_common(4))
-    print(f"  problems  {len(problems):,} in {what} ({share:.1%}): {shown}; see {path}")
-    if share > max_share:
-        (folder / "manifest.csv").unlink(missing_ok=True)
-        [(kind, count)] = kinds.most_common(1)
-        worst = next(problem for problem in problems if _kind(problem) == kind)
-        where, remedy = worst.file or worst.utterance_id, worst.remedy or "no remedy known"
-        raise UserError(
-            f"{path}: {what} have problems, most often ({count:,} ×) as in {where}: {worst.problem} "
-            f"({remedy}); mend them or raise MAX_PROBLEM_SHARE ({max_share:g})"
-        )
-
-
-def _kind(problem):
-    """The first words of a problem, without its numbers."""
-    return re.sub(r"[\d.]+", "…", re.split("[;:(]", problem.problem)[0].strip())
+    (folder / "manifest.csv").unlink(missing_ok=True)  # it comes back if these are few enough
+    ids = [source.turn.utterance_id for source in release.turns]
+    check_problems(path, problems, ids, max_share, "turns or files have problems")
