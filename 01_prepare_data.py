@@ -118,7 +118,6 @@ def check_settings():
     settings.check_choices(SETTINGS, {"WRITE_CHECKPOINTS": ("", "tiny", "small")})
     allowed = {
         "VIDEO_CRF": (VIDEO_CRF <= 51, "choose 0 (lossless) to 51"),
-        "MAX_SHOWN": (MAX_SHOWN <= 1000, "choose 1 to 1000"),
         "DEMO_SIZE": (DEMO_SIZE <= 100, "choose up to 100, 1 for the demo's own sizes"),
         "WORKERS": (WORKERS <= 256, "choose 0 to 256"),
     }

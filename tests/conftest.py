@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -75,21 +75,32 @@ def forget():
             value.cache_clear()
 
 
-def run_here(folder, script, *words):
-    """Run a script in this process, which has torch already; SystemExit where it would end with an error."""
+@contextmanager
+def no_figures():
+    """Figures are saved as empty files: to draw one takes a second, and most tests look at none."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **how: Path(path).write_bytes(b""))
+        yield
+
+
+def run_here(folder, script, *words, figures=False):
+    """Run a script in this process, which has torch already; SystemExit where it would end with an error.
+
+    figures  whether they are drawn
+    """
     forget()
     module, words = load_script(script), with_run(script, *words)
-    with pytest.MonkeyPatch.context() as patch:
+    with nullcontext() if figures else no_figures(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [script, *words])
         settings.run(module.main, vars(module), words)
 
 
-def run_again(script, folder, *options):
+def run_again(script, folder, *options, **how):
     """As `run`, but in this process, which saves the seconds of importing torch; returns what it printed."""
     printed = io.StringIO()
     with redirect_stdout(printed):
-        run_here(folder, script, *command(script, folder, *options)[2:])
+        run_here(folder, script, *command(script, folder, *options)[2:], **how)
     return printed.getvalue()
 
 

@@ -49,7 +49,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("khare")
     for corpus in ("demo_mosei", "demo_voxceleb2_av"):
         prepare(folder, f"--CORPUS={corpus}", "--DEMO_SIZE=0.04")
-    run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:])
+    run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:], figures=True)
     return folder
 
 
@@ -411,7 +411,7 @@ def test_named_cases_and_prepare_only(demo, tmp_path, capsys):
         and not (results(tmp_path) / "metrics.json").exists()
     )
     name = rows(results(demo) / "predictions.csv")[0]["utterance_id"]
-    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, f"--CASES={name}")[2:])
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *SHORT, f"--CASES={name}")[2:], figures=True)
     assert (results(tmp_path) / "khare_fig_cases.png").stat().st_size > 10000
 
 

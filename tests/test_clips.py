@@ -259,7 +259,7 @@ def test_files_that_cannot_be_used_say_why(tmp_path):
         ((tmp_path / "pointer.flv", tmp_path / "v.mov"), "git-lfs pointer"),
         ((tmp_path / "v.mov", None), "no audio track"),
         ((None, tmp_path / "a.wav"), "no video track"),
-        ((None, None), "neither audio nor video"),
+        ((None, None), "neither sound nor picture"),
     ):
         with pytest.raises(MediaError, match=reason):
             read_clips(*paths, **KIND)

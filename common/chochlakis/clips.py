@@ -48,8 +48,6 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
     size        side of a frame in pixels; F = round(clip_s * FPS), each what a player shows at that time
     Raises MediaError where there is no file, or one that cannot be used.
     """
-    if not (audio_path or video_path):
-        raise MediaError("", "neither audio nor video")
     n_frames = max(1, round(clip_s * FPS))
     audio = np.zeros((n_clips, round(clip_s * rate_hz)), np.float32)
     video = np.zeros((n_clips, n_frames if video_path else 0, size, size, 3), np.uint8)
@@ -62,7 +60,8 @@ def read_clips(audio_path, video_path, n_clips, clip_s, rate_hz, size):
     if audio_path:
         audio_s = covered_s(0.0, fill_audio(audio, audio_path, clip_s, rate_hz), n_clips, clip_s)
     if not (audio_s.any() or video_s.any()):
-        raise MediaError(audio_path or video_path, "neither sound nor picture", "leave it out of the corpus")
+        path = audio_path or video_path or ""
+        raise MediaError(path, "neither sound nor picture in it", "leave it out of the corpus")
     return Clips(audio, video, audio_s, video_s)
 
 

@@ -15,7 +15,7 @@ N_TALKERS = 54  # s2 to s55
 NAME = re.compile(r"^(s\d{1,2})_([lp])_([^_]+)(?:_WRONG_(.+))?$")
 LEGACY_NAME = re.compile(r"^(s\d{1,2})_\d+_\d+_\d+_r_([^_]+)$")  # one plain recording kept an older name
 SILENCE = "#sil"
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = "zero one two three four five six seven eight nine".split()
 GRID_WORDS = (
     {"b": "bin", "l": "lay", "p": "place", "s": "set"},
     {"b": "blue", "g": "green", "r": "red", "w": "white"},
