@@ -24,10 +24,10 @@ SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1", "--VIDEO_EPOCHS=1", "--N_RES
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     run("01_prepare_data.py", folder, "--DEMO_SIZE=0.16")
-    printed = run("02_finetune_unimodal.py", folder, *SHORT)
+    printed = run_again("02_finetune_unimodal.py", folder, *SHORT)
     assert "every labelled turn is tested exactly once; no speaker is in two parts" in printed
-    run("03_extract_features.py", folder)
-    run("04_fuse_classify.py", folder, "--N_RESAMPLES=200", *LI_SHORT)
+    run_again("03_extract_features.py", folder)
+    run_again("04_fuse_classify.py", folder, "--N_RESAMPLES=200", *LI_SHORT)
     return folder
 
 
@@ -209,6 +209,7 @@ def test_out_of_fold(demo, tmp_path):
         *SHORT,
         "--TEXT_EPOCHS=1,1,1",
         "--MODALITIES=text,audio",
+        "--FREEZE=text,audio",
         "--STAGES=folds",
         "--OUT_OF_FOLD=true",
     )
