@@ -1,6 +1,7 @@
 """Independent trainings side by side, in processes of this machine."""
 
 import copyreg
+import math
 import os
 import threading
 import time
@@ -30,8 +31,10 @@ def side_by_side(function, tasks, jobs):
     jobs = min(jobs, len(tasks), places_on_gpus(jobs))
     if jobs <= 1:
         return progress((function(*task) for task in tasks), len(tasks))
-    quiet = mock.patch.dict(os.environ, TQDM_DISABLE="1")  # bars would overwrite each other
-    with quiet, parallel_config("loky", inner_max_num_threads=max(1, (os.cpu_count() or 1) // jobs)):
+    how = {"TQDM_DISABLE": "1"}  # bars would overwrite each other
+    how["JOBS_PER_GPU"] = str(math.ceil(jobs / max(1, torch.cuda.device_count())))
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with mock.patch.dict(os.environ, how), parallel_config("loky", inner_max_num_threads=threads):
         parallel = Parallel(jobs, batch_size=1, return_as="generator")
         return progress(parallel(delayed(run_task)(os.getpid(), function, t) for t in tasks), len(tasks))
 

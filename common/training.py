@@ -242,11 +242,12 @@ def attempt(function, *arguments):
 
 
 def free_memory(device):
-    """Bytes that are left on a GPU; None elsewhere."""
+    """Bytes that are left on a GPU, of this process' share where JOBS put several there; None elsewhere."""
     if device.type != "cuda":
         return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+    (free, total), reserved = torch.cuda.mem_get_info(device), torch.cuda.memory_reserved(device)
+    share = total / int(os.environ.get("JOBS_PER_GPU", 1))  # set by jobs.side_by_side
+    return min(free, share - reserved) + reserved - torch.cuda.memory_allocated(device)
 
 
 def kept_bytes(accelerator, model, loss, batch):

@@ -250,6 +250,17 @@ def test_what_a_forward_pass_keeps_is_counted():
     assert three - two == pytest.approx(KEPT, rel=0.02) and two == pytest.approx(2 * KEPT, rel=0.02)
 
 
+def test_of_a_gpu_that_jobs_share_each_counts_on_its_part(monkeypatch):
+    """80 bytes, 10 of them this process' (4 in use), 30 another's: 46 alone, 36 as one of two jobs."""
+    figures = {"mem_get_info": (40, 80), "memory_reserved": 10, "memory_allocated": 4}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert training.free_memory(torch.device("cuda")) == 46
+    monkeypatch.setenv("JOBS_PER_GPU", "2")
+    assert training.free_memory(torch.device("cuda")) == 36
+    assert training.free_memory(torch.device("cpu")) is None
+
+
 @pytest.mark.parametrize("n", [1, 2, 8])
 def test_a_gpu_with_little_memory_takes_small_micro_batches_at_once(tmp_path, monkeypatch, capsys, n):
     """Memory for n samples and half another one; what else is counted leaves the training as it is."""
