@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    ASTConfig,
+    ASTModel,
     BertConfig,
     BertModel,
     VideoMAEConfig,
@@ -93,16 +95,16 @@ def fusion():
     return model, inputs, script.BATCH_SIZE
 
 
-def vqmae():
+def pretraining(label):
+    """The network of a row of Table 5 in 05."""
     script, rng = load_script("05_pretrain_vqmae.py"), np.random.default_rng(0)
-    token = (int(x) for x in script.TOKEN_SIZE.split("x"))
-    sizes = script.N_FRAMES, script.N_ROWS, *token, script.CODE_WIDTH, script.DEPTH, script.WIDTH
-    network = script.data.Network("vqmae", script.STRATEGY, script.RATIO, *sizes)
+    network = script.plan()[0]["5"][label].network
 
     def inputs(n):
         masks = zip(*(script.random_masking(network, rng) for _ in range(n)))
-        codes = torch.zeros(n, script.N_FRAMES, script.N_ROWS, dtype=torch.uint8)
-        return codes, *(torch.from_numpy(np.stack(part)) for part in masks)
+        dtype = torch.uint8 if network.kind == "vqmae" else torch.float32
+        x = torch.zeros(n, network.n_frames, network.n_rows, dtype=dtype)
+        return x, *(torch.from_numpy(np.stack(part)) for part in masks)
 
     return script.build_network(network), inputs, script.PRETRAIN_BATCH_SIZE
 
@@ -144,16 +146,20 @@ CASES = {
     f"`02` BERT-base, {TEXT_TOKENS} tokens": lambda: finetuned(
         "text", BertModel(BertConfig()), partial(tokens, length=TEXT_TOKENS)
     ),
-    f"`02` wav2vec2-base, {AUDIO_S} s": lambda: finetuned(
+    f"`02` wav2vec2-base, as HuBERT-base, {AUDIO_S} s": lambda: finetuned(
         "audio",
         Wav2Vec2Model(Wav2Vec2Config(layerdrop=0.0, apply_spec_augment=False)),
         partial(sound, seconds=AUDIO_S),
+    ),
+    "`02` AST, its 1,024 frames": lambda: finetuned(
+        "audio", ASTModel(ASTConfig()), lambda n: {"input_values": torch.randn(n, 1024, 128)}
     ),
     "`02` VideoMAE-base, 16 frames": lambda: finetuned(
         "video", VideoMAEModel(VideoMAEConfig()), lambda n: {"pixel_values": torch.randn(n, 16, 3, 224, 224)}
     ),
     "`04` WavLM-Large 5 s, BERT, 9 utterances": fusion,
-    "`05` VQ-MAE-S-12, 4 s": vqmae,
+    "`05` VQ-MAE-S-12, 4 s": lambda: pretraining("VQ-MAE-S (Patch-tf)"),
+    "`05` SpecMAE-12, 4 s": lambda: pretraining("SpecMAE (Patch-tf)"),
     "`06` autoencoder, 10 clips": imputation,
     "`07` masked words, 8 s": masked_words,
 }
