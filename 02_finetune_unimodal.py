@@ -37,7 +37,7 @@ from common import settings
 if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +59,9 @@ from common.files import UserError, faults_of, hash_of, write_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
 from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest
-from common.metrics import accuracy, chance, confusion, unweighted_recall, weighted_f1
+from common.metrics import accuracy, chance, unweighted_recall, weighted_f1
 from common.results import Cell, paper_figures, prediction_rows, score_cells, start_run
-from common.training import Place, Recipe, Task, make_accelerator, train_and_test
+from common.training import Place, Recipe, Task, loss_and_accuracy, make_accelerator, train_and_test
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------
@@ -200,16 +200,17 @@ def chosen_models(modality):
 def inputs_of(manifest, modality, model):
     """The turns as the model reads them; media are decoded once, and what is frozen is computed once."""
     source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
-    reading = readings_of(modality, source)[-1]
     clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
+    reading = readings_of(modality, source)[-1]
     if reading["n_trained"] is None:
         return inputs
     encoder = TurnEncoder(load_backbone(source), modality, **reading)
-    size = constant(modality, "EVAL_BATCH_SIZE")
-    return cache_states(
-        inputs, encoder, make_accelerator(PRECISION, DETERMINISTIC), DATA_ROOT, manifest.corpus, size
+    accelerator, batch_size = (
+        make_accelerator(PRECISION, DETERMINISTIC),
+        constant(modality, "EVAL_BATCH_SIZE"),
     )
+    return cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, batch_size)
 
 
 # ---- Model ---------------------------------------------------------------------------------
@@ -248,18 +249,9 @@ def outputs(classifier, batch):
     return {"logits": classifier(batch["inputs"])}
 
 
-def figures(found, turns):
-    """Mean cross-entropy, accuracy and mean recall of the classes, as fractions; turns: the data set."""
-    counts = confusion(turns.labels, found["logits"].argmax(1), len(turns.classes))
-    loss = F.cross_entropy(torch.from_numpy(found["logits"]), torch.from_numpy(turns.labels)).item()
-    return {"loss": loss, "accuracy": float(accuracy(counts)), "recall": float(unweighted_recall(counts))}
-
-
 def recipe_of(modality, model, seed):
     """The Recipe of a model (Sec. 3.2); one without an entry in EPOCHS trains as long as the first."""
     models, epochs = constant(modality, "MODELS"), constant(modality, "EPOCHS")
-    if not epochs:
-        raise UserError(f"{modality.upper()}_EPOCHS: give at least one number")
     return Recipe(
         constant(modality, "LEARNING_RATE"),
         epochs=dict(zip(models, epochs)).get(model, epochs[0]),
@@ -274,59 +266,23 @@ def recipe_of(modality, model, seed):
     )
 
 
-def model_folder(modality, model, fold, seed, layer):
-    """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>, with the layer where one is chosen."""
-    root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / modality
-    ending = f"_layer{layer}" if constant(modality, "LAYER") == "chosen" else ""
-    return root / f"seed{seed}" / fold.name / f"{short_name(model)}{ending}"
-
-
-def fine_tune(inputs, modality, folder, fold, seed, recipe, reading):
-    """Train a model on fold.train, keep the epoch with the best accuracy on fold.valid, test it on fold.test.
-
-    inputs  TurnInputs of the whole corpus; folder: of model_folder; reading: of TurnEncoder
-    Returns the outcome of train_and_test, which trains nothing twice.
-    """
-    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
-    parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
-    data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
-    identity = {**inputs.made_of, "encoder": reading, "classes": list(inputs.classes)}
-    identity |= {"dropout": DROPOUT, "mirror": MIRROR_PROBABILITY}
-    identity["turns"] = hash_of([part.ids for part in data.values()])
-
-    def make_model():
-        torch.manual_seed(seed)  # before loading too: a checkpoint may lack weights, such as BERT's pooler
-        network = EmotionClassifier(inputs.source, modality, len(inputs.classes), **reading)
-        if network.encoder.is_frozen:
-            network.encoder.standardise(data["train"].stored_states())
-        return network
-
-    place = Place(folder, identity, f"{folder.name} {fold.name} seed {seed}")
-    task, is_kept = Task(make_model, cross_entropy, outputs, figures), fold.name != "choice"
-    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
-    if is_kept and accelerator.is_main_process:
-        about = {"modality": modality, "model": folder.name, "source": inputs.source, "fold": fold.name}
-        speakers = {f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()}
-        protocol = {"select_on": SELECT_ON, "validate_on": VALIDATE_ON}
-        protocol["train_on_validation"] = TRAIN_ON_VALIDATION
-        description = {**identity, **about, **speakers, **protocol}
-        save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
-    return outcome
-
-
-# ---- Stages --------------------------------------------------------------------------------
-
-
 @dataclass
-class Trained:
-    """A model that was fine-tuned and tested on a fold."""
+class Trial:
+    """A model that is fine-tuned on a fold, and what came of it."""
 
     modality: str
     model: str
     fold: splits.Fold
     seed: int
-    layer: str  # that is read
-    outcome: dict  # of train_and_test
+    reading: dict  # arguments of TurnEncoder
+    outcome: dict | None = None  # of train_and_test
+
+    @property
+    def folder(self):
+        """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>[_layer<i>]."""
+        ending = f"_layer{self.reading['layer']}" if constant(self.modality, "LAYER") == "chosen" else ""
+        root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / self.modality
+        return root / f"seed{self.seed}" / self.fold.name / f"{short_name(self.model)}{ending}"
 
     @property
     def valid_accuracy(self):
@@ -337,31 +293,63 @@ class Trained:
         return self.outcome["tests"]["test"]
 
 
+def fine_tune(inputs, trial):
+    """Train a model on fold.train, keep the epoch with the best accuracy on fold.valid, test it on fold.test.
+
+    inputs  TurnInputs of the whole corpus
+    Returns the outcome of train_and_test, which trains nothing twice.
+    """
+    accelerator, fold, folder = make_accelerator(PRECISION, DETERMINISTIC), trial.fold, trial.folder
+    parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
+    data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
+    identity = {**inputs.made_of, "encoder": trial.reading, "classes": list(inputs.classes)}
+    identity |= {"dropout": DROPOUT, "mirror": MIRROR_PROBABILITY}
+    identity["turns"] = hash_of([part.ids for part in data.values()])
+
+    def make_model():
+        torch.manual_seed(trial.seed)  # before loading too: a checkpoint may lack weights, such as a pooler
+        network = EmotionClassifier(inputs.source, trial.modality, len(inputs.classes), **trial.reading)
+        if network.encoder.is_frozen:
+            network.encoder.standardise(data["train"].stored_states())
+        return network
+
+    recipe = recipe_of(trial.modality, trial.model, trial.seed)
+    place = Place(folder, identity, f"{folder.name} {fold.name} seed {trial.seed}")
+    task, is_kept = Task(make_model, cross_entropy, outputs, loss_and_accuracy), fold.name != "choice"
+    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
+    if is_kept and accelerator.is_main_process:
+        about = {"modality": trial.modality, "model": folder.name, "source": inputs.source, "fold": fold.name}
+        speakers = {f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()}
+        names = ("SELECT_ON", "VALIDATE_ON", "TRAIN_ON_VALIDATION")
+        protocol = {name.lower(): SETTINGS[name] for name in names}
+        description = {**identity, **about, **speakers, **protocol}
+        save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
+    return outcome
+
+
+# ---- Stages --------------------------------------------------------------------------------
+
+
 def train_all(inputs, models, folds, jobs):
-    """Every model {modality: models} with every seed on every fold; a list of Trained."""
-    planned = [
-        (m, model, fold, seed, reading)
+    """Every model {modality: models} with every seed on every fold; a list of Trial."""
+    trials = [
+        Trial(m, model, fold, seed, reading)
         for m, names in models.items()
         for model in names
         for reading in readings_of(m, inputs[m, model].source)
         for seed in SEEDS
         for fold in folds
     ]
-    tasks = []
-    for m, model, fold, seed, reading in planned:
-        folder, recipe = model_folder(m, model, fold, seed, reading["layer"]), recipe_of(m, model, seed)
-        tasks.append((inputs[m, model], m, folder, fold, seed, recipe, reading))
-    outcomes = side_by_side(fine_tune, tasks, jobs)
-    return [Trained(*plan[:4], plan[4]["layer"], outcome) for plan, outcome in zip(planned, outcomes)]
+    outcomes = side_by_side(fine_tune, [(inputs[t.modality, t.model], t) for t in trials], jobs)
+    return [replace(trial, outcome=outcome) for trial, outcome in zip(trials, outcomes)]
 
 
-def best_of(trained, key):
-    """Of the Trained that have the same key(trained) the one with the best validation accuracy."""
-    best = {}
-    for t in trained:
-        if key(t) not in best or t.valid_accuracy > best[key(t)].valid_accuracy:
-            best[key(t)] = t
-    return list(best.values())
+def best_of(trials, key):
+    """Of the trials that have the same key(trial) the one with the best validation accuracy."""
+    groups = {}
+    for trial in trials:
+        groups.setdefault(key(trial), []).append(trial)
+    return [max(group, key=lambda trial: trial.valid_accuracy) for group in groups.values()]
 
 
 def compare_candidates(manifest, inputs, candidates, jobs):
@@ -376,8 +364,7 @@ def cross_validate(inputs, models, folds, jobs):
     """Sec. 3.3: one model per fold. Of several candidates a fold takes the best on its validation part."""
     best = best_of(train_all(inputs, models, folds, jobs), lambda t: (t.modality, t.seed, t.fold.name))
     for t in best:
-        folder = model_folder(t.modality, t.model, t.fold, t.seed, t.layer)
-        write_json(folder.parent / "chosen.json", {"model": folder.name})  # for 03
+        write_json(t.folder.parent / "chosen.json", {"model": t.folder.name})  # for 03
     return best
 
 
@@ -385,16 +372,16 @@ def cross_validate(inputs, models, folds, jobs):
 
 
 class Pooled:
-    """Predictions of models of one kind pooled over folds, in the order of the labelled turns."""
+    """Predictions of trials of one kind pooled over folds, in the order of the labelled turns."""
 
-    def __init__(self, manifest, trained):
+    def __init__(self, manifest, trials):
         self.turns = manifest.labelled
         row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
         self.y_true = np.array([manifest.classes.index(turn.label) for turn in self.turns])
         self.speakers = np.array([turn.speaker for turn in self.turns])
         self.y_pred = np.full((len(SEEDS), len(self.turns)), -1)  # -1 = not tested
         self.runs = {}
-        for t in trained:
+        for t in trials:
             seed, tested = SEEDS.index(t.seed), np.array([row[i] for i in t.test["ids"]])
             self.y_pred[seed, tested] = np.argmax(t.test["outputs"]["logits"], axis=1)
             self.runs[t.seed, t.fold.name] = (slice(seed, seed + 1), tested)
@@ -403,20 +390,20 @@ class Pooled:
         self.chance = [100 * level for level in chance(tested, len(manifest.classes))]  # of MEASURES
 
 
-def row_cells(manifest, number, row, trained):
+def row_cells(manifest, number, row, trials):
     """A row of Table `number`: the paper's three columns, and ours."""
-    pool, printed = Pooled(manifest, trained), printed_figures(manifest, number, row)
+    pool, printed = Pooled(manifest, trials), printed_figures(manifest, number, row)
 
     def cell(column, values, unit, n=pool.n):
         return Cell(row, column, values, list(pool.runs), printed.get(column), unit=unit, n=n)
 
     data = pool.y_true, pool.y_pred, pool.speakers, pool.runs, N_RESAMPLES
     return [
-        cell("Loss", [t.test["figures"]["loss"] for t in trained], ""),
+        cell("Loss", [t.test["figures"]["loss"] for t in trials], ""),
         *score_cells(row, MEASURES, *data, paper=printed),
-        cell("Runtime", [t.outcome["test_seconds"] for t in trained], "s"),
-        cell("Validation accuracy", [100 * t.valid_accuracy for t in trained], "%", None),
-        cell("Training", [t.outcome["history"]["seconds"] for t in trained], "s"),
+        cell("Runtime", [t.outcome["test_seconds"] for t in trials], "s"),
+        cell("Validation accuracy", [100 * t.valid_accuracy for t in trials], "%", None),
+        cell("Training", [t.outcome["history"]["seconds"] for t in trials], "s"),
     ]
 
 
@@ -430,8 +417,8 @@ def printed_figures(manifest, number, row):
 
 
 def write_table(run, manifest, number, title, rows, note="", protocol=None):
-    """Table `number` of rows {name: list of Trained}, with a row for chance."""
-    cells = [cell for row, trained in rows.items() for cell in row_cells(manifest, number, row, trained)]
+    """Table `number` of rows {name: list of Trial}, with a row for chance."""
+    cells = [cell for row, trials in rows.items() for cell in row_cells(manifest, number, row, trials)]
     pool = Pooled(manifest, next(iter(rows.values())))
     most_frequent = "always the most frequent class"
     cells += [Cell(most_frequent, c, [level], n=pool.n) for c, level in zip(MEASURES, pool.chance)]
@@ -464,29 +451,28 @@ def row_name(modality, models):
 def write_fold_results(run, manifest, tested, chosen):
     """Table 4, Figures 2-7 and predictions.csv."""
     rows = {row_name(m, models): [t for t in tested if t.modality == m] for m, models in chosen.items()}
-    layers = {
-        m: [t.layer for t in tested if t.modality == m] for m in chosen if constant(m, "LAYER") == "chosen"
-    }
-    note = " ".join(f"Layers of {m} chosen on validation: {', '.join(some)}." for m, some in layers.items())
+    chosen_layers = [m for m in chosen if constant(m, "LAYER") == "chosen"]
+    layers = {m: ", ".join(t.reading["layer"] for t in tested if t.modality == m) for m in chosen_layers}
+    note = " ".join(f"Layers of {m} chosen on validation: {found}." for m, found in layers.items())
     write_table(run, manifest, "4", "Uni-modal performance", rows, note)
     predictions = []
-    for modality, (name, trained) in zip(chosen, rows.items()):
-        pool = Pooled(manifest, trained)
-        draw_curves(run, manifest, modality, name, [t for t in trained if t.seed == SEEDS[0]], pool.chance[0])
+    for modality, (name, trials) in zip(chosen, rows.items()):
+        pool = Pooled(manifest, trials)
+        draw_curves(run, manifest, modality, name, [t for t in trials if t.seed == SEEDS[0]], pool.chance[0])
         predictions += prediction_rows(pool.turns, manifest.classes, pool.runs, {name: pool.y_pred})
     run.predictions(predictions)
 
 
-def draw_curves(run, manifest, modality, name, trained, level):
+def draw_curves(run, manifest, modality, name, trials, level):
     """Figures 2-4 (loss) and 5-7 (accuracy) of one modality over training steps: a curve per fold."""
     loss_figure, accuracy_figure, what = CURVES[modality]
     losses, hits = {}, {}
-    for t in trained:
+    for t in trials:
         log = t.outcome["history"]["log"]
-        steps, names = [epoch["step"] for epoch in log], {"train": "train_loss", "valid": "valid_loss"}
-        losses[t.fold.name] = {part: (steps, [epoch[key] for epoch in log]) for part, key in names.items()}
+        steps, parts = [epoch["step"] for epoch in log], ("train", "valid")
+        losses[t.fold.name] = {part: (steps, [epoch[f"{part}_loss"] for epoch in log]) for part in parts}
         hits[t.fold.name] = {"valid": (steps, [100 * epoch["valid_accuracy"] for epoch in log])}
-    n = sum(len(t.fold.valid) for t in trained)
+    n = sum(len(t.fold.valid) for t in trials)
     caption = (
         f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: n = {n:,} "
         "turns over all folds; training loss: mean of the epoch, with dropout."
@@ -507,10 +493,11 @@ def check_constants():
     choices = {f"{modality.upper()}_POOLING": POOLINGS for modality in TABLES}
     choices |= dict.fromkeys(("MODALITIES", "FREEZE"), tuple(TABLES)) | {"STAGES": ("choice", "folds")}
     settings.check_choices(SETTINGS, choices)
-    for name, layer in ((f"{m.upper()}_LAYER", constant(m, "LAYER")) for m in TABLES):
+    for modality in TABLES:
+        name, layer = f"{modality.upper()}_LAYER", constant(modality, "LAYER")
         if layer not in ("last", "weighted", "chosen") and not layer.isdigit():
             raise UserError(f"{name}={layer}: choose from last, weighted, chosen, or the number of a layer")
-        if layer == "chosen" and name.removesuffix("_LAYER").lower() not in FREEZE:
+        if layer == "chosen" and modality not in FREEZE:
             raise UserError(f"{name}=chosen: only of a frozen encoder; add it to FREEZE or choose weighted")
 
 
@@ -519,7 +506,6 @@ def check_models(manifest, needed):
 
     def open_model(pair):
         modality, model = pair
-        recipe_of(modality, model, 0)
         source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
         TurnEncoder(load_backbone(source), modality, **readings_of(modality, source)[-1])
 

@@ -39,11 +39,10 @@ from common.encoders import RATE_HZ, load_finetuned, weights_fingerprint
 from common.extraction import Extraction, extract
 from common.files import UserError, read_json
 from common.inputs import Clipping, cache_states, has_modality, read_inputs
-from common.layers import exact
 from common.manifest import corpus_name, read_manifest
 from common.media import read_audio
 from common.results import start_run
-from common.training import by_length, forward_batch, make_accelerator
+from common.training import by_length, exact, forward_batch, make_accelerator
 
 # fmt: off
 # ---- Roots ---------------------------------------------------------------------------------

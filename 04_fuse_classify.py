@@ -162,7 +162,6 @@ CONTEXT_EPOCHS = 0                # at most, 0 = FROZEN_EPOCHS
 HIDDEN_STATES = "auto"            # of frozen models: kept on "disk", also on the "device", or always computed
                                   # "anew"; "auto": on disk, or anew where a GPU computes faster than it reads
 CACHE_GB = 60.0                   # on disk at most; WavLM-Large's take 50 GB for IEMOCAP. Larger: anew
-KEEP_MODELS = False               # also keep fine-tuned weights, about 100 MB per system, fold and seed
 EVAL_BATCH_SIZE = 32              # turns per forward pass outside training; changes the speed, not the result
 PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
 DETERMINISTIC = True              # the same numbers again on the same machine; False is faster on a GPU
@@ -212,8 +211,13 @@ def fuse(vectors, fusion):
 # turn, accuracy on the turns that chose).
 
 
-def fit_svm(x, y, parts):
-    """(machine fitted on `refit`, its test inputs, scores of `choose` by the one before, accuracy there)."""
+def svm(x, y, parts, seed):
+    """Support vector machine, its C chosen among SVM_C."""
+    return svm_with_probabilities(x, y, parts)[0]
+
+
+def svm_with_probabilities(x, y, parts):
+    """(what `svm` returns, probabilities (n, C)); their temperature is fitted on the turns that chose C."""
 
     def fitted(z, rows, penalty):
         machine = SVC(C=penalty, kernel=SVM_KERNEL, gamma=1, decision_function_shape="ovo")
@@ -222,24 +226,13 @@ def fit_svm(x, y, parts):
     root_width = math.sqrt(x.shape[1])
     z = standardise(x, parts.fit) / root_width
     trials = [fitted(z, parts.fit, c) for c in SVM_C]
-    scores = [machine.score(z[parts.choose], y[parts.choose]) for machine in trials]
-    best = int(np.argmax(scores))
-    before = prediction.class_scores(trials[best], z[parts.choose])
+    accuracies = [machine.score(z[parts.choose], y[parts.choose]) for machine in trials]
+    best = int(np.argmax(accuracies))
+    scores = prediction.class_scores(trials[best], z[parts.choose])
     z = standardise(x, parts.refit) / root_width
-    return fitted(z, parts.refit, SVM_C[best]), z[parts.test], before, scores[best]
-
-
-def svm(x, y, parts, seed):
-    """Support vector machine, its C chosen among SVM_C."""
-    machine, z, _, accuracy = fit_svm(x, y, parts)
-    return machine.predict(z), accuracy
-
-
-def svm_with_probabilities(x, y, parts):
-    """(what `svm` returns, probabilities (n, C)); their temperature is fitted on the turns that chose C."""
-    machine, z, before, accuracy = fit_svm(x, y, parts)
-    p = prediction.tempered(before, y[parts.choose], prediction.class_scores(machine, z))
-    return (machine.predict(z), accuracy), p
+    machine, z = fitted(z, parts.refit, SVM_C[best]), z[parts.test]
+    p = prediction.tempered(scores, y[parts.choose], prediction.class_scores(machine, z))
+    return (machine.predict(z), accuracies[best]), p
 
 
 def network(x, y, parts, seed):
@@ -365,10 +358,14 @@ def run_trained_on(trained, manifest):
     run = start_run(__file__, settings_of("babaali"), manifest, protocol)
     root = features_folder(DATA_ROOT, manifest.corpus, trained.corpus)
     other = prediction.stored_by(features, root, manifest, SEEDS)
-    found = prediction.decide(
-        other, lambda x, y, parts: svm_with_probabilities(fuse(x, "concatenation"), y, parts)[1]
-    )
-    prediction.write(run, other, found, LABELS, N_RESAMPLES)
+
+    def probabilities(x, y, parts):
+        return svm_with_probabilities(fuse(x, "concatenation"), y, parts)[1]
+
+    found = prediction.decide(other, probabilities)
+    prediction.write_probabilities(run, other, found)
+    if manifest.labelled:
+        prediction.write_scores(run, other, found, LABELS, N_RESAMPLES)
     run.finish(weights=features.weights(other.seeds[0]))
 
 
@@ -531,7 +528,6 @@ def make_study(manifest):
         design={name: SETTINGS[name] for name in network.split()},
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
-        keep_models=KEEP_MODELS,
         device=(PRECISION, DETERMINISTIC),
         folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
     )
@@ -620,10 +616,9 @@ def check_constants():
         settings.check_choices(SETTINGS, choices[paper])
     wrong = {
         f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
-        f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie between 0 and STOP_PATIENCE={STOP_PATIENCE}": not (
-            0 < FINETUNE_PATIENCE < STOP_PATIENCE
+        f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie below STOP_PATIENCE={STOP_PATIENCE}": (
+            FINETUNE_PATIENCE >= STOP_PATIENCE
         ),
-        "FROZEN_EPOCHS and FINETUNE_EPOCHS: give 1 or more": min(FROZEN_EPOCHS, FINETUNE_EPOCHS) < 1,
         "HIDDEN_STATES=device: one process has them, set JOBS=1": HIDDEN_STATES == "device" and JOBS > 1,
     }
     for message, is_wrong in wrong.items():

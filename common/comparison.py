@@ -1,11 +1,10 @@
 """What systems predict of the same utterances; is one better than another, and could it be chance?"""
 
-from math import comb
-
 import numpy as np
+from scipy.stats import binomtest
 
 from common.metrics import chance_text, cluster_bootstrap, gain
-from common.results import Cell
+from common.results import Cell, score_cells
 from common.splits import has_sessions
 
 EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that they are drawn
@@ -14,15 +13,11 @@ EXACT_CLUSTERS = 12  # up to 2 ** 12 sign patterns are enumerated, beyond that t
 def mcnemar(correct_a, correct_b):
     """Exact two-sided McNemar test of two classifiers on the same utterances; correct_a, correct_b (N,) bool.
 
-    Returns (only_a, only_b, p): how often only one of them is right, and the binomial probability of a
-    split at least that uneven. It takes utterances for independent, so p is too small where speakers
-    differ; `paired_permutation` does not.
+    Returns p, of a split at least as uneven of the utterances that only one of them has right. It takes
+    utterances for independent, so p is too small where speakers differ; `paired_permutation` does not.
     """
-    correct_a, correct_b = np.asarray(correct_a, bool), np.asarray(correct_b, bool)
-    only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
-    n = only_a + only_b
-    tail = sum(comb(n, i) for i in range(min(only_a, only_b) + 1))
-    return only_a, only_b, min(1.0, 2 * tail / 2**n)
+    only_a, only_b = np.sum(correct_a & ~correct_b), np.sum(~correct_a & correct_b)
+    return binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
 
 
 def paired_permutation(correct_a, correct_b, clusters, n_resamples, seed):
@@ -68,7 +63,7 @@ def compare(y_true, ours, theirs, clusters, n_resamples):
     a, b = ours == y_true, theirs == y_true
     difference, p_clusters = paired_permutation(a, b, clusters, n_resamples, 0)
     low, high = cluster_bootstrap(gain, a.astype(int), b.astype(int), clusters, n_resamples, 0, n_classes=2)
-    return difference, low, high, max(mcnemar(*pair)[2] for pair in zip(a, b)), p_clusters
+    return difference, low, high, max(mcnemar(*pair) for pair in zip(a, b)), p_clusters
 
 
 def paired_test_cells(column, pairs, y_true, speakers, n_resamples, sessions=None):
@@ -139,32 +134,28 @@ class Scores:
         """Every labelled turn is scored exactly once by each system and seed."""
         for system, labels in self.predicted.items():
             assert (labels[:, self.scored] >= 0).all(), f"{system}: a labelled turn was not scored"
-        count = f"{len(self.predicted)} systems and {len(self.seeds)} seed(s)"
-        print(
-            f"pooled n = {len(self.scored):,}: every labelled turn is scored exactly once by each of {count}"
-        )
+        once = f"once by each of {len(self.predicted)} systems and {len(self.seeds)} seed(s)"
+        print(f"pooled n = {len(self.scored):,}: every labelled turn is scored exactly {once}")
 
-    def runs(self, rows=None):
-        """{(seed, fold): (rows of predictions, turns tested)}; rows: only these turns."""
-        parts = [tested if rows is None else np.intersect1d(tested, rows) for tested in self.tested]
-        named = [(fold.name, part) for fold, part in zip(self.folds, parts) if len(part)]
-        n = len(self.seeds)
-        return {
-            (s, name): (slice(i, None, n), part) for i, s in enumerate(self.seeds) for name, part in named
-        }
+    def runs(self, turns=None):
+        """{(seed, fold): (rows of predictions, turns tested)}; turns: only these."""
+        found, n = {}, len(self.seeds)
+        for i, seed in enumerate(self.seeds):
+            for fold, tested in zip(self.folds, self.tested):
+                part = tested if turns is None else np.intersect1d(tested, turns)
+                found |= {(seed, fold.name): (slice(i, None, n), part)} if len(part) else {}
+        return found
 
-    def pooled(self):
-        """As `runs`, all folds taken together."""
-        every = len(self.seeds)
-        return {(seed, "pooled"): (slice(i, None, every), self.scored) for i, seed in enumerate(self.seeds)}
-
-    def data(self, predictions, runs=None):
-        """What score_cell takes, of predictions (seeds, N), or several below each other, on some runs."""
-        runs = runs or self.runs()
-        only = np.full_like(predictions, -1)
-        for rows, turns in runs.values():
-            only[rows, turns] = predictions[rows, turns]
+    def data(self, predictions, turns=None):
+        """What score_cell takes, of predictions (seeds, N), or several below each other, of some turns."""
+        runs, only = self.runs(turns), np.full_like(predictions, -1)
+        for rows, tested in runs.values():
+            only[rows, tested] = predictions[rows, tested]
         return self.y, only, self.speakers, runs, self.n_resamples
+
+    def cells(self, row, metrics, predictions, turns=None, paper=None):
+        """`score_cells` of predictions as in `data`."""
+        return score_cells(row, metrics, *self.data(predictions, turns), paper=paper)
 
     def best(self, systems):
         """Predictions (seeds, N) of the system of the lowest loss on each fold, and {system: how often}."""

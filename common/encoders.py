@@ -25,8 +25,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
-from common.files import UserError, file_hash, hash_of, read_json, write_json
-from common.layers import check_finite, count_parameters
+from common.files import UserError, check_finite, file_hash, hash_of, read_json, write_json
 from common.training import load_best
 
 logging.disable_progress_bar()  # a bar and a report per loaded checkpoint would drown the training lines
@@ -180,9 +179,7 @@ class TurnEncoder(nn.Module):
             pooling = "cls" if modality == "text" or is_ast else "mean"
         self.pooling = pooling
         self.is_frozen = n_trained == 0
-        self.is_pooled = (
-            self.is_frozen and pooling != "attention"
-        )  # frozen states: one vector per turn, layer
+        self.is_pooled = self.is_frozen and pooling != "attention"  # states: one vector per turn and layer
         self.is_cacheable = self.is_frozen or n_trained and config.model_type in CONTINUED
         self.first = 0 if n_trained is None else max(0, n_blocks - n_trained)  # block that is trained
         self.read = int(layer) if str(layer).isdecimal() else n_blocks
@@ -275,7 +272,7 @@ def blocks_of(backbone):
     """A transformer's blocks: of the lists of as many modules as it has layers the one with most weights."""
     lists = [module for module in backbone.modules() if isinstance(module, nn.ModuleList)]
     lists = [blocks for blocks in lists if len(blocks) == backbone.config.num_hidden_layers]
-    return max(lists, key=count_parameters)
+    return max(lists, key=lambda blocks: sum(weights.numel() for weights in blocks.parameters()))
 
 
 def run_blocks(backbone, x, visible, first):
@@ -371,14 +368,10 @@ def collate_log_mel(processor, waveforms):
 
     The frames of a turn are those that Whisper's own 30 s begin with; behind them are zeros, not its silence.
     """
-    hop = processor.hop_length
-    parts = []
-    for waveform in waveforms:
-        n_tokens = -(-len(waveform[: processor.n_samples]) // (2 * hop))
-        silence = 2 * hop * (n_tokens + 1) - len(
-            waveform[: processor.n_samples]
-        )  # one token of it is cut off
-        padded = np.pad(waveform[: processor.n_samples], (0, silence))
+    step, parts = 2 * processor.hop_length, []  # samples of a token
+    for waveform in (waveform[: processor.n_samples] for waveform in waveforms):
+        n_tokens = -(-len(waveform) // step)
+        padded = np.pad(waveform, (0, step * (n_tokens + 1) - len(waveform)))  # one token of it is cut off
         options = dict(padding="longest", truncation=False, return_tensors="pt")
         found = processor(padded, sampling_rate=RATE_HZ, **options)["input_features"][0]
         parts.append(found[:, : 2 * n_tokens].T)  # (frames, mel)

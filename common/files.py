@@ -94,6 +94,16 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
+def append_json(path, record):
+    """Append one record to a .jsonl file; a line cut off by a kill does not swallow the next one."""
+    make_folder(path.parent)
+    with writing(path), open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write((json.dumps(record, ensure_ascii=False, default=str) + "\n").encode())
+
+
 def read_json(path):
     """Read a JSON file; UserError names a file that is absent or damaged."""
     try:
@@ -138,3 +148,9 @@ def read_csv(path):
         raise UserError(f"{path}: {ABSENT}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def check_finite(source, weights):
+    """UserError where one of the weights {name: tensor} read from `source` holds NaN or infinity."""
+    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
+        raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate.utils import send_to_device
+from torch.nn.utils.rnn import pad_sequence
 
 from common.encoders import (
     RATE_HZ,
@@ -24,10 +25,9 @@ from common.encoders import (
 )
 from common.extraction import Extraction, extract
 from common.files import UserError, hash_of
-from common.layers import exact
 from common.media import read_audio, read_frames
 from common.store import Store
-from common.training import by_length, forward_batch
+from common.training import by_length, exact, forward_batch
 
 # Batches are prepared in forked processes; the tokenizer's own threads would only warn there.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -249,9 +249,7 @@ def cache_states(inputs, encoder, accelerator, data_root, corpus, batch_size):
 def collate_states(inputs):
     """Frozen states (S, L, D) padded to the most tokens: states (B, S, L, D) and visible (B, S)."""
     counts = torch.tensor([len(x) for x in inputs])
-    states = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(np.array(x)) for x in inputs], batch_first=True
-    )
+    states = pad_sequence([torch.from_numpy(np.array(x)) for x in inputs], batch_first=True)
     return {"states": states, "visible": torch.arange(states.shape[1]) < counts[:, None]}
 
 

@@ -4,10 +4,8 @@ B samples, S tokens, V of them visible, w width of a token.
 """
 
 import math
-import pickle
 import re
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,14 +13,6 @@ from torch import nn
 
 from common.files import UserError
 
-DAMAGED = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    AttributeError,
-    ImportError,
-)  # of torch.load
 TOKEN_STD = 0.02  # of trained vectors such as CLS and mask tokens, as in MAE (He et al. 2022)
 
 
@@ -64,20 +54,6 @@ def take(tokens, at):
     return tokens[samples, at]  # its gradient adds whole tokens; that of take_along_dim single numbers
 
 
-@contextmanager
-def exact():
-    """Without TF32, which on a GPU would change what is kept of recordings; `@exact()` before a function."""
-    places = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = False
-        yield
-    finally:
-        for place, value in zip(places, before):
-            place.allow_tf32 = value
-
-
 # ---- Weights in files ----------------------------------------------------------------------
 
 
@@ -93,7 +69,7 @@ def read_checkpoint(path):
     try:
         in_zip = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=True)
-    except DAMAGED as error:
+    except Exception as error:  # whatever torch.load makes of a damaged file
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             what = f"holds an object of {found[1]} besides tensors, and loading it could run any code"
             raise UserError(f"{path}: {what}; if you trust its source, save its weights alone") from error
@@ -102,12 +78,6 @@ def read_checkpoint(path):
         kind = type(content).__name__
         raise UserError(f"{path}: holds a {kind}, not a dict of weights; name the authors' checkpoint")
     return content
-
-
-def check_finite(source, weights):
-    """UserError where one of the weights {name: tensor} read from `source` holds NaN or infinity."""
-    if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:
-        raise UserError(f"{source}: NaN or infinity in its weights ({bad[0]}); download it again")
 
 
 def what_it_is(path, error):

@@ -45,18 +45,16 @@ def read_notes(path):
     if absent := [name for name in FACTS if name not in facts]:
         raise UserError(f"{path}: lacks a line `{absent[0]}: ...` below its title")
     intro = "\n".join(line for line in lines if line.split(":")[0] not in FACTS)
-    sections = {"": intro.strip()} | {
-        p.partition("\n")[0].strip(): p.partition("\n")[2].strip() for p in parts
-    }
+    pairs = (part.partition("\n") for part in parts)
+    sections = {"": intro.strip()} | {heading.strip(): text.strip() for heading, _, text in pairs}
     return Notes(title.strip("# "), facts, sections)
 
 
 def make_pages(root):
     """The text of each page and of README.md, {path: text}; root holds scripts, README.md and results/."""
     results = root / "results"
-    notes = {
-        path.stem.removesuffix("_notes"): read_notes(path) for path in sorted(results.glob("*_notes.md"))
-    }
+    paths = sorted(results.glob("*_notes.md"))
+    notes = {path.stem.removesuffix("_notes"): read_notes(path) for path in paths}
     made = {results / f"{paper}.md": page(root, paper, note) for paper, note in notes.items()}
     readme, table = root / "README.md", status(results, notes)
     made[readme] = STATUS.sub(lambda m: m[1] + table + m[2], readme.read_text(encoding="utf-8"))

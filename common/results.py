@@ -10,7 +10,6 @@ can be held against it: a complete genuine release and the paper's constants. No
 machine's folders: paths are made relative to the working directory, the home folder becomes "~".
 """
 
-import json
 import os
 import platform
 import re
@@ -25,17 +24,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from common.files import (
-    UserError,
-    hash_of,
-    make_folder,
-    read_csv,
-    read_json,
-    write_csv,
-    write_json,
-    write_text,
-    writing,
-)
+from common.files import append_json, hash_of, read_csv, read_json, write_csv, write_json, write_text
 from common.metrics import cluster_bootstrap, confusion
 from common.settings import changed, show
 
@@ -198,7 +187,8 @@ class Run:
 
     def log(self, record):
         """Append one record to log.jsonl, which all papers of a script share."""
-        append_log(self.folder / "log.jsonl", {"paper": self.paper, **record} if self.paper else record)
+        record = {"paper": self.paper, **record} if self.paper else record
+        append_json(self.folder / "log.jsonl", public(record))
 
     def own(self, name):
         """A file's name that another paper's run of the same script does not have."""
@@ -230,19 +220,13 @@ def start_run(script, settings, manifest, protocol, device=None, paper=""):
     device    "cpu", "cuda:0", ... where the script computes; None reads as "cpu"
     paper     prefix of predictions.csv and metrics.json where the script serves several papers: "li"
               gives li_metrics.json; the first paper's have none
-    Raises UserError where --demo is combined with a corpus whose real results it would overwrite.
     """
     corpus, command = manifest.corpus, " ".join(["python", Path(script).name, *map(public, sys.argv[1:])])
     source = (ROOT / Path(script).name).read_text(encoding="utf-8")
-    if "--demo" in sys.argv and not corpus.startswith("demo") and "--RESULTS_ROOT=" not in command:
-        remedy = "leave --demo out, or give another --RESULTS_ROOT"
-        raise UserError(f"--demo would write over the results of the real corpus {corpus}; {remedy}")
     name = settings.get("RUN") or run_name(corpus, settings, source, sys.argv)
-    folder = make_folder(Path(settings["RESULTS_ROOT"], Path(script).stem, name))
-    why_not = incomparable(source, settings, manifest)
-    about = dict(settings), hardware(str(device or "cpu")), command, why_not
-    run = Run(Path(script).stem, paper, corpus, protocol, folder, *about)
-    labelled = manifest.labelled
+    folder = Path(settings["RESULTS_ROOT"], Path(script).stem, name)
+    about = dict(settings), hardware(str(device or "cpu")), command, incomparable(source, settings, manifest)
+    run, labelled = Run(Path(script).stem, paper, corpus, protocol, folder, *about), manifest.labelled
     counts = Counter(turn.label for turn in labelled)
     labels = ", ".join(f"{name} {counts[name]:,}" for name in manifest.classes)
     labels = f"{len(labelled):,} labelled ({labels})" if labelled else "no labels"
@@ -276,16 +260,6 @@ def incomparable(source, settings, manifest):
     other = [n for n, block in blocks.items() if n not in FREE and not re.search(FREE_BLOCKS, block)]
     more = f" and {len(other) - 3} more" if len(other) > 3 else ""
     return f"run with other values of {', '.join(other[:3])}{more}" if other else ""
-
-
-def append_log(path, record):
-    """Append one record to a .jsonl file; a line cut off by a kill does not swallow the next one."""
-    make_folder(path.parent)
-    with writing(path), open(path, "a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            file.write(b"" if file.read(1) == b"\n" else b"\n")
-        file.write((json.dumps(public(record), ensure_ascii=False, default=str) + "\n").encode())
 
 
 # ---- A table on a page ----------------------------------------------------------------------

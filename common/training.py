@@ -14,6 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,26 +22,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import find_batch_size, gather_object, send_to_device, slice_tensors
+from accelerate.utils import broadcast, find_batch_size, gather_object, send_to_device, slice_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.files import UserError, as_json, atomic_path, hash_of, make_folder, read_json, write_json
-from common.layers import DAMAGED
 
 COMPILER = "inductor"
 POOL_BATCHES = 32  # batches that are sorted by length together: more pads less but shuffles less
 CHECK_EVERY_STEPS = 20  # the loss is looked at this often; looking at each step would stall a GPU
-MACHINE = (
-    "eval_batch_size",
-    "workers",
-    "save_every_s",
-    "micro_batch",
-    "compile",
-)  # no part of a run's identity
+# No part of a run's identity
+MACHINE = ("eval_batch_size", "workers", "save_every_s", "micro_batch", "compile")
 NO_MEMORY = "out of memory with one sample; choose a smaller model or shorter inputs"
 MEMORY_SHARE = 0.7  # of a GPU's free memory, for what a forward pass keeps; backward needs more
 ALLOCATION_FAILED = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -130,6 +126,20 @@ def make_accelerator(precision, deterministic=True):
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")  # one process speaks for all
     return accelerator
+
+
+@contextmanager
+def exact():
+    """Without TF32, which on a GPU would change what is kept of recordings; `@exact()` before a function."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    try:
+        for place in places:
+            place.allow_tf32 = False
+        yield
+    finally:
+        for place, value in zip(places, before):
+            place.allow_tf32 = value
 
 
 # ---- Order of samples ----------------------------------------------------------------------
@@ -268,13 +278,6 @@ def kept_bytes(accelerator, model, loss, batch):
     return sum(kept.values())
 
 
-def fitting(n, once, each, room):
-    """n samples, halved until what they keep, `once` and for `each` of them, is no more than `room` bytes."""
-    while n > 1 and once + n * each > room:
-        n = -(-n // 2)
-    return n
-
-
 class Training:
     """One training run; `train_and_test` drives it.
 
@@ -285,9 +288,7 @@ class Training:
     def __init__(self, accelerator, model, loss, train_set, recipe, place):
         self.accelerator, self.model, self.loss = accelerator, model.to(accelerator.device), loss
         self.recipe, self.place, self.folder = recipe, place, make_folder(place.folder)
-        if accelerator.num_processes > 1:  # every process starts from the weights of the first
-            for tensor in model.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+        broadcast(self.model.state_dict())  # in place: every process starts from the weights of the first
         self.keys = StepKeys(train_set, recipe, accelerator)
         self.steps, self.loader = len(self.keys), loader_of(accelerator, train_set, self.keys, recipe)
         if accelerator.scaler:  # fp16: the scale that an earlier run came to would make this one depend on it
@@ -340,7 +341,9 @@ class Training:
         if not two or not three:
             return  # `step` will find out
         room = MEMORY_SHARE * (free - 12 * sum(p.numel() for p in self.parameters))  # gradients and AdamW
-        n = fitting(state.micro_batch, 3 * two - 2 * three, three - two, room)
+        n = state.micro_batch
+        while n > 1 and two + (n - 2) * (three - two) > room:
+            n = -(-n // 2)
         if n < state.micro_batch:
             print(f"{self.place.title}: {free / 1e9:.1f} GB are free: {n} samples per forward pass")
         state.micro_batch = n
@@ -431,9 +434,8 @@ class Training:
                 self.keep_weights()
         if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
             self.save()
-            tqdm.write(
-                f"{self.place.title}: epoch {state.epoch}/{self.recipe.epochs}, train_loss {train_loss:.4f}"
-            )
+            done = f"epoch {state.epoch}/{self.recipe.epochs}"
+            tqdm.write(f"{self.place.title}: {done}, train_loss {train_loss:.4f}")
 
     def keep_weights(self):
         self.write(best_weights(self.folder), save_file, trained_state(self.model))
@@ -465,7 +467,7 @@ class Training:
         path = self.folder / "last.pt"
         try:
             content = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
-        except DAMAGED:
+        except Exception:  # whatever torch.load makes of a damaged file
             print(f"{path}: damaged; the training starts afresh")
             return
         if content.get("identity") != self.place.identity:
@@ -510,9 +512,8 @@ def load_best(model, folder):
     try:
         load_trained(model, load_file(best_weights(folder)))
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{best_weights(folder)}: damaged or absent; delete {folder} and run again"
-        ) from error
+        remedy = f"delete {folder} and run again"
+        raise UserError(f"{best_weights(folder)}: damaged or absent; {remedy}") from error
     return model
 
 
@@ -525,7 +526,7 @@ def train_and_test(accelerator, task, data, recipe, place, keep_weights=False, w
     data          {name: data set} with `lengths`, `__getitem__((index, seed))` and `collate(items) -> batch`;
                   those to be tested have `ids` too; there may be none
     keep_weights  whether the weights of the chosen epoch stay in `best_weights`
-    watch         tested sets that are also scored after every epoch, logged as "test_<figure>", for no choice
+    watch         tested sets that are also scored after every epoch, as "<name>_<figure>", for no choice
     Returns {"history", "test_seconds", "tests": {name: {"ids", "figures", "outputs": {name: list}}}}, kept in
     <folder>/outcome.json, so that a second run does not train again. The history has best_epoch (from 1),
     seconds, steps_per_epoch and log, one dict per epoch. Raises UserError on a loss that is not finite.
@@ -544,10 +545,8 @@ def train_and_test(accelerator, task, data, recipe, place, keep_weights=False, w
         return found, {figure: float(value) for figure, value in task.figures(found, data[name]).items()}
 
     def evaluate():
-        figures = {f"valid_{figure}": value for figure, value in score("valid")[1].items()}
-        return figures | {
-            f"test_{figure}": value for name in watch for figure, value in score(name)[1].items()
-        }
+        found = {name: score(name)[1] for name in ("valid", *watch)}
+        return {f"{name}_{figure}": value for name, part in found.items() for figure, value in part.items()}
 
     outcome, started = {"history": run.train(evaluate), "tests": {}}, time.monotonic()
     for name, part in tests.items():
@@ -557,6 +556,13 @@ def train_and_test(accelerator, task, data, recipe, place, keep_weights=False, w
     outcome["test_seconds"] = time.monotonic() - started
     finish(accelerator, outcome, recipe, place, keep_weights)
     return outcome
+
+
+def loss_and_accuracy(found, data):
+    """Figures of a Task: mean cross-entropy and accuracy of logits (N, C); data: with `labels` (N,)."""
+    logits, labels = torch.from_numpy(found["logits"]), torch.from_numpy(data.labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy.item()}
 
 
 def kept_outcome(place, keep_weights):

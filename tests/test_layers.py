@@ -11,7 +11,6 @@ from common.files import UserError
 from common.layers import (
     build,
     count_parameters,
-    exact,
     initialise,
     read_checkpoint,
     sinusoidal,
@@ -91,13 +90,3 @@ def test_whole_checkpoints(tmp_path):
         assert read_checkpoint(tmp_path / "w.pth")["w"].tolist() == [1, 1]
     with pytest.raises(UserError, match="no such file"):
         read_checkpoint(tmp_path / "none.pth")
-
-
-def test_exact_is_without_tf32_and_gives_it_back():
-    places = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [place.allow_tf32 for place in places]
-    with pytest.raises(KeyError), exact():
-        assert not any(place.allow_tf32 for place in places)
-        raise KeyError
-    assert [place.allow_tf32 for place in places] == before == [False, True]  # torch's defaults
-    assert exact()(lambda: places[1].allow_tf32)() is False

@@ -626,3 +626,13 @@ def test_damaged_weights_and_a_full_disk_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "save_file", full)
     with pytest.raises(UserError, match="cannot be written .*No space.*free some space"):
         run(tmp_path / "full", replace(RECIPE, epochs=1))
+
+
+def test_exact_is_without_tf32_and_gives_it_back():
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    with pytest.raises(KeyError), training.exact():
+        assert not any(place.allow_tf32 for place in places)
+        raise KeyError
+    assert [place.allow_tf32 for place in places] == before == [False, True]  # torch's defaults
+    assert training.exact()(lambda: places[1].allow_tf32)() is False

@@ -102,30 +102,24 @@ def tempered(scores, y, new):
 
 def lacking(other):
     """ "3 turns lack text. " for every modality that some turns lack."""
-    counts = {
-        m: sum(not getattr(turn, m) for turn in other.manifest.turns) for m in other.features.modalities
-    }
+    turns = other.manifest.turns
+    counts = {m: sum(not getattr(turn, m) for turn in turns) for m in other.features.modalities}
     return "".join(f"{n:,} turns lack {m} and got its training mean. " for m, n in counts.items() if n)
 
 
-def write(run, other, found, labels, n_resamples):
-    """All that can be said of {system: probabilities (seeds, folds, N, C)}; labels: pairs of `label_map`."""
-    write_probabilities(run, other, found)
-    if other.manifest.labelled:
-        write_scores(run, other, found, labels, n_resamples)
-
-
 def write_probabilities(run, other, found):
-    """The mean over seeds and folds: a csv; of the first system a table, a figure and lines on the screen."""
+    """{system: probabilities (seeds, folds, N, C)} of the turns: their mean over seeds and folds as a csv.
+
+    Of the first system also a table, a figure and lines on the screen.
+    """
     classes, turns = other.features.manifest.classes, other.manifest.turns
     means = {name: p.mean((0, 1)) for name, p in found.items()}  # (N, C)
-    rows = [
-        {"utterance_id": turn.utterance_id, "system": name, "decision": classes[p.argmax()]}
-        | {c: f"{share:.4f}" for c, share in zip(classes, p)}
-        for name, mean in means.items()
-        for turn, p in zip(turns, mean)
-    ]
-    write_csv(run.will_write("probabilities.csv"), rows, rows[0].keys())
+    columns, rows = ("utterance_id", "system", "decision", *classes), []
+    for name, mean in means.items():
+        for turn, p in zip(turns, mean):
+            shares = [f"{share:.4f}" for share in p]
+            rows.append(dict(zip(columns, (turn.utterance_id, name, classes[p.argmax()], *shares))))
+    write_csv(run.will_write("probabilities.csv"), rows, columns)
     first, ids = next(iter(found)), [turn.utterance_id for turn in turns]
     width, cells = max(map(len, ids[:MOST_SHOWN])), []
     for i, name in enumerate(ids[:MOST_SHOWN]):
@@ -133,12 +127,11 @@ def write_probabilities(run, other, found):
         print(f"  {name:<{width}}  " + "  ".join(f"{classes[c]} {means[first][i, c]:.2f}" for c in order))
         values = 100 * found[first][:, :, i].reshape(-1, len(classes))  # (models, C)
         cells += [Cell(name, c, values[:, j].tolist(), n=len(ids)) for j, c in enumerate(classes)]
-    more = f"The first {MOST_SHOWN} of {len(ids):,} turns; probabilities.csv has all. " * (
-        len(ids) > MOST_SHOWN
-    )
-    print(f"  {more}{lacking(other)}".rstrip())
+    more = f"The first {MOST_SHOWN} of {len(ids):,} turns; probabilities.csv has all. "
+    more = more * (len(ids) > MOST_SHOWN) + lacking(other)
+    print(f"  {more}".rstrip())
     n_models = len(other.seeds) * len(other.features.folds)
-    note = f"Probabilities by {first}, over {n_models} models of seeds and folds. {more}{lacking(other)}"
+    note = f"Probabilities by {first}, over {n_models} models of seeds and folds. {more}"
     run.table("babaali_table_clips", "Emotion of every turn", cells, note)
     bars = {c: 100 * means[first][:MOST_BARS, j] for j, c in enumerate(classes)}
     fig = plots.grouped_bars(ids[:MOST_BARS], bars, "probability (%)")
@@ -187,9 +180,7 @@ def write_scores(run, other, found, pairs, n_resamples):
     run.table("babaali_table_transfer", "Models of another corpus", cells, note)
     first = next(iter(found))
     counts = metrics.confusion(y, found[first].mean((0, 1))[rows].argmax(1), len(classes))
-    caption = (
-        f"Confusion matrix of {first} on {other.manifest.corpus}; {run.protocol}. n = {len(y):,}. {said}"
-    )
+    caption = f"Confusion matrix of {first} on {run.corpus}; {run.protocol}. n = {len(y):,}. {said}"
     fig = confusion_maps({"": counts}, classes)
     run.figure(plots.save(fig, run.folder, "babaali_fig_transfer", caption))
     train_by_test(run, other.features, other.seeds[0], cells[1].mean)
@@ -208,8 +199,7 @@ def train_by_test(run, features, seed, mean_recall):
         if keys := across[:1] if trained else sorted(own, key=lambda key: key.count("+"))[-1:]:
             pairs.setdefault((trained or kept["corpus"], kept["corpus"]), metric[keys[0]]["mean"])
     if len(pairs) > 1:
-        cells = [
-            Cell(f"trained on {a}", f"tested on {b}", [value]) for (a, b), value in sorted(pairs.items())
-        ]
+        found = sorted(pairs.items())
+        cells = [Cell(f"trained on {a}", f"tested on {b}", [value]) for (a, b), value in found]
         note = "Mean recall of early fusion. On the corpus of the models themselves: by cross-validation."
         run.table("babaali_table_train_test", "Trained on one corpus, tested on another", cells, note)

@@ -13,7 +13,7 @@ from common import metrics, plots
 from common.babaali.features import divide, fill_absent, standardise
 from common.comparison import paired_test_cells
 from common.panels import confusion_maps
-from common.results import Cell, paper_figures, score_cell, score_cells
+from common.results import Cell, paper_figures, score_cell
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))
 BINS = 10  # of confidence
@@ -43,9 +43,8 @@ def list_systems(features, fusions, classifiers):
         if len(modalities) > 1:
             systems += [System(level, fusion, name, modalities) for fusion in fusions for name in classifiers]
         for size in range(1, len(modalities) + 1) if level != "out-of-fold" else ():
-            systems += [
-                System(level, "concatenation", "SVM", some) for some in combinations(modalities, size)
-            ]
+            subsets = combinations(modalities, size)
+            systems += [System(level, "concatenation", "SVM", some) for some in subsets]
     systems += [in_noise(n, m) for n in features.noises for m in heard(features)]
     return list(dict.fromkeys(systems))
 
@@ -123,10 +122,10 @@ def fusion_table(scores, run, number, levels, modalities, fusions, classifiers, 
         found = {c: scores.predicted[System(level, fusion, c, modalities)] for c in classifiers}
         if set(PAPERS_CLASSIFIERS) <= set(found):
             found["average"] = np.concatenate([found[c] for c in PAPERS_CLASSIFIERS])
+        row = fusion + levels[level]
         for column, predictions in found.items():
-            row = fusion + levels[level]
-            data, paper = scores.data(predictions), PAPER.get((number, row, column))
-            cells.append(score_cell(row, column, metrics.accuracy, *data, paper))
+            paper = {column: PAPER.get((number, row, column))}
+            cells += scores.cells(row, {column: metrics.accuracy}, predictions, paper=paper)
     title = f"Table {number}. Results for {next(iter(levels))} fusion, accuracy"
     run.table(f"babaali_table_{number}", title, cells, f"{note} {note_of(scores)}")
 
@@ -139,9 +138,9 @@ def final_model_tables(scores, run):
         for column, measure in measures.items():
             metric, paper = partial(one_class, measure, number), PAPER.get(("7", name, column))
             cells.append(score_cell(name, column, metric, *data, paper, needs=number))
-    for column, measure in measures.items():
-        row, metric = "all (weighted by class size)", partial(all_classes, measure)
-        cells.append(score_cell(row, column, metric, *data, PAPER["7", "all", column]))
+    overall = {column: partial(all_classes, measure) for column, measure in measures.items()}
+    paper = {column: PAPER["7", "all", column] for column in measures}
+    cells += scores.cells("all (weighted by class size)", overall, final(scores), paper=paper)
     note = (
         "Means over folds, as the paper's seem to be: its F1 is not the harmonic mean of its precision and "
         f"recall. Its last row has no name; its recall equals the accuracy. {note_of(scores)}"
@@ -151,8 +150,8 @@ def final_model_tables(scores, run):
         return
     others = [key for key in PAPER if key[0] == "sec4_3" and key[1] != "final model"]
     cells = [Cell(row, column, paper=PAPER[table, row, column]) for table, row, column in others]
-    row, paper = f"final model: {described(scores)}", PAPER["sec4_3", "final model", "accuracy"]
-    cells.append(score_cell(row, "accuracy", metrics.accuracy, *data, paper))
+    row, paper = f"final model: {described(scores)}", {"accuracy": PAPER["sec4_3", "final model", "accuracy"]}
+    cells += scores.cells(row, {"accuracy": metrics.accuracy}, final(scores), paper=paper)
     note = f"Figures of others as the paper quotes them; of [6] it gives none. {note_of(scores)}"
     run.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells, note)
 
@@ -173,22 +172,18 @@ def subsets_table(scores, run):
     columns = {"WA": metrics.accuracy, "UA": metrics.unweighted_recall, "weighted F1": metrics.weighted_f1}
     majority = np.bincount(scores.y[scores.scored]).argmax()
     rows = [("chance (majority class)", "early", np.full((len(scores.seeds), len(scores.turns)), majority))]
-    rows += [
-        ("+".join(system.modalities), system.level, predictions)
-        for system, predictions in scores.predicted.items()
-        if (system.fusion, system.classifier) == ("concatenation", "SVM")
-        and system.level in ("early", "late")
-    ]
-    rows += [
-        (f"{system.modalities[0]}, {system.classifier}", "early", predictions)
-        for system, predictions in scores.predicted.items()
-        if system.level == "baseline"
-    ]
-    rows.sort(key=lambda row: (row[1], row[0].count("+")))
+    for system, predictions in scores.predicted.items():
+        name = "+".join(system.modalities)
+        if system.level == "baseline":
+            rows.append((f"{name}, {system.classifier}", "early", predictions))
+        elif system in (
+            System(level, "concatenation", "SVM", system.modalities) for level in ("early", "late")
+        ):
+            rows.append((name, system.level, predictions))
     cells = []
-    for name, level, predictions in rows:
+    for name, level, predictions in sorted(rows, key=lambda row: (row[1], row[0].count("+"))):
         by_level = {f"{level} {column}": metric for column, metric in columns.items()}
-        cells += score_cells(name, by_level, *scores.data(predictions))
+        cells += scores.cells(name, by_level, predictions)
     note = f"Not in the paper. WA = accuracy, UA = mean of class recalls. {note_of(scores)}"
     title = "Every subset of modalities: SVM on features (early) or logits"
     run.table("babaali_table_subsets", title, cells, note)
@@ -197,8 +192,8 @@ def subsets_table(scores, run):
 def tests_table(scores, run):
     """Is the final model better than single modalities and late fusion, by how much, and is it chance?"""
     modalities = scores.source.modalities
-    rivals = {f"{s.modalities[0]}, {s.classifier}": s for s in scores.predicted if s.level == "baseline"}
-    rivals = {name: scores.predicted[system] for name, system in rivals.items()}
+    found = scores.predicted.items()
+    rivals = {f"{s.modalities[0]}, {s.classifier}": rival for s, rival in found if s.level == "baseline"}
     if len(modalities) > 1:
         single, wins = scores.best([final_model((m,)) for m in modalities])
         wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
@@ -217,13 +212,11 @@ def tests_table(scores, run):
 
 def groups_table(scores, run):
     """The final model by gender, where it is known, and by speaker."""
-    groups = {}
-    for kind, of in (("", lambda turn: turn.gender), ("speaker ", lambda turn: turn.speaker)):
-        for name in sorted({of(scores.turns[i]) for i in scores.scored} - {""}):
-            groups[kind + name] = [i for i in scores.scored if of(scores.turns[i]) == name]
     cells = []
-    for name, rows in groups.items():
-        cells += score_cells(name, MEASURES, *scores.data(final(scores), scores.runs(rows)))
+    for kind, attribute in (("", "gender"), ("speaker ", "speaker")):
+        values = np.array([getattr(turn, attribute) for turn in scores.turns])
+        for name in sorted(set(values[scores.scored]) - {""}):
+            cells += scores.cells(kind + name, MEASURES, final(scores), np.flatnonzero(values == name))
     title = f"{described(scores)} by gender and speaker"
     run.table("babaali_table_groups", title, cells, "Not in the paper. One speaker has no interval.")
 
@@ -242,8 +235,8 @@ def calibration(scores, run, probabilities):
     axes.plot([0, 100], [0, 100], color="black", linestyle=":", linewidth=1, label="calibrated")
     for (name, p), colour, marker in zip(systems.items(), plots.OKABE_ITO, plots.MARKERS):
         found = [reliability(x[~np.isnan(x[:, 0])], scores.y[~np.isnan(x[:, 0])]) for x in p]
-        for j, column in enumerate(("accuracy", "mean confidence", "calibration error")):
-            cells.append(Cell(name, column, [100 * seed[j] for seed in found]))
+        columns = "accuracy", "mean confidence", "calibration error"
+        cells += [Cell(name, c, [100 * seed[j] for seed in found]) for j, c in enumerate(columns)]
         axes.plot(*(100 * found[0][3]), color=colour, marker=marker, label=name)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)")
     fig.legend(loc="outside upper center", ncols=2)
@@ -267,16 +260,14 @@ def reliability(p, y):
 
 def noise_table(scores, run):
     """Accuracy where white noise was added to the sound of the test turns alone, by ratio."""
-    if not scores.source.noises:
-        return
-    cells = []
-    for noise in sorted(scores.source.noises, key=lambda name: -float(name[6:-2])):
+    noises, cells = sorted(scores.source.noises, key=lambda name: -float(name[6:-2])), []
+    for noise in (*noises, "") if noises else ():
         for modalities in heard(scores.source):
-            data = scores.data(scores.predicted[in_noise(noise, modalities)])
-            cells.append(score_cell(f"{noise[6:-2]} dB", "+".join(modalities), metrics.accuracy, *data))
-    for modalities in heard(scores.source):
-        data = scores.data(final(scores, *modalities))
-        cells.append(score_cell("no noise added", "+".join(modalities), metrics.accuracy, *data))
+            row = f"{noise[6:-2]} dB" if noise else "no noise added"
+            system = in_noise(noise, modalities) if noise else final_model(modalities)
+            cells += scores.cells(row, {"+".join(modalities): metrics.accuracy}, scores.predicted[system])
+    if not cells:
+        return
     note = "Not in the paper. Trained without noise; the signal-to-noise ratio is that of each turn."
     run.table("babaali_table_noise", "Accuracy of the SVM in white noise", cells, note)
 

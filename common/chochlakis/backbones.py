@@ -20,9 +20,10 @@ from torchaudio.functional import amplitude_to_DB
 from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
-from common.files import UserError, atomic_path
-from common.layers import build, check_finite, exact, read_checkpoint
+from common.files import UserError, atomic_path, check_finite
+from common.layers import build, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
+from common.training import exact
 
 RATES_HZ = {"avid-cma": 24000, "crisscross": 16000}
 SIZES_PX = {"avid-cma": 224, "crisscross": 112}  # side of a frame in the published networks

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.extraction import check_problems, kind_of
-from common.files import hash_of, write_csv
+from common.files import append_json, hash_of, write_csv
 from common.manifest import Problem
 from common.media import (
     AUDIO_FILES,
@@ -36,7 +36,6 @@ from common.media import (
     write_wav,
 )
 from common.pictures import count_frames
-from common.results import append_log
 
 PROBE_THREADS = 8  # headers are waited for, not computed
 TOLERANCE_S = 0.5  # label times and recordings may differ by this much before it is a problem
@@ -117,7 +116,7 @@ def prepare_media(sources, settings, workers):
     with pool, tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
         for batch in pool.map(partial(_prepare_batch, settings=settings), _batches(todo)):
             for _, outcome in batch:
-                append_log(log, asdict(outcome))
+                append_json(log, asdict(outcome))
                 outcomes[outcome.utterance_id] = outcome
             bar.update(len(batch))
     return outcomes

@@ -25,11 +25,12 @@ from torchaudio.compliance.kaldi import fbank
 from torchvision.models import VGG16_Weights, vgg16
 
 from common.extraction import extract
-from common.files import UserError, file_hash, hash_of
+from common.files import UserError, check_finite, file_hash, hash_of
 from common.khare.words import tidy_words
-from common.layers import build, check_finite, exact, read_checkpoint
+from common.layers import build, read_checkpoint
 from common.media import MediaError, Silence, open_video, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
+from common.training import exact
 
 N_BANDS, WINDOW_MS, HOP_MS, STACKED = 40, 25.0, 10.0, 5  # of the filterbank (Sec. 3.1)
 AUDIO_DIM, VIDEO_DIM = N_BANDS * STACKED, 4096

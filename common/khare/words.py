@@ -20,8 +20,8 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from torchaudio.functional import edit_distance
 from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
-from common.files import UserError, atomic_path, file_hash, hash_of
-from common.layers import check_finite, exact
+from common.files import UserError, atomic_path, check_finite, file_hash, hash_of
+from common.training import exact
 
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]

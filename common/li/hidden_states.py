@@ -22,11 +22,10 @@ from common import encoders
 from common.encoders import RATE_HZ, SHORTEST_S, short_name
 from common.extraction import extract
 from common.files import UserError, free_bytes
-from common.layers import exact
 from common.li.extractor import hidden_states
 from common.media import MediaError, read_audio
 from common.store import Store
-from common.training import by_length, forward_batch
+from common.training import by_length, exact, forward_batch
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
 DEVICE_SHARE = 0.7  # of a GPU's free memory that hidden states may take

@@ -1,5 +1,6 @@
 """Tables 1 and 2 and Figure 4 of Li et al., and beyond them: tests, dialogue styles, context sizes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from common.comparison import paired_test_cells
 from common.encoders import short_name
 from common.li.training import FROZEN, PHASES, TUNED
 from common.panels import confusion_maps
-from common.results import Cell, paper_figures, prediction_rows, score_cells
+from common.results import Cell, paper_figures, prediction_rows
 
 PAPER = paper_figures(Path(__file__).with_name("paper.csv"))  # rows of Table 1: "<system> <phase>"
 TABLE_2_SYSTEMS = (("LF", FROZEN), ("MMT", FROZEN), ("MMT", TUNED))  # whose figures may stand there
@@ -62,28 +63,24 @@ def table_1(scores, run):
         letters = " + ".join({"audio": "A", "text": "T"}[m] for m in scores.source.systems[system])
         row = f"{name_of(scores, system, phase)}, {letters}"
         paper = {column: PAPER.get(("1", f"{system} {phase}", column)) for column in COLUMNS}
-        cells += score_cells(row, COLUMNS | F1, *scores.data(predictions), paper=paper)
+        cells += scores.cells(row, COLUMNS | F1, predictions, paper=paper)
     note = f"Means over folds, as in the paper. A audio, T text. {note_of(scores)}"
     run.table("li_table_1", "Table 1. Unimodal and multimodal systems", cells, note)
 
 
 def table_2(scores, run):
     """Table 2: the last session and all folds beside published systems."""
-    cells, rows, runs = [], rows_of(scores), scores.runs()
-    last = {key: part for key, part in runs.items() if key[1] == scores.folds[-1].name}
-    for setting, part in (("Session 5", last), ("5-fold CV", runs)):
+    cells, rows = [], rows_of(scores)
+    for setting, turns in (("Session 5", scores.tested[-1]), ("5-fold CV", scores.scored)):
         printed = [key for key in PAPER if key[0] == "2" and key[1][0] == "[" and key[1].endswith(setting)]
         cells += [Cell(row, column, paper=PAPER["2", row, column]) for _, row, column in printed]
         for system, phase in (key for key in TABLE_2_SYSTEMS if key in rows):
             paper = {column: PAPER["2", f"ours {phase}, {setting}", column] for column in COLUMNS}
-            row, data = (
-                f"ours, {name_of(scores, system, phase)}, {setting}",
-                scores.data(rows[system, phase], part),
-            )
-            cells += score_cells(row, COLUMNS, *data, paper=paper)
-            if len(set(scores.speakers[(data[1] >= 0).all(0)])) < MIN_SPEAKERS:
-                for cell in cells[-len(COLUMNS) :]:
-                    cell.low = cell.high = None
+            row = f"ours, {name_of(scores, system, phase)}, {setting}"
+            ours = scores.cells(row, COLUMNS, rows[system, phase], turns, paper)
+            if len(set(scores.speakers[turns])) < MIN_SPEAKERS:
+                ours = [replace(cell, low=None, high=None) for cell in ours]
+            cells += ours
     note = (
         "Figures of others as the paper quotes them. It does not name the system of its frozen rows: in five "
         "folds the figures are those of system 15 (LF), in Session 5 they may be of LF or MMT. Session 5: "
@@ -140,9 +137,9 @@ def styles_table(scores, run):
         return
     for (system, phase), predictions in rows_of(scores).items():
         for kind in kinds:
-            data = scores.data(predictions, scores.runs(np.flatnonzero(styles == kind)))
             columns = {f"{kind} {column}": metric for column, metric in COLUMNS.items()}
-            cells += score_cells(name_of(scores, system, phase), columns, *data)
+            turns = np.flatnonzero(styles == kind)
+            cells += scores.cells(name_of(scores, system, phase), columns, predictions, turns)
     note = (
         "Not in the paper. IEMOCAP's scripts are played in every session, so that a text system has met the "
         "words of scripted test turns, or nearly, in training; their figures say less about new speech. "
@@ -159,7 +156,7 @@ def context_table(scores, run, systems, sizes, how):
         for size, predictions in found.items():
             past_only = " (past only)" if size[0] and not size[1] else ""
             rows[size] = f"{system}: {context_text(size)}{past_only}"
-            cells += score_cells(rows[size], COLUMNS | F1, *scores.data(predictions))
+            cells += scores.cells(rows[size], COLUMNS | F1, predictions)
         more = {rows[size]: (found[size], found[0, 0]) for size in sizes if (0, 0) in found and any(size)}
         if more:
             cells += paired_test_cells("gain in WA", *scores.pairs(more))[0]

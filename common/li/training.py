@@ -42,9 +42,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from common.comparison import Scores
 from common.files import UserError, hash_of
@@ -53,7 +51,7 @@ from common.layers import build
 from common.li.hidden_states import Windows, context_windows
 from common.manifest import Manifest
 from common.splits import has_official_split, speakers_of
-from common.training import Place, Task, best_weights, make_accelerator, train_and_test
+from common.training import Place, Task, best_weights, loss_and_accuracy, make_accelerator, train_and_test
 
 FROZEN, TUNED = PHASES = ("frozen", "fine-tuned")  # Sec. 2.4: of the pretrained models
 
@@ -73,7 +71,6 @@ class Study:
     design: dict  # the network's constants, for identities
     recipes: dict  # {phase: Recipe}
     finetuned_parts: str  # "bottom" or "all"
-    keep_models: bool
     device: tuple  # precision and determinism, for make_accelerator
     folder: Path  # for trained systems
 
@@ -123,19 +120,12 @@ def train_system(study, system, window, phases, seed, k):
         # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
         recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
         make_model = partial(start_network, study, system, window, seed, phase, folder)
-        task = Task(make_model, study.loss, lambda model, batch: {"logits": model(batch)}, figures)
+        task = Task(make_model, study.loss, lambda net, batch: {"logits": net(batch)}, loss_and_accuracy)
         identity = identity_of(study, system, window, data, phase, seed)
         place = Place(folder / phase, identity, f"{system} {fold.name} {phase}")
-        accelerator, keep = make_accelerator(*study.device), phase == FROZEN or study.keep_models
-        outcomes[phase] = train_and_test(accelerator, task, data, recipe, place, keep)
+        is_kept = phase == FROZEN  # fine-tuning starts from these weights
+        outcomes[phase] = train_and_test(make_accelerator(*study.device), task, data, recipe, place, is_kept)
     return outcomes
-
-
-def figures(found, data):
-    """Cross-entropy and accuracy of logits (N, C)."""
-    logits, labels = torch.as_tensor(found["logits"]), torch.from_numpy(data.labels)
-    accuracy = (logits.argmax(1) == labels).double().mean()
-    return {"loss": F.cross_entropy(logits, labels).item(), "accuracy": accuracy.item()}
 
 
 def next_recipe(study, phase, seed, outcomes):
@@ -177,9 +167,7 @@ def identity_of(study, system, window, data, phase, seed):
         "window": list(window),
         "design": study.design,
         "manifest": study.manifest.fingerprint(),
-        "inputs": {
-            m: [u.weights, u.limit, "anew" if u.states is None else "kept"] for m, u in inputs.items()
-        },
+        "inputs": {m: [u.weights, u.limit, "kept" if u.states else "anew"] for m, u in inputs.items()},
         "turns": hash_of({part: turns.ids for part, turns in data.items()}),
     }
     if phase == TUNED:

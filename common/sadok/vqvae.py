@@ -19,10 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from common.files import UserError
-from common.layers import exact
 from common.media import MediaError, read_audio
 from common.sadok.data import audio_paths
-from common.training import Place, Task, best_weights, load_trained, seed_step, train_and_test
+from common.training import Place, Task, best_weights, exact, load_trained, seed_step, train_and_test
 
 RATE_HZ = 16000
 N_FFT = 1024  # also the Hann window: 64 ms
