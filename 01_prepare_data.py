@@ -244,7 +244,7 @@ def figure_1(run, manifest, emotions):
         f"Figure 1. Labels per {name} of {manifest.corpus}: {n_labelled:,} labelled of "
         f"{len(manifest.turns):,} turns. Nothing here depends on a seed."
     )
-    run.figure([path, *plots.save(fig, run.folder, "babaali_fig_1_labels", caption)])
+    plots.save(fig, run.folder, "babaali_fig_1_labels", caption)
 
 
 # ---- Look at the data first -------------------------------------------------------------------
@@ -325,7 +325,7 @@ def data_figure(run, manifest):
     if manifest.classes:
         fig.legend(loc="outside upper right", ncols=4)
     caption = f"{manifest.corpus}: {len(manifest.turns):,} turns, {len(manifest.labelled):,} labelled."
-    run.figure(plots.save(fig, run.folder, "data_fig_overview", caption))
+    plots.save(fig, run.folder, "data_fig_overview", caption)
 
 
 # ---- Checkpoints ------------------------------------------------------------------------------

@@ -206,10 +206,8 @@ def inputs_of(manifest, modality, model):
     if reading["n_trained"] is None:
         return inputs
     encoder = TurnEncoder(load_backbone(source), modality, **reading)
-    accelerator, batch_size = (
-        make_accelerator(PRECISION, DETERMINISTIC),
-        constant(modality, "EVAL_BATCH_SIZE"),
-    )
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    batch_size = constant(modality, "EVAL_BATCH_SIZE")
     return cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, batch_size)
 
 
@@ -479,10 +477,10 @@ def draw_curves(run, manifest, modality, name, trials, level):
     )
     drawn = plots.learning_curves(losses, "training step", "cross-entropy")
     stem = f"babaali_fig_{loss_figure}_{what}_loss"
-    run.figure(plots.save(drawn, run.folder, stem, f"Figure {loss_figure}. {caption}"))
+    plots.save(drawn, run.folder, stem, f"Figure {loss_figure}. {caption}")
     drawn = plots.learning_curves(hits, "training step", "accuracy (%)", level)
     stem = f"babaali_fig_{accuracy_figure}_{what}_accuracy"
-    run.figure(plots.save(drawn, run.folder, stem, f"Figure {accuracy_figure}. {caption}"))
+    plots.save(drawn, run.folder, stem, f"Figure {accuracy_figure}. {caption}")
 
 
 # ---- Main ----------------------------------------------------------------------------------

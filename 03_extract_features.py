@@ -116,19 +116,12 @@ def extract_features(accelerator, manifest, folder, trained_on, snr_db=None):
             return forward_batch(accelerator, model, represent, batch), None
 
     made_by = {"trained": weights_fingerprint(str(folder)), "precision": accelerator.mixed_precision}
-    made_by |= {"snr_db": snr_db, "turns_of": manifest.fingerprint()}
-    order = by_length(inputs.lengths)
+    identity = {**description, **made_by, "snr_db": snr_db, "turns_of": manifest.fingerprint()}
+    order, place = by_length(inputs.lengths), store_folder(manifest, folder, snr_db)
     middle, _ = compute([inputs[order[len(order) // 2], None]])
-    return extract(
-        items={inputs.ids[i]: i for i in order},
-        read=read,
-        compute=compute,
-        folder=store_folder(manifest, folder, "" if snr_db is None else f"_{snr_db:g}dB"),
-        identity={**description, **made_by},
-        how=Extraction(EVAL_BATCH_SIZE, WORKERS),
-        what=f"{modality} features",
-        need_bytes=len(order) * sum(array.nbytes for array in middle.values()),
-    )
+    need_bytes = len(order) * sum(array.nbytes for array in middle.values())
+    items, how = {inputs.ids[i]: i for i in order}, Extraction(EVAL_BATCH_SIZE, WORKERS)
+    return extract(items, read, compute, place, identity, how, f"{modality} features", need_bytes)
 
 
 def tested_turns(manifest, folder):
@@ -148,10 +141,11 @@ def in_noise(inputs, index, manifest, snr_db):
     return noisy, inputs.labels[index]
 
 
-def store_folder(manifest, model_folder, ending=""):
+def store_folder(manifest, model_folder, snr_db):
     """The feature store of a fold: the same path below features/ as that of its models below models/."""
-    modality, *seed_and_fold = model_folder.parent.parts[-3:]
-    return features_folder(DATA_ROOT, manifest.corpus, TRAINED_ON).joinpath(modality + ending, *seed_and_fold)
+    modality, seed, fold = model_folder.parent.parts[-3:]
+    name = modality if snr_db is None else f"{modality}_{snr_db:g}dB"
+    return features_folder(DATA_ROOT, manifest.corpus, TRAINED_ON) / name / seed / fold
 
 
 def compare_with_02(store, folder):
@@ -160,9 +154,9 @@ def compare_with_02(store, folder):
     here = store["logits"][[store.row_of(i) for i in test["ids"]]].argmax(1)
     differ = float(np.mean(here != np.argmax(test["outputs"]["logits"], axis=1)))
     if differ > TOLERANCE:
+        remedy = "run both again, or raise TOLERANCE if the precisions differ"
         raise UserError(
-            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; run both again, "
-            "or raise TOLERANCE if the precisions differ"
+            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; {remedy}"
         )
     return differ
 

@@ -457,13 +457,10 @@ class FusionNetwork(nn.Module):
         super().__init__()
         self.branches = BRANCHES[name]
         choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN
-        self.extractors = nn.ModuleDict(
-            {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
-        )
-        self.transformers = nn.ModuleList(
-            nn.Identity() if source is None else Transformer(source != target)
-            for target, source in self.branches
-        )
+        extractors = {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
+        self.extractors, self.transformers = nn.ModuleDict(extractors), nn.ModuleList()
+        for target, source in self.branches:
+            self.transformers.append(Transformer(source != target) if source else nn.Identity())
         self.dropout = nn.Dropout(DROPOUT)
         first = nn.Linear(WIDTH * len(self.branches), CLASSIFIER_HIDDEN)
         self.classifier = nn.Sequential(first, nn.ReLU(), nn.Linear(CLASSIFIER_HIDDEN, n_classes))  # Sec. 2.3
@@ -514,8 +511,6 @@ def make_study(manifest):
     recipes = {FROZEN: recipe(FROZEN_LEARNING_RATE, FROZEN_EPOCHS, FINETUNE_PATIENCE)}
     if FINETUNED_PARTS != "none":
         recipes[TUNED] = recipe(FINETUNE_LEARNING_RATE, FINETUNE_EPOCHS, STOP_PATIENCE)
-    network = "WIDTH SE_REDUCTION LAYER_MERGE PROJECTOR_HIDDEN HEADS BLOCKS FEED_FORWARD NORM_FIRST"
-    network += " CMT_RESIDUAL CLASSIFIER_HIDDEN DROPOUT BLOCK_DROPOUT"
     return Study(
         manifest=manifest,
         systems=systems,
@@ -525,7 +520,7 @@ def make_study(manifest):
         utterances=utterances,
         network=FusionNetwork,
         loss=cross_entropy,
-        design={name: SETTINGS[name] for name in network.split()},
+        design=settings_in("Li et al.: network"),
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
         device=(PRECISION, DETERMINISTIC),
@@ -592,10 +587,16 @@ def run_li(study):
 # ==== Both ==================================================================================
 
 
+def settings_in(block):
+    """SETTINGS of the blocks of constants whose title begins so."""
+    constants, _ = settings.read_constants(SOURCE)
+    return {name: value for name, value in SETTINGS.items() if constants[name].block.startswith(block)}
+
+
 def settings_of(paper):
     """SETTINGS without the constants of the other paper, which do not change this one's results."""
-    other, (constants, _) = {"babaali": "Li", "li": "Babaali"}[paper], settings.read_constants(SOURCE)
-    return {name: value for name, value in SETTINGS.items() if not constants[name].block.startswith(other)}
+    other = settings_in({"babaali": "Li", "li": "Babaali"}[paper])
+    return {name: value for name, value in SETTINGS.items() if name not in other}
 
 
 def check_constants():
@@ -614,16 +615,14 @@ def check_constants():
     settings.check_choices(SETTINGS, {"PAPERS": tuple(choices)})
     for paper in PAPERS:
         settings.check_choices(SETTINGS, choices[paper])
-    wrong = {
-        f"HEADS={HEADS}: does not divide WIDTH={WIDTH}": WIDTH % HEADS,
-        f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie below STOP_PATIENCE={STOP_PATIENCE}": (
-            FINETUNE_PATIENCE >= STOP_PATIENCE
-        ),
-        "HIDDEN_STATES=device: one process has them, set JOBS=1": HIDDEN_STATES == "device" and JOBS > 1,
-    }
-    for message, is_wrong in wrong.items():
-        if is_wrong and "li" in PAPERS:
-            raise UserError(message)
+    if "li" in PAPERS and WIDTH % HEADS:
+        raise UserError(f"HEADS={HEADS}: does not divide WIDTH={WIDTH}")
+    if "li" in PAPERS and FINETUNE_PATIENCE >= STOP_PATIENCE:
+        raise UserError(
+            f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie below STOP_PATIENCE={STOP_PATIENCE}"
+        )
+    if "li" in PAPERS and HIDDEN_STATES == "device" and JOBS > 1:
+        raise UserError("HIDDEN_STATES=device: one process has them, set JOBS=1")
     for text in CONTEXT_SIZES:
         parse_size(text)
     if TRAINED_ON and (FEATURES_ROOT or PAPERS != ("babaali",)):

@@ -145,7 +145,6 @@ class Run:
     command: str
     incomparable: str  # why its figures cannot be held against the paper's, "" where they can
     started: float = field(default_factory=time.monotonic)
-    written: list = field(default_factory=list)
     cells: dict = field(default_factory=dict)  # "<stem>/<row>/<column>" -> Cell
 
     def table(self, stem, title, cells, note="", protocol=None):
@@ -160,7 +159,7 @@ class Run:
             note = f"{note} The paper's numbers are left out: {self.incomparable}.".strip()
         about = {"corpus": self.corpus, "protocol": protocol, "command": self.command}
         rows = [{"row": c.row, "column": c.column, **c.summary(), **about} for c in cells]
-        write_csv(self.will_write(f"{stem}.csv"), rows, TABLE_COLUMNS)
+        write_csv(self.folder / f"{stem}.csv", rows, TABLE_COLUMNS)
         sizes = sorted({cell.n for cell in cells if cell.n is not None})
         n = f", n = {' to '.join(f'{size:,}' for size in sizes[:: max(1, len(sizes) - 1)])}" if sizes else ""
         commit, dirty = git_state()
@@ -169,21 +168,12 @@ class Run:
         made = f"Made by `{self.command}`, seeds {seeds}, {state}, {self.device}."
         parts = [f"**{title}.** Corpus {self.corpus}{n}; {protocol}.", *grids(cells)]
         parts += [f"{legend(cells)} {note}".strip(), made]
-        write_text(self.will_write(f"{stem}.md"), "\n\n".join(filter(None, parts)) + "\n")
+        write_text(self.folder / f"{stem}.md", "\n\n".join(filter(None, parts)) + "\n")
         self.cells |= {f"{stem}/{cell.row}/{cell.column}": cell for cell in cells}
-
-    def will_write(self, name):
-        """The path of a file of this run, counted among those written."""
-        self.written.append(self.folder / name)
-        return self.written[-1]
-
-    def figure(self, paths):
-        """Count the files of a figure among those written."""
-        self.written += [Path(path) for path in paths]
 
     def predictions(self, rows):
         """Write [<paper>_]predictions.csv, a row per utterance, seed and system, with PREDICTION_COLUMNS."""
-        write_csv(self.will_write(self.own("predictions.csv")), rows, PREDICTION_COLUMNS)
+        write_csv(self.folder / self.own("predictions.csv"), rows, PREDICTION_COLUMNS)
 
     def log(self, record):
         """Append one record to log.jsonl, which all papers of a script share."""
@@ -195,7 +185,7 @@ class Run:
         return f"{self.paper}_{name}" if self.paper else name
 
     def finish(self, **more):
-        """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and print this run's files."""
+        """Write [<paper>_]metrics.json (every cell, `more`, how it was made) and the page of this run."""
         seconds, (commit, dirty) = round(time.monotonic() - self.started, 1), git_state()
         metrics = {}
         for name, c in self.cells.items():
@@ -205,11 +195,9 @@ class Run:
         about |= {"commit": commit, "dirty": dirty, "seconds": seconds, "python": platform.python_version()}
         about |= {"versions": {name: version(name) for name in PACKAGES}}
         content = {**about, **more, "settings": public(self.settings), "metrics": metrics}
-        write_json(self.will_write(self.own("metrics.json")), content)
+        write_json(self.folder / self.own("metrics.json"), content)
         self.log({"event": "finished", "seconds": seconds})
-        print(
-            f"wrote {len(set(self.written))} files in {seconds:.0f} s; see {public(write_page(self.folder))}"
-        )
+        print(f"finished in {seconds:.0f} s; see {public(write_page(self.folder))}")
 
 
 def start_run(script, settings, manifest, protocol, device=None, paper=""):

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from common import metrics, panels, plots, results
-from common.files import UserError
+from common.files import UserError, append_json
 from common.manifest import Manifest, Turn
 from common.results import Cell
+from common.settings import read_constants
 
 TURNS = [Turn("u1", "d", 0, "s", "", 0, 1, label="sad")]
 MANIFEST = Manifest("toy", Path("toy"), ("sad",), TURNS, complete=True)
@@ -169,7 +171,7 @@ def test_two_papers_of_a_script_do_not_write_over_each_other(start):
 
 def test_the_log_survives_a_line_cut_off_by_a_kill(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"st')
-    results.append_log(tmp_path / "log.jsonl", {"step": 2})
+    append_json(tmp_path / "log.jsonl", {"step": 2})
     assert (tmp_path / "log.jsonl").read_text().splitlines()[-1] == '{"step": 2}'
 
 
@@ -193,13 +195,10 @@ def test_score_cells_give_fold_values_and_the_pooled_interval():
     assert [c.paper for c in row] == [None, 70.0, None, None]
 
 
-def test_a_demo_does_not_write_over_a_real_corpus(start, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["04_x.py", "--demo", "--CORPUS=toy"])
-    with pytest.raises(UserError, match="real corpus toy"):
-        start()
-    assert start(Manifest("demo_toy", Path("toy"), (), TURNS)).folder == Path("results/04_x/demo_toy")
-    monkeypatch.setattr("sys.argv", ["04_x.py", "--demo", "--RESULTS_ROOT=elsewhere"])
-    assert start(RESULTS_ROOT="elsewhere").folder == Path("elsewhere/04_x/toy")
+@pytest.mark.parametrize("script", sorted(path.name for path in ROOT.glob("0*.py")))
+def test_a_demo_does_not_write_over_real_results(script):
+    _, presets = read_constants((ROOT / script).read_text(encoding="utf-8"))
+    assert presets["DEMO"].value["RESULTS_ROOT"] == "results/mine"
 
 
 def test_a_run_with_other_constants_than_its_preset_has_a_folder_of_its_own(start, monkeypatch):
@@ -341,14 +340,8 @@ def page(start, monkeypatch):
     """The index.html of a run with one table and one figure."""
     run = start(RUN="toy")
     run.table("x_table_1", "Accuracy", [Cell("svm", "accuracy", [75.4])], note="A <note>.")
-    run.figure(
-        plots.save(
-            plots.learning_curves({"fold1": {"train": ([1, 2], [2.0, 1.0])}}, "step", "loss"),
-            run.folder,
-            "x_fig_2_loss",
-            "Figure 2",
-        )
-    )
+    curves = plots.learning_curves({"fold1": {"train": ([1, 2], [2.0, 1.0])}}, "step", "loss")
+    plots.save(curves, run.folder, "x_fig_2_loss", "Figure 2")
     monkeypatch.setitem(results.ARTEFACTS, "04_x", ["x_table_1", "x_table_3", "x_fig_2"])
     run.finish()
     return run.folder / "index.html"

@@ -1,5 +1,6 @@
 """What anyone would compare with, under the same folds: openSMILE's functionals and a turn's words."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,12 @@ def extract_opensmile(manifest, feature_set, folder, workers):
         return {"features": np.concatenate(rows)}, None
 
     items = {turn.utterance_id: manifest.path(turn.audio) for turn in manifest.turns if turn.audio}
-    return extract(
-        items,
-        lambda path: read_audio(path, rate_hz=RATE_HZ),
-        compute,
-        Path(folder) / feature_set,
-        {"manifest": manifest.fingerprint(), "opensmile": opensmile.__version__, "feature_set": feature_set},
-        Extraction(workers=workers),
-        f"openSMILE's {feature_set}",
-        need_bytes=4 * len(items) * len(smile.feature_names),
-    )
+    made_by = {"opensmile": opensmile.__version__, "feature_set": feature_set}
+    identity = {"manifest": manifest.fingerprint(), **made_by}
+    need_bytes = 4 * len(items) * len(smile.feature_names)
+    place, how, what = Path(folder) / feature_set, Extraction(workers=workers), f"openSMILE's {feature_set}"
+    read = partial(read_audio, rate_hz=RATE_HZ)
+    return extract(items, read, compute, place, identity, how, what, need_bytes)
 
 
 def baseline_vectors(name, manifest, root, rows):

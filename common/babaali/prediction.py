@@ -119,7 +119,7 @@ def write_probabilities(run, other, found):
         for turn, p in zip(turns, mean):
             shares = [f"{share:.4f}" for share in p]
             rows.append(dict(zip(columns, (turn.utterance_id, name, classes[p.argmax()], *shares))))
-    write_csv(run.will_write("probabilities.csv"), rows, columns)
+    write_csv(run.folder / "probabilities.csv", rows, columns)
     first, ids = next(iter(found)), [turn.utterance_id for turn in turns]
     width, cells = max(map(len, ids[:MOST_SHOWN])), []
     for i, name in enumerate(ids[:MOST_SHOWN]):
@@ -138,7 +138,7 @@ def write_probabilities(run, other, found):
     fig.axes[0].tick_params(axis="x", rotation=60)
     shown = f"{min(MOST_BARS, len(ids))} of {len(ids):,} turns"
     caption = f"Probabilities of {shown} by {first}; {run.protocol}."
-    run.figure(plots.save(fig, run.folder, "babaali_fig_clips", caption))
+    plots.save(fig, run.folder, "babaali_fig_clips", caption)
 
 
 # ---- Scores, where there are labels --------------------------------------------------------
@@ -182,7 +182,7 @@ def write_scores(run, other, found, pairs, n_resamples):
     counts = metrics.confusion(y, found[first].mean((0, 1))[rows].argmax(1), len(classes))
     caption = f"Confusion matrix of {first} on {run.corpus}; {run.protocol}. n = {len(y):,}. {said}"
     fig = confusion_maps({"": counts}, classes)
-    run.figure(plots.save(fig, run.folder, "babaali_fig_transfer", caption))
+    plots.save(fig, run.folder, "babaali_fig_transfer", caption)
     train_by_test(run, other.features, other.seeds[0], cells[1].mean)
 
 

@@ -64,6 +64,11 @@ def final_model(modalities):
     return System("early", "concatenation", "SVM", tuple(modalities))
 
 
+def late_model(modalities):
+    """As the final model, on logits."""
+    return System("late", "concatenation", "SVM", tuple(modalities))
+
+
 def baseline(name):
     """The linear SVM on the vectors of one of BASELINES."""
     return System("baseline", "", "linear SVM", (name,))
@@ -176,9 +181,7 @@ def subsets_table(scores, run):
         name = "+".join(system.modalities)
         if system.level == "baseline":
             rows.append((f"{name}, {system.classifier}", "early", predictions))
-        elif system in (
-            System(level, "concatenation", "SVM", system.modalities) for level in ("early", "late")
-        ):
+        elif system in (final_model(system.modalities), late_model(system.modalities)):
             rows.append((name, system.level, predictions))
     cells = []
     for name, level, predictions in sorted(rows, key=lambda row: (row[1], row[0].count("+"))):
@@ -199,7 +202,7 @@ def tests_table(scores, run):
         wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
         rivals[f"best single modality, chosen on validation ({wins})"] = single
         rivals |= {f"{m} alone": final(scores, m) for m in modalities}
-    late = System("late", "concatenation", "SVM", scores.source.with_logits)
+    late = late_model(scores.source.with_logits)
     if len(late.modalities) > 1:
         rivals["late fusion, concatenation, SVM"] = scores.predicted[late]
     if not rivals:
@@ -245,7 +248,7 @@ def calibration(scores, run, probabilities):
     )
     run.table("babaali_table_calibration", "Calibration of probabilities", cells, note)
     caption = f"Reliability of probabilities; {scores.corpus}; {run.protocol}; seed {scores.seeds[0]}. {note}"
-    run.figure(plots.save(fig, run.folder, "babaali_fig_calibration", caption))
+    plots.save(fig, run.folder, "babaali_fig_calibration", caption)
 
 
 def reliability(p, y):
@@ -302,7 +305,7 @@ def figures(scores, run):
             f"({scores.corpus}), n = {len(parts.test):,}, seed {scores.seeds[0]}; PCA fitted on the "
             f"standardised vectors ({x.shape[1]} wide) of the other turns."
         )
-        run.figure(plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption))
+        plots.save(fig, run.folder, f"babaali_fig_{number}_{word}", caption)
     rows = scores.scored
     counts = metrics.confusion(scores.y[rows], final(scores)[0, rows], len(scores.classes))
     caption = (
@@ -310,4 +313,4 @@ def figures(scores, run):
         f"all folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
     fig = confusion_maps({"": counts}, scores.classes)
-    run.figure(plots.save(fig, run.folder, "babaali_fig_12_confusion", caption))
+    plots.save(fig, run.folder, "babaali_fig_12_confusion", caption)

@@ -200,7 +200,7 @@ def show(run, outcome, table, figure, title, panels, about="", short=False):
     run.table(f"chochlakis_{table}", f"{title}, {outcome.name}, {run.corpus}", cells, about)
     drawn = curve_panels(series, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
     caption = f"{title}, {run.corpus}. {about} Bars: sd over masks."
-    run.figure(plots.save(drawn, run.folder, f"chochlakis_{figure}", caption))
+    plots.save(drawn, run.folder, f"chochlakis_{figure}", caption)
 
 
 def write_errors(run, outcome):

@@ -30,7 +30,7 @@ def pretraining_figure(run, results):
         "softmax for both; seconds include its computation. Dotted: word frequencies alone. Seed "
         f"{results.seeds[0]}; not in the paper."
     )
-    run.figure(plots.save(fig, run.folder, "khare_fig_pretraining", caption))
+    plots.save(fig, run.folder, "khare_fig_pretraining", caption)
 
 
 # ---- Case studies (Section 4.2) ------------------------------------------------------------
@@ -61,7 +61,7 @@ def cases_figure(run, results, model, clips, named_cases):
         "has audio as anchor), and (*) of the one robust to missing modalities; framed: emotions that are "
         f"present. {len(ids):,} test clips, seeds {', '.join(map(str, results.seeds))}."
     )
-    run.figure(plots.save(fig, run.folder, "khare_fig_cases", caption))
+    plots.save(fig, run.folder, "khare_fig_cases", caption)
 
 
 def chosen_cases(results):

@@ -104,7 +104,7 @@ def figure_4(scores, run):
         "of Session 5; colour and second line: share of the true class."
     )
     fig = confusion_maps(panels, scores.classes, len({system for system, _ in keys}))
-    run.figure(plots.save(fig, run.folder, "li_fig_4_confusion", caption))
+    plots.save(fig, run.folder, "li_fig_4_confusion", caption)
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------

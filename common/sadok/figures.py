@@ -46,7 +46,7 @@ DRAW = {"fig2": ratio_figure, "fig3": token_size_figure}
 def save(report, figure, stem, caption):
     corpus, seeds = report.corpus, ", ".join(map(str, report.seeds))
     caption = f"{caption} {corpus.name}, n = {len(corpus.turns):,}, seeds {seeds}."
-    report.run.figure(plots.save(figure, report.run.folder, stem, caption))
+    plots.save(figure, report.run.folder, stem, caption)
 
 
 @torch.no_grad()
