@@ -56,7 +56,7 @@ from common.encoders import (
     short_name,
 )
 from common.files import UserError, faults_of, hash_of, write_json
-from common.inputs import Clipping, cache_states, has_modality, read_inputs
+from common.inputs import Clipping, cache_states, read_inputs
 from common.jobs import side_by_side
 from common.manifest import corpus_name, read_manifest
 from common.metrics import accuracy, chance, unweighted_recall, weighted_f1
@@ -166,7 +166,7 @@ CURVES = {"text": (2, 5, "text"), "audio": (3, 6, "speech"), "video": (4, 7, "vi
 
 def modalities_of(manifest):
     """MODALITIES of which the corpus has at least one labelled turn; prints how many it has."""
-    counts = {m: sum(has_modality(turn, m) for turn in manifest.labelled) for m in MODALITIES}
+    counts = {m: sum(bool(getattr(turn, m)) for turn in manifest.labelled) for m in MODALITIES}
     for modality, n in counts.items():
         left_out = "" if n else ": left out"
         print(f"  {modality:<9} {n:,} of {len(manifest.labelled):,} labelled turns{left_out}")

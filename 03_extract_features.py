@@ -38,7 +38,7 @@ from common.babaali.features import features_folder
 from common.encoders import RATE_HZ, load_finetuned, weights_fingerprint
 from common.extraction import Extraction, extract
 from common.files import UserError, read_json
-from common.inputs import Clipping, cache_states, has_modality, read_inputs
+from common.inputs import Clipping, cache_states, read_inputs
 from common.manifest import corpus_name, read_manifest
 from common.media import read_audio
 from common.results import start_run
@@ -183,7 +183,7 @@ def main():
         folders = model_folders(modality)
         if not folders:
             print(f"  {modality}: no fine-tuned models of seeds {', '.join(map(str, SEEDS))}; left out")
-        elif not any(has_modality(turn, modality) for turn in manifest.turns):
+        elif not any(getattr(turn, modality) for turn in manifest.turns):
             print(f"  {modality}: {manifest.corpus} has none; left out")
             continue
         for folder in folders:

@@ -46,11 +46,6 @@ class Clipping:
     video_stride: int  # ... of which every n-th frame is taken
 
 
-def has_modality(turn, modality):
-    """True where a turn has "text", "audio" or "video"."""
-    return bool(getattr(turn, modality))
-
-
 # ---- Decode once ---------------------------------------------------------------------------
 
 
@@ -64,7 +59,7 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
     """
     if shape.kind == "tokens":
         return None
-    turns = [turn for turn in manifest.turns if has_modality(turn, modality)]
+    turns = [turn for turn in manifest.turns if getattr(turn, modality)]
     longest_s = clipping.video_max_s if modality == "video" else clipping.audio_max_s
     seconds = np.array([min(longest_s, turn.duration_s) for turn in turns])
     if shape.kind == "waveform":
@@ -205,8 +200,7 @@ def read_inputs(manifest, modality, source, clipping, data_root, workers):
     shape, processor = input_shape(source, modality), load_processor(source, modality)
     cache = Path(data_root) / "cache" / manifest.corpus
     store = cache_inputs(manifest, modality, shape, processor, clipping, cache, workers)
-    turns = [t for t in manifest.turns if has_modality(t, modality)]
-    turns = [t for t in turns if store is None or t.utterance_id in store]
+    turns = [t for t in manifest.turns if (t.text if store is None else t.utterance_id in store)]
     made_of = {"manifest": manifest.fingerprint(), "weights": weights_fingerprint(source)}
     made_of["clipping"] = asdict(clipping)
     return TurnInputs(turns, manifest.classes, shape, processor, store, 0.0, source, made_of)

@@ -65,9 +65,8 @@ def run_task(parent, function, task):
     """function(*task), in a process that ends when its parent is gone."""
     end_with_parent(parent)
     if n_gpus := torch.cuda.device_count():
-        torch.cuda.set_device(
-            int(current_process().name.rpartition("-")[2]) % n_gpus
-        )  # LokyProcess-1, -2, ...
+        number = current_process().name.rpartition("-")[2]  # of LokyProcess-1, -2, ...
+        torch.cuda.set_device(int(number) % n_gpus)
     process_executor._MAX_MEMORY_LEAK_SIZE = float("inf")  # models grow it; a new process imports torch again
     return function(*task)
 

@@ -409,11 +409,9 @@ class Training:
         if self.accelerator.num_processes > 1:
             used = torch.tensor([float(p.grad is not None) for p in self.parameters], device=totals.device)
             gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-            flat = torch.cat([gradient.flatten() for gradient in gradients])
-            used, flat, totals = (self.accelerator.reduce(x, "sum") for x in (used, flat, totals))
-            pieces = flat.split([p.numel() for p in self.parameters])
-            for p, piece, u in zip(self.parameters, pieces, used.tolist()):
-                p.grad = piece.view_as(p) if u else None
+            used, gradients, totals = self.accelerator.reduce([used, gradients, totals], "sum")
+            for p, gradient, n in zip(self.parameters, gradients, used.tolist()):
+                p.grad = gradient if n else None
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_mul_(gradients, self.recipe.batch_size / totals[1].clamp(min=1e-8))
         return totals

@@ -17,7 +17,7 @@ from common.extraction import Extraction
 from common.files import UserError
 from common.li import training
 from common.li.tables import PAPER, name_of, note_of
-from common.li.training import FROZEN, PHASES, TUNED, kept_loss, train_system
+from common.li.training import FROZEN, PHASES, TUNED, train_all, train_system
 from common.manifest import Manifest, Turn, read_manifest, write_manifest
 from common.splits import Fold
 from common.training import best_weights, make_accelerator
@@ -384,23 +384,19 @@ def test_fine_tuning_starts_from_the_frozen_phase_and_counts_on(finished):
 def test_the_epoch_that_is_kept_is_named_and_tested(tmp_path, keep):
     """At a rate that soon does harm, the last epoch is not the best; the tested weights' loss counts."""
     prepare(tmp_path)
-    folder = run_04(
-        tmp_path,
-        "--SYSTEMS=BERT+FC",
-        f"--KEEP_EPOCH={keep}",
-        "--FROZEN_LEARNING_RATE=0.3",
-        "--FROZEN_EPOCHS=3",
-        "--FINETUNED_PARTS=none",
-    )
+    words = ["--SYSTEMS=BERT+FC", f"--KEEP_EPOCH={keep}", "--FROZEN_LEARNING_RATE=0.3", "--FROZEN_EPOCHS=3"]
+    words += ["--FINETUNED_PARTS=none"]
+    folder = run_04(tmp_path, *words)
     assert all(f"{keep} epoch kept" in row["protocol"] for row in read_table(folder, "table_1").values())
     outcomes = [json.loads(path.read_text()) for path in sorted(tmp_path.rglob("frozen/outcome.json"))]
     losses = [[entry["valid_loss"] for entry in outcome["history"]["log"]] for outcome in outcomes]
     assert len(losses) == 3 and any(min(found) < found[-1] for found in losses)
-    for outcome, found in zip(outcomes, losses):
-        assert kept_loss(outcome["history"], keep) == (found[-1] if keep == "last" else min(found))
-    assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & {
-        p.name for p in folder.iterdir()
-    }
+    run, study = SimpleNamespace(log=lambda record: None), study_of(tmp_path, *words)
+    scores = train_all(study, ["BERT+FC"], [(1, 1)], [FROZEN], 10, 1, run)  # as trained above
+    expected = [found[-1] if keep == "last" else min(found) for found in losses]
+    assert scores.losses["BERT+FC", FROZEN, (1, 1)].tolist() == [expected]
+    names = {path.name for path in folder.iterdir()}
+    assert not {"li_table_2.md", "li_table_tests.md", "li_table_context.md"} & names
 
 
 def test_another_frozen_phase_asks_for_fine_tuning_again(tmp_path):

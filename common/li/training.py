@@ -190,14 +190,10 @@ def train_all(study, systems, windows, phases, n_resamples, jobs, run):
         for phase, outcome in outcomes.items():
             labels = np.argmax(outcome["tests"]["test"]["outputs"]["logits"], axis=1)
             history = outcome["history"]
-            loss = kept_loss(history, study.recipes[phase].keep)
+            is_best = study.recipes[phase].keep == "best"
+            loss = history["best"] if is_best else history["log"][-1]["valid_loss"]  # of the tested weights
             scores.add((system, phase, window), seed, k, labels, loss)
             what = {"system": system, "context": window, "fold": scores.folds[k].name, "seed": seed}
             run.log({"event": "trained", **what, "phase": phase, "epochs": history["log"]})
     scores.check()
     return scores
-
-
-def kept_loss(history, keep):
-    """The loss on the development speaker of the weights that were tested: the "last" or the "best"."""
-    return history["best"] if keep == "best" else history["log"][-1]["valid_loss"]
