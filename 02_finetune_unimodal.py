@@ -45,16 +45,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from common import plots, splits
-from common.encoders import (
-    POOLINGS,
-    TurnEncoder,
-    load_backbone,
-    load_config,
-    locate,
-    save_finetuned,
-    short_name,
-)
+from common import encoders, plots, splits
+from common.encoders import TurnEncoder, load_backbone, locate, short_name
 from common.files import UserError, faults_of, hash_of, write_json
 from common.inputs import Clipping, cache_states, read_inputs
 from common.jobs import side_by_side
@@ -182,7 +174,7 @@ def readings_of(modality, source):
     """How an encoder is read and how much of it is trained: the arguments of TurnEncoder, for each layer."""
     n_trained, layers = 0 if modality in FREEZE else UNFREEZE_BLOCKS or None, [constant(modality, "LAYER")]
     if layers == ["chosen"]:
-        layers = [str(i) for i in range(load_config(source).num_hidden_layers + 1)]
+        layers = [str(i) for i in range(encoders.load_config(source).num_hidden_layers + 1)]
     how = {"pooling": constant(modality, "POOLING"), "n_trained": n_trained}
     return [{**how, "layer": layer} for layer in layers]
 
@@ -321,7 +313,7 @@ def fine_tune(inputs, trial):
         names = ("SELECT_ON", "VALIDATE_ON", "TRAIN_ON_VALIDATION")
         protocol = {name.lower(): SETTINGS[name] for name in names}
         description = {**identity, **about, **speakers, **protocol}
-        save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
+        encoders.save_finetuned(folder, inputs.source, inputs.processor, description)  # for 03
     return outcome
 
 
@@ -488,7 +480,7 @@ def draw_curves(run, manifest, modality, name, trials, level):
 
 def check_constants():
     """Refuse misspelt choices before anything slow."""
-    choices = {f"{modality.upper()}_POOLING": POOLINGS for modality in TABLES}
+    choices = {f"{modality.upper()}_POOLING": encoders.POOLINGS for modality in TABLES}
     choices |= dict.fromkeys(("MODALITIES", "FREEZE"), tuple(TABLES)) | {"STAGES": ("choice", "folds")}
     settings.check_choices(SETTINGS, choices)
     for modality in TABLES:

@@ -14,15 +14,8 @@ import torch
 from accelerate.utils import send_to_device
 from torch.nn.utils.rnn import pad_sequence
 
-from common.encoders import (
-    RATE_HZ,
-    InputShape,
-    collate_waveforms,
-    input_shape,
-    load_processor,
-    short_name,
-    weights_fingerprint,
-)
+from common import encoders
+from common.encoders import RATE_HZ, InputShape, collate_waveforms, short_name
 from common.extraction import Extraction, extract
 from common.files import UserError, hash_of
 from common.media import read_audio, read_frames
@@ -197,11 +190,11 @@ class TurnInputs:
 
 def read_inputs(manifest, modality, source, clipping, data_root, workers):
     """TurnInputs of all turns of a corpus that the checkpoint at `source` can read, decoded once."""
-    shape, processor = input_shape(source, modality), load_processor(source, modality)
+    shape, processor = encoders.input_shape(source, modality), encoders.load_processor(source, modality)
     cache = Path(data_root) / "cache" / manifest.corpus
     store = cache_inputs(manifest, modality, shape, processor, clipping, cache, workers)
     turns = [t for t in manifest.turns if (t.text if store is None else t.utterance_id in store)]
-    made_of = {"manifest": manifest.fingerprint(), "weights": weights_fingerprint(source)}
+    made_of = {"manifest": manifest.fingerprint(), "weights": encoders.weights_fingerprint(source)}
     made_of["clipping"] = asdict(clipping)
     return TurnInputs(turns, manifest.classes, shape, processor, store, 0.0, source, made_of)
 
