@@ -16,7 +16,7 @@ what stands under a heading that names a corpus is put above the tables of that 
 import ast
 import re
 import sys
-from dataclasses import dataclass
+from collections import namedtuple
 from pathlib import Path
 
 from common.files import UserError, read_csv, write_text
@@ -25,20 +25,15 @@ from common.results import markdown
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = ("scripts", "figure", "best", "apart")
 LONGEST_TABLE = 2500  # letters of a table that stands on a page
+Notes = namedtuple("Notes", "title facts sections")
 STATUS = re.compile(r"(<!-- status -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-@dataclass
-class Notes:
-    """What a person wrote of a paper: title, facts {name: text}, sections {heading: text}, "" = the first."""
-
-    title: str
-    facts: dict
-    sections: dict
-
-
 def read_notes(path):
-    """The Notes of a <paper>_notes.md; UserError where its title or a fact is missing."""
+    """The Notes of a <paper>_notes.md: title, facts {name: text}, sections {heading: text}, "" = the first.
+
+    UserError where a fact is missing.
+    """
     head, *parts = re.split(r"^## ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     title, *lines = head.strip().split("\n")
     facts = dict(re.findall(rf"^({'|'.join(FACTS)}): *(.+)$", head, re.MULTILINE))

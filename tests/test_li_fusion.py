@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
+from joblib.externals import cloudpickle
 from safetensors.torch import load_file
 
 from common import results, settings
@@ -331,14 +332,14 @@ def test_a_second_run_trains_nothing_and_gives_the_same_tables(finished, monkeyp
         run_04(root, "--SYSTEMS=MMT", "--WIDTH=8", f"--RESULTS_ROOT={root}/other")
 
 
-def test_trainings_side_by_side_give_the_same_outcomes(finished, tmp_path):
-    """Two processes; the network of the script travels to them."""
+def test_a_training_that_was_sent_to_a_process_gives_the_same_outcome(finished, tmp_path):
+    """As joblib sends it, with the network of the script."""
     prepare(tmp_path)
-    run_04(tmp_path, "--SYSTEMS=BERT+TE", "--JOBS=2", "--FINETUNED_PARTS=none")
-    for fold in FOLDS:
-        part = f"models/demo_iemocap/li/bert_te/1+1/seed0/{fold}/frozen/outcome.json"
-        one, two = (json.loads((root / part).read_text()) for root in (finished[0], tmp_path))
-        assert logits_of(one) == logits_of(two)
+    task = study_of(tmp_path, "--SYSTEMS=BERT+TE"), "BERT+TE", (1, 1), [FROZEN], 0, 0
+    function, task = cloudpickle.loads(cloudpickle.dumps((train_system, task)))
+    two = function(*task)[FROZEN]
+    part = "models/demo_iemocap/li/bert_te/1+1/seed0/fold1/frozen/outcome.json"
+    assert logits_of(json.loads((finished[0] / part).read_text())) == logits_of(two)
 
 
 def test_killed_after_the_frozen_phase_it_resumes(finished, tmp_path, monkeypatch):
