@@ -5,11 +5,11 @@ import csv
 import json
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pytest
 from conftest import load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
-from joblib.externals import cloudpickle
 from safetensors.torch import load_file
 
 from common import results, settings
