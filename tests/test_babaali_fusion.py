@@ -5,11 +5,12 @@ import csv
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_script
+from conftest import load_script, no_figures
 from sklearn.svm import SVC
 
 from common import results, settings, splits
@@ -81,7 +82,7 @@ def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
             )
 
 
-def run_04(root, *words, script=None):
+def run_04(root, *words, script=None, drawing=no_figures):
     """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
     script = script or load_script("04_fuse_classify.py")
     roots = (
@@ -91,7 +92,8 @@ def run_04(root, *words, script=None):
         "--RUN=demo_iemocap",
     )
     settings.apply(vars(script), [*roots, "--PAPERS=babaali", *QUICK, *words])
-    script.main()
+    with drawing():
+        script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
 
@@ -111,7 +113,7 @@ def finished(tmp_path_factory):
     make_stores(root, manifest, folds + pairs)
     with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
         patch.setattr(results, "incomparable", lambda *run: "")
-        return root, manifest, run_04(root)
+        return root, manifest, run_04(root, drawing=nullcontext)
 
 
 def read_table(folder, name):

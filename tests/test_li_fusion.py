@@ -3,12 +3,13 @@ how it resumes after a kill, and what it refuses."""
 
 import csv
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import cloudpickle
 import numpy as np
 import pytest
-from conftest import load_script
+from conftest import load_script, no_figures
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from safetensors.torch import load_file
 
@@ -58,9 +59,10 @@ def load_04(root, *words):
     return script
 
 
-def run_04(root, *words):
+def run_04(root, *words, drawing=no_figures):
     """Run 04 for this paper and return its results folder."""
-    load_04(root, *words).main()
+    with drawing():
+        load_04(root, *words).main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
 
@@ -111,7 +113,7 @@ def finished(tmp_path_factory):
     manifest = prepare(root)
     with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
         patch.setattr(results, "incomparable", lambda *run: "")
-        return root, manifest, run_04(root, f"--SYSTEMS={','.join(SYSTEMS)}", *CONTEXTS)
+        return root, manifest, run_04(root, f"--SYSTEMS={','.join(SYSTEMS)}", *CONTEXTS, drawing=nullcontext)
 
 
 # ---- What a run leaves ---------------------------------------------------------------------
