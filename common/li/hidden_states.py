@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from time import monotonic
+from timeit import timeit
 
 import numpy as np
 import torch
@@ -199,12 +199,8 @@ def seconds_per_batch(u, backbone, accelerator, n):
             return hidden_states(backbone, u.modality, batch)[0]
 
     kept = torch.zeros(run().shape, dtype=torch.float16)
-    seconds = []
-    for function in (lambda: kept.clone().to(accelerator.device), run):
-        started = monotonic()
-        function().sum().item()  # waits for the device
-        seconds.append(monotonic() - started)
-    return seconds
+    reading = timeit(lambda: kept.clone().to(accelerator.device).sum().item(), number=1)  # .item() waits
+    return reading, timeit(lambda: run().sum().item(), number=1)
 
 
 def copy_to(device, array):
