@@ -278,6 +278,13 @@ def kept_bytes(accelerator, model, loss, batch):
     return sum(kept.values())
 
 
+def fitting(n, once, each, room):
+    """n samples, halved until what they keep, `once` and for `each` of them, is no more than `room` bytes."""
+    while n > 1 and once + n * each > room:
+        n = -(-n // 2)
+    return n
+
+
 class Training:
     """One training run; `train_and_test` drives it.
 
@@ -341,9 +348,7 @@ class Training:
         if not two or not three:
             return  # `step` will find out
         room = MEMORY_SHARE * (free - 12 * sum(p.numel() for p in self.parameters))  # gradients and AdamW
-        n = state.micro_batch
-        while n > 1 and two + (n - 2) * (three - two) > room:
-            n = -(-n // 2)
+        n = fitting(state.micro_batch, 3 * two - 2 * three, three - two, room)
         if n < state.micro_batch:
             print(f"{self.place.title}: {free / 1e9:.1f} GB are free: {n} samples per forward pass")
         state.micro_batch = n

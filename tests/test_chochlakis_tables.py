@@ -49,13 +49,10 @@ class FakeRun:
     corpus = "demo_cremad"
 
     def __init__(self, folder):
-        self.folder, self.tables, self.notes, self.figures = folder, {}, {}, []
+        self.folder, self.tables, self.notes = folder, {}, {}
 
     def table(self, stem, title, cells, note=""):
         self.tables[stem], self.notes[stem] = cells, note
-
-    def figure(self, paths):
-        self.figures += paths
 
     def predictions(self, rows):
         self.rows = list(rows)
