@@ -143,7 +143,8 @@ class Scores:
         for i, seed in enumerate(self.seeds):
             for fold, tested in zip(self.folds, self.tested):
                 part = tested if turns is None else np.intersect1d(tested, turns)
-                found |= {(seed, fold.name): (slice(i, None, n), part)} if len(part) else {}
+                if len(part):
+                    found[seed, fold.name] = slice(i, None, n), part
         return found
 
     def data(self, predictions, turns=None):
