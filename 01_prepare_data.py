@@ -8,7 +8,7 @@ annotation's times, sound is removed, and the clip is written as MP4.
     python 01_prepare_data.py --CORPUS=ravdess --CORPUS_ROOT=/where/it/is
     python 01_prepare_data.py --CORPUS=./my_corpus       # a folder with a manifest.csv (see README)
     python 01_prepare_data.py --CORPUS=mosei --MOSEI_FOLDS=/where/cmu_mosei_std_folds.py       # for 07
-    python 01_prepare_data.py --CORPUS=voxceleb2 --VOXCELEB2_VIDEO=true                        # for 07
+    python 01_prepare_data.py --CORPUS=voxceleb2               # for 05 and 07, of all speakers
     python 01_prepare_data.py --demo                     # a synthetic corpus in IEMOCAP's layout
     python 01_prepare_data.py --demo --CORPUS=demo_emodb       # or another of the synthetic ones, see CORPUS
 
@@ -79,7 +79,6 @@ CROP_SPEAKER = True             # IEMOCAP: keep the half of the split screen tha
 RAVDESS_CHANNEL = "speech"      # RAVDESS: "speech", "song" or "both"
 VOXCELEB2_SPEAKERS = 0          # VoxCeleb2: take this many speakers, drawn with the first seed; 0 = all.
                                 # Sadok et al., Sec. 3.1.1: 2170 (about 1,000 h), which ones is not said
-VOXCELEB2_VIDEO = False         # VoxCeleb2: also name the mp4 of each clip, for 07; 05 needs sound only
 
 # ---- Media ----------------------------------------------------------------------------------
 MEDIA_IN_PLACE = False          # name the recordings where they lie, with every rate and frame they have,
@@ -137,7 +136,6 @@ def read_release():
         demo.write(CORPUS, root, SEEDS[0], DEMO_SIZE, WORKERS)
     elif not CORPUS_ROOT:
         root = corpora.find_root(CORPUS, DATA_ROOT)
-    video = VOXCELEB2_VIDEO or CORPUS == "demo_voxceleb2_av"
     options = {
         "iemocap": {
             "merge_excited": MERGE_EXCITED_INTO_HAPPY,
@@ -145,7 +143,7 @@ def read_release():
             "crop_speaker": CROP_SPEAKER,
         },
         "ravdess": {"channel": RAVDESS_CHANNEL},
-        "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0], "with_video": video},
+        "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0]},
         "mosei": {"folds": MOSEI_FOLDS},
     }
     return reader.read(root, **options.get(layout, {})), root

@@ -4,7 +4,7 @@ Paper: A. Khare, S. Parthasarathy, S. Sundaram, "Self-supervised learning with c
 emotion recognition", IEEE SLT 2021: Tables 1 and 2, the ASR experiment and case studies of Sections 4.1, 4.2.
 Model and losses stand here; common/khare/ has features, words, data, tables (with the scores) and figures.
 
-    python 07_crossmodal_mosei.py         # after 01 --CORPUS=mosei, and voxceleb2 with --VOXCELEB2_VIDEO=true
+    python 07_crossmodal_mosei.py         # after 01 --CORPUS=mosei and --CORPUS=voxceleb2
     python 07_crossmodal_mosei.py --demo  # after 01 --demo --CORPUS=demo_mosei and demo_voxceleb2_av
     python 07_crossmodal_mosei.py --scratch --CORPUS=meld     # words of MELD alone, sizes for two CPU cores
     python 07_crossmodal_mosei.py --scratch --CORPUS=ravdess --PRETRAIN_CORPUS= --MODALITIES=audio \\

@@ -156,7 +156,7 @@ def test_recognised_words_are_of_the_same_segments_and_partly_wrong(corpora, rel
 
 def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(corpora):
     root = corpora / "demo_voxceleb2_av"
-    release = read_voxceleb2(root, 0, 0, with_video=True)
+    release = read_voxceleb2(root, 0, 0)
     turns = [source.turn for source in release.turns]
     assert len(turns) == 20 and not release.problems
     assert all(turn.audio.endswith(".m4a") and turn.video.endswith(".mp4") for turn in turns)

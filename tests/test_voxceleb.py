@@ -60,7 +60,8 @@ def test_layouts(tmp_path, folder, ending, split):
     ]
     turn = turns["id00012_-6kGfBX1234_00003"]
     assert (turn.dialogue_id, turn.turn, turn.speaker) == ("id00012_-6kGfBX1234", 1, "id00012")
-    assert (turn.label, turn.text, turn.video, turn.start_s, turn.end_s) == ("", "", "", 0.0, 0.0)
+    assert (turn.label, turn.text, turn.start_s, turn.end_s) == ("", "", 0.0, 0.0)
+    assert turn.video == (turn.audio if ending == "mp4" else "")
     assert turn.audio == str(root / folder / names[0]) and turn.extra == {"gender": "", "set": split}
     release = read_voxceleb2(root, 0, 0)
     assert release.classes == () and release.media_in_place and not release.problems
@@ -99,7 +100,7 @@ def test_a_clip_counts_once_and_m4a_goes_before_wav_before_mp4(tmp_path):
     assert [turn.turn for turn in turns.values()] == [0, 1, 2]
 
 
-def test_sound_and_picture_of_a_clip_are_one_turn_where_video_is_asked_for(tmp_path):
+def test_sound_and_picture_of_a_clip_are_one_turn(tmp_path):
     clip = "id00012/-1Uxsk56VDQ/0000"
     touch(
         tmp_path,
@@ -109,7 +110,7 @@ def test_sound_and_picture_of_a_clip_are_one_turn_where_video_is_asked_for(tmp_p
         f"dev/mp4/{clip}3.mp4",
         f"copy/mp4/{clip}1.mp4",
     )
-    release = read_voxceleb2(tmp_path, 0, 0, with_video=True)
+    release = read_voxceleb2(tmp_path, 0, 0)
     names = [
         tuple(path.removeprefix(f"{tmp_path}/") for path in (s.turn.audio, s.turn.video))
         for s in release.turns
@@ -119,12 +120,7 @@ def test_sound_and_picture_of_a_clip_are_one_turn_where_video_is_asked_for(tmp_p
         (f"dev/aac/{clip}2.m4a", ""),
         (f"dev/mp4/{clip}3.mp4", f"dev/mp4/{clip}3.mp4"),
     ]
-    assert "video: an mp4 of 2 of the 3 clips" in release.notes and not release.problems
-    without = read_voxceleb2(tmp_path, 0, 0)
-    assert [s.turn.video for s in without.turns] == ["", "", ""] and not any(
-        "video:" in note for note in without.notes
-    )
-    assert [s.turn.audio for s in without.turns] == [s.turn.audio for s in release.turns]
+    assert not release.problems
 
 
 def test_hidden_files_and_odd_names(tmp_path):
@@ -162,7 +158,7 @@ def test_no_clip_is_opened_or_asked_for_its_size(tmp_path):
         (folder / f"{number:05d}.m4a").symlink_to("nowhere")
     (folder / "00000.mp4").symlink_to("nowhere")
     assert len(turns_of(tmp_path)) == 3
-    assert [bool(s.turn.video) for s in read_voxceleb2(tmp_path, 0, 0, with_video=True).turns] == [
+    assert [bool(s.turn.video) for s in read_voxceleb2(tmp_path, 0, 0).turns] == [
         True,
         False,
         False,

@@ -20,12 +20,11 @@ META = "vox2_meta.csv"
 SETS = {"dev": "dev", "train": "dev", "test": "test"}  # folder names, where vox2_meta.csv is absent
 
 
-def read(root, n_speakers=0, seed=0, with_video=False):
+def read(root, n_speakers=0, seed=0):
     """Read VoxCeleb2 in place: a turn per clip, a dialogue per video, no labels and no classes.
 
     root        any folder above idXXXXX/<video>/NNNNN.m4a (or .wav, .mp4), such as dev/ or aac/
     n_speakers  take this many speakers, drawn with `seed` from all that are there; 0 = all
-    with_video  True also names a clip's mp4, where it is there, as its video
     A clip that is there more than once (same speaker, video and number) counts once. No file is opened and no
     size asked for, since the release has 1.1 million of them. Extra columns: gender and set (dev, test), ""
     where vox2_meta.csv is absent and no folder says.
@@ -38,7 +37,7 @@ def read(root, n_speakers=0, seed=0, with_video=False):
     facts, release = _facts(root, folders), Release(media_in_place=True)
     for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2, disable=None):
         clips = _clips(folders[speaker], release)
-        release.turns += _turns(speaker, clips, facts[speaker], with_video)
+        release.turns += _turns(speaker, clips, facts[speaker])
     n_clips = len(release.turns)
     if not n_clips:
         clips = "VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a"
@@ -48,9 +47,6 @@ def read(root, n_speakers=0, seed=0, with_video=False):
         release.notes.append(drawn)
     else:
         _compare(release)
-    if with_video:
-        n_videos = sum(bool(source.turn.video) for source in release.turns)
-        release.notes.append(f"video: an mp4 of {n_videos:,} of the {n_clips:,} clips")
     return release
 
 
@@ -104,7 +100,7 @@ def _clips(folders, release):
     return clips
 
 
-def _turns(speaker, clips, extra, with_video):
+def _turns(speaker, clips, extra):
     """The turns of one speaker, by video and number; they share the dict `extra`."""
     turns = []
     for video, numbers in sorted(clips.items()):
@@ -112,7 +108,7 @@ def _turns(speaker, clips, extra, with_video):
         for position, (number, copies) in enumerate(sorted(numbers.items())):
             turn = Turn(f"{dialogue_id}_{number}", dialogue_id, position, speaker, "", 0.0, 0.0, extra=extra)
             turn.audio = next(copies[ending] for ending in ENDINGS if ending in copies)
-            turn.video = copies.get("mp4", "") if with_video else ""
+            turn.video = copies.get("mp4", "")
             turns.append(SourceTurn(turn))
     return turns
 
