@@ -2,13 +2,15 @@
 done twice."""
 
 import itertools
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import test_av_backbones as av
 import torch
-from conftest import command, linked, load_script, prepare, rows, run, run_again, run_here, shared_data
+from conftest import command, linked, load_script, prepare, rows, run_again, run_here, shared_data
 
 from common import settings, training
 from common.chochlakis import imputation, tables
@@ -387,8 +389,10 @@ def test_a_folder_as_corpus_keeps_its_features_below_data(lab, monkeypatch):
 def test_seeds_side_by_side_find_what_they_find_in_turn(demo, tmp_path):
     """In processes of their own, to which the script's functions and constants travel."""
     linked(demo, tmp_path, "prepared", "clips", "checkpoints")
+    pretrained = Path("data", "models", "demo_audioset")
+    shutil.copytree(demo / pretrained, tmp_path / pretrained)
     options = [*SHORT, "--BEYOND_PAPER=False", "--CLASSIFIERS=linear", "--JOBS=2"]
-    run(SCRIPT, tmp_path, *options)
+    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
     mine = rows(results(tmp_path) / "predictions.csv")
     systems = {line["system"] for line in mine}
     assert len(systems) == 2 * 7

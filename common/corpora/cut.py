@@ -42,11 +42,9 @@ def _clip_writer(path, first, first_pts, stream, crf):
 
     first, first_pts  the frame that the clip begins with, and its time in the source
     """
-    name, options = "libx264", {"crf": str(crf), "preset": PRESET}
-    if name not in av.codecs_available:  # near-lossless MPEG-4
-        name, options = "mpeg4", {"flags": "+qscale", "global_quality": str(2 * 118)}
+    options = {"crf": str(crf), "preset": PRESET}
     with writing(path), atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as target:
-        encoder = target.add_stream(name, rate=stream.average_rate or 30, options=options)
+        encoder = target.add_stream("libx264", rate=stream.average_rate or 30, options=options)
         encoder.width, encoder.height, encoder.pix_fmt = first.width, first.height, "yuv420p"
         encoder.codec_context.time_base = stream.time_base
         encoder.codec_context.thread_count = stream.codec_context.thread_count
