@@ -112,11 +112,6 @@ def start_of(container, stream):
 
 def probe(path):
     """What a recording says about itself, as MediaInfo, without decoding it. Raises MediaError."""
-    if Path(path).suffix.lower() in AUDIO_FILES:
-        with suppress(soundfile.SoundFileError):
-            info = soundfile.info(str(path))
-            if info.frames:
-                return MediaInfo(info.frames / info.samplerate, info.samplerate)
     with open_container(path) as container:
         info = MediaInfo((container.duration or 0) / av.time_base)
         with suppress(MediaError):

@@ -232,7 +232,7 @@ def _find_parts(release, kind):
     for path, own in by_path.items():
         spans = {(source.turn.start_s, source.turn.end_s) for source in own}
         start_s, end_s = min(spans)
-        # Cut from: several turns, or one, to whose end it goes on and which is shorter.
+        # Several turns lie in it, or one that is shorter than it.
         if len(spans) > 1 or _info(path).duration_s > max(end_s - SAME_S, end_s - start_s + SAME_S):
             parts.add(path)
             for source in own:
