@@ -298,6 +298,23 @@ def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
     assert np.allclose(found.video_s, [0.4] * 8 + [0.1033, 0], atol=1e-4) and found.audio_s[9] == 0
 
 
+def test_every_picture_of_genuine_grid_clips_is_that_of_a_plain_decode():
+    """MPEG-1 at 25 frames a second, whose clock does not begin at 0; here the frames shown are found by hand."""
+    files, scaler = sorted(shared_data("grid").glob("*.mpg")), VideoReformatter()
+    assert len(files) == 8
+    for path in files:
+        clips = read_clips(path, path, 6, 0.5, 16000, 64)
+        with av.open(str(path)) as container:
+            frames = list(container.decode(container.streams.video[0]))
+            start_s = container.start_time / av.time_base
+        shown_s = np.array([frame.time - start_s for frame in frames])
+        assert len(frames) == 75 and np.allclose(np.diff(shown_s), 0.04)
+        for k, picture in enumerate(clips.video.reshape(-1, 64, 64, 3)):
+            frame = frames[max(0, np.searchsorted(shown_s, k / 16 + 1e-3) - 1)]
+            assert (picture == central_square(frame, 64, scaler)).all(), (path.name, k)
+        assert clips.video_s.sum() == pytest.approx(3.0, abs=0.05) and clips.audio.std() > 0.001
+
+
 def test_real_ravdess_sound_without_any_video(tmp_path):
     files = sorted((shared_data("ravdess") / "Actor_01").glob("*.wav"))[:12]
     corpus, turns = corpus_of(tmp_path, [(str(path), "") for path in files])
