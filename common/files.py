@@ -141,9 +141,16 @@ def write_csv(path, rows, columns):
 
 def read_csv(path):
     """Read a CSV file with a header line into a list of dicts of strings (UTF-8, with or without a mark)."""
+    with open_csv(path) as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def open_csv(path):
+    """A CSV file to read from; UserError where it is absent or not UTF-8."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"{path}: {ABSENT}") from error
     except UnicodeDecodeError as error:

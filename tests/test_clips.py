@@ -299,7 +299,7 @@ def test_real_ravdess_video_gives_the_clips_of_a_full_decode():
 
 
 def test_every_picture_of_genuine_grid_clips_is_that_of_a_plain_decode():
-    """MPEG-1 at 25 frames a second, whose clock does not begin at 0; here the frames shown are found by hand."""
+    """MPEG-1 at 25 frames a second, whose clock does not begin at 0; the frames shown are found by hand."""
     files, scaler = sorted(shared_data("grid").glob("*.mpg")), VideoReformatter()
     assert len(files) == 8
     for path in files:

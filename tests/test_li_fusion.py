@@ -4,6 +4,7 @@ how it resumes after a kill, and what it refuses."""
 import csv
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cloudpickle
@@ -419,7 +420,7 @@ def test_nothing_learns_from_the_labels_of_the_test_session(tmp_path):
     """Other labels of the tested session change no logit of its fold; those of a training session do."""
     manifest, logits = prepare(tmp_path), []
     for changed in ("", "Ses01", "Ses02"):
-        turns = [SimpleNamespace(**vars(turn)) for turn in manifest.turns]
+        turns = [replace(turn) for turn in manifest.turns]
         for turn in turns:
             if turn.session == changed and turn.label:
                 turn.label = CLASSES[(CLASSES.index(turn.label) + 1) % 4]
