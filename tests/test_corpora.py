@@ -130,18 +130,13 @@ def test_iemocap_damage_becomes_problems(tmp_path):
     text = evaluation.read_text()
     evaluation.write_text(text + "\n[7.0 - 7.5]\tSes01F_impro01_F000\tneu\t[2.5, 2.5, 2.5]\n[8.1 - 9.")
     (root / "Session3/dialog/transcriptions/Ses03M_impro05b.txt").unlink()
-    (root / "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_M000.wav").unlink()
-    touch(root, "Session1/dialog/wav/Ses01F_impro01.wav")
     release = read_iemocap(root, True, True)
     assert len(release.turns) == 7
     assert [p.problem.split(";")[0] for p in release.problems] == [
-        "sentence wav missing",
         "turn listed twice",
         "not a line of EmoEvaluation",
         "transcript file missing",
     ]
-    source = by_id(release)["Ses01F_impro01_M000"]
-    assert source.audio.name == "Ses01F_impro01.wav" and source.audio_span == (1.2, 2.4)
     assert by_id(release)["Ses03M_impro05b_M000"].turn.text == ""
 
 

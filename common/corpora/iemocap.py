@@ -84,7 +84,7 @@ def _read_session(folder, labels, keep_brackets, crop_speaker, release):
                 turn.extra["agreement"] = f"{sum(heard) / len(heard):.2f}"
             if not re.match(r"\[\s*\d", line):
                 continue  # the header, raters' lines, blank lines
-            turn = _turn(line, folder.name, labels)
+            turn, heard = _turn(line, folder.name, labels), []
             if turn is None or turn.utterance_id in seen:
                 what = "turn listed twice" if turn else "not a line of EmoEvaluation"
                 name = turn.utterance_id if turn else ""
@@ -92,11 +92,10 @@ def _read_session(folder, labels, keep_brackets, crop_speaker, release):
                 turn = None
                 continue
             seen.add(turn.utterance_id)
-            heard = []
             turn.text = texts.get(turn.utterance_id, "")
             if not keep_brackets:
                 turn.text = " ".join(BRACKET_TOKEN.sub(" ", turn.text).split())
-            release.turns.append(_add_media(turn, folder, videos, crop_speaker, release))
+            release.turns.append(_add_media(turn, folder, videos, crop_speaker))
 
 
 def _turn(line, session, labels):
@@ -128,23 +127,17 @@ def _read_transcripts(path, release):
     return texts
 
 
-def _add_media(turn, folder, videos, crop_speaker, release):
+def _add_media(turn, folder, videos, crop_speaker):
     """Where the turn's sound and picture are: its own wav, and its half of the dialogue's split screen.
 
     The wearer of the markers, whose letter is in the dialogue's name, is on the left.
     """
-    source, dialogue, span = SourceTurn(turn, times_known=True), turn.dialogue_id, (turn.start_s, turn.end_s)
+    dialogue = turn.dialogue_id  # a file that is absent is found missing when it is read
     wav = folder / "sentences" / "wav" / dialogue / f"{turn.utterance_id}.wav"
-    dialogue_wav = folder / "dialog" / "wav" / f"{dialogue}.wav"
-    if wav.is_file() or not dialogue_wav.is_file():
-        source.audio = wav  # if absent, found missing when it is read
-    else:
-        source.audio, source.audio_span = dialogue_wav, span
-        what = "sentence wav missing; cut from the dialogue's recording, where both actors are heard"
-        release.problem(turn.utterance_id, wav, what, "unpack sentences/wav")
+    source = SourceTurn(turn, wav, times_known=True)
     if videos is not None:
         source.video = videos.get(dialogue, folder / "dialog" / "avi" / "DivX" / f"{dialogue}.avi")
-        source.video_span = span
+        source.video_span = turn.start_s, turn.end_s
         if crop_speaker:
             source.half = "left" if turn.speaker[-1] == dialogue[5] else "right"
     return source
