@@ -90,7 +90,9 @@ def run_02(corpus, folder, *more):
     ],
 )
 def test_frozen_encoders_and_last_blocks(corpus, tmp_path, options, capsys):
-    run_02(corpus, tmp_path, *options, "--AUDIO_EPOCHS=12", "--TEXT_EPOCHS=12", "--MODALITIES=text,audio")
+    epochs = 12 if "--frozen" in options else 2
+    options = [*options, f"--AUDIO_EPOCHS={epochs}", f"--TEXT_EPOCHS={epochs}"]
+    run_02(corpus, tmp_path, *options, "--MODALITIES=text,audio")
     printed = capsys.readouterr().out
     assert printed.count("extracting states of") == 2  # once each for all folds
     best = tmp_path / "data" / "models" / "toy" / "audio" / "seed0" / "fold1" / "whisper-base"

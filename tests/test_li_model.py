@@ -257,10 +257,12 @@ def test_order_is_learned():
     optimizer = torch.optim.AdamW([*layer.parameters(), *classify.parameters()], lr=3e-2)
     for _ in range(100):
         loss = F.cross_entropy(classify(with_context(layer, x, visible, 2)[:, 0]), labels)
+        if loss.item() < 0.1:
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.1
+    raise AssertionError(f"order is not learnt: loss {loss.item()}")
 
 
 def test_every_word_of_a_neighbour_counts_however_short_the_target():
@@ -545,7 +547,9 @@ def test_overfits_eight_samples(name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(150):
         loss = F.cross_entropy(model(batch), labels)
+        if loss.item() < 0.05:
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05
+    raise AssertionError(f"{name} learns too slowly: loss {loss.item()}")
