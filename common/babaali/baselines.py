@@ -64,8 +64,10 @@ def linear_svm(vectors, y, parts, penalties):
     """Linear support vector machine on vectors(rows), which is scaled by these rows; as 04's classifiers."""
     x, scores = vectors(parts.fit), []
     for penalty in penalties:
-        machine = LinearSVC(C=penalty).fit(x[parts.fit], y[parts.fit])
+        machine = LinearSVC(C=penalty, random_state=0).fit(x[parts.fit], y[parts.fit])
         scores.append(machine.score(x[parts.choose], y[parts.choose]))
     x = vectors(parts.refit)
-    machine = LinearSVC(C=penalties[int(np.argmax(scores))]).fit(x[parts.refit], y[parts.refit])
+    machine = LinearSVC(C=penalties[int(np.argmax(scores))], random_state=0).fit(
+        x[parts.refit], y[parts.refit]
+    )
     return machine.predict(x[parts.test]), max(scores)
