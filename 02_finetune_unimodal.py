@@ -189,15 +189,25 @@ def chosen_models(modality):
     return named[:1] or models
 
 
-def inputs_of(manifest, modality, model):
+def open_models(manifest, needed):
+    """{(modality, model): TurnEncoder}: all are there and whole before anything slow; lists all faults."""
+    found = {}
+
+    def open_model(pair):
+        modality, model = pair
+        source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
+        found[pair] = TurnEncoder(load_backbone(source), modality, **readings_of(modality, source)[-1])
+
+    if faults := faults_of(open_model, needed):
+        raise UserError(f"{'; '.join(faults)}; --demo needs no download, 01 --demo writes its models")
+    return found
+
+
+def inputs_of(manifest, modality, model, encoder):
     """The turns as the model reads them; media are decoded once, and what is frozen is computed once."""
     source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
     clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
-    reading = readings_of(modality, source)[-1]
-    if reading["n_trained"] is None:
-        return inputs
-    encoder = TurnEncoder(load_backbone(source), modality, **reading)
     accelerator = make_accelerator(PRECISION, DETERMINISTIC)
     batch_size = constant(modality, "EVAL_BATCH_SIZE")
     return cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, batch_size)
@@ -491,18 +501,6 @@ def check_constants():
             raise UserError(f"{name}=chosen: only of a frozen encoder; add it to FREEZE or choose weighted")
 
 
-def check_models(manifest, needed):
-    """Open every model and look at its weights before the first is trained; lists all faults."""
-
-    def open_model(pair):
-        modality, model = pair
-        source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
-        TurnEncoder(load_backbone(source), modality, **readings_of(modality, source)[-1])
-
-    if faults := faults_of(open_model, needed):
-        raise UserError(f"{'; '.join(faults)}; --demo needs no download, 01 --demo writes its models")
-
-
 def main():
     check_constants()
     manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC)
@@ -516,9 +514,9 @@ def main():
     chosen = {m: chosen_models(m) for m in modalities} if "folds" in STAGES else {}
     candidates = {m: constant(m, "MODELS") for m in modalities} if "choice" in STAGES else chosen
     needed = [(m, model) for m, models in candidates.items() for model in models]
-    check_models(manifest, needed)
+    models = open_models(manifest, needed)
     with accelerator.main_process_first():
-        inputs = {(m, model): inputs_of(manifest, m, model) for m, model in needed}
+        inputs = {pair: inputs_of(manifest, *pair, models.pop(pair)) for pair in needed}
 
     compared, tested = [], []
     if "choice" in STAGES:  # Tables 1-3

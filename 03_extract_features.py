@@ -155,9 +155,7 @@ def compare_with_02(store, folder):
     differ = float(np.mean(here != np.argmax(test["outputs"]["logits"], axis=1)))
     if differ > TOLERANCE:
         remedy = "run both again, or raise TOLERANCE if the precisions differ"
-        raise UserError(
-            f"{folder}: {differ:.1%} of the test turns are decided otherwise than by 02; {remedy}"
-        )
+        raise UserError(f"{folder}: {differ:.1%} of test turns are decided otherwise than by 02; {remedy}")
     return differ
 
 
