@@ -25,6 +25,7 @@ from conftest import load_script
 from common import settings
 from common.demo.checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece, waveform_processor
 from common.encoders import RATE_HZ
+from common.extraction import Extraction
 from common.li.training import FROZEN, train_system
 from common.manifest import Manifest, Turn, write_manifest
 from common.media import write_wav
@@ -76,8 +77,9 @@ def run_epochs(accelerator, root, manifest, cache_gb):
     settings.apply(vars(script), [*words, "--WORKERS=0", f"--CACHE_GB={cache_gb}"])
     study, started = script.make_study(manifest), time.monotonic()
     study.folder = root / f"trained_{cache_gb}"
+    how = root / "cache", cache_gb, "disk", Extraction(script.BATCH_SIZE)
     for utterances in study.utterances.values():
-        script.keep_states(utterances, manifest, accelerator, root / "cache", cache_gb, script.BATCH_SIZE, 0)
+        script.keep_states(utterances, manifest, accelerator, *how)
     prepared = time.monotonic() - started
     outcome = train_system(study, "MMT", study.window, [FROZEN], 0, 0)[FROZEN]
     return [entry["seconds"] for entry in outcome["history"]["log"]], prepared
