@@ -6,7 +6,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from common.files import write_csv, write_json
+from common.compare import main
+from common.files import UserError, write_csv, write_json
 from common.results import PREDICTION_COLUMNS
 
 
@@ -40,20 +41,27 @@ def test_two_runs_are_shown_with_settings_cells_and_a_paired_test(tmp_path):
     assert "bert: +20.00 [20.00, 20.00] points, p = 0.1250 by speaker (n = 20, 4 speakers)" in shown.stdout
 
 
-def test_two_folders_of_all_results_give_a_line_for_each_run(tmp_path):
+def test_two_folders_of_all_results_give_a_line_for_each_run(tmp_path, capsys):
     for root, right in (("mine", 4), ("theirs", 3)):
         write_run(tmp_path / root / "02_finetune_unimodal" / "toy", right=right)
         write_run(tmp_path / root / "02_finetune_unimodal" / "same")
-    shown = compare(tmp_path / "theirs", tmp_path / "mine").stdout.splitlines()
+    main([tmp_path / "theirs", tmp_path / "mine"])
+    shown = capsys.readouterr().out.splitlines()
     same, toy = (
         f"02_finetune_unimodal/{name}: {n} of 1 cells moved" for name, n in (("same", 0), ("toy", 1))
     )
     assert shown == [same, f"{toy}, most table_4/bert/Accuracy: 30 | 40"]
 
 
+def test_a_refusal_is_one_line_and_no_success(tmp_path):
+    shown = compare(tmp_path)
+    assert shown.returncode != 0 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("case", ["one folder", "no results", "two scripts"])
 def test_what_cannot_be_compared_is_one_line(tmp_path, case):
     a = write_run(tmp_path / "a")
     b = {"no results": tmp_path / "none"}.get(case) or write_run(tmp_path / "b", script="04_fuse_classify")
-    shown = compare(a, *([] if case == "one folder" else [b]))
-    assert shown.returncode != 0 and shown.stderr.startswith("error: ") and shown.stderr.count("\n") == 1
+    with pytest.raises(UserError) as error:
+        main([a] if case == "one folder" else [a, b])
+    assert "\n" not in str(error.value)
