@@ -233,23 +233,14 @@ def test_two_folders_of_one_name_are_kept_apart(tmp_path, capsys):
 
 
 def test_demo_small(tmp_path):
-    """--demo from eSpeak to checkpoints, at its smallest, in a process of its own."""
+    """--demo from eSpeak to checkpoints, at its smallest."""
     pytest.importorskip("espeakng_loader")
-    command = [
-        sys.executable,
-        str(ROOT / SCRIPT),
-        "--demo",
-        "--DEMO_SIZE=0.02",
-        "--WORKERS=0",
-        f"--DATA_ROOT={tmp_path}",
-        f"--RESULTS_ROOT={tmp_path / 'r'}",
-    ]
-    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path)
-    manifest = read_manifest(tmp_path, "demo_iemocap")
+    manifest = prepare(tmp_path, "demo_iemocap", "", "--demo", "--DEMO_SIZE=0.02")
     assert len({t.session for t in manifest.turns}) == 5 and len({t.speaker for t in manifest.turns}) >= 5
     assert all(t.audio and t.video and t.text for t in manifest.turns)
-    assert (tmp_path / "checkpoints" / "demo_iemocap" / "bert-base-uncased" / "config.json").exists()
-    assert not list((tmp_path / "raw" / "demo_iemocap").glob("*.json"))  # the note of its size lies beside it
+    data = tmp_path / "data"
+    assert (data / "checkpoints" / "demo_iemocap" / "bert-base-uncased" / "config.json").exists()
+    assert not list((data / "raw" / "demo_iemocap").glob("*.json"))  # the note of its size lies beside it
 
 
 def write_voxceleb2(root, n_speakers=3):
