@@ -99,8 +99,7 @@ OUT_OF_FOLD = True                # also fit late fusion on out-of-fold logits, 
 # ---- Babaali & Shayaninasab: classifiers (Sec. 3.4); none of these values is in the paper --
 CLASSIFIERS = ()                  # such as SVM,NN; () = all that CLASSIFY below names: SVM, NN, XGBoost
 SVM_KERNEL = "rbf"                # of vectors of width D: "rbf", exp(-|a - b|^2 / D), or "linear", a b / D
-LINEAR_C = (0.1, 1.0, 10.0)       # of the BASELINES, as SVM_C
-SVM_C = (0.1, 1.0, 10.0)          # the best on the validation speakers is used, the smallest of equals
+SVM_C = (0.1, 1.0, 10.0)          # the best on validation speakers, the smallest of equals; of BASELINES too
 NN_HIDDEN = 256                   # units of the two-layer network's first layer
 NN_DROPOUT = 0.5                  # after the first layer
 NN_LEARNING_RATE = 1e-3           # AdamW, weight decay 0.01
@@ -313,7 +312,7 @@ def test_fold(features, systems, seed, k):
             found[system] = CLASSIFY[system.classifier](x, y, parts, seed)
     for name in BASELINES:
         vectors = partial(baseline_vectors, name, manifest, features.root)
-        found[baseline(name)] = linear_svm(vectors, y, parts, LINEAR_C)
+        found[baseline(name)] = linear_svm(vectors, y, parts, SVM_C)
     right = 100 * np.mean(found[final][0] == y[parts.test])
     print(f"seed {seed} {fold.name}: final model {right:.1f} %", flush=True)
     return found, p
