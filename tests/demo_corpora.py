@@ -14,7 +14,7 @@ def planned(monkeypatch, module, corpus, seed, **sizes):
     """What a corpus would consist of, without speaking it."""
     found = []
     monkeypatch.setattr(module, "write_corpus", lambda root, items, *more: found.extend(items))
-    getattr(module, f"write_{corpus}")(Path("unused"), seed, **sizes)
+    getattr(module, f"write_{corpus}")(Path("unused"), seed, **sizes, workers=0)
     return found
 
 

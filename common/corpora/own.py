@@ -25,7 +25,6 @@ from common.files import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, MediaInfo, probe
 
-REQUIRED = ("speaker",)
 NO_LABELS = ("nan", "none", "null", "na", "n/a", "#n/a")  # what programs write for an empty cell
 SPLITS = {"training": "train", "valid": "dev", "val": "dev", "validation": "dev", "testing": "test"}
 SPLITS |= {name: name for name in ("train", "dev", "test")}
@@ -161,7 +160,7 @@ def _check_header(where, header):
     twice = [name for name, count in Counter(header).items() if name and count > 1]
     if twice:
         raise UserError(f"{where}: column {twice[0]} is there twice; rename one of them")
-    absent = [name for name in REQUIRED if name not in header]
+    absent = [] if "speaker" in header else ["speaker"]
     absent += [] if {"text", "audio", "video"} & {*header} else ["text, audio or video"]
     if absent:
         there = f"the columns are {', '.join(filter(None, header))}"

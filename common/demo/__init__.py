@@ -32,13 +32,13 @@ def sizes(corpus, size):
     return {name: min(max(scaled[name], least), most) for name, (_, least, most) in SIZES[corpus].items()}
 
 
-def write(corpus, root, seed, size=1.0, workers=None):
+def write(corpus, root, seed, size=1.0, workers=0):
     """Write a synthetic corpus where it is absent or was made with other settings, as <root>.json tells.
 
     corpus   key of SYNTHETIC
     root     its folder, in the layout of the genuine release
     size     how many recordings there are, as a factor
-    workers  processes, None = one per core, 0 = none; the files do not depend on it
+    workers  processes, 0 = none; the files do not depend on it
     Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
     """
     root, numbers = Path(root), sizes(corpus, size)

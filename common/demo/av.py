@@ -87,7 +87,7 @@ class Scene:
 
 
 # ---- The four corpora -------------------------------------------------------------------------
-def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers=None):
+def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers):
     """Write acted emotions with CREMA-D's names below `root`: AudioWAV, VideoFlash and three tables.
 
     N_MUTE_FLV videos have no sound; the votes of summaryTable.csv are what voice and face show.
@@ -117,7 +117,7 @@ def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers=None):
     write_corpus(root, scenes, write_cremad, workers, texts)
 
 
-def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers=None):
+def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers):
     """Write acted speech with picture and sound in RAVDESS's layout: Actor_NN/01-01-*.mp4."""
     scenes = []
     for number in range(1, n_actors + 1):
@@ -130,7 +130,7 @@ def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers=None)
     write_corpus(root, scenes, write_ravdess, workers)
 
 
-def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers=None):
+def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers):
     """Write plain and Lombard speech in Lombard GRID's layout: lombardgrid/{audio,front,json} below `root`.
 
     With two of the release's exceptions, a `..._WRONG_...` of s3 and a video of s4 without moov atom, but no
@@ -156,7 +156,7 @@ def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers=N
     write_corpus(root, scenes, write_lombard, workers, texts)
 
 
-def write_demo_audioset(root, seed, n_clips, workers=None):
+def write_demo_audioset(root, seed, n_clips, workers):
     """Write videos in which sound and picture go together, with a CAV-MAE manifest, audioset_20k.json.
 
     Its paths are absolute, as genuine ones: `wav` is a file, `video_path` the folder of <video_id>.mp4.

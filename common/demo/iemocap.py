@@ -99,7 +99,7 @@ class Dialogue:
         return [(" ".join(w for w in turn.text.split() if w[0] != "["), turn.voice) for turn in self.turns]
 
 
-def write_demo_iemocap(root, seed, n_dialogues_per_session, turns_per_dialogue, workers=None):
+def write_demo_iemocap(root, seed, n_dialogues_per_session, turns_per_dialogue, workers):
     """Write the synthetic corpus below `root`, the folder IEMOCAP_full_release; see write_corpus."""
     dialogues = [
         plan_dialogue(session, number, turns_per_dialogue, seed)

@@ -108,7 +108,7 @@ class Video:
 
 
 # ---- The two corpora --------------------------------------------------------------------------
-def write_demo_mosei(root, seed, n_videos, segments_per_video, workers=None):
+def write_demo_mosei(root, seed, n_videos, segments_per_video, workers):
     """Write segments with emotions in CMU-MOSEI's layout below `root`; one video more is in no fold.
 
     Labels and languages (.csd), the SDK's folds, Raw with recordings and transcripts, GLOVE_FILE, and
@@ -129,7 +129,7 @@ def write_demo_mosei(root, seed, n_videos, segments_per_video, workers=None):
     write_corpus(root, videos, write_mosei_video, workers, texts, finish)
 
 
-def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers=None):
+def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers):
     """Write speech without labels in VoxCeleb2's layout below `root`: dev/aac, dev/mp4 and vox2_meta.csv.
 
     words.csv is no part of the genuine release: what a recogniser would hear, with times and a score.

@@ -59,7 +59,7 @@ class Recording:
 
 
 # ---- The three corpora: n_actors and so on as in common.demo.SIZES, the rest as in write_corpus ----
-def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers=None):
+def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers):
     """Write acted speech and song with RAVDESS's names below `root`; odd actors are men."""
     recordings = []
     for actor in range(1, n_actors + 1):
@@ -79,7 +79,7 @@ def write_demo_ravdess(root, seed, n_actors, clips_per_emotion, workers=None):
     write_corpus(root, recordings, write_acted, workers)
 
 
-def write_demo_emodb(root, seed, clips_per_speaker, workers=None):
+def write_demo_emodb(root, seed, clips_per_speaker, workers):
     """Write acted German speech with EMO-DB's names below `root`, emotions in the genuine shares."""
     recordings, pairs = [], list(product(TEXTS, EMODB_EMOTIONS))
     shares = np.array([EMODB_EMOTIONS[letter][1] for _, letter in pairs], float)
@@ -95,7 +95,7 @@ def write_demo_emodb(root, seed, clips_per_speaker, workers=None):
     write_corpus(root, recordings, write_short, workers)
 
 
-def write_demo_voxceleb2(root, seed, n_speakers, clips_per_speaker, workers=None):
+def write_demo_voxceleb2(root, seed, n_speakers, clips_per_speaker, workers):
     """Write running speech without labels in VoxCeleb2's layout below `root`, with its vox2_meta.csv."""
     recordings, sexes = [], {}
     for number in range(n_speakers):

@@ -1,6 +1,5 @@
 """From plans to files: one process speaks a corpus, others make the recordings of what was said."""
 
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -28,22 +27,21 @@ def draw_seed(rng):
     return tuple(int(number) for number in rng.integers(2**31, size=2))
 
 
-def write_corpus(root, items, write, workers=None, texts=None, finish=None):
+def write_corpus(root, items, write, workers, texts=None, finish=None):
     """Write a corpus below `root`, replacing what is there; it appears whole or not at all.
 
     items    what is spoken, each with lines: list of (text, voice)
     write    write(folder, item, speech) makes the files of an item, speech: the Speech of each of its lines
-    workers  processes that make files, None = one per core, 0 = none; the files do not depend on it
+    workers  processes that make files, 0 = none; the files do not depend on it
     texts    {name of a file: its content}
     finish   called at the end as finish(folder, what write returned for each item)
     Raises UserError where eSpeak NG cannot be loaded or the folder cannot be written.
     """
-    n_jobs = max(1, os.cpu_count() if workers is None else workers)
     with atomic_path(Path(root)) as folder, ProcessPoolExecutor(1, timeout=60) as fresh:  # see `speak`
         for name, content in (texts or {}).items():
             write_text(folder / name, content)
         spoken = [fresh.submit(speak, item.lines) for item in items]
-        made = Parallel(n_jobs, pre_dispatch="all", max_nbytes=None)(
+        made = Parallel(max(1, workers), pre_dispatch="all", max_nbytes=None)(
             delayed(write_item)(write, folder, item, future.result())  # as soon as it is spoken
             for item, future in zip(items, spoken, strict=True)
         )
