@@ -61,8 +61,7 @@ from common.splits import OFFICIAL
 DATA_ROOT = "data"              # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"        # tables and figures go to <RESULTS_ROOT>/<script>/<corpus>/
 CORPUS_ROOT = ""                # the release as unpacked; "" = <DATA_ROOT>/raw/<its usual folder name>
-MOSEI_FOLDS = ""                # CMU-MOSEI: the SDK's cmu_mosei_std_folds.py, a folder with
-                                # standard_{train,valid,test}_fold.txt, or a csv; "" = below CORPUS_ROOT
+MOSEI_FOLDS = ""                # CMU-MOSEI: the SDK's cmu_mosei_std_folds.py; "" = below CORPUS_ROOT
 
 # ---- Corpus and protocol --------------------------------------------------------------------
 CORPUS = "iemocap"              # "iemocap", "ravdess", "emodb", "meld", "voxceleb2", "cremad", "lombard",

@@ -22,8 +22,8 @@ khare_fig_pretraining (beyond it); predictions.csv, metrics.json, log.jsonl.
 DEVIATIONS and what the paper leaves open; constants in capitals
 1. Transcripts of VoxCeleb2 and their times come from wav2vec 2.0, not from Kaldi's TDNN, so that MIN_SCORE,
    which chooses English clips, is on another scale than the paper's heuristic threshold.
-2. Pictures are seen FPS times a second, and features are standardised by the training clips of each corpus;
-   the paper says neither. The last step of 50 ms repeats its last frame of 10 ms.
+2. Pictures are seen FPS times a second, and features are standardised by the training clips of each corpus,
+   up to 10,000 of them; the paper says neither. The last step of 50 ms repeats its last frame of 10 ms.
 3. Schedule of [27], Adam with betas (0.9, 0.98) and eps 1e-9; its k (LEARNING_RATE_SCALE), WARMUP_STEPS,
    batch, dropout, and whether gradients are clipped (CLIP_NORM) are not in the paper.
 4. The held-out set of pretraining is HELD_OUT of its speakers. Clips of videos that MOSEI validates or tests
@@ -33,7 +33,7 @@ DEVIATIONS and what the paper leaves open; constants in capitals
 6. Fine-tuning: learning rate, epochs and batch are not in the paper; the epoch is chosen on dev, by the same
    mean of WA and F1 that chooses among the initialisations. For pretrained models SEEDS vary the last layer,
    the order and the dropout; each pretraining is done once, with the first of them.
-7. Words without a vector are left out (KEEP_UNKNOWN): "which we ignore". MAX_S cuts very long clips.
+7. Words without a vector are left out: "which we ignore". MAX_S cuts very long clips.
 8. The paper counts 23,453 segments; the release's label file has 23,259, its official folds 22,860.
 9. Not in the paper: means over all initialisations, paired intervals, macro and positive F1, TF-IDF, models
    trained without a modality, and one with trained substitutes, which is robust to missing modalities.
@@ -65,7 +65,7 @@ from common.jobs import side_by_side
 from common.khare import data, features, figures, tables
 from common.khare.data import NO_TARGET, Clips
 from common.khare.features import ARRAYS
-from common.khare.words import is_there, look_up, open_words, word_error_rate
+from common.khare.words import is_there, look_up, open_words
 from common.layers import TOKEN_STD, build, count_parameters, initialise, sinusoidal, take, vectors
 from common.manifest import corpus_name, prepared_folder, read_manifest
 from common.results import start_run
@@ -93,12 +93,10 @@ TRANSCRIPTS = "facebook/wav2vec2-large-960h"      # words of clips without a tex
 MIN_SCORE = -0.3                # English: mean log-probability of letters; transcripts without a score stay
 ASR_TRANSCRIPTS = "facebook/wav2vec2-large-960h"  # recognised test clips (Sec. 4.1), likewise; "" = none
 GLOVE = "data/raw/glove.840B.300d.txt"    # vectors of any width, .gz too; "" = random ones, without a file
-KEEP_UNKNOWN = False            # words without a vector: False leaves them out, True keeps them as zeros
 VGG_WEIGHTS = ""                # file of torchvision's VGG-16; "" = torchvision downloads it
 RANDOM_VGG = False              # random weights instead, where none are at hand
 FRAME_SIZE = 0                  # side of a picture in pixels; 0 = VGG-16's, 224
 FPS = 2.0                       # pictures per second. Not in the paper
-RATE_HZ = 16000                 # sampling rate
 MAX_S = 60.0                    # seconds of a clip that are taken; 0 = all
 MAX_PROBLEM_SHARE = 0.05        # stop where more than this share of the clips cannot be read
 PREPARE_ONLY = False            # True: stop when the features are there, before several processes train
@@ -122,7 +120,6 @@ BETAS = (0.9, 0.98)             # of Adam ([27])
 EPS = 1e-9                      # of Adam ([27])
 CLIP_NORM = 1.0                 # largest norm of a gradient, in fine-tuning too; 0 = off. Not in the paper
 NOISE_WORDS = 25                # per hidden word. Not in the paper
-SHARED_NOISE = False            # True: the same noise words for a whole batch, cheaper, noisier; take 1,000
 HELD_OUT = 0.05                 # share of the speakers. Not in the paper
 
 # ---- Fine-tuning (Sec. 3.1) ----------------------------------------------------------------
@@ -358,12 +355,12 @@ def nce_loss(output, x, targets, noise):
     """
     x, words = x.flatten(0, 1), targets.flatten().clamp(min=0)[:, None]  # (N, w), (N, 1); N = B * H
 
-    def difference(words):  # (N or 1, k) -> (N, k)
+    def difference(words):  # (N, k) -> (N, k)
         s = torch.einsum("nw,nkw->nk", x, F.embedding(words, output.weight)) + output.bias[words]
         return s.float() - math.log(len(output.weight)) - noise.log_k_p[words]
 
-    others = noise.draw(1 if SHARED_NOISE else len(x))
-    loss = -F.logsigmoid(difference(words)).sum(1) - F.logsigmoid(-difference(others)).sum(1)  # (N,)
+    others = -difference(noise.draw(len(x)))  # (N, k)
+    loss = -F.logsigmoid(difference(words)).sum(1) - F.logsigmoid(others).sum(1)  # (N,)
     return loss.view_as(targets).masked_fill(targets == NO_TARGET, 0.0)
 
 
@@ -411,50 +408,40 @@ def balanced_loss(logits, labels, weights):
 
 
 def prepare(manifest, fold, device):
-    """What is trained on: Corpus of CORPUS, Corpus of PRETRAIN_CORPUS or None, and what `recognise` gives."""
-    parts, other, more = {"train": fold.train, "valid": fold.valid, "test": fold.test}, manifest, {}
+    """The Corpus of CORPUS, that of PRETRAIN_CORPUS or None, and a store of recognised test words or None."""
     words, recogniser = (open_words(name, DATA_ROOT, device) for name in (TRANSCRIPTS, ASR_TRANSCRIPTS))
-    if PRETRAIN_CORPUS and corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
-        other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
-        more = data.other_turns(other, HELD_OUT, SEEDS[0], fold)
-    elif PRETRAIN_CORPUS:
-        more = data.own_turns(manifest, fold)
-    own = more.values() if other is manifest else ()
-    store = clip_store(manifest, [*parts.values(), *own], words, device)
-    corpus, unlabelled = data.corpus_of(manifest, store, parts, MODALITIES), None
+    weights, vgg, unlabelled, recognised = None if RANDOM_VGG else VGG_WEIGHTS, None, None, None
+    if "video" in MODALITIES:
+        vgg = features.VGG(weights, FRAME_SIZE, VGG_BATCH, device)
+    parts = {"train": fold.train, "valid": fold.valid}
+    store = clip_store(manifest, manifest.turns, words, vgg)
+    corpus = data.corpus_of(manifest, store, parts | {"test": fold.test}, MODALITIES)
     if ANCHOR not in corpus.inputs:
         raise UserError(f"ANCHOR={ANCHOR}: no training clip of {CORPUS} has {ANCHOR}; choose another anchor")
-    recognised, error_rate = recognise(manifest, fold.test, corpus, recogniser, device)
-    if more:
-        store = store if other is manifest else clip_store(other, more.values(), words, device)
-        unlabelled = data.corpus_of(other, store, data.english(store, more, MIN_SCORE), MODALITIES)
-    cache, glove = Path(DATA_ROOT) / "cache" / "glove", GLOVE and look_up(GLOVE, DATA_ROOT)
+    has_sound = any(turn.audio or turn.video for turn in fold.test)
+    if recogniser and "text" in corpus.inputs and (has_sound or not recogniser.needs_sound):  # Sec. 4.1
+        recognised = clip_store(manifest, fold.test, recogniser, None, "khare_recognised")
+    if PRETRAIN_CORPUS:
+        other = manifest
+        if corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
+            other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
+            parts = data.other_turns(other, HELD_OUT, SEEDS[0], fold)
+            store = clip_store(other, other.turns, words, vgg)
+        unlabelled = data.corpus_of(other, store, data.english(store, parts, MIN_SCORE), MODALITIES)
     corpora = [corpus, unlabelled] if unlabelled else [corpus]
-    data.give_vectors(corpora, recognised, glove, cache, KEEP_UNKNOWN)
+    glove, cache = GLOVE and look_up(GLOVE, DATA_ROOT), Path(DATA_ROOT) / "cache" / "glove"
+    data.give_vectors(corpora, recognised, glove, cache)
     if unlabelled and not unlabelled.numbers:
         raise UserError(f"PRETRAIN_CORPUS={PRETRAIN_CORPUS}: none of its words has a vector in {GLOVE}")
-    return corpus, unlabelled, recognised, error_rate
+    return corpus, unlabelled, recognised
 
 
-def clip_store(manifest, parts, words, device, recognise=False):
-    """The store of some parts of a corpus; words: for turns without any, with `recognise` for all turns."""
-    pictures, name = "video" in MODALITIES and not recognise, "khare_recognised" if recognise else "khare"
-    sources = data.sources_of(manifest, parts, pictures, with_words=not recognise)
-    vgg = features.VGG(None if RANDOM_VGG else VGG_WEIGHTS, FRAME_SIZE, VGG_BATCH, device)
+def clip_store(manifest, turns, words, vgg, name="khare"):
+    """The store of some turns; words: for turns without any, in a store of another name for all of them."""
+    sources = data.sources_of(manifest, turns, vgg is not None, with_words=name == "khare")
     how = Extraction(workers=WORKERS, max_problem_share=MAX_PROBLEM_SHARE)
     folder = Path(DATA_ROOT) / "clips" / manifest.corpus / name
-    return features.extract_clips(sources, words, vgg if pictures else None, RATE_HZ, FPS, folder, how)
-
-
-def recognise(manifest, turns, corpus, words, device):
-    """The store of the recognised words of test turns, and their error rate (Section 4.1); None without."""
-    has_sound, ids = any(turn.audio or turn.video for turn in turns), corpus.parts["test"].ids
-    if not words or "text" not in corpus.inputs or words.needs_sound and not has_sound:
-        return None, None
-    store = clip_store(manifest, [turns], words, device, recognise=True)
-    error_rate = word_error_rate(*([data.forms_of(s, i) for i in ids] for s in (corpus.store, store)))
-    print(f"  recognised words: word error rate {100 * error_rate:.1f} % (the paper: 29 %)")
-    return store, error_rate
+    return features.extract_clips(sources, words, vgg, FPS, folder, how)
 
 
 # ---- 7. Pretraining (Sections 2.2 and 3.1) -------------------------------------------------
@@ -476,8 +463,8 @@ def pretrain(method, corpus):
     how = {"schedule": "inverse_sqrt", "warmup": WARMUP_STEPS, **adam()}
     peak, size = learning_rate(WARMUP_STEPS), (PRETRAIN_EPOCHS, PRETRAIN_BATCH_SIZE)
     recipe = Recipe(peak, *size, select_by="lowest loss", seed=SEEDS[0], **how)
-    own = [NOISE_WORDS, SHARED_NOISE] if method == "nce" else []
-    identity = {**identity_on(corpus), "method": [method, HIDDEN_SHARE, *own]}
+    noise_words = NOISE_WORDS if method == "nce" else 0
+    identity = {**identity_on(corpus), "method": [method, HIDDEN_SHARE, noise_words]}
     make_model = partial(build, SEEDS[0], MaskedLM, corpus.widths, len(corpus.numbers))
     task = Task(make_model, loss, held_out_outputs, held_out_figures)
     place = Place(model_folder(PRETRAIN_CORPUS, method), identity, f"pretraining {method}")
@@ -550,8 +537,7 @@ def finetune(row, seed, corpus, recognised):
 
 def classifier(row, corpus, pretrained=None):
     """A Row's model with fresh weights, or those of a pretrained encoder in a folder."""
-    n_emotions = corpus.parts["train"].targets.shape[1]
-    model = EmotionClassifier(corpus.widths, n_emotions, row.anchor, row.robust)
+    model = EmotionClassifier(corpus.widths, len(corpus.emotions), row.anchor, row.robust)
     if pretrained:
         own = {name: x for name, x in load_file(best_weights(pretrained)).items() if "encoder." in name}
         model.encoder.load_state_dict({name.removeprefix("encoder."): x for name, x in own.items()})
@@ -565,18 +551,21 @@ def check_constants():
     """Refuse what would fail after hours; single values are checked by `settings`."""
     choices = {"MODALITIES": tuple(ARRAYS), "ANCHOR": MODALITIES, "METHODS": ("softmax", "nce")}
     settings.check_choices(SETTINGS, choices)
-    if PRETRAIN_CORPUS and ANCHOR != "text":
-        raise UserError(f"ANCHOR={ANCHOR}: masked words need ANCHOR=text; set that, or PRETRAIN_CORPUS=")
-    if WIDTH % HEADS:
-        raise UserError(f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width; change one")
-    if DEPTH > 100 or DEPTH * WIDTH * (WIDTH + FEED_FORWARD) > 1e9:
-        raise UserError("WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory; make one smaller")
-    if max(NOISE_WORDS, N_SUBSTITUTES, N_RESAMPLES) > 100_000 or max(JOBS, WORKERS) > 256:
-        raise UserError("NOISE_WORDS, N_SUBSTITUTES, N_RESAMPLES: up to 100,000; JOBS, WORKERS: up to 256")
-    if len(TERM_WEIGHTS) != 3 or len(BETAS) != 2 or max(BETAS) >= 1:
-        raise UserError("TERM_WEIGHTS, BETAS: give three weights, and two numbers below 1")
-    if 0 < FRAME_SIZE < 32 or FRAME_SIZE > 1024 or not 8000 <= RATE_HZ <= 192_000 or FPS > 240:
-        raise UserError("FRAME_SIZE, RATE_HZ, FPS: give 0 or 32 to 1024 pixels, 8 to 192 kHz, up to 240 fps")
+    weights = DEPTH * WIDTH * (WIDTH + FEED_FORWARD)
+    for is_wrong, told in (
+        (PRETRAIN_CORPUS and ANCHOR != "text", f"ANCHOR={ANCHOR}: masked words need ANCHOR=text"),
+        (WIDTH % HEADS, f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width"),
+        (DEPTH > 100 or weights > 1e9, "WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory"),
+        (max(NOISE_WORDS, N_SUBSTITUTES) > 1e5, "NOISE_WORDS, N_SUBSTITUTES: give up to 100,000"),
+        (N_RESAMPLES > 1e5, "N_RESAMPLES: give up to 100,000"),
+        (max(JOBS, WORKERS) > 256, "JOBS, WORKERS: give up to 256"),
+        (len(TERM_WEIGHTS) != 3, "TERM_WEIGHTS: give three weights"),
+        (len(BETAS) != 2 or max(BETAS) >= 1, "BETAS: give two numbers below 1"),
+        (FRAME_SIZE and not 32 <= FRAME_SIZE <= 1024, f"FRAME_SIZE={FRAME_SIZE}: give 0 or 32 to 1024"),
+        (FPS > 240, f"FPS={FPS}: give up to 240"),
+    ):
+        if is_wrong:
+            raise UserError(told)
 
 
 def check_files():
@@ -585,18 +574,19 @@ def check_files():
     for name in ("CORPUS", "PRETRAIN_CORPUS"):
         if c[name] and not (prepared_folder(DATA_ROOT, c[name]) / "manifest.csv").exists():
             missing.append(f"{name}={c[name]} (not prepared: run 01_prepare_data.py --CORPUS={c[name]})")
-    for name in ("GLOVE", "TRANSCRIPTS", "ASR_TRANSCRIPTS"):
-        is_model = "TRANSCRIPTS" in name
-        if c[name] and not is_there(c[name], DATA_ROOT, is_model):
-            more = " and no model that can be had" * is_model
-            missing.append(f"{name}={c[name]} (no such file here or in {DATA_ROOT}{more})")
-    if VGG_WEIGHTS and not RANDOM_VGG and not Path(VGG_WEIGHTS).is_file():
-        missing.append(f"VGG_WEIGHTS={VGG_WEIGHTS} (no such file)")
+    if GLOVE and not look_up(GLOVE, DATA_ROOT):
+        missing.append(f"GLOVE={GLOVE} (no such file here or in {DATA_ROOT})")
+    for name in ("TRANSCRIPTS", "ASR_TRANSCRIPTS"):
+        if c[name] and not is_there(c[name], DATA_ROOT):
+            missing.append(f"{name}={c[name]} (no file here or in {DATA_ROOT}, and no model that can be had)")
+    weights = "" if RANDOM_VGG else VGG_WEIGHTS
+    if weights and not Path(weights).is_file():
+        missing.append(f"VGG_WEIGHTS={weights} (no such file)")
     if missing:
         remedy = "get these, or run with --scratch, which needs no word vectors or weights, or --demo"
         raise UserError(f"{'; '.join(missing)}; {remedy}")
-    if VGG_WEIGHTS and not RANDOM_VGG:
-        features.VGG(VGG_WEIGHTS, FRAME_SIZE, VGG_BATCH, "cpu").load()  # refuses weights that do not fit
+    if weights:
+        features.vgg_weights(weights)  # refuses those that do not fit
 
 
 def main():
@@ -610,7 +600,7 @@ def main():
     print(*splits.check_folds([fold], manifest), sep="\n")
 
     with accelerator.main_process_first():
-        corpus, unlabelled, recognised, error_rate = prepare(manifest, fold, str(accelerator.device))
+        corpus, unlabelled, recognised = prepare(manifest, fold, str(accelerator.device))
     if PREPARE_ONLY:
         return
 
@@ -626,11 +616,14 @@ def main():
         epochs = found["history"]["log"]
         run.log({"event": "fine-tuned", "row": row.slug(), "seed": seed, "epochs": epochs})
     outcomes = {row: [found for task, found in zip(tasks, outcomes) if task[0] == row] for row in rows}
-    about = data.emotions_of(manifest), corpus.parts, corpus.inputs, ANCHOR, SEEDS, N_RESAMPLES
-    results = tables.Results(*about, outcomes, dict(zip(methods, histories)), note=corpus.vectors.note)
-    results.tfidf = data.tfidf_logits(corpus) if "text" in corpus.inputs else None
-    results.pretraining = data.vocabulary_facts(unlabelled) if unlabelled else {}
-    results.recognised = recognised and (error_rate, f"words of {Path(ASR_TRANSCRIPTS).name}")
+    results = tables.Results(corpus, ANCHOR, SEEDS, N_RESAMPLES, outcomes, dict(zip(methods, histories)))
+    if "text" in corpus.inputs:
+        results.tfidf = data.tfidf_logits(corpus)
+    if unlabelled:
+        results.pretraining = data.vocabulary_facts(unlabelled)
+    if recognised:
+        error_rate = data.word_error_rate(corpus.parts["test"].ids, corpus.store, recognised)
+        results.recognised = error_rate, f"words of {Path(ASR_TRANSCRIPTS).name}"
     tables.write(run, results, data.is_multilabel(manifest))
     if unlabelled:
         figures.pretraining_figure(run, results)

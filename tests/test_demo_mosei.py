@@ -176,16 +176,16 @@ def test_voxceleb2_is_read_with_video_and_its_words_tell_english_from_german(cor
 # ---- Language and vectors ---------------------------------------------------------------------
 
 
-def test_words_belong_to_one_field_and_nearly_all_have_a_vector(corpora):
+def test_words_belong_to_one_field_and_nearly_all_have_a_vector(corpora, tmp_path):
     assert len(set(LEXICON)) == len(LEXICON) and set(NO_VECTOR) < set(LEXICON)
-    vectors = read_glove(corpora / "demo_mosei" / GLOVE_FILE, LEXICON)
+    vectors = read_glove(corpora / "demo_mosei" / GLOVE_FILE, LEXICON, tmp_path)
     assert {word for word, vector in zip(LEXICON, vectors) if not vector.any()} == set(NO_VECTOR)
     assert (corpora / "demo_mosei" / GLOVE_FILE).read_text().startswith(". . . ")
 
 
 def test_vectors_tell_the_part_of_speech_and_hardly_the_emotion(tmp_path):
     (tmp_path / "glove.txt").write_text(glove_text(0))
-    vector_of = dict(zip(LEXICON, read_glove(tmp_path / "glove.txt", LEXICON)))
+    vector_of = dict(zip(LEXICON, read_glove(tmp_path / "glove.txt", LEXICON, tmp_path)))
     means = defaultdict(list)
     for emotion, other in ((emotion, other) for emotion in EMOTIONS for other in EMOTIONS):
         for part, theirs in ((part, theirs) for part in "NVA" for theirs in "NVA"):

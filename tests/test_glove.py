@@ -9,7 +9,11 @@ import pytest
 
 from common.files import UserError
 from common.khare import words
-from common.khare.words import Vectors, read_glove
+from common.khare.words import Vectors
+
+
+def read_glove(path, tokens):
+    return words.read_glove(path, tokens, path.parent / "cache")
 
 
 def write(path, lines, dim=4, header="", end="\n"):
@@ -25,12 +29,10 @@ def write(path, lines, dim=4, header="", end="\n"):
     return path
 
 
-def firsts(path, words):
+def firsts(path, tokens):
     """{word: which line its vector came from}, None where it has none."""
-    vectors = read_glove(path, list(words))
-    return {
-        word: round(float(v[0] - 0.25)) if v.any() else None for word, v in zip(words, vectors, strict=True)
-    }
+    vectors = zip(tokens, read_glove(path, tokens), strict=True)
+    return {token: round(float(v[0] - 0.25)) if v.any() else None for token, v in vectors}
 
 
 def test_only_wanted_words_each_with_its_vector(tmp_path):
@@ -51,9 +53,9 @@ def test_the_width_is_that_of_the_file_packed_or_not(tmp_path, width):
 
 def test_contractions_are_looked_up_whole_in_parts_and_without_apostrophe(tmp_path):
     path = write(tmp_path / "glove.txt", ["do", "n't", "it", "its", "we're", "we", "'re", "\u2026"])
-    words = ["don't", "it's", "we're", "he's", "...", "we-it", "do's"]
+    tokens = ["don't", "it's", "we're", "he's", "...", "we-it", "do's"]
     expected = (0.75, 3.25, 4.25, 0, 7.25, 3.75, 0.25)
-    assert read_glove(path, words).tolist() == [[x] * 4 for x in expected]
+    assert read_glove(path, tokens).tolist() == [[x] * 4 for x in expected]
 
 
 def test_tokens_with_blanks_repeated_tokens_and_numbers(tmp_path):
@@ -128,19 +130,19 @@ def test_a_damaged_archive_is_named(tmp_path):
 
 
 def test_a_second_reading_does_not_open_the_file(tmp_path, monkeypatch):
-    path, cache = write(tmp_path / "glove.txt", ["one", "two"]), tmp_path / "prepared" / "glove"
-    first = read_glove(path, ["none", "two"], cache)
+    path = write(tmp_path / "glove.txt", ["one", "two"])
+    first = read_glove(path, ["none", "two"])
 
     def opened(*_):
         raise AssertionError("read again")
 
     monkeypatch.setattr(words, "read_vectors", opened)
-    assert (read_glove(path, ["none", "two"], cache) == first).all()
+    assert (read_glove(path, ["none", "two"]) == first).all()
     with pytest.raises(AssertionError, match="read again"):  # other words
-        read_glove(path, ["none", "one"], cache)
+        read_glove(path, ["none", "one"])
     os.utime(path, ns=(0, 0))
     with pytest.raises(AssertionError, match="read again"):  # another file
-        read_glove(path, ["none", "two"], cache)
+        read_glove(path, ["none", "two"])
 
 
 # ---- Coverage ---------------------------------------------------------------------------------
@@ -149,7 +151,5 @@ def test_a_second_reading_does_not_open_the_file(tmp_path, monkeypatch):
 def test_coverage_counts_types_and_running_words(tmp_path):
     path = write(tmp_path / "glove.txt", ["one", "two"])
     counts = Counter({"one": 5, "two": 2, "umm": 3, "uhh": 3, "zzz": 7})
-    assert Vectors(counts, path, None, False).note == (
-        "2 of 5 words, 7 of 20 running words have a GloVe vector"
-    )
-    assert "0 of 0 words" in Vectors(Counter(), path, None, False).note
+    assert Vectors(counts, path, tmp_path).note == ("2 of 5 words, 7 of 20 running words have a GloVe vector")
+    assert "0 of 0 words" in Vectors(Counter(), path, tmp_path).note

@@ -1,5 +1,7 @@
 """Tables of 07: rows and what they are tested on, published numbers, choice by dev, paired gains, cases."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -31,7 +33,9 @@ def results_of(rows=None, n=40, inputs=MODALITIES, emotions=EMOTIONS):
             }
             for dev in (0.5, 0.7, 0.6)
         ]
-    return Results(emotions, {"train": part, "test": part}, inputs, "text", (0, 1, 2), 200, outcomes)
+    parts, vectors = {"train": part, "test": part}, SimpleNamespace(note="")
+    corpus = SimpleNamespace(emotions=emotions, parts=parts, inputs=inputs, vectors=vectors)
+    return Results(corpus, "text", (0, 1, 2), 200, outcomes)
 
 
 def set_logit(results, row, condition, i, emotion, value):
@@ -156,7 +160,7 @@ def test_the_counts_of_the_paper_stand_beside_those_of_the_corpus():
 def test_classes_are_chosen_by_their_true_odds():
     """Balanced logits are alike for two classes, of which one has nine times as many clips."""
     results, run = results_of(rows_of(("text",), methods=()), n=40, inputs=("text",)), Collected()
-    for part in results.parts.values():
+    for part in results.corpus.parts.values():
         part.targets = np.eye(6, dtype=bool)[[0] * 36 + [1] * 4]
     for outcome in results.outcomes[results.main[0]]:
         outcome["tests"]["text"]["outputs"]["logits"] = np.zeros((40, 6)) - 9 * (np.arange(6) > 1)

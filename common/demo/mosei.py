@@ -1,6 +1,5 @@
 """Two synthetic corpora of people who talk into a camera, like CMU-MOSEI and VoxCeleb2 (README.md)."""
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from fractions import Fraction
@@ -197,16 +196,11 @@ def draw_sentence(corpus, emotion, rng):
     if rng.random() < OPENER_SHARE:
         pattern = f"{OPENERS[rng.integers(len(OPENERS))]} {pattern}"
     words = pattern.split()
-    for k, word in enumerate(words):
-        if word[0] == "{":
-            words[k] = draw_word(word[1], emotion if rng.random() < IN_FIELD[corpus] else "", rng)
+    for k, blank in enumerate(words):
+        if blank[0] == "{":  # {N}, {V} or {A}: a word of that part of speech
+            field = FIELDS[emotion if rng.random() < IN_FIELD[corpus] else ""][blank[1]]
+            words[k] = choose({word: 1 / (rank + RARITY) for rank, word in enumerate(field)}, rng)
     return " ".join(words)
-
-
-def draw_word(part, emotion, rng):
-    """A word of a part of speech ("N", "V", "A") from an emotion's field, "" = a plain one."""
-    words = FIELDS[emotion][part]
-    return choose({word: 1 / (rank + RARITY) for rank, word in enumerate(words)}, rng)
 
 
 # ---- Word vectors -----------------------------------------------------------------------------
@@ -267,9 +261,7 @@ def mishear(take, error_rate, rng):
 
 def write_words(path, rows):
     """Write words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
-    lines = [
-        f"{name},{word},{start_s:.3f},{end_s:.3f},{score:.4f}\n" for name, word, start_s, end_s, score in rows
-    ]
+    lines = ["{},{},{:.3f},{:.3f},{:.4f}\n".format(*row) for row in rows]
     write_text(path, "".join(["utterance_id,word,start_s,end_s,score\n", *lines]))
 
 
@@ -329,18 +321,11 @@ def words_with_silence(takes):
 def write_csd(path, root_name, entries):
     """Write a computational sequence: {video id: (features, intervals)}."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "root name": root_name,
-        "computational sequence version": 1.0,
-        "dimension names": [root_name],
-        "computational sequence description": "synthetic",
-    }
     with h5py.File(path, "w") as file:
         for entry, (features, intervals) in entries.items():
             file[f"{root_name}/data/{entry}/features"] = features
             file[f"{root_name}/data/{entry}/intervals"] = intervals
-        for key, value in facts.items():
-            file[f"{root_name}/metadata/{key}"] = np.array([json.dumps(value)], dtype=h5py.string_dtype())
+        file[f"{root_name}/metadata/root name"] = np.array([f'"{root_name}"'], dtype=h5py.string_dtype())
 
 
 def write_transcripts(folder, video, spans_s):

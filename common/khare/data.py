@@ -15,16 +15,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from torch.nn.utils.rnn import pad_sequence
+from torchaudio.functional import edit_distance
 
 from common import splits
 from common.corpora import mosei
-from common.files import UserError, atomic_path, hash_of
+from common.files import UserError, hash_of
 from common.khare.features import ARRAYS, AUDIO_DIM, AUDIO_STEP_S, FACTS, VIDEO_DIM, Source
-from common.khare.words import MARKS, Vectors, tokens_of
+from common.khare.words import MARKS, Vectors, WordsFile, tokens_of
 from common.store import Store, rows_of
 
 PAPER_CASES = ("HeZS2-Prhc[8]", "10219[11]", "-9y-fZ3swSY[1]")  # of Sec. 4.2: video[number in its transcript]
 NO_TARGET = -100  # what cross-entropy passes over
+MEASURED = 10_000  # clips whose features give mean and deviation
 
 
 # ---- Emotions and parts --------------------------------------------------------------------
@@ -44,8 +46,7 @@ def targets_of(manifest, turns):
     """(N, E) bool: which emotions are present; of MOSEI those with a score above 0 (Sec. 3.1)."""
     several, names = is_multilabel(manifest), emotions_of(manifest)
     present = [mosei.emotions_of(turn) if several else [turn.label] for turn in turns]
-    targets = [[name in those for name in names] for those in present]
-    return np.array(targets, bool).reshape(len(turns), len(names))
+    return np.array([[name in those for name in names] for those in present])
 
 
 def fold_of(manifest, n_groups):
@@ -84,18 +85,6 @@ def find_cases(names, turns):
 
 
 # ---- Pretraining (Section 3.1) ------------------------------------------------------------
-
-
-def own_turns(manifest, fold):
-    """{"train", "valid": turns} of a corpus that is pretrained on itself: those of its train and dev parts.
-
-    Turns without a label train too, where their speaker, or in an official split their part, trains.
-    """
-    labelled = {turn.utterance_id for part in (fold.train, fold.valid, fold.test) for turn in part}
-    rest = [turn for turn in manifest.turns if turn.utterance_id not in labelled]
-    official, speakers = splits.has_official_split(manifest), set(splits.speakers_of(fold.train))
-    more = [t for t in rest if (t.extra.get("split") == "train" if official else t.speaker in speakers)]
-    return {"train": fold.train + more, "valid": fold.valid}
 
 
 def other_turns(manifest, share, seed, fold):
@@ -140,25 +129,24 @@ def english(store, parts, min_score):
 # ---- Clips ---------------------------------------------------------------------------------
 
 
-def sources_of(manifest, parts, with_video, with_words=True):
-    """The Source of each turn of some parts, in the corpus' order: its span of the recording, and its words.
+def sources_of(manifest, turns, with_video, with_words=True):
+    """The Source of each of some turns: its span of the recording, and its words.
 
     These are words.csv (with times) where the corpus has one, else the turn's own text (without). A turn of a
     corpus that has neither, and all without `with_words`, are left to a recogniser or a transcript.
     """
-    timed = mosei.read_words(manifest.folder) if (manifest.folder / "words.csv").exists() else None
-    has_text, sources = any(turn.text for turn in manifest.turns), []
-    wanted = {turn.utterance_id for turns in parts for turn in turns}
-    for turn in manifest.turns:
-        if turn.utterance_id not in wanted:
-            continue
-        start_s, end_s = mosei.recording_span(turn)
-        if start_s is None:
-            start_s, end_s = 0.0, None if turn.audio or turn.video else max(0.0, turn.duration_s)
-        words = [(word, None, None) for word in turn.text.split()] if has_text else None
-        if timed is not None:
-            words = timed.get(turn.utterance_id, [])
-        words = words if with_words else None
+    path, has_text, sources = manifest.folder / "words.csv", any(t.text for t in manifest.turns), []
+    timed = WordsFile(path) if path.exists() else None
+    for turn in turns:
+        words, start_s, end_s = None, 0.0, None
+        if with_words and timed:
+            words, _ = timed.words(turn.utterance_id)
+        elif with_words and has_text:
+            words = [(word, None, None) for word in turn.text.split()]
+        if turn.extra.get("video_id"):  # of CMU-MOSEI: a part of a longer recording
+            start_s, end_s = turn.start_s, turn.end_s
+        elif not turn.audio and not turn.video:
+            end_s = max(0.0, turn.duration_s)
         audio, video = (str(manifest.path(path)) if path else "" for path in (turn.audio, turn.video))
         keeps_video = with_video or not audio  # else its sound would be lost with it
         sources.append(Source(turn.utterance_id, audio, video if keeps_video else "", start_s, end_s, words))
@@ -171,19 +159,24 @@ def words_of(store, clip_id):
     return text.split("\n")[:-1]
 
 
-def forms_of(store, clip_id):
-    """The words of a clip in one spelling, without any punctuation, for the word error rate."""
-    tokens = [token for word in words_of(store, clip_id) for token in tokens_of(word)]
-    return [token for token in tokens if token not in MARKS]
+def tokens_in(store, clip_id):
+    """The tokens of a clip; [] where the store lacks it."""
+    return [token for word in words_of(store, clip_id) for token in tokens_of(word)]
 
 
 def count_tokens(store, ids):
     """How often each token occurs in some clips."""
-    words, tokens = Counter(word for clip_id in ids for word in words_of(store, clip_id)), Counter()
-    for word, count in words.items():
-        for token in tokens_of(word):
-            tokens[token] += count
-    return tokens
+    return Counter(token for clip_id in ids for token in tokens_in(store, clip_id))
+
+
+def word_error_rate(ids, reference, recognised):
+    """Word edits by the number of words (Section 4.1), without punctuation, of clips in two stores."""
+    edits = n_words = 0
+    for clip_id in ids:
+        tokens = (tokens_in(store, clip_id) for store in (reference, recognised))
+        spoken, found = ([token for token in own if token not in MARKS] for own in tokens)
+        edits, n_words = edits + edit_distance(spoken, found), n_words + len(spoken)
+    return edits / max(1, n_words)
 
 
 @dataclass
@@ -200,6 +193,7 @@ class Corpus:
     """The features of a corpus and who trains on them."""
 
     name: str
+    emotions: tuple  # names (E,)
     store: Store
     parts: dict  # {"train", "valid", "test": Part}, without "test" where nothing is tested
     inputs: tuple  # the modalities that its training clips have
@@ -212,7 +206,7 @@ class Corpus:
     def identity(self):
         """What trainings on it depend on; JSON-ready."""
         parts = {name: hash_of([part.ids, part.targets.tolist()]) for name, part in self.parts.items()}
-        words = hash_of([self.numbers, self.counts.tolist()]), self.vectors.identity()
+        words = hash_of([self.numbers, self.counts.tolist()]), self.vectors.identity
         return [hash_of(self.store.meta), parts, words]
 
     def count_known(self, part):
@@ -221,16 +215,15 @@ class Corpus:
         return Counter({token: n for token, n in counts.items() if token in self.vectors.row_of})
 
 
-def give_vectors(corpora, recognised, glove, cache, keep_unknown):
+def give_vectors(corpora, recognised, glove, cache):
     """Give Corpora the vectors of all their words, and the vocabulary of their training clips (Section 3.1).
 
-    recognised  a store of more words, or None; the rest is for words.Vectors
+    recognised  a store of more words, or None; glove, cache: see words.Vectors
     """
-    stores = [corpus.store for corpus in corpora]
-    counts = [count_tokens(store, store.ids) for store in stores + [recognised] * bool(recognised)]
-    vectors = Vectors(sum(counts, Counter()), glove, cache, keep_unknown)
+    stores = [corpus.store for corpus in corpora] + [recognised] * bool(recognised)
+    vectors = Vectors(sum((count_tokens(store, store.ids) for store in stores), Counter()), glove, cache)
     print(f"  words     {vectors.note}")
-    widths = {"text": vectors.width, "audio": AUDIO_DIM, "video": VIDEO_DIM}
+    widths = {"text": vectors.vectors.shape[1], "audio": AUDIO_DIM, "video": VIDEO_DIM}
     there = {name for corpus in corpora for name in corpus.inputs}
     for corpus in corpora:
         corpus.widths = {name: n for name, n in widths.items() if name in there}
@@ -243,14 +236,10 @@ def give_vectors(corpora, recognised, glove, cache, keep_unknown):
 
 def tfidf_logits(corpus):
     """(1, N, E) for the test part, by a linear classifier of TF-IDF words, balanced as the loss of 07 is."""
-    tokens = {}
-    for name in ("train", "test"):
-        words = (words_of(corpus.store, clip_id) for clip_id in corpus.parts[name].ids)
-        tokens[name] = [[token for word in own for token in tokens_of(word)] for own in words]
+    train, test = ([tokens_in(corpus.store, i) for i in corpus.parts[name].ids] for name in ("train", "test"))
     each = OneVsRestClassifier(LogisticRegression(class_weight="balanced", max_iter=1000))
     model = make_pipeline(TfidfVectorizer(analyzer=list, sublinear_tf=True), each)
-    model.fit(tokens["train"], corpus.parts["train"].targets.astype(int))
-    return model.decision_function(tokens["test"])[None]
+    return model.fit(train, corpus.parts["train"].targets.astype(int)).decision_function(test)[None]
 
 
 def vocabulary_facts(corpus):
@@ -280,27 +269,23 @@ def corpus_of(manifest, store, parts, modalities):
     train = found["train"].ids
     there = [name for name, array in ARRAYS.items() if any(store.length(i, array) for i in train)]
     inputs = tuple(name for name in there if name in modalities)
-    return Corpus(manifest.corpus, store, found, inputs, statistics(store, train))
+    about = manifest.corpus, emotions_of(manifest)
+    return Corpus(*about, store, found, inputs, statistics(store, train))
 
 
 def statistics(store, ids):
-    """{"audio", "video": (mean (D,), sd (D,))} of every number of a step of some clips, kept with the store.
+    """{"audio", "video": (mean (D,), sd (D,))} of every number of a step, over up to MEASURED of some clips.
 
     A number that never varies, as of a unit of VGG-16 that is never active, gets a deviation of 1.
     """
-    path = store.folder / f"stats_{hash_of([store.meta, ids])}.npz"
-    if not path.exists():
-        found = {name: mean_and_sd(store, name, ids) for name in ("audio", "video")}
-        with atomic_path(path) as temporary:
-            np.savez(temporary, **found)
-    with np.load(path) as kept:
-        return {name: tuple(kept[name]) for name in ("audio", "video")}
+    some = ids[:: -(-len(ids) // MEASURED)]
+    return {name: mean_and_sd(store.rows(i, name) for i in some) for name in ("audio", "video")}
 
 
-def mean_and_sd(store, name, ids):
+def mean_and_sd(clips):
+    """Those of all steps of some clips, arrays (S, D)."""
     count, total, squares = 0, 0.0, 0.0
-    for clip_id in ids:
-        x = store.rows(clip_id, name).astype(np.float64)
+    for x in (clip.astype(np.float64) for clip in clips):
         count, total, squares = count + len(x), total + x.sum(0), squares + (x * x).sum(0)
     mean = total / max(1, count)
     sd = np.sqrt(np.maximum(0, squares / max(1, count) - mean**2))
@@ -323,37 +308,38 @@ class Clips:
         self.ids, self.labels = part.ids, part.targets
         self.corpus, self.store, self.inputs, self.change = corpus, corpus.store, inputs, change
         self.word_store = self.store if words_from is None else words_from
-        self.max_s = max_s or float("inf")
+        self.max_s = max_s or 1e6
         self.step_s = {"audio": AUDIO_STEP_S, "video": self.store.meta["video_step_s"]}
-        self.limits = {name: max_s and max(1, round(max_s / s)) or None for name, s in self.step_s.items()}
+        self.limits = {name: max(1, round(self.max_s / step_s)) for name, step_s in self.step_s.items()}
         rows = [self.store.row_of(clip_id) for clip_id in self.ids]
         self.lengths = np.zeros(len(self.ids), np.int64)  # by which batches are made
         for name in inputs:
-            count = self.store.spans(ARRAYS[name])[1][rows]
-            self.lengths += count.clip(max=self.limits.get(name) or count)
+            n_steps = self.store.spans(ARRAYS[name])[1][rows]
+            self.lengths += np.minimum(n_steps, self.limits.get(name, n_steps))
 
     def __len__(self):
         return len(self.ids)
 
     def words(self, index):
-        """(tokens, their times (W, 2)) of a clip, without those that have no vector unless these are kept."""
-        clip_id = self.ids[index]
-        if "text" not in self.inputs or clip_id not in self.word_store:
-            return [], np.zeros((0, 2), np.float32)
-        store, vectors, found = self.word_store, self.corpus.vectors, []
-        for word, (start, end) in zip(words_of(store, clip_id), store.rows(clip_id, "word_times").tolist()):
-            tokens = tokens_of(word) if not start >= self.max_s else ()
-            known = [token for token in tokens if vectors.keep_unknown or token in vectors.row_of]
-            found += [(token, end if token in MARKS else start, end) for token in known]
+        """(tokens, their times (W, 2)) of a clip, without those that have no vector."""
+        store, clip_id, found = self.word_store, self.ids[index], []
+        if "text" in self.inputs and clip_id in store:
+            times = store.rows(clip_id, "word_times").tolist()
+            for word, (start, end) in zip(words_of(store, clip_id), times):
+                known = [token for token in tokens_of(word) if token in self.corpus.vectors.row_of]
+                if not start >= self.max_s:
+                    found += [(token, end if token in MARKS else start, end) for token in known]
         return [x[0] for x in found], np.array([x[1:] for x in found], np.float32).reshape(-1, 2)
 
     def __getitem__(self, key):
         """key: (index, seed of what `change` draws, None = always the same) -> dict of a clip's arrays."""
         index, seed = key
         words, times = self.words(index)
-        word_ids = [self.corpus.numbers.get(word, -1) for word in words]
-        clip = {"text": self.corpus.vectors.of(words), "word_ids": np.array(word_ids, np.int64)}
-        clip |= {"word_times": times, "step_s": self.step_s, "labels": self.labels[index]}
+        vectors, numbers = self.corpus.vectors, self.corpus.numbers
+        rows = np.array([vectors.row_of[word] for word in words], np.int64)
+        word_ids = np.array([numbers.get(word, -1) for word in words], np.int64)
+        clip = {"text": vectors.vectors[rows], "word_ids": word_ids, "word_times": times}
+        clip |= {"step_s": self.step_s, "labels": self.labels[index]}
         for name, (mean, sd) in self.corpus.stats.items():
             n_steps = self.limits[name] if name in self.inputs else 0
             clip[name] = np.array(self.store.rows(self.ids[index], name)[:n_steps], np.float32)

@@ -13,7 +13,7 @@ For each clip the store has as many rows as it needs of every array:
 import random
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 from threading import Lock
 
@@ -26,7 +26,7 @@ from torchvision.models import VGG16_Weights, vgg16
 
 from common.extraction import extract
 from common.files import UserError, check_finite, file_hash, hash_of
-from common.khare.words import tidy_words
+from common.khare.words import RATE_HZ, tidy_words
 from common.layers import build, read_checkpoint
 from common.media import MediaError, Silence, open_video, probe, read_audio
 from common.pictures import IMAGENET, STAMP_TOLERANCE_S, count_frames, normalise_frames, read_pictures
@@ -38,11 +38,9 @@ AUDIO_STEP_S = STACKED * HOP_MS / 1000
 VGG_SIZE = 224  # side in pixels of the pictures that VGG-16 was trained with
 FULL_SCALE = 32768  # Kaldi reads 16-bit samples as whole numbers
 EDGE_TOLERANCE = 1e-3  # of a step: times are rounded, and a part of a frame that short is none
-MAX_F16 = 65504.0
-MEASURED = 500  # recordings whose headers are read to estimate how long all are
+MEASURED = 500  # clips by which the size of all is estimated
 CLIP_BYTES, BYTES_PER_S = 200, 75  # of a clip in the index, of fast speech as words with times
 ARRAYS = {"text": "word_times", "audio": "audio", "video": "video"}  # of a store, with a row per step
-NAN = float("nan")
 FACTS = ("seconds", "score", "words outside")
 
 
@@ -53,7 +51,7 @@ class Source:
     clip_id: str
     audio: str = ""  # "" = the sound of the video's container, where it has any
     video: str = ""
-    start_s: float = 0.0  # where in both files it begins; before 0 s is 0 s
+    start_s: float = 0.0  # where in both files it begins
     end_s: float | None = None  # where it ends, None = with the recording
     words: list | None = None  # [(word, start_s, end_s)] on its own clock; None = to be found
 
@@ -61,18 +59,18 @@ class Source:
 # ---- Audio: filterbank energies (Section 3.1) ----------------------------------------------
 
 
-def filterbanks(samples, rate_hz):
+def filterbanks(samples):
     """40 log-filterbank energies every 10 ms, five of which make a step of 50 ms: (S,) -> (T_a, 200) float32.
 
     Those of Kaldi, as the paper's recogniser, computed by torchaudio without dither. Frame k is centred in
     [0.01 k, 0.01 (k + 1)) seconds (snip_edges False), and recordings are mirrored at both ends. The last step
     repeats the last frame; fewer samples (full scale = 1) than a window's are followed by silence.
     """
-    window, hop = (round(rate_hz * ms / 1000) for ms in (WINDOW_MS, HOP_MS))
+    window, hop = (round(RATE_HZ * ms / 1000) for ms in (WINDOW_MS, HOP_MS))
     n_frames = max(1, (len(samples) + hop // 2) // hop)
     samples = np.pad(samples, (0, max(0, window - len(samples)))).astype(np.float32)
     scaled, sizes = torch.from_numpy(samples)[None] * FULL_SCALE, {"num_mel_bins": N_BANDS, "dither": 0.0}
-    sizes |= {"sample_frequency": rate_hz, "frame_length": WINDOW_MS, "frame_shift": HOP_MS}
+    sizes |= {"sample_frequency": RATE_HZ, "frame_length": WINDOW_MS, "frame_shift": HOP_MS}
     frames = fbank(scaled, snip_edges=False, **sizes)[:n_frames]  # (frames, 40)
     missing = -len(frames) % STACKED
     return torch.cat([frames, frames[-1:].expand(missing, -1)]).reshape(-1, AUDIO_DIM).numpy()  # (T_a, 200)
@@ -92,27 +90,23 @@ class VGG:
 
     def __init__(self, weights, size, batch, device):
         self.weights, self.size, self.batch, self.device = weights, size or VGG_SIZE, batch, device
-        self.network = None  # loaded when it is first used
-        self.name = "random" if weights is None else file_hash(weights) if weights else "torchvision"
+        name = "random" if weights is None else file_hash(weights) if weights else "torchvision"
+        self.identity = [name, self.size]
 
-    def identity(self):
-        return [self.name, self.size]
-
-    def load(self):
+    @cached_property
+    def network(self):
+        """Loaded when it is first used."""
         network = build(0, vgg16)
-        network.classifier[6] = nn.Identity()  # the classes of ImageNet: not needed, other files have others
         if self.weights is not None:
-            network.load_state_dict(vgg_weights(self.weights, network.state_dict()))
+            network.load_state_dict(vgg_weights(self.weights), strict=False)
         parts = network.features, network.avgpool, nn.Flatten(), network.classifier[:5]
-        self.network = nn.Sequential(*parts).eval().requires_grad_(False)
-        self.network.to(self.device, memory_format=torch.channels_last)
+        network = nn.Sequential(*parts).eval().requires_grad_(False)
+        return network.to(self.device, memory_format=torch.channels_last)
 
     @exact()
     @torch.inference_mode()
     def features(self, pictures):
         """pictures (B, size, size, 3) uint8 -> (B, 4096) float32 numpy."""
-        if self.network is None:
-            self.load()
         found = [torch.zeros(0, VIDEO_DIM)]
         for some in torch.from_numpy(pictures).split(self.batch):
             x = normalise_frames(some.to(self.device)[:, None], *IMAGENET)[:, :, 0]  # (B, 3, size, size)
@@ -120,15 +114,17 @@ class VGG:
         return torch.cat(found).numpy()
 
 
-def vgg_weights(path, wanted):
-    """The tensors {name: tensor} that a network wants, from a file, or from torchvision for ""."""
+def vgg_weights(path):
+    """The tensors {name: tensor} of torchvision's VGG-16 from a file, or by its own download for ""."""
     official = VGG16_Weights.IMAGENET1K_V1
     try:
         state = read_checkpoint(path) if path else official.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         message = f"torchvision's VGG-16: cannot be downloaded ({error}); download {official.url} elsewhere"
         raise UserError(f"{message} and name the file as VGG_WEIGHTS") from error
-    if bad := [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key].shape]:
+    with torch.device("meta"):  # the classes of ImageNet are not needed, other files have others
+        wanted = {key: x.shape for key, x in vgg16().state_dict().items() if "classifier.6" not in key}
+    if bad := [key for key in wanted if getattr(state.get(key), "shape", None) != wanted[key]]:
         what = f"{bad[0]} is missing or has another shape, and so {len(bad)} of {len(wanted)} weights"
         raise UserError(f"{path}: {what}; name a file of torchvision's vgg16")
     check_finite(path, {key: state[key] for key in wanted})
@@ -145,8 +141,8 @@ class Recordings:
     size   side of the pictures in pixels, 0 = none are wanted
     """
 
-    def __init__(self, sources, words, rate_hz, fps, size):
-        self.words, self.rate_hz, self.fps, self.size = words, rate_hz, fps, size
+    def __init__(self, sources, words, fps, size):
+        self.words, self.fps, self.size = words, fps, size
         self.parts, self.decoded, self.recogniser = {}, {}, Lock()
         for _, same in groupby(sources, key=lambda source: (source.audio, source.video)):
             group, lock = list(same), Lock()
@@ -160,7 +156,7 @@ class Recordings:
             if source.clip_id not in self.decoded:
                 self.decoded.update(self.decode(group))
             samples, pictures, seconds = self.decoded.pop(source.clip_id)
-        path, is_silent, score = source.video or source.audio, not len(samples) and not len(pictures), NAN
+        path, is_silent, score = source.video or source.audio, not len(samples) and not len(pictures), np.nan
         if is_silent and (source.audio or source.video and self.size):
             raise MediaError(path, f"nothing is recorded from {source.start_s:.2f} s on", "correct its times")
         words = source.words or []
@@ -170,7 +166,7 @@ class Recordings:
         words, n_outside = tidy_words(words, seconds)
         if is_silent and not words:
             raise MediaError(path, "neither sound, picture nor words", "leave it out of the corpus")
-        steps = filterbanks(samples, self.rate_hz) if len(samples) else np.zeros((0, AUDIO_DIM))
+        steps = filterbanks(samples) if len(samples) else np.zeros((0, AUDIO_DIM))
         text = "".join(f"{word}\n" for word, *_ in words).encode()
         return {
             "audio": steps.astype(np.float16),
@@ -182,29 +178,25 @@ class Recordings:
 
     def decode(self, sources):
         """{clip_id: (samples, pictures, seconds)} of the clips of one recording."""
-        clips, views = {}, read_views(sources, self.fps, self.size)
-        for source, samples, (pictures, seen_s) in zip(sources, read_sounds(sources, self.rate_hz), views):
-            seconds = max(seen_s, len(samples) / self.rate_hz)
+        track, clips = read_sound(sources), {}
+        for source, (pictures, seen_s) in zip(sources, read_views(sources, self.fps, self.size)):
+            end = len(track) if source.end_s is None else round(source.end_s * RATE_HZ)
+            samples = track[round(source.start_s * RATE_HZ) : end]
+            samples = samples if samples.any() else samples[:0]  # it may end before the sound starts
+            seconds = max(seen_s, len(samples) / RATE_HZ)
             if source.end_s is not None:  # of text alone the length may be known
-                asked_s = max(0.0, source.end_s - max(0.0, source.start_s))
-                seconds = min(seconds, asked_s) if seconds else asked_s
+                seconds = min(seconds or source.end_s, source.end_s - source.start_s)
             clips[source.clip_id] = samples, pictures, seconds
         return clips
 
 
-def read_sounds(sources, rate_hz):
-    """Samples (S,) of each clip of a recording, S = 0 where there are none."""
-    path, nothing = sources[0].audio or sources[0].video, np.zeros(0, np.float32)
-    ends_s, samples, found = [source.end_s for source in sources], nothing, []
-    last_s = None if None in ends_s else max(ends_s)
-    if path and (path != sources[0].video or probe(path).rate_hz) and (last_s is None or last_s > 0):
+def read_sound(sources):
+    """Samples (S,) of a recording up to the end of its last clip; S = 0 where there are none."""
+    path, ends_s = sources[0].audio or sources[0].video, [source.end_s for source in sources]
+    if path and (path != sources[0].video or probe(path).rate_hz):
         with suppress(Silence):
-            samples = read_audio(path, last_s, rate_hz)
-    for source in sources:
-        end = len(samples) if source.end_s is None else max(0, round(source.end_s * rate_hz))
-        piece = samples[round(max(0.0, source.start_s) * rate_hz) : end]
-        found.append(piece if piece.any() else nothing)  # it may end before the sound starts
-    return found
+            return read_audio(path, None if None in ends_s else max(ends_s), RATE_HZ)
+    return np.zeros(0, np.float32)
 
 
 def read_views(sources, fps, size):
@@ -219,19 +211,18 @@ def read_views(sources, fps, size):
     with open_video(path) as (container, stream):
         rate = float(stream.average_rate or 25)
         whole_s = (container.duration or 0) / av.time_base or count_frames(path) / rate
-        starts_s = [max(0.0, source.start_s) for source in sources]
         ends_s = [whole_s if source.end_s is None else min(source.end_s, whole_s) for source in sources]
-        times_s = [middles(start, end, fps) for start, end in zip(starts_s, ends_s)]
+        times_s = [middles(source.start_s, end, fps) for source, end in zip(sources, ends_s)]
         wanted_s = np.concatenate(times_s)
         if not len(wanted_s):
             return nothing
         order = np.argsort(wanted_s, kind="stable")
         pictures, first_s, shown_to_s = read_pictures(container, stream, wanted_s[order], max(ends_s), size)
     parts, found = np.split(np.argsort(order), np.cumsum([len(times) for times in times_s])[:-1]), []
-    for part, times, start, end in zip(parts, times_s, starts_s, ends_s):
+    for source, part, times, end in zip(sources, parts, times_s, ends_s):
         # A clip that ends before the pictures start has none; one in which they start begins with the first.
         part = part[(times < shown_to_s + STAMP_TOLERANCE_S) & (end > first_s)]
-        found.append((pictures[part], min(end, shown_to_s) - start if len(part) else 0.0))
+        found.append((pictures[part], min(end, shown_to_s) - source.start_s if len(part) else 0.0))
     return found
 
 
@@ -245,24 +236,21 @@ def middles(start_s, end_s, fps):
 # ---- Clips to a store ----------------------------------------------------------------------
 
 
-def extract_clips(sources, words, vgg, rate_hz, fps, folder, how):
+def extract_clips(sources, words, vgg, fps, folder, how):
     """The Store of features and words of clips, made once (Section 3.1); a run that was killed resumes.
 
     sources  list of Source; clips of the same files should follow each other
     words    what gives words to sources that have none of their own (words.open_words)
     vgg      VGG, None = no video; fps: pictures per second; how: extraction.Extraction
     """
-    if words is not None and words.needs_sound and words.rate_hz != rate_hz:
-        raise UserError(f"RATE_HZ={rate_hz}: the recogniser needs {words.rate_hz} Hz; set RATE_HZ to that")
     vgg = vgg if vgg and any(source.video for source in sources) else None
-    recordings = Recordings(sources, words, rate_hz, fps, vgg.size if vgg else 0)
+    recordings = Recordings(sources, words, fps, vgg.size if vgg else 0)
     identity = {
         "sources": hash_of([str(source) for source in sources]),
-        "rate_hz": rate_hz,
         "audio_step_s": AUDIO_STEP_S,
         "video_step_s": 1 / fps,
-        "vgg": vgg and vgg.identity(),
-        "words": words and words.identity(),
+        "vgg": vgg and vgg.identity,
+        "words": words and words.identity,
         "precision": "fp32 without TF32",
         "version": 2,  # the last step of audio repeats its last frame
     }
@@ -281,24 +269,24 @@ def arrays_of(clips, vgg):
     video = vgg.features(np.concatenate(pictures)) if vgg else np.zeros((0, VIDEO_DIM))
     arrays = {name: np.concatenate([clip[name] for clip in clips]) for name in clips[0]}
     rows = {name: [len(clip[name]) for clip in clips] for name in clips[0]}
-    arrays["video"] = video.clip(max=MAX_F16).astype(np.float16)
+    arrays["video"] = video.astype(np.float16)
     return arrays, rows | {"video": [len(seen) if vgg else 0 for seen in pictures]}
 
 
 def needed_bytes(sources, fps):
-    """Estimate of a store's size; the length of recordings that are taken whole comes from their headers."""
-    whole = [s.audio or s.video for s in sources if s.end_s is None and (s.audio or s.video)]
-    seconds, n = total_seconds(whole), len(sources)
-    seconds += sum(max(0.0, s.end_s - max(0.0, s.start_s)) for s in sources if s.end_s is not None)
-    sound, seen = sum(bool(s.audio or s.video) for s in sources) / n, sum(bool(s.video) for s in sources) / n
-    audio = sound * (seconds / AUDIO_STEP_S + n) * AUDIO_DIM * 2
-    return audio + seen * fps * (seconds + n) * VIDEO_DIM * 2 + seconds * BYTES_PER_S + n * CLIP_BYTES
+    """Estimate of a store's size, by MEASURED of its clips that are drawn at random."""
+    some = random.Random(0).sample(sources, min(len(sources), MEASURED))
+    return sum(clip_bytes(source, fps) for source in some) / max(1, len(some)) * len(sources)
 
 
-def total_seconds(paths):
-    """Seconds in recordings, by the headers of MEASURED of them that are drawn at random."""
-    some, seconds = random.Random(0).sample(paths, min(len(paths), MEASURED)), 0.0
-    for path in some:
+def clip_bytes(source, fps):
+    """About what a clip takes; how long a whole recording is stands in its header."""
+    seconds = source.end_s
+    if seconds is None:
+        seconds = 0.0
         with suppress(MediaError):  # it is named when its features are extracted
-            seconds += probe(path).duration_s
-    return seconds * len(paths) / max(1, len(some))
+            seconds = probe(source.audio or source.video).duration_s
+    seconds = max(0.0, seconds - source.start_s)
+    audio = AUDIO_DIM * (seconds / AUDIO_STEP_S + 1) if source.audio or source.video else 0
+    video = VIDEO_DIM * (seconds * fps + 1) if source.video and fps else 0
+    return 2 * (audio + video) + seconds * BYTES_PER_S + CLIP_BYTES

@@ -11,24 +11,18 @@ from common.khare.tables import LABELS, RECOGNISED, named, names_of
 
 
 def pretraining_figure(run, results):
-    """Held-out loss of both pretrainings, by step and by second."""
-    fig, grid = plots.plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True)
-    facts = results.pretraining
-    for i, (method, history) in enumerate(results.pretrained.items()):
-        log = history["log"]
-        clocks = [entry["step"] for entry in log], np.cumsum([entry["seconds"] for entry in log])
-        look = {"color": plots.OKABE_ITO[i], "marker": plots.MARKERS[i], "markersize": 4}
-        for axes, clock in zip(grid, clocks):
-            axes.plot(clock, [entry["valid_loss"] for entry in log], **look, label=LABELS[method])
-    for axes, label in zip(grid, ("step", "seconds")):
-        axes.axhline(np.log(facts["unigram_perplexity"]), color="black", linestyle=":", linewidth=1)
-        axes.set(xlabel=label, ylabel="held-out loss per hidden word (nats)")
-    grid[0].legend()
+    """Held-out loss of both pretrainings by second, a marker for each epoch."""
+    facts, curves = results.pretraining, {}
+    for method, history in results.pretrained.items():
+        seconds, losses = zip(*((entry["seconds"], entry["valid_loss"]) for entry in history["log"]))
+        curves[LABELS[method]] = {"valid": (np.cumsum(seconds), losses)}
+    unigram = np.log(facts["unigram_perplexity"])
+    fig = plots.learning_curves(curves, "seconds", "held-out loss per hidden word (nats)", unigram)
     caption = (
         f"Masked language model on {facts['corpus']}, {facts['clips']:,} clips, a vocabulary of "
-        f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips. The loss is that of the full "
-        "softmax for both; seconds include its computation. Dotted: word frequencies alone. Seed "
-        f"{results.seeds[0]}; not in the paper."
+        f"{facts['vocabulary']:,} words; {facts['held_out']:,} held-out clips, after each epoch. The loss is "
+        "that of the full softmax for both; seconds include its computation. Chance: word frequencies alone. "
+        f"Seed {results.seeds[0]}; not in the paper."
     )
     plots.save(fig, run.folder, "khare_fig_pretraining", caption)
 

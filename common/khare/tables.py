@@ -14,6 +14,7 @@ import numpy as np
 
 from common import metrics
 from common.corpora import mosei
+from common.khare.data import Corpus
 from common.results import PREDICTION_COLUMNS, Cell, paper_figures
 
 SCORES = {  # of confusion counts (..., C, C), true class by row
@@ -115,9 +116,7 @@ def resampled(score, y_true, y_pred, videos, n_resamples, n_classes=2):
 class Results:
     """What the tables show."""
 
-    emotions: tuple
-    parts: dict  # {"train", "valid", "test": data.Part}
-    inputs: tuple  # modalities that training clips have
+    corpus: Corpus  # whose test part was predicted
     anchor: str  # the query modality
     seeds: tuple
     n_resamples: int
@@ -126,11 +125,10 @@ class Results:
     pretraining: dict = field(default_factory=dict)  # data.vocabulary_facts
     recognised: tuple | None = None  # word error rate, whose words they are
     tfidf: np.ndarray | None = None  # data.tfidf_logits
-    note: str = ""  # of the word vectors
 
-    @property
-    def test(self):
-        return self.parts["test"]
+    def __post_init__(self):
+        self.emotions, self.inputs = self.corpus.emotions, self.corpus.inputs
+        self.test, self.note = self.corpus.parts["test"], self.corpus.vectors.note
 
     @property
     def main(self):
@@ -156,8 +154,7 @@ class Results:
 
     def columns(self):
         """{"happy WA": ("WA", its column), ..., "average F1": ("F1", ALL)}."""
-        places = {name: slice(place, place + 1) for place, name in enumerate(self.emotions)}
-        places["average"] = ALL
+        places = {name: slice(i, i + 1) for i, name in enumerate(self.emotions)} | {"average": ALL}
         return {f"{name} {kind}": (kind, place) for name, place in places.items() for kind in MAIN}
 
     def paper(self, table, row):
@@ -165,14 +162,14 @@ class Results:
         found = {c: value for (t, r, c), value in PAPER.items() if (t, r) == (table, row)}
         return found if self.emotions == mosei.EMOTIONS else {}
 
-    def cells(self, label, predicted, columns, papers=None, theirs=None, y=None):
+    def cells(self, label, predicted, columns, papers=None, theirs=None, classes=None):
         """Cells of a line: mean over runs and its interval; with `theirs`, paired differences, in points.
 
         predicted, theirs  (S, N, E)
         columns            {heading: (score, a slice of the emotions, whose scores are averaged)}
-        y                  (N, 1): classes, one of which each clip has, in place of its emotions
+        classes            (N, 1), the class of each clip, in place of its emotions; predicted (S, N, 1)
         """
-        n_classes, y = (2, self.test.targets) if y is None else (len(self.emotions), y)
+        y, n_classes = (self.test.targets, 2) if classes is None else (classes, len(self.emotions))
         unit, runs = "points" if theirs is not None else "%", [(seed, "test") for seed in self.seeds]
         cells = []
         for heading, (score, place) in columns.items():
@@ -194,11 +191,9 @@ class Results:
 
     def averages(self, label, row, condition, papers=None):
         """Average WA and F1 of a Row under a condition: the best initialisation, and the mean of all."""
-        cells = []
-        for kind, more, paper in (("best", "", papers), ("mean", ", mean", None)):
-            columns = {score + more: (score, ALL) for score in MAIN}
-            cells += self.cells(label, self.predicted(row, condition, kind), columns, paper)
-        return cells
+        best, mean = ({name + more: (name, ALL) for name in MAIN} for more in ("", ", mean"))
+        cells = self.cells(label, self.predicted(row, condition, "best"), best, papers)
+        return cells + self.cells(label, self.predicted(row, condition), mean)
 
     def write(self, run, stem, title, cells, note=""):
         """One table, with what most of them say below it."""
@@ -215,23 +210,24 @@ class Results:
 
 def write(run, results, multilabel):
     """All tables; multilabel: whether a clip can have several emotions."""
-    wanted = {
-        corpus_table: True,
-        table_1: True,
-        gain_table: len(results.main) > 1,
-        table_2: len(results.inputs) > 1,
-        f1_table: True,
-        classes_table: not multilabel,
-        asr_table: results.recognised,
-        cost_table: results.pretrained,
-    }
-    for table in (table for table, is_wanted in wanted.items() if is_wanted):
-        table(run, results)
+    corpus_table(run, results)
+    table_1(run, results)
+    if len(results.main) > 1:
+        gain_table(run, results)
+    if len(results.inputs) > 1:
+        table_2(run, results)
+    f1_table(run, results)
+    if not multilabel:
+        classes_table(run, results)
+    if results.recognised:
+        asr_table(run, results)
+    if results.pretrained:
+        cost_table(run, results)
 
 
 def corpus_table(run, results):
     """Clips of each part, and how often each emotion is present, beside the paper's counts (Sec. 3.1)."""
-    counts = {part: [len(own.targets), *own.targets.sum(0)] for part, own in results.parts.items()}
+    counts = {part: [len(own.targets), *own.targets.sum(0)] for part, own in results.corpus.parts.items()}
     counts["all"], cells = np.sum([*counts.values()], 0), []
     for i, row in enumerate(("clips", *results.emotions)):
         papers = results.paper("corpus", row)
@@ -304,20 +300,21 @@ def classes_table(run, results):
 
     The loss is balanced (Sec. 3.1), as if each class were there in half of the clips: true odds are added.
     """
-    share, y = results.parts["train"].targets.mean(0), results.test.targets.argmax(1)
-    logits = {row.slug(): results.logits(row, named(row.inputs)) for row in results.outcomes}  # (S, N, E)
+    share, y = results.corpus.parts["train"].targets.mean(0), results.test.targets.argmax(1)[:, None]
+    logits = {row: results.logits(row, named(row.inputs)) for row in results.outcomes}  # (S, N, E)
     logits |= {} if results.tfidf is None else {TFIDF: results.tfidf}
-    found = {name: (x + np.log(share / (1 - share))).argmax(2)[..., None] for name, x in logits.items()}
-    cells, columns = [], {name: (name, ALL) for name in metrics.METRICS}
-    for name, classes in found.items():  # (S, N, 1)
-        cells += results.cells(name, classes, columns, y=y[:, None])
-    changes, base = {f"gain in {name}": column for name, column in columns.items()}, results.main[0]
+    found = {row: (x + np.log(share / (1 - share))).argmax(2)[..., None] for row, x in logits.items()}
+    cells, base = [], results.main[0]
+    for row, classes in found.items():  # (S, N, 1)
+        label, columns = row if row == TFIDF else row.slug(), {name: (name, ALL) for name in metrics.METRICS}
+        cells += results.cells(label, classes, columns, classes=y)
+    gains = {f"gain in {name}": (name, ALL) for name in metrics.METRICS}
     for row in results.main[1:]:
-        pair = found[row.slug()], changes, None, found[base.slug()]
-        cells += results.cells(f"{LABELS[row.first]} - {LABELS[base.first]}", *pair, y[:, None])
+        label = f"{LABELS[row.first]} - {LABELS[base.first]}"
+        cells += results.cells(label, found[row], gains, theirs=found[base], classes=y)
     note = (
         "Not in the paper. All initialisations; classes weigh as in the training part. Intervals resample "
-        f"videos and initialisations. {metrics.chance_text(y, len(results.emotions))} {results.note}."
+        f"videos and initialisations. {metrics.chance_text(y[:, 0], len(results.emotions))} {results.note}."
     )
     run.table("khare_table_classes", f"The most probable class, {run.corpus}", cells, note)
 

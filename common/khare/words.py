@@ -2,7 +2,7 @@
 
 A word is (word, start_s, end_s) on its clip's clock, times None = not known. Words come from a CSV file, a
 folder of transcripts, or a recogniser; each has `words(clip_id, samples)` -> (words, score), score NaN where
-there is none, `identity()`, and `needs_sound`: whether samples are read at all.
+there is none, `identity`, and `needs_sound`: whether samples are read at all.
 """
 
 import csv
@@ -12,17 +12,18 @@ import re
 import zlib
 from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from torchaudio.functional import edit_distance
 from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
 
 from common.files import UserError, atomic_path, check_finite, file_hash, hash_of
 from common.training import exact
 
+RATE_HZ = 16000  # of all sound
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
 PUNCTUATION = ".,;:\"'`()[]{}<>*-_/\\\u2018\u201c\u201d\u2013\u2014"
@@ -32,7 +33,6 @@ CLITICS = re.compile(r"(?=n't$)|(?='(?:s|m|d|re|ve|ll)$)")
 END_TOLERANCE_S = 0.1  # a word may begin this much after its clip and still belong to it
 SHORTEST_S = 0.025  # one frame of wav2vec 2.0
 NUMBERS = re.compile(rb"( [-+]?\d*\.?\d+(e[-+]?\d+)?)*$", re.IGNORECASE)  # at the end of a line
-NAN = float("nan")
 
 
 @cache
@@ -51,10 +51,10 @@ def look_up(name, data_root):
     return next((place for place in (Path(name), Path(data_root) / name) if place.exists()), None)
 
 
-def is_there(name, data_root, is_model):
-    """Whether a file or folder is there; with is_model also a model of transformers (hub)."""
-    if look_up(name, data_root) or not is_model or name.endswith(".csv"):
-        return look_up(name, data_root) is not None
+def is_there(name, data_root):
+    """Whether there is a file or folder of this name, or a model of transformers (hub)."""
+    if look_up(name, data_root):
+        return True
     try:
         return bool(try_to_load_from_cache(name, "config.json") or HfApi().model_info(name, timeout=5))
     except Exception:  # no such model, no network, or none wanted (HF_HUB_OFFLINE)
@@ -75,55 +75,35 @@ def open_words(name, data_root, device):
 
 
 class WordsFile:
-    """Words from a CSV file utterance_id,word,start_s,end_s[,score]; the lines of a clip follow each other.
-
-    The score of a clip is the mean of its words'. Only where a clip stands in the file is kept in memory.
-    """
+    """Words from a CSV file utterance_id,word,start_s,end_s[,score]; the mean of the scores is the clip's."""
 
     needs_sound = False
 
     def __init__(self, path):
-        self.path, self.spans = path, {}
-        with open(path, "rb") as file:
-            header = file.readline()
-            columns = next(csv.reader([header.decode("utf-8-sig", "replace")]), [])
-            if columns[:4] != COLUMNS:
+        self.identity, self.rows_of = file_hash(path), {}
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+            lines = csv.reader(file)
+            if next(lines, [])[:4] != COLUMNS:
                 raise UserError(f"{path}: its first line is not {','.join(COLUMNS)}; give it that header")
-            at = len(header)
-            for name, lines in groupby(file, key=first_cell):
-                if name and name in self.spans:
+            for name, own in groupby(filter(None, lines), key=itemgetter(0)):
+                if name in self.rows_of:
                     raise UserError(f"{path}: words of {name} stand in two places; sort it by utterance_id")
-                self.spans[name] = (at, sum(map(len, lines)))
-                at += self.spans[name][1]
+                self.rows_of[name] = [parsed(cells, f"{path}:{lines.line_num}") for cells in own]
 
-    def identity(self):
-        return file_hash(self.path)
-
-    def words(self, clip_id, samples):
-        at, length = self.spans.get(clip_id, (0, 0))
-        with open(self.path, "rb") as file:
-            file.seek(at)
-            lines = file.read(length).decode("utf-8", "replace").split("\n")
-        rows = [parsed(row[1:], f"{self.path}: {clip_id}") for row in csv.reader(lines) if row]
+    def words(self, clip_id, samples=None):
+        rows = self.rows_of.get(clip_id, [])
         scores = [score for *_, score in rows if score is not None]
-        return [row[:3] for row in rows], float(np.mean(scores)) if scores else NAN
-
-
-def first_cell(line):
-    """The first cell of a line of a CSV file, as bytes in and text out."""
-    text = (line if line.startswith(b'"') else line.partition(b",")[0]).decode("utf-8", "replace")
-    return next(csv.reader([text]), [""])[0].strip()
+        return [row[:3] for row in rows], float(np.mean(scores)) if scores else np.nan
 
 
 def parsed(cells, place):
-    """(word, start_s, end_s, score) of the cells of a line; an empty or absent number is None."""
+    """(word, start_s, end_s, score) of a line; an empty or absent number is None."""
     try:
-        word, *numbers = cells
-        start, end, score = [float(cell) if cell.strip() else None for cell in [*numbers, ""][:3]]
-        return word, start, end, score
+        _, word, *numbers = cells
+        start_s, end_s, score = [float(x) if x.strip() else None for x in [*numbers, ""][:3]]
+        return word, start_s, end_s, score
     except ValueError as error:
-        line = ",".join(cells)
-        raise UserError(f"{place}: {line!r} is not word,start_s,end_s; correct that line") from error
+        raise UserError(f"{place}: not {','.join(COLUMNS)}; correct that line") from error
 
 
 class Transcripts:
@@ -132,15 +112,12 @@ class Transcripts:
     needs_sound = False
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.identity = folder, str(folder)
 
-    def identity(self):
-        return str(self.folder)
-
-    def words(self, clip_id, samples):
+    def words(self, clip_id, samples=None):
         path = self.folder / f"{clip_id}.txt"
         words = path.read_text(encoding="utf-8-sig", errors="replace").split() if path.is_file() else []
-        return [(word, None, None) for word in words], NAN
+        return [(word, None, None) for word in words], np.nan
 
 
 class Recogniser:
@@ -163,28 +140,26 @@ class Recogniser:
             raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
         if missing := [name for name in found["missing_keys"] if "masked_spec" not in name]:  # not read here
             raise UserError(f"{source}: {missing[0]} is missing; name a model that was trained to transcribe")
+        if self.extractor.sampling_rate != RATE_HZ:
+            raise UserError(f"{source}: not for sound of {RATE_HZ} Hz; name a model that is")
         check_finite(source, model.state_dict())
-        self.model = model.to(device).eval().requires_grad_(False)
-        self.rate_hz = self.extractor.sampling_rate
-        self.step_s = model.config.inputs_to_logits_ratio / self.rate_hz
-
-    def identity(self):
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        self.identity, self.model = digest.hexdigest()[:16], model.to(device).eval().requires_grad_(False)
+        self.step_s = model.config.inputs_to_logits_ratio / RATE_HZ
 
     @exact()
     @torch.inference_mode()
-    def words(self, clip_id, samples):
-        if len(samples) < SHORTEST_S * self.rate_hz:
-            return [], NAN
-        inputs = self.extractor(samples, sampling_rate=self.rate_hz, return_tensors="pt").input_values
+    def words(self, clip_id, samples=None):
+        if len(samples) < SHORTEST_S * RATE_HZ:
+            return [], np.nan
+        inputs = self.extractor(samples, sampling_rate=RATE_HZ, return_tensors="pt").input_values
         logits = self.model(inputs.to(self.model.device)).logits[0]  # (T, letters)
         best, letters = logits.log_softmax(-1).cpu().max(-1)  # (T,)
         spoken = letters != self.tokenizer.pad_token_id
         if not spoken.any():
-            return [], NAN
+            return [], np.nan
         found, step_s = self.tokenizer.decode(letters, output_word_offsets=True).word_offsets, self.step_s
         words = [(x["word"].lower(), x["start_offset"] * step_s, x["end_offset"] * step_s) for x in found]
         return words, float(best[spoken].mean())
@@ -200,7 +175,7 @@ def tidy_words(words, seconds):
     """
     words = [(text, start, end) for word, start, end in words if (text := " ".join(str(word).split()))]
     if not all(x is not None and np.isfinite(x) for word in words for x in word[1:]):
-        step_s = seconds / len(words) if seconds else NAN
+        step_s = seconds / len(words) if seconds else np.nan
         return [(word, k * step_s, (k + 1) * step_s) for k, (word, *_) in enumerate(words)], 0
     limit_s = seconds or float("inf")
     inside = [
@@ -209,14 +184,6 @@ def tidy_words(words, seconds):
         if start <= limit_s + END_TOLERANCE_S and max(start, end) >= 0
     ]
     return sorted(inside, key=lambda word: word[1]), len(words) - len(inside)
-
-
-def word_error_rate(references, hypotheses):
-    """Word edits by the number of words in the references (Section 4.1); both are lists of lists of words."""
-    pairs, n_words = list(zip(references, hypotheses, strict=True)), sum(map(len, references))
-    if not n_words:
-        raise ValueError("no word in the reference transcripts")
-    return sum(edit_distance(*pair) for pair in pairs) / n_words
 
 
 # ---- Word vectors (Section 3.1) ------------------------------------------------------------
@@ -229,38 +196,20 @@ class Vectors:
     glove   file of GloVe vectors; "" = random ones, seeded by the spelling, where GloVe is not at hand: no
             word then has neighbours in meaning
     cache   folder for what is read from the file
-    keep_unknown  words without a vector: True keeps them as zeros, which look like masked ones
     """
 
-    def __init__(self, counts, glove, cache, keep_unknown):
-        self.words, self.keep_unknown, self.glove = sorted(counts), keep_unknown, glove
+    def __init__(self, counts, glove, cache):
+        words = sorted(counts)
         if glove:
-            self.vectors = read_glove(glove, self.words, cache)
+            self.vectors = read_glove(glove, words, cache)
         else:
-            self.vectors = np.array([random_vector(word) for word in self.words]).reshape(-1, RANDOM_WIDTH)
+            self.vectors = np.array([random_vector(word) for word in words]).reshape(-1, RANDOM_WIDTH)
         known = self.vectors.any(1)
-        self.row_of = {word: row for row, word in enumerate(self.words) if known[row]}
+        self.row_of = {word: row for row, word in enumerate(words) if known[row]}
+        self.identity = glove and [glove.name, glove.stat().st_size]  # JSON-ready
         n, n_known = counts.total(), sum(counts[word] for word in self.row_of)
         self.note = f"{len(self.row_of):,} of {len(counts):,} words, {n_known:,} of {n:,} running words have "
         self.note += "a GloVe vector" if glove else "a random vector, without GloVe"
-
-    @property
-    def width(self):
-        return self.vectors.shape[1]
-
-    def rows(self, words):
-        """The row (W,) of each word, -1 = it has no vector."""
-        return np.array([self.row_of.get(word, -1) for word in words], np.int64)
-
-    def of(self, words):
-        """Vectors (W, width) of words, zeros where they have none."""
-        rows, found = self.rows(words), np.zeros((len(words), self.width), np.float32)
-        found[rows >= 0] = self.vectors[rows[rows >= 0]]
-        return found
-
-    def identity(self):
-        """What the vectors of words depend on; JSON-ready."""
-        return [self.glove and [self.glove.name, self.glove.stat().st_size], self.keep_unknown]
 
 
 def random_vector(word):
@@ -275,15 +224,14 @@ def spellings(word):
     return *whole, [piece for piece in re.split("-+|'s$", word) if piece] or [word]
 
 
-def read_glove(path, words, cache=None):
+def read_glove(path, words, cache):
     """Vectors (n, width) of tokens, by the first of their `spellings` that the file has; zeros for others.
 
-    cache  folder where the result is kept for the same file and words (840B.300d has 5.6 GB); None = nowhere
+    cache  folder where the result is kept for the same file and words (840B.300d has 5.6 GB)
     """
     stat = path.stat()
-    key = hash_of([path.name, stat.st_size, stat.st_mtime_ns, words])
-    kept = Path(cache) / f"glove_{key}.npy" if cache else None
-    if kept and kept.exists():
+    kept = Path(cache) / f"glove_{hash_of([path.name, stat.st_size, stat.st_mtime_ns, words])}.npy"
+    if kept.exists():
         return np.load(kept, mmap_mode="r")
     wanted = {piece.encode() for word in words for pieces in spellings(word) for piece in pieces}
     try:
@@ -294,9 +242,8 @@ def read_glove(path, words, cache=None):
     for row, word in zip(vectors, words):
         several = ([found.get(piece.encode()) for piece in pieces] for pieces in spellings(word))
         row[:] = next((np.mean(x, 0) for x in several if all(piece is not None for piece in x)), 0.0)
-    if kept:
-        with atomic_path(kept) as temporary:
-            np.save(temporary, vectors)
+    with atomic_path(kept) as temporary:
+        np.save(temporary, vectors)
     return vectors
 
 

@@ -79,10 +79,7 @@ def write_faces(path):
 class NoNetwork:
     """Takes no time."""
 
-    size = 224
-
-    def identity(self):
-        return "none"
+    size, identity = 224, "none"
 
     def features(self, pictures):
         return np.zeros((len(pictures), 4096), np.float32)
@@ -123,7 +120,7 @@ def features(folder, video):
     """Each feature by itself."""
     samples = np.random.default_rng(0).normal(0, 0.1, round(SECONDS * RATE_HZ)).astype(np.float32)
     soundfile.write(folder / "a.wav", samples.clip(-1, 1), RATE_HZ)
-    report("filterbanks", lambda: filterbanks(samples, RATE_HZ), runs=20)
+    report("filterbanks", lambda: filterbanks(samples), runs=20)
     report("sound of the mp4 decoded", lambda: read_audio(video))
     source = Source("a", video=str(video))
     pictures = read_views([source], FPS, 224)[0][0]
@@ -146,9 +143,7 @@ def whole(folder, video):
 
     def run():
         with contextlib.redirect_stdout(io.StringIO()):
-            extract_clips(
-                sources, None, NoNetwork(), RATE_HZ, FPS, folder / f"s{next(count)}", Extraction(batch=4)
-            )
+            extract_clips(sources, None, NoNetwork(), FPS, folder / f"s{next(count)}", Extraction(batch=4))
 
     report("extract without networks", run, len(sources))
     rng = np.random.default_rng(0)
@@ -171,8 +166,8 @@ def whole(folder, video):
     part = Part(store.ids, np.array(store.ids), np.zeros((N_STORED, 6), bool))
     stats = {"audio": (audio.mean(0), audio.std(0)), "video": (video.mean(0), video.std(0))}
     inputs, numbers = ("text", "audio", "video"), {form: k for k, form in enumerate(forms)}
-    vectors = Vectors(forms, "", None, False)
-    corpus = Corpus("x", store, {"train": part}, inputs, stats, vectors, numbers)
+    vectors = Vectors(forms, "", None)
+    corpus = Corpus("x", (), store, {"train": part}, inputs, stats, vectors, numbers)
     data = Clips(corpus, "train", inputs, 0)
 
     def batch():

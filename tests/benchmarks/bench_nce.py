@@ -40,9 +40,7 @@ def read_arguments():
     parser.add_argument("--words", type=int, default=24, help="words of a clip; 3 a second")
     parser.add_argument("--audio", type=int, default=160, help="steps of 50 ms")
     parser.add_argument("--video", type=int, default=40, help="frames; 5 a second")
-    parser.add_argument(
-        "--noise", type=int, default=25, help="noise words for each position; shared ones: 40 times"
-    )
+    parser.add_argument("--noise", type=int, default=25, help="noise words for each position")
     parser.add_argument(
         "--text-only", action="store_true", help="no audio and video: the output layer weighs most"
     )
@@ -53,9 +51,8 @@ def read_arguments():
 
 
 def versions_of(arguments):
-    """name -> (noise words, whether a batch shares them), None for the full softmax."""
-    k = arguments.noise
-    return {FULL: None, f"NCE, {k} noise words each": (k, False), f"NCE, {40 * k} shared": (40 * k, True)}
+    """name -> noise words, None for the full softmax."""
+    return {FULL: None, f"NCE, {arguments.noise} noise words": arguments.noise}
 
 
 class Step:
@@ -73,7 +70,7 @@ class Step:
         """Frequencies of noise words as of rank 1 / r (Zipf)."""
         self.noise = None
         if version:
-            script.NOISE_WORDS, script.SHARED_NOISE = version
+            script.NOISE_WORDS = version
             self.noise = script.Noise(1 + 1_000_000 // torch.arange(1, N_VOCABULARY + 1), self.device)
 
     def loss(self, x):
