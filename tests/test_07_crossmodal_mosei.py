@@ -47,8 +47,10 @@ N_ROWS = 9
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("khare")
-    for corpus in ("demo_mosei", "demo_voxceleb2_av"):
-        prepare(folder, f"--CORPUS={corpus}", "--DEMO_SIZE=0.04")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.plots.save", lambda *figure: [])  # 01 draws some too
+        for corpus in ("demo_mosei", "demo_voxceleb2_av"):
+            prepare(folder, f"--CORPUS={corpus}", "--DEMO_SIZE=0.04")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("common.khare.features.vgg16", small_vgg)  # half a gigabyte of random numbers less
         run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:], figures=True)

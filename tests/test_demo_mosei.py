@@ -225,7 +225,7 @@ def test_words_of_an_emotion_are_said_with_it():
 
 
 def test_files_depend_on_the_seed_alone(corpora, tmp_path):
-    write_all(demo_mosei, tmp_path, SIZES, workers=2)
+    write_all(demo_mosei, tmp_path, SIZES)
     for name in SIZES:
         assert file_bytes(tmp_path / name) == file_bytes(corpora / name)
 
