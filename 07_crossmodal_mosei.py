@@ -410,9 +410,8 @@ def balanced_loss(logits, labels, weights):
 def prepare(manifest, fold, device):
     """The Corpus of CORPUS, that of PRETRAIN_CORPUS or None, and a store of recognised test words or None."""
     words, recogniser = (open_words(name, DATA_ROOT, device) for name in (TRANSCRIPTS, ASR_TRANSCRIPTS))
-    weights, vgg, unlabelled, recognised = None if RANDOM_VGG else VGG_WEIGHTS, None, None, None
-    if "video" in MODALITIES:
-        vgg = features.VGG(weights, FRAME_SIZE, VGG_BATCH, device)
+    weights, unlabelled, recognised = None if RANDOM_VGG else VGG_WEIGHTS, None, None
+    vgg = features.VGG(weights, FRAME_SIZE, VGG_BATCH, device) if "video" in MODALITIES else None
     parts = {"train": fold.train, "valid": fold.valid}
     store = clip_store(manifest, manifest.turns, words, vgg)
     corpus = data.corpus_of(manifest, store, parts | {"test": fold.test}, MODALITIES)
