@@ -436,7 +436,7 @@ def prepare(manifest, fold, device):
 
 
 def clip_store(manifest, turns, words, vgg, name="khare"):
-    """The store of some turns; words: for turns without any, in a store of another name for all of them."""
+    """The features of some turns. `words` are for turns without any; in a store of another name for all."""
     sources = data.sources_of(manifest, turns, vgg is not None, with_words=name == "khare")
     how = Extraction(workers=WORKERS, max_problem_share=MAX_PROBLEM_SHARE)
     folder = Path(DATA_ROOT) / "clips" / manifest.corpus / name
