@@ -88,7 +88,7 @@ N_RESAMPLES = 10000             # of videos behind every interval
 
 # ---- Features (Sec. 3.1) -------------------------------------------------------------------
 MODALITIES = ("text", "audio", "video")   # that are used at all
-TRANSCRIPTS = "facebook/wav2vec2-large-960h"      # words of clips without a text: CTC model (hub or folder),
+TRANSCRIPTS = "facebook/wav2vec2-large-960h"      # words of clips without a text: CTC or Whisper model,
                                 # folder of <clip>.txt, csv utterance_id,word,start_s,end_s; "" = none
 MIN_SCORE = -0.3                # English: mean log-probability of letters; transcripts without a score stay
 ASR_TRANSCRIPTS = "facebook/wav2vec2-large-960h"  # recognised test clips (Sec. 4.1), likewise; "" = none

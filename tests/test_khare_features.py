@@ -25,6 +25,7 @@ from common.extraction import Extraction
 from common.files import UserError
 from common.khare import data as khare_data
 from common.khare import features
+from common.khare import words as khare_words
 from common.khare.data import NO_TARGET, Clips, Corpus, Part, statistics
 from common.khare.features import VGG, Source, extract_clips, filterbanks
 from common.khare.words import Recogniser, Transcripts, Vectors, WordsFile, is_there, open_words, tidy_words
@@ -320,6 +321,36 @@ def test_recogniser_reads_letters_times_and_score_off_the_frames(ctc_folder):
     assert len(words) > 2 and [word for word, *_ in words] == [word for word, *_ in expected]
     np.testing.assert_allclose([word[1:] for word in words], np.array([word[1:] for word in expected]) * 0.02)
     assert score == pytest.approx(float(best[ids != 0].mean()), abs=1e-5) and score < 0
+
+
+class FakePipeline:
+    """What transformers' pipeline gives for Whisper; the chunks are those of a recording of RAVDESS."""
+
+    def __init__(self, is_multilingual):
+        self.model = nn.Linear(2, 2)  # anything that has weights
+        timed = {"no_timestamps_token_id": 3, "is_multilingual": is_multilingual}
+        self.model.generation_config = SimpleNamespace(**timed)
+
+    def __call__(self, samples, return_timestamps, generate_kwargs):
+        assert return_timestamps == "word"
+        self.asked = generate_kwargs
+        chunks = [{"text": " Kids", "timestamp": (0.0, 1.18)}, {"text": " door.", "timestamp": (1.94, None)}]
+        return {"text": " Kids door.", "chunks": chunks}
+
+
+@pytest.mark.parametrize("is_multilingual", [True, False])
+def test_words_of_whisper(monkeypatch, tmp_path, is_multilingual):
+    pipeline = FakePipeline(is_multilingual)
+    monkeypatch.setattr(khare_words, "pipeline", lambda task, source, device, dtype: pipeline)
+    (tmp_path / "config.json").write_text('{"model_type": "whisper"}')
+    recogniser = open_words(str(tmp_path), tmp_path, "cpu")
+    words, score = recogniser.words("a", noise(3, 0))
+    assert words == [("Kids", 0.0, 1.18), ("door.", 1.94, 3.0)] and math.isnan(score)
+    assert pipeline.asked == ({"language": "en"} if is_multilingual else {})
+    assert recogniser.words("a", noise(0.02, 0))[0] == []
+    pipeline.model.generation_config.no_timestamps_token_id = None
+    with pytest.raises(UserError, match="knows no times"):
+        khare_words.WhisperRecogniser(tmp_path, "cpu")
 
 
 def test_recogniser_without_anything_to_hear(ctc_folder):

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import re
 import zlib
+from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from operator import itemgetter
@@ -18,12 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
-from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
+from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, pipeline
 
 from common.files import UserError, atomic_path, check_finite, file_hash, hash_of
 from common.training import exact
 
 RATE_HZ = 16000  # of all sound
+TASK = "automatic-speech-recognition"
 RANDOM_WIDTH = 300  # of vectors without GloVe, as wide as the paper's (Sec. 3.1)
 COLUMNS = ["utterance_id", "word", "start_s", "end_s"]
 PUNCTUATION = ".,;:\"'`()[]{}<>*-_/\\\u2018\u201c\u201d\u2013\u2014"
@@ -63,7 +65,7 @@ def is_there(name, data_root):
 
 @cache
 def open_words(name, data_root, device):
-    """What gives words to clips that have none: a CSV file, a folder, else a CTC model; None for ""."""
+    """What gives words to clips that have none: a CSV file, a folder, else a recogniser; None for ""."""
     if not name:
         return None
     path = look_up(name, data_root)
@@ -71,7 +73,9 @@ def open_words(name, data_root, device):
         return WordsFile(path)
     if path and not (path / "config.json").exists():
         return Transcripts(path)
-    return Recogniser(path or name, device)
+    with loading(path or name):
+        is_whisper = AutoConfig.from_pretrained(path or name).model_type == "whisper"
+    return (WhisperRecogniser if is_whisper else Recogniser)(path or name, device)
 
 
 class WordsFile:
@@ -120,6 +124,52 @@ class Transcripts:
         return [(word, None, None) for word in words], np.nan
 
 
+@contextmanager
+def loading(source):
+    """Turn what transformers raises while it loads a model into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
+
+
+def weights_hash(source, model):
+    """A short hash of a model's weights; UserError where one is NaN or infinite."""
+    weights, digest = model.state_dict(), hashlib.sha256()
+    check_finite(source, weights)
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class WhisperRecogniser:
+    """Words and their times from Whisper by transformers' pipeline, in fp32; not in the paper. No score.
+
+    Punctuation stays at its word. Times are read off the attention: a word's begin with the pause before it.
+    """
+
+    needs_sound = True
+
+    def __init__(self, source, device):
+        with loading(source):
+            self.pipeline = pipeline(TASK, str(source), device=device, dtype=torch.float32)
+        if not getattr(self.pipeline.model.generation_config, "no_timestamps_token_id", None):
+            raise UserError(f"{source}: its generation_config.json knows no times; download it again")
+        self.identity = weights_hash(source, self.pipeline.model)
+        is_multilingual = self.pipeline.model.generation_config.is_multilingual
+        self.how = {"language": "en"} if is_multilingual else {}
+
+    @exact()
+    def words(self, clip_id, samples=None):
+        if len(samples) < SHORTEST_S * RATE_HZ:
+            return [], np.nan
+        found = self.pipeline(samples, return_timestamps="word", generate_kwargs=self.how)
+        words = [(chunk["text"].strip(), *chunk["timestamp"]) for chunk in found["chunks"]]
+        seconds = len(samples) / RATE_HZ  # the last word may have no end
+        return [(word, start, seconds if end is None else end) for word, start, end in words], np.nan
+
+
 class Recogniser:
     """Words from a CTC model of transformers such as wav2vec 2.0, in fp32 (in the paper: Kaldi's TDNN).
 
@@ -132,21 +182,15 @@ class Recogniser:
 
     def __init__(self, source, device):
         kinds = Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor
-        try:
+        with loading(source):
             model, found = AutoModelForCTC.from_pretrained(source, output_loading_info=True)
             self.tokenizer, self.extractor = (kind.from_pretrained(source) for kind in kinds)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
         if missing := [name for name in found["missing_keys"] if "masked_spec" not in name]:  # not read here
             raise UserError(f"{source}: {missing[0]} is missing; name a model that was trained to transcribe")
         if self.extractor.sampling_rate != RATE_HZ:
             raise UserError(f"{source}: not for sound of {RATE_HZ} Hz; name a model that is")
-        check_finite(source, model.state_dict())
-        digest = hashlib.sha256()
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.numpy().tobytes())
-        self.identity, self.model = digest.hexdigest()[:16], model.to(device).eval().requires_grad_(False)
+        self.identity = weights_hash(source, model)
+        self.model = model.to(device).eval().requires_grad_(False)
         self.step_s = model.config.inputs_to_logits_ratio / RATE_HZ
 
     @exact()
