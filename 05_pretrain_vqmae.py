@@ -376,8 +376,7 @@ class SpecMAE(nn.Module):
 
 def build_network(network, codebook=None):
     """A VQMAE or SpecMAE with first weights that depend on the first of SEEDS alone."""
-    made_of = (VQMAE, network, codebook) if network.kind == "vqmae" else (SpecMAE, network)
-    return build(SEEDS[0], *made_of)
+    return build(SEEDS[0], *((VQMAE, network, codebook) if network.kind == "vqmae" else (SpecMAE, network)))
 
 
 # ---- Emotion from the encoder (Section 3.1.2) ----------------------------------------------
@@ -584,6 +583,7 @@ def plan():
 def check_constants(rows):
     """Refuse what would fail after hours; every network is built without memory and hides tokens once."""
     settings.check_choices({"STRATEGY": STRATEGY}, {"STRATEGY": STRATEGIES})
+    blocks = max(DEPTH, *DEPTHS, DECODER_DEPTH, *QUERY_BLOCKS)
     rules = (
         (PRETRAIN_WARMUP_EPOCHS < PRETRAIN_EPOCHS, "PRETRAIN_WARMUP_EPOCHS: less than PRETRAIN_EPOCHS"),
         (FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
@@ -591,7 +591,7 @@ def check_constants(rows):
         (len(QUERY_BLOCKS) == 2, "QUERY_BLOCKS: two numbers"),
         (not (REFIT and SELECT_ON == "test"), "REFIT: would train on the test speakers of SELECT_ON=test"),
         (2 <= N_CODES <= 256, "N_CODES: from 2 to 256"),
-        (max(DEPTH, *DEPTHS, DECODER_DEPTH, *QUERY_BLOCKS) <= 100, "DEPTH and its like: at most 100 blocks"),
+        (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
         (VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
     )
     for rule in (rule for holds, rule in rules if not holds):
