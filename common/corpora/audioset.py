@@ -7,8 +7,7 @@ import csv
 import json
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, namedtuple
 from pathlib import Path
 
 from common.corpora.release import (
@@ -29,17 +28,8 @@ FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
 N_BALANCED = 18691  # segments of the balanced set that CAV-MAE still found; all of them are nowhere any more
 NAME = re.compile(r"Y?([\w-]{11})(?:_\d+(?:\.\d+)?){0,2}", re.ASCII)  # copies add Y, start, end to the id
 
-
-@dataclass
-class Segment:
-    """A row of a manifest or table; stem: the name of its recordings, wav and folder: paths of it."""
-
-    name: str
-    stem: str
-    labels: str
-    set: str  # the manifest's name
-    wav: str = ""
-    folder: str = ""
+# A row of a manifest or table; stem: the name of its recordings; set: the manifest's; wav, folder: its paths.
+Segment = namedtuple("Segment", "name stem labels set wav folder", defaults=("", ""))
 
 
 def read(root):
