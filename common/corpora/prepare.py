@@ -8,12 +8,11 @@ where they lie are only asked for their lengths.
 import json
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -52,13 +51,8 @@ MAX_BEYOND = 1e-3  # share of samples beyond full scale; a few are what lossy co
 FEW_FRAMES = 2  # a codec's delay: frames that a container may count, or store, and not show
 
 
-@dataclass
-class MediaSettings:
-    """What the prepared files depend on besides their sources."""
-
-    folder: Path  # prepared/<corpus>
-    crf: int
-    min_turn_s: float  # shorter recordings are left out
+# What the prepared files depend on besides their sources; folder: prepared/<corpus>.
+MediaSettings = namedtuple("MediaSettings", "folder crf min_turn_s")
 
 
 @dataclass
