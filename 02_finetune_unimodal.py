@@ -266,23 +266,25 @@ def recipe_of(modality, model, seed):
     )
 
 
+def folder_of(modality, model, fold, seed, reading):
+    """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>, with the layer where one is chosen."""
+    root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / modality
+    ending = f"_layer{reading['layer']}" if constant(modality, "LAYER") == "chosen" else ""
+    return root / f"seed{seed}" / fold.name / f"{short_name(model)}{ending}"
+
+
 @dataclass
 class Trial:
-    """A model that is fine-tuned on a fold, and what came of it."""
+    """A model that is fine-tuned on a fold, and what came of it; all data, since it travels to a process."""
 
     modality: str
     model: str
     fold: splits.Fold
     seed: int
     reading: dict  # arguments of TurnEncoder
+    folder: Path
+    recipe: Recipe
     outcome: dict | None = None  # of train_and_test
-
-    @property
-    def folder(self):
-        """<DATA_ROOT>/models/<corpus>/<modality>/seed<k>/<fold>/<model>[_layer<i>]."""
-        ending = f"_layer{self.reading['layer']}" if constant(self.modality, "LAYER") == "chosen" else ""
-        root = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / self.modality
-        return root / f"seed{self.seed}" / self.fold.name / f"{short_name(self.model)}{ending}"
 
     @property
     def valid_accuracy(self):
@@ -313,10 +315,9 @@ def fine_tune(inputs, trial):
             network.encoder.standardise(data["train"].stored_states())
         return network
 
-    recipe = recipe_of(trial.modality, trial.model, trial.seed)
     place = Place(folder, identity, f"{folder.name} {fold.name} seed {trial.seed}")
     task, is_kept = Task(make_model, cross_entropy, outputs, loss_and_accuracy), fold.name != "choice"
-    outcome = train_and_test(accelerator, task, data, recipe, place, keep_weights=is_kept)
+    outcome = train_and_test(accelerator, task, data, trial.recipe, place, keep_weights=is_kept)
     if is_kept and accelerator.is_main_process:
         about = {"modality": trial.modality, "model": folder.name, "source": inputs.source, "fold": fold.name}
         speakers = {f"{name}_speakers": splits.speakers_of(turns) for name, turns in parts.items()}
@@ -333,10 +334,10 @@ def fine_tune(inputs, trial):
 def train_all(inputs, models, folds, jobs):
     """Every model {modality: models} with every seed on every fold; a list of Trial."""
     trials = [
-        Trial(m, model, fold, seed, reading)
+        Trial(m, model, fold, seed, how, folder_of(m, model, fold, seed, how), recipe_of(m, model, seed))
         for m, names in models.items()
         for model in names
-        for reading in readings_of(m, inputs[m, model].source)
+        for how in readings_of(m, inputs[m, model].source)
         for seed in SEEDS
         for fold in folds
     ]

@@ -42,7 +42,7 @@ def demo(tmp_path_factory):
     # One clip that 05 has to leave out; 01 has accepted it before it was damaged.
     clips = sorted((folder / "data" / "raw" / "demo_voxceleb2").rglob("*.m4a"))
     clips[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    printed = run_again(SCRIPT, folder, *SHORT)
+    printed = run_again(SCRIPT, folder, *SHORT, figures=True)
     assert "demo_iemocap: left out of Table 5" in printed
     return folder
 
@@ -294,7 +294,9 @@ def test_killed_pretraining_resumes_to_the_same_weights(script, demo, tmp_path, 
     shutil.copytree(vqvae, everyone.folder / "vqvae")
     recipe_of, predict, calls = script.recipe_of, training.predict, []
     monkeypatch.setattr(script, "PRETRAIN_EPOCHS", 4)
-    monkeypatch.setattr(script, "recipe_of", lambda *words: replace(recipe_of(*words), save_every_s=0.0))
+    monkeypatch.setattr(
+        script, "recipe_of", lambda *words, **how: replace(recipe_of(*words, **how), save_every_s=0.0)
+    )
     network = next(iter(script.plan()[0]["1"].values())).network
     folder = everyone.folder / network.slug()
 

@@ -44,7 +44,7 @@ def corpora(tmp_path_factory):
 @pytest.fixture(scope="module")
 def release(corpora):
     release = read_mosei(corpora / "demo_mosei", "")
-    release.problems = finish_turns(release, place_media(release.turns, 16000, 0.1))
+    release.problems = finish_turns(release, place_media(release.turns, 0.1))
     return release
 
 
