@@ -48,7 +48,8 @@ def read_pictures(container, stream, wanted_s, end_s, size):
     frame, _ = next(frames, (None, 0))
     if frame is None:
         raise MediaError(container.name, "no video frame could be decoded", "download it again")
-    late_s = ((frame.pts or 0) - (stream.start_time or 0)) * tick_s
+    is_known = frame.pts is not None and stream.start_time is not None
+    late_s = (frame.pts - stream.start_time) * tick_s if is_known else 0.0
     # Frames at the start may be damaged; what is less late may be a swapped stamp.
     first_s = last_s = start_s + late_s if late_s > 2 * step_s else start_s
     k = 0

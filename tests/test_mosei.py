@@ -557,3 +557,15 @@ def test_01_prepares_it(tmp_path, capsys):
     rows = read_csv(tmp_path / "results" / "01_prepare_data" / "mosei" / "babaali_fig_1_labels.csv")
     assert {(row["split"], row["label"]): row["turns"] for row in rows}["train", "happy"] == "1"
     assert list(dict.fromkeys(row["split"] for row in rows)) == ["train", "test"]
+
+
+def test_a_segment_that_an_aligned_csd_lists_twice_is_left_out_and_named(tmp_path):
+    root, entries = write_release(tmp_path, raw=False), label_entries()
+    name, (scores, times) = next(iter(entries.items()))
+    entries[f"{name}[0]"] = scores[:1], times[:1]
+    write_csd(root / "labels" / "CMU_MOSEI_Labels.csd", "All Labels", entries)
+    release = read_mosei(root)
+    ids = [source.turn.utterance_id for source in release.turns]
+    assert len(ids) == len(set(ids)) and f"{name}[0]" in ids
+    told = [problem.utterance_id for problem in release.problems if "listed twice" in problem.problem]
+    assert told == [f"{name}[0]"]

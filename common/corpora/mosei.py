@@ -150,7 +150,7 @@ def read_words_csd(path):
 
 def _read_labels_csd(path, release):
     """Add the segments of the labels csd."""
-    n_early = 0
+    names, n_early = set(), 0
     for entry, features, intervals in read_csd(path):
         if np.ndim(features) != 2 or features.shape[1] != len(SCORES):
             what = f"scores of shape {np.shape(features)}, not (rows, {len(SCORES)}) for {', '.join(SCORES)}"
@@ -158,6 +158,12 @@ def _read_labels_csd(path, release):
         video_id = video_of(entry)
         first = int(entry[len(video_id) + 1 : -1]) if entry != video_id else 0
         for k, (scores, (start_s, end_s)) in enumerate(zip(features, intervals.tolist(), strict=True), first):
+            name = f"{video_id}[{k}]"
+            if name in names:
+                what = "listed twice; the second is left out"
+                release.problem(name, path, what, "compare with the release")
+                continue
+            names.add(name)
             n_early += start_s < 0
             _add_segment(release, path, video_id, k, (max(0.0, start_s), end_s), scores)
     if n_early:
