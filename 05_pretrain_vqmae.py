@@ -376,7 +376,8 @@ class SpecMAE(nn.Module):
 
 def build_network(network, codebook=None):
     """A VQMAE or SpecMAE with first weights that depend on the first of SEEDS alone."""
-    return build(SEEDS[0], *((VQMAE, network, codebook) if network.kind == "vqmae" else (SpecMAE, network)))
+    made_of = (VQMAE, network, codebook) if network.kind == "vqmae" else (SpecMAE, network)
+    return build(SEEDS[0], *made_of)
 
 
 # ---- Emotion from the encoder (Section 3.1.2) ----------------------------------------------
@@ -452,11 +453,10 @@ def asymmetric_loss(logits, labels):
 # ---- What both trainings share -------------------------------------------------------------
 
 
-def recipe_of(learning_rate, epochs, batch_size, warmup_epochs, seed, **how):
+def recipe_of(rate, epochs, batch_size, warmup_epochs, seed, **how):
     """AdamW, a warm-up and a cosine from epoch to epoch (Sections 3.1.1 and 3.1.2); how: more of a Recipe."""
     how |= {"betas": BETAS, "clip_norm": 0.0, "seed": seed, "eval_batch_size": EVAL_BATCH_SIZE}
-    sizes = learning_rate, epochs, batch_size, WEIGHT_DECAY
-    return Recipe(*sizes, "cosine", warmup_epochs / epochs, "epoch", **how)
+    return Recipe(rate, epochs, batch_size, WEIGHT_DECAY, "cosine", warmup_epochs / epochs, "epoch", **how)
 
 
 def load_network(network, pretraining, pretrained=True):

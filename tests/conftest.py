@@ -64,7 +64,7 @@ def run(script, folder, *options, code=0):
     return done.stdout if code == 0 else done.stderr
 
 
-CACHED = type(functools.cache(len))
+CACHED = type(functools.cache(len))  # a function under functools.cache or lru_cache
 
 
 def forget():

@@ -6,7 +6,6 @@ has a spectrogram of its own, and BatchNorm uses its stored statistics.
 B clips, S samples, F frames of H x W pixels, T frames of a spectrogram, w width of a network, D = 8 w.
 """
 
-import hashlib
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from torchaudio.functional import amplitude_to_DB
 from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
-from common.files import UserError, atomic_path, check_finite
+from common.files import UserError, atomic_path, check_finite, weights_hash
 from common.layers import build, read_checkpoint
 from common.pictures import IMAGENET, normalise_frames
 from common.training import exact
@@ -196,10 +195,7 @@ class Backbone(nn.Module):
 
     def identity(self):
         """What features depend on besides their clips, JSON-ready."""
-        digest = hashlib.sha256()
-        for key, tensor in self.state_dict().items():
-            digest.update(key.encode() + tensor.cpu().contiguous().numpy().tobytes())
-        return {"backbone": self.name, "size": self.size, "weights": digest.hexdigest()[:16]}
+        return {"backbone": self.name, "size": self.size, "weights": weights_hash(self.state_dict())}
 
     def read(self, part, clips):
         """What a part reads of clips.

@@ -21,7 +21,7 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, pipeline
 
-from common.files import UserError, atomic_path, check_finite, file_hash, hash_of
+from common.files import UserError, atomic_path, check_finite, file_hash, hash_of, weights_hash
 from common.training import exact
 
 RATE_HZ = 16000  # of all sound
@@ -134,13 +134,11 @@ def loading(source):
         raise UserError(f"{source}: cannot be loaded ({reason}); check the name or the folder") from error
 
 
-def weights_hash(source, model):
-    """A short hash of a model's weights; UserError where one is NaN or infinite."""
-    weights, digest = model.state_dict(), hashlib.sha256()
+def identity_of(source, model):
+    """A short hash of a recogniser's weights; UserError where one is NaN or infinite."""
+    weights = dict(sorted(model.state_dict().items()))
     check_finite(source, weights)
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return weights_hash(weights)
 
 
 class WhisperRecogniser:
@@ -156,7 +154,7 @@ class WhisperRecogniser:
             self.pipeline = pipeline(TASK, str(source), device=device, dtype=torch.float32)
         if not getattr(self.pipeline.model.generation_config, "no_timestamps_token_id", None):
             raise UserError(f"{source}: its generation_config.json knows no times; download it again")
-        self.identity = weights_hash(source, self.pipeline.model)
+        self.identity = identity_of(source, self.pipeline.model)
         is_multilingual = self.pipeline.model.generation_config.is_multilingual
         self.how = {"language": "en"} if is_multilingual else {}
 
@@ -189,7 +187,7 @@ class Recogniser:
             raise UserError(f"{source}: {missing[0]} is missing; name a model that was trained to transcribe")
         if self.extractor.sampling_rate != RATE_HZ:
             raise UserError(f"{source}: not for sound of {RATE_HZ} Hz; name a model that is")
-        self.identity = weights_hash(source, model)
+        self.identity = identity_of(source, model)
         self.model = model.to(device).eval().requires_grad_(False)
         self.step_s = model.config.inputs_to_logits_ratio / RATE_HZ
 

@@ -61,9 +61,11 @@ class Corpus:
 
         Of logits that a linear layer makes this is the same as of what the layer reads. No label is read.
         """
-        x, speakers = np.array(x), self.speakers[[self.row[name] for name in ids]]
-        for speaker in set(speakers) if self.speaker_normalise else ():
-            x[speakers == speaker] -= x[speakers == speaker].mean(0)
+        x = np.array(x)
+        if self.speaker_normalise:
+            speakers = self.speakers[[self.row[name] for name in ids]]
+            for speaker in set(speakers):
+                x[speakers == speaker] -= x[speakers == speaker].mean(0)
         return x
 
 

@@ -1,6 +1,6 @@
 """VoxCeleb2 at its full size without its recordings: reading the manifest, opening the codes, drawing crops.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_full_scale.py [--clips=1092009] [--folder=/tmp/full_scale]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_full_scale.py [--clips=1092009] [--folder=.]
 
 Writes a manifest and a sparse store of codes (zeros, which take no room on the disk) and takes them through
 what 05 does before and between its steps. Prints seconds, memory, crops per second of one process, and the
@@ -8,8 +8,8 @@ disk and the hours that the paper's run needs.
 """
 
 import argparse
-import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -61,19 +61,18 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clips", type=int, default=CLIPS)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/full_scale"))
+    parser.add_argument("--folder", help="where a temporary folder is made")
     parser.add_argument("--batches", type=int, default=20)
     args = parser.parse_args()
     busy, script = load_before(), load_script("05_pretrain_vqmae.py")
-    pretraining, n_frames = write(args.folder, args.clips, CLIP_S, script.N_ROWS)
-    try:
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        pretraining, n_frames = write(Path(folder), args.clips, CLIP_S, script.N_ROWS)
         timed("manifest of 05", lambda: data.read_part(pretraining.data_root, "voxceleb2"))
         train, _ = timed("speakers, training and held out", pretraining.turns)
         script.TABLES, script.BEYOND_PAPER = ("2",), ()
         network = script.plan()[0]["2"]["Patch-tf"].network
-        crops = timed(
-            "codes and crops of all training clips", lambda: crops_of(network, train, pretraining, True)
-        )
+        what = "codes and crops of all training clips"
+        crops = timed(what, lambda: crops_of(network, train, pretraining, True))
         masked = Masked(crops, lambda rng: script.random_masking(network, rng))
         order, size = np.random.default_rng(0).permutation(len(crops)), script.PRETRAIN_BATCH_SIZE
 
@@ -83,8 +82,6 @@ def main():
 
         draw()  # so that the pages are in memory, as after a first epoch
         seconds, processor = clock_and_processor(draw)
-    finally:
-        shutil.rmtree(args.folder)
     rates = [f"{args.batches * size / s:,.0f}" for s in (seconds, processor)]
     print(f"crops per second of one process: {rates[0]} (of its processor time {rates[1]}){busy}")
     epochs, crops_per_epoch = script.PRETRAIN_EPOCHS, len(crops) * script.CROPS_PER_CLIP
