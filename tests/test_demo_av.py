@@ -21,7 +21,7 @@ from common.demo.sounds import loudness
 from common.media import MediaError, probe, read_audio, read_frames
 
 pytest.importorskip("espeakng_loader")
-SIZES = {  # small, but both sexes, several emotions, both exceptions of Lombard GRID, all tones
+SIZES = {  # small, but both sexes, several emotions, both exceptions of Lombard GRID
     "demo_cremad": {"n_actors": 2, "clips_per_actor": 7},
     "demo_ravdess_av": {"n_actors": 2, "clips_per_emotion": 1},
     "demo_lombard": {"n_talkers": 3, "sentences_per_condition": 2},
@@ -60,27 +60,14 @@ def test_cremad_has_the_names_and_side_files_of_the_release(corpora):
     assert {name[9:12] for name in names} == {"ANG", "DIS", "FEA", "HAP", "NEU", "SAD"}
     tables = {
         path: list(csv.DictReader((root / path).open()))
-        for path in ("VideoDemographics.csv", "SentenceFilenames.csv", "processedResults/summaryTable.csv")
+        for path in ("VideoDemographics.csv", "processedResults/summaryTable.csv")
     }
-    people, listed, votes = tables.values()
+    people, votes = tables.values()
     assert [(row["ActorID"], row["Sex"]) for row in people] == [("1001", "Female"), ("1002", "Male")]
     assert list(people[0]) == ["ActorID", "Age", "Sex", "Race", "Ethnicity"]
-    assert (
-        list(listed[0]) == ["Stimulus_Number", "Filename"]
-        and sorted(row["Filename"] for row in listed) == names
-    )
-    assert list(votes[0]) == [
-        "",
-        "FileName",
-        "VoiceVote",
-        "VoiceLevel",
-        "FaceVote",
-        "FaceLevel",
-        "MultiModalVote",
-        "MultiModalLevel",
-    ]
-    assert [row["FileName"] for row in votes] == [row["Filename"] for row in listed]
-    assert all(set(row["MultiModalVote"].split(":")) <= {row["VoiceVote"], row["FaceVote"]} for row in votes)
+    assert list(votes[0]) == ["", "FileName", "MultiModalVote"]
+    assert sorted(row["FileName"] for row in votes) == names
+    assert all(set(row["MultiModalVote"].split(":")) <= set("ADFHNS") for row in votes)
 
 
 def test_a_complete_cremad_has_82_clips_per_actor(monkeypatch):
@@ -162,12 +149,6 @@ def test_lombard_has_the_names_of_the_release(corpora):
     assert Counter(name.split("_")[:2][0] + name.split("_")[1] for name in names) == dict.fromkeys(
         [f"s{k}{condition}" for k in (2, 3, 4) for condition in "lp"], 2
     )
-    lists = [json.loads((root / f"json/s{k}.json").read_text()) for k in (2, 3, 4)]
-    entries = {entry["UTTERANCE"]: entry for of_talker in lists for entry in of_talker}
-    for name in names:
-        talker, condition, code, *wrong = name.split("_")
-        status = "WRONG" if wrong else "CORRECT"
-        assert entries[code] == {"SPKR": talker, "COND": condition, "UTTERANCE": code, "STATUS": status}
 
 
 def test_lombard_has_a_misread_sentence_and_a_video_without_moov(corpora):
@@ -232,15 +213,11 @@ def test_lombard_speech_is_louder_higher_slower_and_opens_the_mouth(monkeypatch)
 def test_audioset_has_a_cav_mae_manifest(corpora):
     root = corpora / "demo_audioset"
     entries = json.loads((root / "audioset_20k.json").read_text())["data"]
-    classes = list(csv.DictReader((root / "class_labels_indices.csv").open()))
-    assert list(classes[0]) == ["index", "mid", "display_name"]
-    assert [row["index"] for row in classes] == [str(k) for k in range(len(classes))]
-    mids = {row["mid"]: row["display_name"] for row in classes}
-    assert mids["/m/05zppz"] == "Male speech, man speaking"  # a comma: the name is quoted
     assert len({entry["video_id"] for entry in entries}) == len(entries) == 8
     for entry in entries:
         assert set(entry) == {"video_id", "wav", "video_path", "labels"}
-        assert re.fullmatch(r"[\w-]{11}", entry["video_id"]) and set(entry["labels"].split(",")) <= set(mids)
+        assert re.fullmatch(r"[\w-]{11}", entry["video_id"])
+        assert re.fullmatch("/m/09x0r,/m/0(5zppz|2zsn)", entry["labels"])
         wav, video = Path(entry["wav"]), Path(entry["video_path"]) / f"{entry['video_id']}.mp4"
         assert wav.is_absolute() and wav.stem == entry["video_id"]
         sound, info = soundfile.info(str(wav)), probe(video)
@@ -253,46 +230,9 @@ def test_audioset_has_a_cav_mae_manifest(corpora):
 
 
 def test_audioset_has_many_speakers(monkeypatch):
-    actors = [
-        scene.actor for scene in planned(monkeypatch, demo_av, "demo_audioset", 0, n_clips=100) if scene.actor
-    ]
-    assert 55 < len(actors) < 85 and len({str(actor.looks) for actor in actors}) == len(actors)
-    assert 20 < len({actor.speaker.name for actor in actors})
-
-
-@pytest.mark.parametrize("kind", demo_av.TONES)
-def test_tones_go_with_their_shapes(kind):
-    """A higher tone stands higher in the picture, a louder one is larger."""
-    rng, ramp, size = np.random.default_rng(0), np.linspace(0, 1, 16000), (160, 120)
-    sound = demo_av.record_tone(kind, ramp, np.full(16000, 0.5), rng)
-    centroids = [
-        np.average(np.arange(1001), weights=np.abs(np.fft.rfft(part)) ** 2) for part in np.split(sound, 8)
-    ]
-    assert centroids[-1] > 2 * centroids[0]
-    powers = [
-        np.mean(part**2) for part in np.split(demo_av.record_tone(kind, np.full(16000, 0.5), ramp, rng), 8)
-    ]
-    assert (np.diff(powers) > 0).all()
-
-    def shape(pitch, loud):
-        [image] = demo_av.film_shape(kind, [pitch], [loud], size, np.random.default_rng(1))
-        pixels = np.asarray(image).astype(int)
-        rows = np.nonzero((pixels != pixels[0, 0]).any(axis=2))[0]
-        return rows.mean(), len(rows)
-
-    assert shape(0.9, 0.5)[0] < shape(0.1, 0.5)[0] - 40 and shape(0.5, 0.9)[1] > 2 * shape(0.5, 0.3)[1]
-
-
-def test_shapes_in_the_files_grow_with_the_loudness(corpora):
-    entries = json.loads((corpora / "demo_audioset" / "audioset_20k.json").read_text())["data"]
-    tones = [entry for entry in entries if entry["labels"] in demo_av.TONES]
-    for entry in tones:
-        pictures, times_s = read_frames(Path(entry["video_path"]) / f"{entry['video_id']}.mp4")
-        pixels = pictures.astype(int)
-        size = (np.abs(pixels - pixels[:, :1, :1]).sum(axis=3) > 60).sum(axis=(1, 2))
-        # A large shape may leave the picture in part, a noise changes its level with its colour.
-        assert np.corrcoef(size, loudness(read_audio(entry["wav"]), times_s, 0.2))[0, 1] > 0.6
-    assert tones
+    scenes = planned(monkeypatch, demo_av, "demo_audioset", 0, n_clips=60)
+    assert len({str(scene.actor.looks) for scene in scenes}) == 60
+    assert 20 < len({scene.actor.speaker.name for scene in scenes})
 
 
 # ---- Acting -----------------------------------------------------------------------------------
@@ -316,7 +256,7 @@ def test_mouth_and_head_follow_the_voice():
     voice = np.concatenate(
         [np.zeros(16000), 0.2 * rng.standard_normal(16000), 0.05 * rng.standard_normal(16000)]
     )
-    scene = demo_av.Scene("x", actor, (0,), face=set_face(actor, "happy", 1.0, rng))
+    scene = demo_av.Scene("x", actor, (0,), [], {}, set_face(actor, "happy", 1.0, rng), (0.0, 3.0), 0.0, 0.0)
     face = demo_av.act_face(scene, voice, (np.arange(151) / 50, np.ones(151)), (0.5, 1.5, 2.5), rng)
     mouth, head = face["open"], face["sway_y"]
     assert mouth[0] == 0 and mouth[1] > 3 * mouth[2] > 0

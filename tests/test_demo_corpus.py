@@ -164,7 +164,7 @@ def test_sizes_scale_the_recordings_within_the_limits():
             found = demo.sizes(corpus, size).values()
             assert list(found) == [numbers[number] for numbers in limits]
     assert demo.sizes("demo_iemocap", 0.25) == {"n_dialogues_per_session": 4, "turns_per_dialogue": 9}
-    assert demo.sizes("demo_audioset", 0.25) == {"n_clips": 30}
+    assert demo.sizes("demo_audioset", 0.25) == {"n_clips": 24}
 
 
 def test_a_corpus_is_written_once_per_seed_and_size(monkeypatch, tmp_path, capsys):

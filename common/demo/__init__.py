@@ -12,11 +12,11 @@ SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
     "demo_ravdess": {"n_actors": (18, 1, 24), "clips_per_emotion": (2, 1, 8)},
     "demo_emodb": {"clips_per_speaker": (18, 1, 70)},  # of ten speakers
     "demo_voxceleb2": {"n_speakers": (40, 1, 10000), "clips_per_speaker": (6, 1, 10000)},  # 4 to 8 s long
-    "demo_cremad": {"n_actors": (24, 1, 91), "clips_per_actor": (18, 1, 82)},  # spread evenly over emotions
+    "demo_cremad": {"n_actors": (24, 1, 91), "clips_per_actor": (12, 1, 82)},  # spread evenly over emotions
     "demo_ravdess_av": {"n_actors": (8, 1, 24), "clips_per_emotion": (2, 1, 8)},
     # Sentences of a talker, plain and again in noise.
     "demo_lombard": {"n_talkers": (8, 1, 54), "sentences_per_condition": (10, 1, 50)},
-    "demo_audioset": {"n_clips": (120, 1, 20000)},
+    "demo_audioset": {"n_clips": (96, 1, 20000)},
     # Three folds need 8 videos, one more is in no fold; segments per video on average, 1 to 8 s long.
     "demo_mosei": {"n_videos": (80, 8, 10000), "segments_per_video": (8, 1, 100)},
     "demo_voxceleb2_av": {"n_speakers": (60, 1, 10000), "clips_per_speaker": (12, 1, 10000)},  # 2 to 8 s long

@@ -2,14 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
-from scipy.signal import fftconvolve, lfilter
+from scipy.signal import fftconvolve
 
 from common.corpora.cremad import SENTENCES
 from common.demo.faces import Actor, draw_actor, film, lit, set_face
@@ -56,17 +55,8 @@ GRID_RATE_HZ = 48000
 WRONG_TALKER, BROKEN_TALKER = 3, 4  # s3 says something else in one recording, a .mov of s4 has no moov atom
 MOV_TICKS = 600  # time stamps per second of Lombard GRID's videos
 MOV_FPS, MOV_JITTER_S = 24, 0.006  # mean rate of their frames, and standard deviation of the time between two
-AUDIOSET_S = 6
-AUDIOSET_FPS = 15
-TALKING_SHARE = 0.7
-# fmt: off
-AUDIOSET_CLASSES = {  # the classes of the genuine list that occur here: {mid: display_name}
-    "/m/09x0r": "Speech", "/m/05zppz": "Male speech, man speaking",
-    "/m/02zsn": "Female speech, woman speaking",
-    "/m/03kmc9": "Siren", "/m/01v_m0": "Sine wave", "/m/0chx_": "White noise",
-}
-# fmt: on
-TONES = SIREN, SINE, NOISE = "/m/03kmc9", "/m/01v_m0", "/m/0chx_"
+AUDIOSET_S, AUDIOSET_FPS = 6, 15
+AUDIOSET_LABELS = {"m": "/m/09x0r,/m/05zppz", "f": "/m/09x0r,/m/02zsn"}  # speech, of a man or a woman
 
 
 @dataclass
@@ -74,25 +64,25 @@ class Scene:
     """One recording before it is spoken and drawn."""
 
     place: str  # its path below the corpus, without folder of the medium and ending
-    actor: Actor | None  # None: a tone and a shape
+    actor: Actor
     seed: tuple  # of everything drawn after speaking
-    lines: list = field(default_factory=list)  # of one (text, voice) for `speak`
-    voice: dict | None = None  # gain_db, tilt, tremor, breath at the height of the expression
-    face: dict | None = None  # features as FACES at the height of the expression
-    seconds: tuple = (0.0, math.inf)
-    lead_s: float = 0.0  # silence before the speech
-    tail_s: float = 0.0  # and after it, where `seconds` allows
-    kind: str = ""  # of a tone: its mid
+    lines: list  # of one (text, voice) for `speak`
+    voice: dict  # gain_db, tilt, tremor, breath at the height of the expression
+    face: dict  # features as FACES at the height of the expression
+    seconds: tuple
+    lead_s: float  # silence before the speech
+    tail_s: float  # and after it, where `seconds` allows
     flaw: str = ""  # "mute": no audio track; "no moov": the atom is missing
 
 
 # ---- The four corpora -------------------------------------------------------------------------
 def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers):
-    """Write acted emotions with CREMA-D's names below `root`: AudioWAV, VideoFlash and three tables.
+    """Write acted emotions with CREMA-D's names below `root`: AudioWAV, VideoFlash and two tables.
 
     N_MUTE_FLV videos have no sound; the votes of summaryTable.csv are what voice and face show.
     """
-    scenes, people, votes = [], ['"ActorID","Age","Sex","Race","Ethnicity"'], []
+    scenes, people = [], ['"ActorID","Age","Sex","Race","Ethnicity"']
+    votes = ['"","FileName","MultiModalVote"']
     for number in range(1001, 1001 + n_actors):
         rng = np.random.default_rng((seed, 4, number))
         actor = draw_actor(number - 1001, "en-us", rng)
@@ -103,16 +93,12 @@ def write_demo_cremad(root, seed, n_actors, clips_per_actor, workers):
             asked, text = (CREMAD_EMOTIONS[emotion], intensity), SENTENCES[sentence]
             scene, shown = plan_emotion("cremad", place, actor, asked, text, rng)
             scenes.append(scene)
-            votes.append(vote(place, shown, rng))
+            votes.append(f'"{len(scenes)}","{place}","{vote(shown, rng)}"')
     for k in np.random.default_rng((seed, 4)).permutation(len(scenes))[:N_MUTE_FLV]:
         scenes[k].flaw = "mute"
-    names = ['"Stimulus_Number","Filename"', *(f'{k},"{scene.place}"' for k, scene in enumerate(scenes, 1))]
-    columns = [f'"{whose}{what}"' for whose in ("Voice", "Face", "MultiModal") for what in ("Vote", "Level")]
-    table = [",".join(['"","FileName"', *columns]), *(f'"{k}",{row}' for k, row in enumerate(votes, 1))]
     texts = {
         "VideoDemographics.csv": "\n".join(people) + "\n",
-        "SentenceFilenames.csv": "\n".join(names) + "\n",
-        "processedResults/summaryTable.csv": "\n".join(table) + "\n",
+        "processedResults/summaryTable.csv": "\n".join(votes) + "\n",
     }
     write_corpus(root, scenes, write_cremad, workers, texts)
 
@@ -131,29 +117,26 @@ def write_demo_ravdess_av(root, seed, n_actors, clips_per_emotion, workers):
 
 
 def write_demo_lombard(root, seed, n_talkers, sentences_per_condition, workers):
-    """Write plain and Lombard speech in Lombard GRID's layout: lombardgrid/{audio,front,json} below `root`.
+    """Write plain and Lombard speech in Lombard GRID's layout: lombardgrid/{audio,front} below `root`.
 
     With two of the release's exceptions, a `..._WRONG_...` of s3 and a video of s4 without moov atom, but no
-    side views and alignments.
+    side views, lists and alignments.
     """
-    scenes, texts = [], {}
+    scenes = []
     for number in range(2, 2 + n_talkers):
         rng = np.random.default_rng((seed, 6, number))
-        actor, entries, codes = draw_actor(number, "en", rng), [], set()
+        actor, codes = draw_actor(number, "en", rng), set()
         for k, condition in product(range(sentences_per_condition), "lp"):
             words = draw_command(codes, rng)
-            asked, status, wrong = command_code(words), "CORRECT", ""
+            asked, wrong = command_code(words), ""
             if number == WRONG_TALKER and (k, condition) == (0, "p"):
                 other = GRID_WORDS[-1][GRID_WORDS[-1].index(words[-1]) - 1]
-                wrong, asked, status = f"_WRONG_{asked}", command_code((*words[:-1], other)), "WRONG"
+                wrong, asked = f"_WRONG_{asked}", command_code((*words[:-1], other))
             stem = f"s{number}_{condition}_{asked}{wrong}"
             scenes.append(plan_lombard(stem, actor, condition == "l", " ".join(words) + ".", rng))
             if number == BROKEN_TALKER and (k, condition) == (0, "l"):
                 scenes[-1].flaw = "no moov"
-            names = ("SPKR", "COND", "UTTERANCE", "STATUS")
-            entries.append(dict(zip(names, (f"s{number}", condition, asked, status), strict=True)))
-        texts[f"lombardgrid/json/s{number}.json"] = json.dumps(entries, indent=1) + "\n"
-    write_corpus(root, scenes, write_lombard, workers, texts)
+    write_corpus(root, scenes, write_lombard, workers)
 
 
 def write_demo_audioset(root, seed, n_clips, workers):
@@ -161,26 +144,16 @@ def write_demo_audioset(root, seed, n_clips, workers):
 
     Its paths are absolute, as genuine ones: `wav` is a file, `video_path` the folder of <video_id>.mp4.
     """
-    rng = np.random.default_rng((seed, 7))
-    scenes, entries, place, bank = [], [], Path(root).resolve(), all_sentences()
+    rng, place, bank = np.random.default_rng((seed, 7)), Path(root).resolve(), all_sentences()
+    scenes, entries = [], []
     for number in range(n_clips):
-        name = draw_name(rng)
-        if rng.random() < TALKING_SHARE:
-            actor, mood = draw_actor(number, "en-us", rng), RAVDESS_EMOTIONS[rng.integers(8)]
-            text = " ".join(fill(bank[k], rng) for k in rng.choice(len(bank), 5, replace=False))
-            scene, _ = plan_emotion("audioset", name, actor, (mood, "strong"), text, rng)
-            labels = f"/m/09x0r,{'/m/05zppz' if scene.actor.sex == 'm' else '/m/02zsn'}"
-        else:
-            scene = Scene(name, None, draw_seed(rng), kind=TONES[rng.integers(len(TONES))])
-            labels = scene.kind
-        scenes.append(scene)
+        name, actor = draw_name(rng), draw_actor(number, "en-us", rng)
+        mood = RAVDESS_EMOTIONS[rng.integers(8)], "strong"
+        text = " ".join(fill(bank[k], rng) for k in rng.choice(len(bank), 5, replace=False))
+        scenes.append(plan_emotion("audioset", name, actor, mood, text, rng)[0])
         files = {"wav": str(place / "audio" / f"{name}.wav"), "video_path": str(place / "video")}
-        entries.append({"video_id": name, **files, "labels": labels})
-    classes = [f'{k},{mid},"{name}"\n' for k, (mid, name) in enumerate(AUDIOSET_CLASSES.items())]
-    texts = {
-        "audioset_20k.json": json.dumps({"data": entries}, indent=1) + "\n",
-        "class_labels_indices.csv": "".join(["index,mid,display_name\n", *classes]),
-    }
+        entries.append({"video_id": name, **files, "labels": AUDIOSET_LABELS[actor.sex]})
+    texts = {"audioset_20k.json": json.dumps({"data": entries}, indent=1) + "\n"}
     write_corpus(root, scenes, write_audioset, workers, texts)
 
 
@@ -244,9 +217,8 @@ def make_scene(corpus, place, actor, seed, text, voice, face, rng):
     rate_wpm = max(SLOWEST_WPM, round(pace * voice["rate_wpm"]))  # or as slowly as eSpeak can
     # The level and the tilt follow the expression and are set after speaking.
     said = {**voice, "gain_db": actor.level_db, "tilt": 0.0, "rate_wpm": rate_wpm}
-    scene = Scene(place, actor, seed, [(text, said)], voice, face, seconds)
-    scene.lead_s, scene.tail_s = rng.uniform(*lead_s), rng.uniform(*tail_s) if tail_s else 0.0
-    return scene
+    silence_s = rng.uniform(*lead_s), rng.uniform(*tail_s) if tail_s else 0.0
+    return Scene(place, actor, seed, [(text, said)], voice, face, seconds, *silence_s)
 
 
 def draw_command(codes, rng):
@@ -264,17 +236,12 @@ def command_code(words):
     return "".join(word[0] for word in words[:4]) + (str(digit) if digit else "z") + words[5][0]
 
 
-def vote(name, shown, rng):
-    """A row of summaryTable.csv: raters hear the voice's emotion, see the face's, and may tie on both."""
+def vote(shown, rng):
+    """What raters see and hear: the emotion of what shows more, voice or face; "A:D" where both are close."""
     letters = {emotion: code[0] for code, emotion in CREMAD_EMOTIONS.items()}
     heard, seen = (letters[shown[modality][0]] for modality in ("voice", "face"))
-    # Who shows more decides; close calls are ties.
     lead = shown["voice"][1] - shown["face"][1] + 0.1 * rng.standard_normal()
-    both = ":".join(sorted({heard, seen})) if abs(lead) < 0.05 else heard if lead > 0 else seen
-    cells = [name]
-    for votes in (heard, seen, both):
-        cells += [votes, ":".join(f"{rng.uniform(40, 90):.4g}" for _ in votes.split(":"))]
-    return ",".join(f'"{cell}"' for cell in cells)
+    return ":".join(sorted({heard, seen})) if abs(lead) < 0.05 else heard if lead > 0 else seen
 
 
 # ---- Acting in time ---------------------------------------------------------------------------
@@ -338,46 +305,6 @@ def act_face(scene, sound, curve, times_s, rng):
     return features | {"sway_x": sway[:, 0], "sway_y": sway[:, 1] - lift}
 
 
-# ---- Tones and shapes -------------------------------------------------------------------------
-def wander(rng, time_s):
-    """A slow random curve between 0 and 1 at these times."""
-    speeds_hz, phases = rng.uniform(0.05, 0.35, 3), rng.uniform(0, 2 * np.pi, 3)
-    return 0.5 + np.sin(2 * np.pi * speeds_hz * time_s[:, None] + phases).sum(axis=1) / 6
-
-
-def record_tone(kind, pitch, loud, rng):
-    """A sine wave, a siren or a noise (T,) whose pitch and loudness follow two curves between 0 and 1."""
-    frequency_hz = 150 * 2 ** (3.5 * pitch)
-    if kind == NOISE:
-        white = rng.standard_normal(len(pitch))
-        tone = pitch * white + (1 - pitch) * (3 * lfilter([0.1], [1, -0.9], white))
-    else:
-        if kind == SIREN:
-            time_s = np.arange(len(pitch)) / RATE_HZ
-            frequency_hz = frequency_hz * 2 ** (0.3 * np.sin(2 * np.pi * 3 * time_s))
-        phase = 2 * np.pi * np.cumsum(frequency_hz) / RATE_HZ
-        overtones = (1,) if kind == SINE else (1, 0.5, 0.3)
-        tone = sum(share * np.sin(k * phase) for k, share in enumerate(overtones, 1))
-    return 0.02 * 10**loud * tone + 10 ** rng.uniform(-3.7, -2.7) * rng.standard_normal(len(pitch))
-
-
-def film_shape(kind, pitch, loud, size, rng):
-    """Images of a disc (sine), square (siren) or triangle (noise), as high as the pitch, as large as loud."""
-    backdrop, colour = (
-        tuple(int(value) for value in rng.integers(*span, 3)) for span in ((40, 160), (120, 256))
-    )
-    x = size[0] / 2 + rng.normal(0, 8)
-    corners = {SIREN: ((-1, -1), (1, -1), (1, 1), (-1, 1)), NOISE: ((-1, 1), (1, 1), (0, -1))}
-    for height, largeness in zip(pitch, loud, strict=True):
-        image, radius = Image.new("RGB", size, backdrop), 6 + 26 * largeness
-        draw, y = ImageDraw.Draw(image), size[1] * (0.85 - 0.7 * height)
-        if kind in corners:
-            draw.polygon([(x + radius * dx, y + radius * dy) for dx, dy in corners[kind]], fill=colour)
-        else:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
-        yield image
-
-
 # ---- From scenes to files ---------------------------------------------------------------------
 def write_cremad(folder, scene, speech):
     """AudioWAV/<name>.wav at 16 kHz and VideoFlash/<name>.flv."""
@@ -421,14 +348,7 @@ def mov_times(seconds, rng):
 def write_audioset(folder, scene, speech):
     """audio/<name>.wav at 16 kHz and video/<name>.mp4 with the same sound."""
     times_s = np.arange(AUDIOSET_S * AUDIOSET_FPS) / AUDIOSET_FPS
-    if scene.actor:
-        track, images, _ = perform(scene, speech, FRAME_4_3, lambda seconds, rng: times_s)
-    else:
-        rng, sample_s = np.random.default_rng(scene.seed), np.arange(AUDIOSET_S * RATE_HZ) / RATE_HZ
-        pitch, loud = wander(rng, sample_s), wander(rng, sample_s)
-        track = record_tone(scene.kind, pitch, loud, rng)
-        frames = np.round(times_s * RATE_HZ).astype(int)
-        images = film_shape(scene.kind, pitch[frames], loud[frames], FRAME_4_3, rng)
+    track, images, _ = perform(scene, speech, FRAME_4_3, lambda seconds, rng: times_s)
     write_wav(folder / "audio" / f"{scene.place}.wav", track)
     path = folder / "video" / f"{scene.place}.mp4"
     write_movie(path, images, Fraction(AUDIOSET_FPS), sound=Sound(track))
