@@ -34,6 +34,7 @@ if __name__ == "__main__":
 
 import re
 from collections import namedtuple
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +66,7 @@ RUN = ""                      # name of its folder; "" = the corpus and what dif
 CORPUS = "cremad"             # "cremad", "ravdess", "lombard", or a folder with a manifest.csv: from 01
 PRETRAIN_CORPUS = "audioset"  # unlabelled recordings (Sec. 3.3); "" = none
 BACKBONES = ("avid-cma", "crisscross")   # Figures 2 and 3
-SEEDS = (0, 1, 2)             # one autoencoder and one set of classifiers each. Not in the paper
+SEEDS = (0, 1, 2)             # one autoencoder of each kind for each. Not in the paper
 N_MASKS = 10                  # random masks of each test recording and level (Sec. 4.3)
 MASK_SEED = 0                 # draws them, once for all methods, backbones and seeds. Not in the paper
 N_RESAMPLES = 10000           # of speakers, behind every interval
@@ -105,8 +106,10 @@ WEIGHT_DECAY = 5e-7           # CAV-MAE's
 CLASSIFIERS = ("linear", "gru")  # Figures 2 and 3, (a) and (b)
 GRU_WIDTH = 512               # not in the paper
 CLASSIFIER_LEARNING_RATE = 1e-3  # (Sec. 4.2)
-CLASSIFIER_EPOCHS = 30        # of training and of fine-tuning. Not in the paper
+CLASSIFIER_EPOCHS = 30        # of training on whole features. Not in the paper
+FINETUNE_EPOCHS = 30          # of fine-tuning on imputed ones. Not in the paper
 CLASSIFIER_BATCH_SIZE = 64    # recordings per step. Not in the paper
+CLASSIFIER_SEEDS = ()         # of those trained on one autoencoder; () = its own seed. Not in the paper
 TRAIN_MASKS = 5               # of each recording for fine-tuning. Not in the paper
 MIXTURES = ("0.4", "0.7", "0.4+0.7")  # Figure 4: shares of hidden clips that a classifier is fine-tuned on
 
@@ -125,11 +128,12 @@ MAX_PROBLEM_SHARE = 0.05      # stop where more than this share of the recording
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"RESULTS_ROOT": "results/mine", "CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset",
-        "SEEDS": (0,), "N_RESAMPLES": 1000, "FRAME_SIZE": 48, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16,
-        "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
-        "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3,
-        "MAE_BATCH_SIZE": 32, "PRETRAIN_EPOCHS": 30, "MAE_EPOCHS": 30, "GRU_WIDTH": 64,
-        "CLASSIFIER_EPOCHS": 15, "CLASSIFIER_BATCH_SIZE": 32, "JOBS": 2}  # random networks
+        "SEEDS": (0,), "CLASSIFIER_SEEDS": (0, 1, 2), "N_RESAMPLES": 1000, "FRAME_SIZE": 48,
+        "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64,
+        "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1, "DECODER_HEADS": 4,
+        "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 32,
+        "PRETRAIN_EPOCHS": 30, "MAE_EPOCHS": 30, "GRU_WIDTH": 64, "CLASSIFIER_EPOCHS": 15,
+        "CLASSIFIER_BATCH_SIZE": 32, "JOBS": 2}  # random networks
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
            "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 16,
@@ -412,11 +416,10 @@ def first_autoencoder(data, first):
     return model
 
 
-def train_autoencoder(data, name, rate, first, levels, keep="best"):
-    """An AVMAE, trained with new masks in every epoch.
+def train_autoencoder(data, name, rate, first, levels):
+    """An AVMAE, trained with new masks in every epoch, of the epoch with the lowest loss on data.valid.
 
     first   file of the first weights; levels: counts of hidden clips of either modality, by epoch
-    keep    the "best" epoch, with the lowest loss on data.valid, or the "last"
     """
     n_clips, model = data.train.n_clips, first_autoencoder(data, first)
     valid_lost = draw_mixture(len(data.valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
@@ -433,7 +436,7 @@ def train_autoencoder(data, name, rate, first, levels, keep="best"):
     def outputs(model, batch):
         return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss", keep=keep)
+    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss", keep="both")
     identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
     return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
@@ -451,16 +454,20 @@ def pretrain(accelerator, name, store, turns):
 
 
 def fine_tune_autoencoders(data, first):
-    """{"curri-MAE", "MAE": AVMAE}: with the curriculum, and at the fixed rate (Section 4.4)."""
+    """{"curri-MAE", "MAE": AVMAE}: with the curriculum, and at the fixed rate (Section 4.4).
+
+    Beyond the paper, LAST: the former as it was after the last epoch, not after the best one.
+    """
     n_clips = data.train.n_clips
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
     curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
     fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
-    plan = {"curri-MAE": (curriculum, "best"), "MAE": (fixed, "best")}
+    plan = {"curri-MAE": curriculum, "MAE": fixed}
+    found = {name: train_autoencoder(data, name, rate, first, levels) for name, levels in plan.items()}
     if BEYOND_PAPER:
-        plan[LAST] = curriculum, "last"
-    return {name: train_autoencoder(data, name, rate, first, *how) for name, how in plan.items()}
+        found[LAST] = load_best(deepcopy(found["curri-MAE"]), data.folder / "curri-MAE", "last")
+    return found
 
 
 # ---- Imputing, classifying and testing (Sections 3.4, 3.5, 4.2 and 4.3) --------------------
@@ -494,13 +501,13 @@ def training_inputs(data, system, imputers):
     return inputs
 
 
-def train_classifier(data, system, inputs, first):
+def train_classifier(data, system, seed, first, inputs):
     """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
     first  the classifier that fine-tuning starts from, or None
     """
     (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels
-    model = build(data.seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
+    model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
     if first:
         model.load_state_dict(first.state_dict())
 
@@ -517,27 +524,33 @@ def train_classifier(data, system, inputs, first):
         classes = model(batch["x"].flatten(0, 1)).softmax(2).mean(1).argmax(1)
         return {"accuracy": (classes.view(len(batch["x"]), -1) == batch["labels"][:, None]).float()}
 
-    recipe = recipe_of(CLASSIFIER_LEARNING_RATE, CLASSIFIER_EPOCHS, CLASSIFIER_BATCH_SIZE, data.seed)
-    autoencoder = best_weights(data.folder / system.imputer)
+    epochs = FINETUNE_EPOCHS if system.tuned else CLASSIFIER_EPOCHS
+    recipe = recipe_of(CLASSIFIER_LEARNING_RATE, epochs, CLASSIFIER_BATCH_SIZE, seed)
+    autoencoder = best_weights(data.folder / system.imputer.removesuffix("-last"))
     identity = {"classes": data.classes, "masks": TRAIN_MASKS}
     identity["imputed_by"] = file_hash(autoencoder) if autoencoder.exists() else ""
-    name = "_".join(filter(None, system))  # of its folder, such as linear_curri-MAE_all
+    name = "_".join([*filter(None, system), str(seed)])  # of its folder, such as linear_curri-MAE_all_0
     return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
 
-def train_classifiers(data, systems, imputers):
-    """{System: classifier}: trained on whole features, then fine-tuned on imputed ones, or not."""
+def train_classifiers(data, systems, imputers, seeds):
+    """{System: a classifier for each seed}: trained on whole features, then fine-tuned on imputed, or not."""
     trained = {}
     for system in systems:
         trained[system] = pristine = trained.get(System(system.classifier, "none"))
         if system.tuned or system.imputer in WHOLE:
             inputs = training_inputs(data, system, imputers)
-            trained[system] = train_classifier(data, system, inputs, pristine if system.tuned else None)
+            first = pristine if system.tuned else [None] * len(seeds)
+            pairs = zip(seeds, first, strict=True)
+            trained[system] = [train_classifier(data, system, *pair, inputs) for pair in pairs]
     return trained
 
 
 def predict(data, classifiers, imputers):
-    """{(System, k): classes (M, R)} of the test part, k clips lost; {(imputer, k, modality): error}."""
+    """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}.
+
+    H is the number of classifiers of each System: of CLASSIFIER_SEEDS.
+    """
     test, predicted, errors = data.test, {}, {}
     for system in (s for s in classifiers if s.imputer in WHOLE):
         predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
@@ -545,16 +558,22 @@ def predict(data, classifiers, imputers):
         for name, imputer in imputers.items():
             x = impute(imputer, data.train, test, hidden)
             shares = imputation.unexplained(data.train, test, x, hidden)
-            errors |= {(name, k, modality): share for modality, share in shares.items()}
+            errors |= {(name, k, modality): [share] for modality, share in shares.items()}
             for system in (s for s in classifiers if s.imputer == name):
                 predicted[system, k] = classify(classifiers[system], together(x))
         if "linear" in CLASSIFIERS:
-            experts = {name: classifiers[System("linear", name)] for name in WHOLE}
-            clips = [probabilities(model, whole(test, name)[0]) for name, model in experts.items()]
-            prior = data.train.labels.bincount(minlength=len(data.classes)) / len(data.train)
-            found = backoff(*clips, hidden | test.missing, prior)  # (M, R, C)
-            predicted[System("linear", "backoff"), k] = found.argmax(2).numpy()
+            predicted[System("linear", "backoff"), k] = predict_backoff(data, classifiers, hidden)
     return predicted, errors
+
+
+def predict_backoff(data, classifiers, hidden):
+    """Classes (H, M, R) of the test part by `backoff` where clips are hidden (M, R, 2, N)."""
+    prior = data.train.labels.bincount(minlength=len(data.classes)) / len(data.train)
+    found = []
+    for models in zip(*(classifiers[System("linear", name)] for name in WHOLE)):
+        clips = [probabilities(m, whole(data.test, name)[0]) for name, m in zip(WHOLE, models)]
+        found.append(backoff(*clips, hidden | data.test.missing, prior))  # (M, R, C)
+    return torch.stack(found).argmax(3).numpy()
 
 
 def run_seed(name, seed, store, fold, classes, first):
@@ -564,7 +583,8 @@ def run_seed(name, seed, store, fold, classes, first):
     data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION, DETERMINISTIC))
     imputers = imputers_of(data, fine_tune_autoencoders(data, first))
     systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
-    return data.test, *predict(data, train_classifiers(data, systems, imputers), imputers)
+    classifiers = train_classifiers(data, systems, imputers, CLASSIFIER_SEEDS or [seed])
+    return data.test, *predict(data, classifiers, imputers)
 
 
 # ---- Main ----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ class Recipe:
     clip_norm: float = 1.0  # 0 = off
     select_by: str = "highest accuracy"  # the best epoch, by a figure of `evaluate`; or "lowest loss"
     patience: int = 0  # epochs without a better figure before stopping; 0 = off
-    keep: str = "best"  # the weights that are left: of the "best" epoch, or the "last"
+    keep: str = "best"  # the weights that are left: of the "best" epoch, the "last", or "both"
     best_before: float | None = None  # where this continues an earlier run, with keep="last": its best figure
     epochs_since_best: int = 0  # ... and for how many epochs it had not improved
     seed: int = 0
@@ -322,8 +322,8 @@ class Training:
             while not self.is_over():
                 started = time.monotonic()
                 self.end_epoch(self.train_epoch(bar), evaluate(), started)
-        if self.recipe.keep == "last":
-            self.keep_weights()
+        if self.recipe.keep != "best":
+            self.keep_weights("best" if self.recipe.keep == "last" else "last")
         self.accelerator.wait_for_everyone()
         load_best(self.model, self.folder)
         return {"identity": self.place.identity, "steps_per_epoch": self.steps, **asdict(self.state)}
@@ -433,15 +433,15 @@ class Training:
         state.epochs_since_best += 1
         if state.best is None or (value > state.best if which == "highest" else value < state.best):
             state.best, state.best_epoch, state.epochs_since_best = value, state.epoch, 0
-            if self.recipe.keep == "best":
+            if self.recipe.keep != "last":
                 self.keep_weights()
         if time.monotonic() - self.saved_at >= self.recipe.save_every_s:
             self.save()
             done = f"epoch {state.epoch}/{self.recipe.epochs}"
             tqdm.write(f"{self.place.title}: {done}, train_loss {train_loss:.4f}")
 
-    def keep_weights(self):
-        self.write(best_weights(self.folder), save_file, trained_state(self.model))
+    def keep_weights(self, epoch="best"):
+        self.write(best_weights(self.folder, epoch), save_file, trained_state(self.model))
 
     def save(self):
         """Write what `resume` reads."""
@@ -505,18 +505,21 @@ def load_trained(model, state):
         raise ValueError(f"weights do not fit: missing {needed[:3]}, unexpected {unexpected[:3]}")
 
 
-def best_weights(folder):
-    """Where a training leaves the weights of the chosen epoch (the last one with keep="last")."""
-    return Path(folder) / "best.safetensors"
+def best_weights(folder, epoch="best"):
+    """Where a training leaves the weights of the chosen epoch (the last one with keep="last").
+
+    epoch  "last" with keep="both": those of the last epoch
+    """
+    return Path(folder) / f"{epoch}.safetensors"
 
 
-def load_best(model, folder):
+def load_best(model, folder, epoch="best"):
     """The model, with the weights of `best_weights`."""
+    path = best_weights(folder, epoch)
     try:
-        load_trained(model, load_file(best_weights(folder)))
+        load_trained(model, load_file(path))
     except (SafetensorError, OSError) as error:
-        remedy = f"delete {folder} and run again"
-        raise UserError(f"{best_weights(folder)}: damaged or absent; {remedy}") from error
+        raise UserError(f"{path}: damaged or absent; delete {folder} and run again") from error
     return model
 
 

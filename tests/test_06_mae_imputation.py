@@ -33,6 +33,8 @@ NETWORKS = [
     "--PRETRAIN_EPOCHS=4",
     "--MAE_EPOCHS=12",
     "--CLASSIFIER_EPOCHS=3",
+    "--FINETUNE_EPOCHS=3",
+    "--CLASSIFIER_SEEDS=",
     "--N_MASKS=2",
     "--TRAIN_MASKS=2",
     "--N_RESAMPLES=100",
@@ -306,7 +308,7 @@ def test_a_recording_that_lacks_a_modality_gets_it_imputed_if_others_have_it():
     assert torch.allclose(found[1, 1], part.x[[0, 2], 1].mean((0, 1)))
 
 
-def without_training(monkeypatch, seen):
+def without_training(monkeypatch, script, seen):
     """Keep the training data sets by name in `seen`."""
 
     def train_and_test(accelerator, task, data, recipe, place, **options):
@@ -314,13 +316,14 @@ def without_training(monkeypatch, seen):
         return {"history": {}}
 
     monkeypatch.setattr(imputation, "train_and_test", train_and_test)
-    monkeypatch.setattr(imputation, "load_best", lambda model, folder: model)
+    for module in (imputation, script):
+        monkeypatch.setattr(module, "load_best", lambda model, *place: model)
 
 
 def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
     script, part, seen = load_script(SCRIPT), part_of(6, 5, 2, no_video=(4,)), {}
     vars(script).update(CAVMAE_CHECKPOINT="", MAE_EPOCHS=50, MAE_WIDTH=12, MAE_DEPTH=1, DECODER_WIDTH=16)
-    without_training(monkeypatch, seen)
+    without_training(monkeypatch, script, seen)
     data = script.Data(part, part, part, (), tmp_path / "seed0", 0, make_accelerator("no"))
     script.fine_tune_autoencoders(data, "")
     batches = seen["curri-MAE"]
@@ -340,12 +343,12 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
 
 def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
     script, seen = load_script(SCRIPT), {}
-    without_training(monkeypatch, seen)
+    without_training(monkeypatch, script, seen)
     part = part_of(8, 2, 1)
     part.labels = torch.arange(8)
     x = torch.arange(3.0)[:, None, None, None].expand(3, 8, 2, 1)  # the number of the mask
     data = script.Data(part, part, part, tuple("abcdefgh"), tmp_path, 0, make_accelerator("no"))
-    script.train_classifier(data, tables.System("linear", "zeros", "all"), (x, x), None)
+    script.train_classifier(data, tables.System("linear", "zeros", "all"), 0, None, (x, x))
     (train_set,) = seen.values()
     batches = [train_set.collate([(i, (0, epoch, i)) for i in range(8)]) for epoch in range(6)]
     assert all(batch["labels"].tolist() == list(range(8)) for batch in batches)

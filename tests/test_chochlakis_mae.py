@@ -480,7 +480,7 @@ def test_the_linear_classifier_reads_every_clip_alone():
     wanted = -torch.stack([logits[b, n].log_softmax(0)[labels[b]] for b, n in np.ndindex(8, N)]).mean()
     torch.testing.assert_close(script.classifier_loss(head(x), labels), wanted, atol=1e-4, rtol=1e-4)
     expected = sum(head.eval()(x[:, n : n + 1])[:, 0].softmax(1) for n in range(N)) / N
-    assert (imputation.classify(head, x[None])[0] == expected.argmax(1).numpy()).all()
+    assert (imputation.classify([head], x[None])[0, 0] == expected.argmax(1).numpy()).all()
 
 
 def test_the_gru_classifier_reads_the_final_state():
@@ -493,7 +493,7 @@ def test_the_gru_classifier_reads_the_final_state():
         state = cell(inputs[:, n], state)
     expected, labels = head.linear(state), torch.tensor([0, 1, 2, 0, 1, 2])
     torch.testing.assert_close(head(x)[:, 0], expected, atol=1e-5, rtol=1e-5)
-    assert (imputation.classify(head, x[None])[0] == expected.argmax(1).numpy()).all()
+    assert (imputation.classify([head], x[None])[0, 0] == expected.argmax(1).numpy()).all()
     loss = script.classifier_loss(head(x), labels)
     torch.testing.assert_close(loss, F.cross_entropy(expected, labels), atol=1e-5, rtol=1e-5)
 
@@ -504,7 +504,7 @@ def test_classifiers_learn_eight_samples(monkeypatch, name):
     head, x, labels = uneven(script.NETWORKS[name](64, 4)), noise(8, N, 64), torch.arange(8) % 4
     train(head, lambda: script.classifier_loss(head(x), labels), 200, 2e-2)
     several = torch.stack([x, x])
-    assert (imputation.classify(head.eval(), several) == labels.numpy()).all()
+    assert (imputation.classify([head.eval()], several)[0] == labels.numpy()).all()
 
 
 def test_audio_and_video_stand_side_by_side():
@@ -602,12 +602,19 @@ def clips():
     return 0.1 * noise(3, 8000), video
 
 
-def small_seed(folder):
+def small_seed(folder, **more):
     """What run_seed of 06 gives on made-up features: (test Part, predictions, errors of imputation)."""
     c = load_script("06_mae_imputation.py")
-    sizes = {"MAE_EPOCHS": 4, "CLASSIFIER_EPOCHS": 2, "TRAIN_MASKS": 2, "N_MASKS": 2, "MAE_BATCH_SIZE": 8}
+    sizes = {
+        "MAE_EPOCHS": 4,
+        "CLASSIFIER_EPOCHS": 2,
+        "FINETUNE_EPOCHS": 2,
+        "TRAIN_MASKS": 2,
+        "N_MASKS": 2,
+        "MAE_BATCH_SIZE": 8,
+    }
     sizes |= {"CLASSIFIER_BATCH_SIZE": 8, "CLASSIFIER_LEARNING_RATE": 0.03}
-    vars(c).update(SMALL | sizes | {"DATA_ROOT": str(folder), "PRECISION": "no"} | CHANGED)
+    vars(c).update(SMALL | sizes | {"DATA_ROOT": str(folder), "PRECISION": "no"} | CHANGED | more)
     parts = {"train": part_of(24, 1), "valid": part_of(8, 2), "test": part_of(8, 3)}
     c.read_part = lambda store, turns, classes: parts[turns]
     fold = SimpleNamespace(train="train", valid="valid", test="test")
@@ -619,6 +626,15 @@ def test_a_seed_learns_what_is_easy(tmp_path):
     assert len(predicted) == 6 + 25 * (N - 1) and len(errors) == 8 * (N - 1) * 2
     right = {key: (labels == test.labels.numpy()).mean() for key, labels in predicted.items()}
     assert np.mean(list(right.values())) > 0.7 and np.isfinite(list(errors.values())).all()
+
+
+def test_several_classifiers_share_an_autoencoder(tmp_path):
+    """Each finds what it finds alone; there is one autoencoder, whose errors are given once."""
+    _, both, errors = small_seed(tmp_path / "both", CLASSIFIER_SEEDS=(3, 0))
+    _, alone, same = small_seed(tmp_path / "alone")
+    assert errors == same and both.keys() == alone.keys()
+    assert all(np.array_equal(both[key][1:], alone[key]) for key in alone)
+    assert any(not np.array_equal(labels[0], labels[1]) for labels in both.values())
 
 
 def test_ridge_finds_what_depends_linearly_on_what_is_seen():

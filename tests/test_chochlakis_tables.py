@@ -25,7 +25,7 @@ class Sized(SimpleNamespace):
         return 10
 
 
-def outcome(predicted, seeds=(0,), errors=None):
+def outcome(predicted, seeds=(0,), errors=None, classifiers=()):
     """predicted {(System, setting): predictions (masks, 10), or a list of them by seed}, of ten recordings.
 
     All are of class 1, by three speakers; two have no video.
@@ -36,10 +36,16 @@ def outcome(predicted, seeds=(0,), errors=None):
     test.speakers = np.array(list("aaaabbbccc"))
     test.turns = [SimpleNamespace(utterance_id=i, speaker="", label="") for i in range(10)]
     predicted = {
-        key: np.stack(found if isinstance(found, list) else [found] * len(seeds))
+        key: np.stack(found if isinstance(found, list) else [found] * len(seeds) * max(1, len(classifiers)))
         for key, found in predicted.items()
     }
-    settings = {"SEEDS": seeds, "N_RESAMPLES": 200, "RANDOM_BACKBONES": True, "PRETRAIN_CORPUS": ""}
+    settings = {
+        "SEEDS": seeds,
+        "CLASSIFIER_SEEDS": classifiers,
+        "N_RESAMPLES": 200,
+        "RANDOM_BACKBONES": True,
+        "PRETRAIN_CORPUS": "",
+    }
     return tables.Outcome("avid-cma", settings, test, predicted, errors or {})
 
 
@@ -124,6 +130,27 @@ def test_the_sd_of_what_loses_nothing_and_of_a_gain_is_over_seeds():
     predicted |= {(BACKOFF, k): right(5, 5) for k in (1, 2, 3)}
     gain = case(predicted, seeds=(0, 5))["gain, all levels"]
     assert gain.values == pytest.approx([50, -10]) and gain.runs == [(0, ""), (5, "")]
+
+
+def test_the_classifiers_of_one_autoencoder_are_runs_of_their_own(tmp_path):
+    """Of two autoencoders with two classifiers each; an error of imputation belongs to an autoencoder."""
+    predicted = {(METHOD, k): [right(10, 10), right(4, 4), right(6, 6), right(8, 8)] for k in (1, 2, 3)}
+    predicted |= {(BACKOFF, k): right(5, 5) for k in (1, 2, 3)} | {(AUDIO, 0): right(6)}
+    errors = {("curri-MAE", k, "audio"): np.array([50.0, 60.0]) for k in (1, 2, 3)}
+    found = outcome(predicted, seeds=(0, 5), classifiers=(1, 2), errors=errors)
+    runs = [(0, "classifier 1"), (0, "classifier 2"), (5, "classifier 1"), (5, "classifier 2")]
+    gain = {cell.column: cell for cell in tables.case(found, "demo_cremad", "linear")}["gain, all levels"]
+    assert gain.values == pytest.approx([50, -10, 10, 30]) and gain.runs == runs
+    assert found.score(METHOD, 2).values == pytest.approx([70, 70])  # by mask
+    assert found.score(AUDIO, 0).runs == runs
+    fake = FakeRun(tmp_path)
+    tables.write_errors(fake, found)
+    (cells,) = fake.tables.values()
+    assert cells[0].values == [50, 60] and cells[0].runs == [(0, ""), (5, "")]
+    tables.write_predictions(fake, [found], "split", ("no", "yes"))
+    seeds = {line["seed"] for line in fake.rows}
+    assert seeds == {"0 classifier 1", "0 classifier 2", "5 classifier 1", "5 classifier 2"}
+    assert "means over seeds 0, 5 and classifiers 1, 2; 10 test" in found.note()
 
 
 def test_an_interval_is_that_of_all_classes():

@@ -274,8 +274,9 @@ def train_and_test(accelerator, task, data, recipe, place, **more):
 
 cpu = pretend_cuda.Accelerator("no")
 cpu.device = torch.device("cpu")
-toy.CHANGED.update(make_accelerator=lambda *precision: cpu)
-toy.imputation.train_and_test, toy.imputation.load_best = train_and_test, lambda model, folder: model
+untrained = {"load_best": lambda model, *place: model}
+toy.CHANGED.update(make_accelerator=lambda *precision: cpu, **untrained)
+vars(toy.imputation).update(train_and_test=train_and_test, **untrained)
 toy.small_seed(tempfile.mkdtemp())
 models = {type(task.make_model()).__name__ for task, _ in kept}
 assert models == {"AVMAE", "LinearClassifier", "GRUClassifier"}
@@ -297,7 +298,7 @@ for PRECISION in PRECISIONS:
             assert len(training.forward_batch(cuda, model, task.outputs, batch)) == 1
         for make in c.NETWORKS.values():
             head = make(2 * toy.D, 2).to(cuda.device)
-            assert toy.imputation.classify(head, toy.imputation.together(imputed)).shape == (2, 8)
+            assert toy.imputation.classify([head], toy.imputation.together(imputed)).shape == (1, 2, 8)
         for name, rate_hz in (("avid-cma", 24000), ("crisscross", 16000)):
             backbone = Backbone(name, 2, 32).eval().to(cuda.device)
             frames = torch.zeros(3, 8, 32, 32, 3, dtype=torch.uint8)

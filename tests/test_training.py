@@ -387,7 +387,7 @@ def scripted(folder, recipe, values, net=None, stop_after=None):
     return history, load_best(net, folder), seen
 
 
-@pytest.mark.parametrize("keep, epoch", [("best", 2), ("last", 4)])
+@pytest.mark.parametrize("keep, epoch", [("best", 2), ("last", 4), ("both", 2)])
 def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(tmp_path, keep, epoch):
     recipe = replace(LOSS_RECIPE, keep=keep)
     history, net, after = scripted(tmp_path, recipe, [1.0, 0.5, 0.7, 0.6])
@@ -395,6 +395,8 @@ def test_the_weights_of_the_best_or_of_the_last_epoch_are_kept(tmp_path, keep, e
     assert torch.equal(weights(net), after[epoch - 1]) and not torch.equal(after[1], after[3])
     _, loaded, none = scripted(tmp_path, recipe, [])
     assert torch.equal(weights(loaded), after[epoch - 1]) and not none  # from the file, without training
+    if keep == "both":
+        assert torch.equal(weights(load_best(net, tmp_path, "last")), after[3])
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])

@@ -98,9 +98,10 @@ def probabilities(model, x):
     return model(x.to(model.linear.weight.device)).softmax(2).cpu()
 
 
-def classify(model, x):
-    """The classes of the largest mean probability over clips, x (M, R, N, n) -> (M, R) array."""
-    return np.stack([probabilities(model, of_mask).mean(1).argmax(1).numpy() for of_mask in x])
+def classify(models, x):
+    """The classes of the largest mean probability over clips, x (M, R, N, n) -> (H, M, R) of H models."""
+    found = [probabilities(model, x.flatten(0, 1)).mean(1).argmax(1) for model in models]  # (M * R,) each
+    return torch.stack(found).unflatten(1, x.shape[:2]).numpy()
 
 
 def unexplained(train, test, x, hidden):

@@ -3,12 +3,14 @@
 `plan` lists every System that they need; 06 trains and tests them; `write` draws what they found. The paper
 gives its results as curves alone, so that none of its numbers stands beside ours.
 
-S seeds, M masks, R test recordings, N clips, k of which are lost in either modality.
+S seeds of autoencoders and classifiers, M masks, R test recordings, N clips, k of which are lost in either
+modality.
 """
 
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numpy as np
 
@@ -91,10 +93,16 @@ class Outcome:
     settings: dict  # 06's constants
     test: object  # Part: the test recordings
     predicted: dict  # {(System, k): (S, M, R)}
-    errors: dict  # {(imputer, k, modality): (S,) in %}
+    errors: dict  # {(imputer, k, modality): an error in % for each autoencoder}
 
     def __post_init__(self):
         self.score = cache(self.score)  # several tables ask for the same
+
+    @property
+    def runs(self):
+        """The S (seed of the autoencoder, classifier)."""
+        heads = [f"classifier {seed}" for seed in self.settings["CLASSIFIER_SEEDS"]] or [""]
+        return list(product(self.settings["SEEDS"], heads))
 
     @property
     def levels(self):
@@ -105,8 +113,8 @@ class Outcome:
         return 100 * float(self.test.labels.bincount().max()) / len(self.test)
 
     def cell(self, row, column, values, **more):
-        """A Cell with a value for each seed."""
-        runs = [(seed, "") for seed in self.settings["SEEDS"]]
+        """A Cell with a value for each of `runs`, or for each autoencoder."""
+        runs = self.runs if len(values) == len(self.runs) else [(seed, "") for seed in self.settings["SEEDS"]]
         return Cell(row, column, values.tolist(), runs, n=len(self.test), **more)
 
     def right(self, system, k):
@@ -147,10 +155,12 @@ class Outcome:
         test, c, lacks = self.test, self.settings, self.test.missing.all(2).sum(0).tolist()
         without = "".join(f", {n:,} of them without {name}" for n, name in zip(lacks, MODALITIES) if n)
         weights = "random weights" if c["RANDOM_BACKBONES"] else "the authors' weights"
+        seeds = {"seeds": c["SEEDS"], "classifiers": c["CLASSIFIER_SEEDS"]}
+        seeds = [f"{name} {', '.join(map(str, numbers))}" for name, numbers in seeds.items() if numbers]
         return (
             f"{self.name}, {weights}; autoencoder first trained on {c['PRETRAIN_CORPUS'] or 'nothing else'}; "
-            f"{test.n_clips} clips, as many lost of audio as of video, independently; means over seeds "
-            f"{', '.join(map(str, c['SEEDS']))}; {len(test):,} test recordings{without}; majority class "
+            f"{test.n_clips} clips, as many lost of audio as of video, independently; means over "
+            f"{' and '.join(seeds)}; {len(test):,} test recordings{without}; majority class "
             f"{self.chance:.1f} %."
         )
 
@@ -160,8 +170,8 @@ def outcomes_of(found, settings):
     outcomes = []
     for name in settings["BACKBONES"]:
         (test, *_), *dicts = zip(*(found[name, seed] for seed in settings["SEEDS"]))
-        stacked = ({key: np.stack([of_seed[key] for of_seed in part]) for key in part[0]} for part in dicts)
-        outcomes.append(Outcome(name, settings, test, *stacked))
+        joined = ({key: np.concatenate([x[key] for x in part]) for key in part[0]} for part in dicts)
+        outcomes.append(Outcome(name, settings, test, *joined))
     return outcomes
 
 
@@ -243,8 +253,8 @@ def write_predictions(run, outcomes, fold, classes):
                 lost = f", {percent(k, test.n_clips)} lost" if k else ""
                 name = f"{outcome.name} {system.classifier}: {label(system, test.n_clips)}{lost}"
                 found[name] = labels[:, 0]  # (S, R)
-    seeds = enumerate(outcomes[0].settings["SEEDS"])
-    runs = {(seed, fold): (slice(i, i + 1), range(len(test))) for i, seed in seeds}
+    names = enumerate(f"{seed} {head}".strip() for seed, head in outcomes[0].runs)
+    runs = {(name, fold): (slice(i, i + 1), range(len(test))) for i, name in names}
     run.predictions(prediction_rows(test.turns, classes, runs, found))
 
 
