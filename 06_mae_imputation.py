@@ -117,7 +117,6 @@ MIXTURES = ("0.4", "0.7", "0.4+0.7")  # Figure 4: shares of hidden clips that a 
 BEYOND_PAPER = True           # other baselines, errors of what is imputed
 
 # ---- Machine -------------------------------------------------------------------------------
-PREPARE_ONLY = False          # extract the features of all clips, then stop
 PRECISION = "auto"            # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"; features are fp32
 DETERMINISTIC = True          # the same numbers again on the same machine; False is faster on a GPU
 JOBS = 1                      # seeds and backbones trained side by side
@@ -128,12 +127,13 @@ MAX_PROBLEM_SHARE = 0.05      # stop where more than this share of the recording
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"RESULTS_ROOT": "results/mine", "CORPUS": "demo_cremad", "PRETRAIN_CORPUS": "demo_audioset",
-        "SEEDS": (0,), "CLASSIFIER_SEEDS": (0, 1, 2), "N_RESAMPLES": 1000, "FRAME_SIZE": 48,
-        "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64,
-        "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1, "DECODER_HEADS": 4,
-        "PRETRAIN_LEARNING_RATE": 1e-3, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 32,
-        "PRETRAIN_EPOCHS": 30, "MAE_EPOCHS": 30, "GRU_WIDTH": 64, "CLASSIFIER_EPOCHS": 15,
-        "CLASSIFIER_BATCH_SIZE": 32, "JOBS": 2}  # random networks
+        "SEEDS": (0,), "CLASSIFIER_SEEDS": (0, 1, 2), "N_MASKS": 5, "N_RESAMPLES": 1000, "JOBS": 2,
+        "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "FRAME_SIZE": 48, "CAVMAE_CHECKPOINT": "",
+        "MAE_WIDTH": 64, "MAE_DEPTH": 1, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1,
+        "DECODER_HEADS": 4, "PRETRAIN_EPOCHS": 20, "PRETRAIN_LEARNING_RATE": 2e-3, "MAE_EPOCHS": 20,
+        "MAE_LEARNING_RATE": 2e-3, "MAE_BATCH_SIZE": 48, "GRU_WIDTH": 32, "CLASSIFIER_LEARNING_RATE": 4e-3,
+        "CLASSIFIER_EPOCHS": 8, "FINETUNE_EPOCHS": 3, "CLASSIFIER_BATCH_SIZE": 32,
+        "TRAIN_MASKS": 3}  # random networks
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
            "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 16,
@@ -149,8 +149,8 @@ PAPER = {"cremad": (5, 0.4, 1e-4), "ravdess": (10, 0.4, 5e-4), "lombard": (5, 0.
 Data = namedtuple("Data", "train valid test classes folder seed accelerator")
 
 # B recordings (R: all of a part) of 2 modalities, audio first, N clips of each, D features of a clip, M masks
-# of each recording, V visible clips, w width of a token, C classes. `hidden` is True where a clip is lost:
-# what stands there is never read.
+# of each recording, V visible clips, w width of a token, C classes, H classifiers of a kind. `hidden` is True
+# where a clip is lost: what stands there is never read.
 
 
 # ---- Which clips are lost (Sections 3.3, 4.2 and 4.3) --------------------------------------
@@ -454,10 +454,7 @@ def pretrain(accelerator, name, store, turns):
 
 
 def fine_tune_autoencoders(data, first):
-    """{"curri-MAE", "MAE": AVMAE}: with the curriculum, and at the fixed rate (Section 4.4).
-
-    Beyond the paper, LAST: the former as it was after the last epoch, not after the best one.
-    """
+    """{"curri-MAE", "MAE", LAST: AVMAE}: with the curriculum, and at the fixed rate (Section 4.4)."""
     n_clips = data.train.n_clips
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
@@ -504,11 +501,11 @@ def training_inputs(data, system, imputers):
 def train_classifier(data, system, seed, first, inputs):
     """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
 
-    first  the classifier that fine-tuning starts from, or None
+    first  the classifier that fine-tuning starts from
     """
     (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels
     model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
-    if first:
+    if system.tuned:
         model.load_state_dict(first.state_dict())
 
     def train_batch(rows, epoch, generator):
@@ -537,20 +534,15 @@ def train_classifiers(data, systems, imputers, seeds):
     """{System: a classifier for each seed}: trained on whole features, then fine-tuned on imputed, or not."""
     trained = {}
     for system in systems:
-        trained[system] = pristine = trained.get(System(system.classifier, "none"))
+        trained[system] = first = trained.get(System(system.classifier, "none"), [None] * len(seeds))
         if system.tuned or system.imputer in WHOLE:
             inputs = training_inputs(data, system, imputers)
-            first = pristine if system.tuned else [None] * len(seeds)
-            pairs = zip(seeds, first, strict=True)
-            trained[system] = [train_classifier(data, system, *pair, inputs) for pair in pairs]
+            trained[system] = [train_classifier(data, system, *pair, inputs) for pair in zip(seeds, first)]
     return trained
 
 
 def predict(data, classifiers, imputers):
-    """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}.
-
-    H is the number of classifiers of each System: of CLASSIFIER_SEEDS.
-    """
+    """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}."""
     test, predicted, errors = data.test, {}, {}
     for system in (s for s in classifiers if s.imputer in WHOLE):
         predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
@@ -641,8 +633,6 @@ def main():
         stores[name] = features_of(manifest, turns, backbone)
         if PRETRAIN_CORPUS:
             unlabelled_stores[name] = features_of(unlabelled, recordings, backbone)
-    if PREPARE_ONLY:
-        return
     first = dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
     for name, store in unlabelled_stores.items():
         first[name] = pretrain(accelerator, name, store, recordings)
