@@ -441,13 +441,13 @@ def train_autoencoder(data, name, rate, first, levels):
     return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
 
-def pretrain(accelerator, name, store, turns):
+def pretrain(name, store, turns):
     """Weights of an autoencoder trained on PRETRAIN_CORPUS at a fixed rate; one recording in 20 validates."""
     order, n_valid = torch.randperm(len(turns), generator=generator_of(SEEDS[0], 4)), max(1, len(turns) // 20)
     rows = order[n_valid:].sort().values, order[:n_valid].sort().values
     train, valid = (read_part(store, [turns[i] for i in at]) for at in rows)
     folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name
-    data = Data(train, valid, None, (), folder, SEEDS[0], accelerator)
+    data = Data(train, valid, None, (), folder, SEEDS[0], make_accelerator(PRECISION, DETERMINISTIC))
     levels = [count_of(FIXED_SHARE, train.n_clips)] * PRETRAIN_EPOCHS
     train_autoencoder(data, "pretrained", PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT, levels)
     return best_weights(data.folder / "pretrained")
@@ -616,16 +616,15 @@ def check_files():
 def main():
     check_constants()
     check_files()
-    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
-    sizes = BACKBONE_WIDTH, FRAME_SIZE
-    backbones = {n: load_backbone(n, files_of(n), *sizes, accelerator.device) for n in BACKBONES}
+    device, sizes = make_accelerator(PRECISION, DETERMINISTIC).device, (BACKBONE_WIDTH, FRAME_SIZE)
+    backbones = {name: load_backbone(name, files_of(name), *sizes, device) for name in BACKBONES}
     manifest, unlabelled = read_manifest(DATA_ROOT, CORPUS), None
     fold = fold_of(manifest, CORPUS)
     turns, recordings = [*fold.train, *fold.valid, *fold.test], fold.train
     if PRETRAIN_CORPUS:
         unlabelled = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
         recordings = [turn for turn in unlabelled.turns if turn.audio or turn.video]
-    run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), accelerator.device)
+    run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), device)
 
     stores, unlabelled_stores = {}, {}
     for name, backbone in backbones.items():
@@ -634,8 +633,8 @@ def main():
         if PRETRAIN_CORPUS:
             unlabelled_stores[name] = features_of(unlabelled, recordings, backbone)
     first = dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
-    for name, store in unlabelled_stores.items():
-        first[name] = pretrain(accelerator, name, store, recordings)
+    tasks = [(name, store, recordings) for name, store in unlabelled_stores.items()]
+    first |= dict(zip(unlabelled_stores, side_by_side(pretrain, tasks, JOBS)))
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
     found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
