@@ -130,8 +130,8 @@ DEMO = {"RESULTS_ROOT": "results/mine", "CORPUS": "demo_cremad", "PRETRAIN_CORPU
         "SEEDS": (0,), "CLASSIFIER_SEEDS": (0, 1, 2), "N_MASKS": 5, "N_RESAMPLES": 1000, "JOBS": 2,
         "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 16, "FRAME_SIZE": 48, "CAVMAE_CHECKPOINT": "",
         "MAE_WIDTH": 64, "MAE_DEPTH": 1, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1,
-        "DECODER_HEADS": 4, "PRETRAIN_EPOCHS": 20, "PRETRAIN_LEARNING_RATE": 2e-3, "MAE_EPOCHS": 20,
-        "MAE_LEARNING_RATE": 2e-3, "MAE_BATCH_SIZE": 48, "GRU_WIDTH": 32, "CLASSIFIER_LEARNING_RATE": 4e-3,
+        "DECODER_HEADS": 4, "PRETRAIN_EPOCHS": 40, "PRETRAIN_LEARNING_RATE": 2e-3, "MAE_EPOCHS": 30,
+        "MAE_LEARNING_RATE": 2e-3, "MAE_BATCH_SIZE": 32, "GRU_WIDTH": 32, "CLASSIFIER_LEARNING_RATE": 4e-3,
         "CLASSIFIER_EPOCHS": 8, "FINETUNE_EPOCHS": 3, "CLASSIFIER_BATCH_SIZE": 32,
         "TRAIN_MASKS": 3}  # random networks
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
@@ -416,10 +416,11 @@ def first_autoencoder(data, first):
     return model
 
 
-def train_autoencoder(data, name, rate, first, levels):
+def train_autoencoder(data, name, rate, first, levels, keep="best"):
     """An AVMAE, trained with new masks in every epoch, of the epoch with the lowest loss on data.valid.
 
     first   file of the first weights; levels: counts of hidden clips of either modality, by epoch
+    keep    "both" leaves the weights of the last epoch, too
     """
     n_clips, model = data.train.n_clips, first_autoencoder(data, first)
     valid_lost = draw_mixture(len(data.valid), n_clips, range(1, n_clips), 1, generator_of(data.seed, 3))[0]
@@ -436,7 +437,7 @@ def train_autoencoder(data, name, rate, first, levels):
     def outputs(model, batch):
         return {"loss": model(**batch).expand(len(batch["x"]))}
 
-    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss", keep="both")
+    recipe = recipe_of(rate, len(levels), MAE_BATCH_SIZE, data.seed, select_by="lowest loss", keep=keep)
     identity = {"levels": levels, "heads": [MAE_HEADS, DECODER_HEADS], "first": first and file_hash(first)}
     return imputation.train(data, name, model, loss, outputs, (train_batch, valid_batch), recipe, identity)
 
@@ -460,8 +461,8 @@ def fine_tune_autoencoders(data, first):
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
     curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
     fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
-    plan = {"curri-MAE": curriculum, "MAE": fixed}
-    found = {name: train_autoencoder(data, name, rate, first, levels) for name, levels in plan.items()}
+    plan = {"curri-MAE": (curriculum, "both"), "MAE": (fixed,)}
+    found = {name: train_autoencoder(data, name, rate, first, *how) for name, how in plan.items()}
     if BEYOND_PAPER:
         found[LAST] = load_best(deepcopy(found["curri-MAE"]), data.folder / "curri-MAE", "last")
     return found
