@@ -419,7 +419,7 @@ def prepare(manifest, fold, device):
         raise UserError(f"ANCHOR={ANCHOR}: no training clip of {CORPUS} has {ANCHOR}; choose another anchor")
     has_sound = any(turn.audio or turn.video for turn in fold.test)
     if recogniser and "text" in corpus.inputs and (has_sound or not recogniser.needs_sound):  # Sec. 4.1
-        recognised = clip_store(manifest, fold.test, recogniser, None, "khare_recognised")
+        recognised = clip_store(manifest, fold.test, recogniser, None, recognised=True)
     if PRETRAIN_CORPUS:
         other = manifest
         if corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
@@ -435,11 +435,11 @@ def prepare(manifest, fold, device):
     return corpus, unlabelled, recognised
 
 
-def clip_store(manifest, turns, words, vgg, name="khare"):
-    """The features of some turns. `words` are for turns without any; in a store of another name for all."""
-    sources = data.sources_of(manifest, turns, vgg is not None, with_words=name == "khare")
+def clip_store(manifest, turns, words, vgg, recognised=False):
+    """The features of some turns. `words` are for turns without any; with `recognised` for all."""
+    sources = data.sources_of(manifest, turns, vgg is not None, with_words=not recognised)
     how = Extraction(workers=WORKERS, max_problem_share=MAX_PROBLEM_SHARE)
-    folder = Path(DATA_ROOT) / "clips" / manifest.corpus / name
+    folder = Path(DATA_ROOT) / "clips" / manifest.corpus / ("khare_recognised" if recognised else "khare")
     return features.extract_clips(sources, words, vgg, FPS, folder, how)
 
 
