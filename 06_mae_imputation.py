@@ -34,7 +34,6 @@ if __name__ == "__main__":
 
 import re
 from collections import namedtuple
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -464,7 +463,8 @@ def fine_tune_autoencoders(data, first):
     plan = {"curri-MAE": (curriculum, "both"), "MAE": (fixed,)}
     found = {name: train_autoencoder(data, name, rate, first, *how) for name, how in plan.items()}
     if BEYOND_PAPER:
-        found[LAST] = load_best(deepcopy(found["curri-MAE"]), data.folder / "curri-MAE", "last")
+        last = build(data.seed, AVMAE, data.train.x.shape[3]).to(data.accelerator.device).eval()
+        found[LAST] = load_best(last, data.folder / "curri-MAE", "last")
     return found
 
 

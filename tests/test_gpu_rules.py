@@ -322,7 +322,7 @@ from common.chochlakis.backbones import Backbone, log_mel
 from common.layers import build
 
 toy.N, torch.nn.GRU.forward = 3, toy.plain_gru  # clips
-toy.CHANGED.update(MAE_EPOCHS=2, CLASSIFIER_EPOCHS=1)
+toy.CHANGED.update(MAE_EPOCHS=2, CLASSIFIER_EPOCHS=1, FINETUNE_EPOCHS=1)
 with pretend_device.PretendDevice():
     _, predicted, errors = toy.small_seed(tempfile.mkdtemp())
     backbone = build(0, Backbone, "crisscross", 2, 32).eval().to(pretend_device.GPU)
@@ -343,7 +343,8 @@ def test_a_seed_of_06_on_a_device(tmp_path, monkeypatch):
     from common.layers import build
 
     monkeypatch.setattr(toy, "N", 3)
-    monkeypatch.setattr(toy, "CHANGED", toy.CHANGED | {"MAE_EPOCHS": 2, "CLASSIFIER_EPOCHS": 1})
+    fewer = {"MAE_EPOCHS": 2, "CLASSIFIER_EPOCHS": 1, "FINETUNE_EPOCHS": 1}
+    monkeypatch.setattr(toy, "CHANGED", toy.CHANGED | fewer)
     predicted, errors, features, steps = json.loads(run_fresh(SEED_OF_06).splitlines()[-1])
     _, expected, wanted = toy.small_seed(tmp_path)
     same = [np.mean(np.array(a) == b) for a, b in zip(predicted, expected.values(), strict=True)]
@@ -352,7 +353,7 @@ def test_a_seed_of_06_on_a_device(tmp_path, monkeypatch):
     backbone = build(0, Backbone, "crisscross", 2, 32).eval()
     for found, part, clips in zip(features, ("audio", "video"), toy.clips()):
         assert np.allclose(found, backbone(part, clips), atol=1e-4)
-    assert steps["steps"] == 99 and steps["waits"] == {}
+    assert steps["steps"] == 93 and steps["waits"] == {}
 
 
 TOY = """
