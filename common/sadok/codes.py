@@ -116,10 +116,8 @@ class Powers(Crops):
 
     def features(self, index):
         """Statistics over time of the log-mel spectrum of a whole clip, for an SVM: (200,)."""
-        mel = power_spectrogram(cached_clip(self.paths[index])) @ melscale_fbanks(
-            N_BINS, 0, 8000, 40, RATE_HZ
-        )
-        mel = (mel + 1e-5).log()  # (N, 40)
+        power = power_spectrogram(cached_clip(self.paths[index]))
+        mel = (power @ melscale_fbanks(N_BINS, 0, 8000, 40, RATE_HZ) + 1e-5).log()  # (N, 40)
         quantiles = mel.quantile(torch.tensor([0.1, 0.9]), 0).flatten()
         return torch.cat([mel.mean(0), mel.std(0), quantiles, mel.diff(dim=0).std(0)]).numpy()
 

@@ -152,6 +152,7 @@ class Report:
     refit: bool = False
     predicted: dict = field(default_factory=dict)  # {(Row, Corpus.name): (seeds, N) class numbers or -1}
     best_test: dict = field(default_factory=dict)  # {(Row, Corpus.name): accuracies in %, one per run}
+    scored: dict = field(default_factory=dict)  # {(Row, Corpus.name): cells}, which several tables show
 
     @property
     def corpus(self):
@@ -187,14 +188,16 @@ class Report:
 
     def scores(self, label, row, corpus, paper):
         """Accuracy by fold, then of all test turns together: see `note`; paper {column: number}."""
-        predicted = self.predicted[row, corpus.name]
-        data, (each, pooled) = (corpus.y, predicted, corpus.speakers), self.runs(corpus, predicted)
-        by_fold = *data, each, self.n_resamples, paper["accuracy"]
-        return [
-            score_cell(label, "accuracy", metrics.accuracy, *by_fold),
-            *score_cells(label, POOLED, *data, pooled, self.n_resamples, paper=paper),
-            Cell(label, BEST_TEST, self.best_test[row, corpus.name], list(each), n=len(corpus.turns)),
-        ]
+        key = row, corpus.name
+        if key not in self.scored:
+            each, pooled = self.runs(corpus, self.predicted[key])
+            data = corpus.y, self.predicted[key], corpus.speakers
+            self.scored[key] = [
+                score_cell("", "accuracy", metrics.accuracy, *data, each, self.n_resamples),
+                *score_cells("", POOLED, *data, pooled, self.n_resamples),
+                Cell("", BEST_TEST, self.best_test[key], list(each), n=len(corpus.turns)),
+            ]
+        return [replace(cell, row=label, paper=paper.get(cell.column)) for cell in self.scored[key]]
 
     def note(self):
         """What every table says: which speech pretrained, what a run is, chance, the authors' protocol."""
@@ -223,10 +226,8 @@ def write(report, planned, compared, pretrained, build_network):
     pretrained         (Network, Pretraining) pairs of the networks of codes
     build_network      build_network(Network) -> model
     """
-    paper, networks = (
-        paper_figures(PAPER),
-        {row.network for rows in planned.values() for row in rows.values()},
-    )
+    paper = paper_figures(PAPER)
+    networks = {row.network for rows in planned.values() for row in rows.values()}
     parameters = {network: count_parameters(build_network(network)) for network in networks}
     for part, labelled in planned.items():
         cells = table(report, part, labelled, parameters, paper)
@@ -259,14 +260,10 @@ def table(report, part, labelled, parameters, paper):
             quoted = {key: number for key, number in paper.items() if "[" in key[1]}
             cells += [Cell(row, c, paper=x) for (_, row, c), x in quoted.items() if c == f"{name} accuracy"]
             classes, n_speakers = ", ".join(corpus.manifest.classes), len(set(corpus.speakers))
-            about += (
-                f"{name}: {len(corpus.turns):,} turns, {n_speakers} speakers, {classes}; {corpus.protocol}. "
-            )
-    stem, protocol = (
-        f"sadok_table_{part.replace('fig', 'fig_')}",
-        "of each corpus below" if is_overall else None,
-    )
-    report.run.table(stem, title, cells, about + report.note(), protocol)
+            size = f"{len(corpus.turns):,} turns, {n_speakers} speakers"
+            about += f"{name}: {size}, {classes}; {corpus.protocol}. "
+    stem = f"sadok_table_{part.replace('fig', 'fig_')}"
+    report.run.table(stem, title, cells, about + report.note(), is_overall and "of each corpus below")
     return cells
 
 
