@@ -88,15 +88,15 @@ class Crops:
         spare = max(0, len(codes) - self.n_frames)
         start = np.random.default_rng(seed).integers(spare + 1) if self.random else 0
         frames = (start + np.arange(self.n_frames)) % len(codes)
-        return {"x": self.read(index, frames), "labels": int(self.labels[index])}
+        return {"x": self.read(index, codes, frames), "labels": int(self.labels[index])}
 
     def codes(self, index):
         """Those of a whole clip (N, 64)."""
         store, name = self.clips[index]
-        return store.rows(name, "codes")
+        return np.asarray(store.rows(name, "codes"))  # a view of a memory map is slow to index
 
-    def read(self, index, frames):
-        return torch.from_numpy(self.codes(index)[frames])  # (T, 64)
+    def read(self, index, codes, frames):
+        return torch.from_numpy(codes[frames])  # (T, 64)
 
     def features(self, index):
         """How often each code occurs in every four rows of a whole clip, for an SVM: (16 * 256,)."""
@@ -111,7 +111,7 @@ class Powers(Crops):
         super().__init__(*crops)
         self.paths = paths
 
-    def read(self, index, frames):
+    def read(self, index, codes, frames):
         return power_spectrogram(cached_clip(self.paths[index]), torch.from_numpy(frames))
 
     def features(self, index):

@@ -69,7 +69,8 @@ def power_spectrogram(samples, frames=None):
     pieces = F.pad(samples, (N_FFT // 2, N_FFT // 2)).unfold(0, N_FFT, HOP)  # (T, 1024), a view
     pieces = pieces if frames is None else pieces[frames]
     window = torch.hann_window(N_FFT, dtype=samples.dtype, device=samples.device)
-    return torch.view_as_real(torch.fft.rfft(pieces * window)).square().sum(2)
+    spectrum = torch.fft.rfft(pieces * window)
+    return spectrum.real.square() + spectrum.imag.square()
 
 
 class PowerLinear(nn.Linear):
