@@ -3,15 +3,13 @@
 import csv
 import itertools
 import json
-import signal
-import subprocess
 import time
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from conftest import command, linked, load_script, prepare, rows, run_here, shared_data
+from conftest import FRESH, command, execute, linked, load_script, prepare, rows, run_here, shared_data
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from test_khare_features import small_vgg
 
@@ -314,19 +312,17 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys,
     """Without what is beyond the paper; must find what the demo has found, never killed."""
     linked(demo, tmp_path, "prepared", "raw", "clips")
     options = [*SHORT, "--BEYOND_PAPER=False"]
-    process = subprocess.Popen(
-        command(SCRIPT, tmp_path, *options),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=tmp_path,
-    )
+    words = command(SCRIPT, tmp_path, *options)[2:]
+    source = f"from conftest import run_here; run_here({str(tmp_path)!r}, {SCRIPT!r}, *{words})"
+    process = FRESH.Process(target=execute, args=(source, tmp_path, tmp_path / "printed.txt"))
+    process.start()
     network = tmp_path / "data" / "models" / "demo_voxceleb2_av" / "khare" / "nce"
-    while process.poll() is None and not (network / "best.safetensors").exists():
+    while process.is_alive() and not (network / "best.safetensors").exists():
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not (network / "outcome.json").exists(), "killed too late to show anything"
-    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options)[2:])
+    run_here(tmp_path, SCRIPT, *words)
     resumed = capsys.readouterr().out
     assert "softmax: already trained" in resumed and resumed.count("recordings are there") == 3
     mine = (results(tmp_path) / "predictions.csv").read_text()
@@ -341,7 +337,7 @@ def test_killed_run_goes_on_and_nothing_is_trained_twice(demo, tmp_path, capsys,
     captions = []
     monkeypatch.setattr("common.plots.save", lambda *figure: captions.append(figure[-1]) or [])
     named = theirs[0]["utterance_id"]
-    run_here(tmp_path, SCRIPT, *command(SCRIPT, tmp_path, *options, f"--CASES={named}")[2:])
+    run_here(tmp_path, SCRIPT, *words, f"--CASES={named}")
     again = capsys.readouterr().out
     assert again.count(": already trained") == 2 + 3 * 2
     assert (results(tmp_path) / "predictions.csv").read_text() == mine
