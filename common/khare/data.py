@@ -278,18 +278,16 @@ def statistics(store, ids):
 
     A number that never varies, as of a unit of VGG-16 that is never active, gets a deviation of 1.
     """
-    some = ids[:: -(-len(ids) // MEASURED)]
-    return {name: mean_and_sd(store.rows(i, name) for i in some) for name in ("audio", "video")}
-
-
-def mean_and_sd(clips):
-    """Those of all steps of some clips, arrays (S, D)."""
-    count, total, squares = 0, 0.0, 0.0
-    for x in (clip.astype(np.float64) for clip in clips):
-        count, total, squares = count + len(x), total + x.sum(0), squares + (x * x).sum(0)
-    mean = total / max(1, count)
-    sd = np.sqrt(np.maximum(0, squares / max(1, count) - mean**2))
-    return mean.astype(np.float32), np.where(sd > 1e-4, sd, 1).astype(np.float32)
+    found = {}
+    for name in ("audio", "video"):
+        count, total, squares = 0, 0.0, 0.0
+        for clip_id in ids[:: -(-len(ids) // MEASURED)]:
+            x = store.rows(clip_id, name).astype(np.float64)  # (S, D)
+            count, total, squares = count + len(x), total + x.sum(0), squares + (x * x).sum(0)
+        mean = total / max(1, count)
+        sd = np.sqrt(np.maximum(0, squares / max(1, count) - mean**2))
+        found[name] = mean.astype(np.float32), np.where(sd > 1e-4, sd, 1).astype(np.float32)
+    return found
 
 
 class Clips:
