@@ -131,8 +131,7 @@ DEMO = {"RESULTS_ROOT": "results/mine", "CORPUS": "demo_cremad", "PRETRAIN_CORPU
         "MAE_WIDTH": 64, "MAE_DEPTH": 1, "MAE_HEADS": 4, "DECODER_WIDTH": 64, "DECODER_DEPTH": 1,
         "DECODER_HEADS": 4, "PRETRAIN_EPOCHS": 40, "PRETRAIN_LEARNING_RATE": 2e-3, "MAE_EPOCHS": 30,
         "MAE_LEARNING_RATE": 2e-3, "MAE_BATCH_SIZE": 32, "GRU_WIDTH": 32, "CLASSIFIER_LEARNING_RATE": 4e-3,
-        "CLASSIFIER_EPOCHS": 8, "FINETUNE_EPOCHS": 3, "CLASSIFIER_BATCH_SIZE": 32,
-        "TRAIN_MASKS": 3}  # random networks
+        "CLASSIFIER_EPOCHS": 8, "FINETUNE_EPOCHS": 3, "CLASSIFIER_BATCH_SIZE": 32, "TRAIN_MASKS": 3}
 SCRATCH = {"PRETRAIN_CORPUS": "", "FRAME_SIZE": 112, "RANDOM_BACKBONES": True, "BACKBONE_WIDTH": 8,
            "CAVMAE_CHECKPOINT": "", "MAE_WIDTH": 64, "MAE_DEPTH": 2, "MAE_HEADS": 4, "DECODER_WIDTH": 64,
            "DECODER_DEPTH": 1, "DECODER_HEADS": 4, "MAE_LEARNING_RATE": 1e-3, "MAE_BATCH_SIZE": 16,
@@ -561,8 +560,7 @@ def predict(data, classifiers, imputers):
 
 def predict_backoff(data, classifiers, hidden):
     """Classes (H, M, R) of the test part by `backoff` where clips are hidden (M, R, 2, N)."""
-    prior = data.train.labels.bincount(minlength=len(data.classes)) / len(data.train)
-    found = []
+    found, prior = [], data.train.labels.bincount(minlength=len(data.classes)) / len(data.train)
     for models in zip(*(classifiers[System("linear", name)] for name in WHOLE)):
         clips = [probabilities(m, whole(data.test, name)[0]) for name, m in zip(WHOLE, models)]
         found.append(backoff(*clips, hidden | data.test.missing, prior))  # (M, R, C)
@@ -587,6 +585,7 @@ def check_constants():
     """Refuse what would fail after hours; single values are checked by `settings`."""
     settings.check_choices(SETTINGS, {"BACKBONES": tuple(RATES_HZ), "CLASSIFIERS": tuple(NETWORKS)})
     is_share = [re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES]
+    widths = GRU_WIDTH, BACKBONE_WIDTH, MAE_WIDTH, DECODER_WIDTH
     for is_wrong, told in (
         (N_CLIPS and not 2 <= N_CLIPS <= 1000, f"N_CLIPS={N_CLIPS}: give 2 to 1,000, 0 = the paper's"),
         (CLIP_S and not 0.1 <= CLIP_S <= 60, f"CLIP_S={CLIP_S}: give 0.1 to 60 seconds, 0 = the paper's"),
@@ -596,6 +595,7 @@ def check_constants():
         (corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS), "PRETRAIN_CORPUS: has the test recordings"),
         (MAE_WIDTH % MAE_HEADS, f"MAE_HEADS={MAE_HEADS}: does not divide MAE_WIDTH={MAE_WIDTH}"),
         (DECODER_WIDTH % DECODER_HEADS, f"DECODER_HEADS={DECODER_HEADS}: does not divide DECODER_WIDTH"),
+        (max(widths) > 4096, "GRU_WIDTH, BACKBONE_WIDTH, MAE_WIDTH, DECODER_WIDTH: give up to 4096"),
     ):
         if is_wrong:
             raise UserError(told)

@@ -419,6 +419,7 @@ def test_seeds_side_by_side_find_what_they_find_in_turn(demo, tmp_path):
         ("--CORPUS=lombard", "not prepared"),
         ("--CAVMAE_CHECKPOINT=no.pth", "no.pth (no such file)"),
         ("--MAE_HEADS=3", "MAE_HEADS=3: does not divide MAE_WIDTH"),
+        ("--MAE_WIDTH=1000000", "MAE_WIDTH, DECODER_WIDTH: give up to 4096"),
         ("--CLIP_S=0.01", "0.1 to 60 seconds"),
         ("--FRAME_SIZE=8", "give 0 or 32 to 1024"),
         ("--BETAS=0.9,1", "BETAS: give two numbers below 1"),
