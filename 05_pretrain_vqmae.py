@@ -143,16 +143,16 @@ JOBS = 1                          # trainings side by side, on this machine
 PREPARE_ONLY = False              # True: stop when VQ-VAEs and codes are there
 
 # ---- Presets -------------------------------------------------------------------------------
-DEMO = {  # synthetic corpora, models of 64 units
+DEMO = {  # synthetic corpora, models of 32 units; with RATIO=0.8 three of 16 tokens would be visible
     "CORPUS": "demo_ravdess:speech", "SEEDS": (0,), "N_GROUPS": 3, "PRETRAIN_CORPORA": ("demo_voxceleb2",),
     "TABLE_5_CORPORA": ("demo_ravdess:speech", "demo_emodb"), "RATIOS": (0.5, 0.8), "CODE_WIDTHS": (4, 8),
-    "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "N_CODES": 64, "VQVAE_LEARNING_RATE": 3e-3,
-    "VQVAE_BATCH_SIZE": 8, "VQVAE_FRAMES": 8, "VQVAE_EPOCHS": 2, "VQVAE_STEPS": 250, "N_FRAMES": 60,
-    "TOKEN_SIZE": "20x8", "DEPTH": 2, "DECODER_DEPTH": 1, "WIDTH": 64, "SPEC_PATCH": "20x27",
-    "SPEC_WIDTH": 64, "PRETRAIN_BASE_LEARNING_RATE": 96e-3, "PRETRAIN_BATCH_SIZE": 8,
-    "PRETRAIN_WARMUP_EPOCHS": 2, "PRETRAIN_EPOCHS": 14, "FINETUNE_LEARNING_RATE": 4e-3,
-    "FINETUNE_WARMUP_EPOCHS": 2, "FINETUNE_EPOCHS": 10, "WORKERS": 0, "JOBS": 2,
-    "RESULTS_ROOT": "results/mine"}
+    "DEPTHS": (1, 2), "TOKEN_SIZES": ("10x8", "20x8"), "BEYOND_PAPER": ("equal", "row"), "N_CODES": 32,
+    "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_BATCH_SIZE": 4, "VQVAE_FRAMES": 8, "VQVAE_EPOCHS": 2,
+    "VQVAE_STEPS": 160, "N_FRAMES": 40, "TOKEN_SIZE": "20x8", "RATIO": 0.5, "TRAIN_CODEBOOK": False,
+    "DEPTH": 2, "DECODER_DEPTH": 1, "WIDTH": 32, "SPEC_PATCH": "20x57", "SPEC_WIDTH": 32,
+    "PRETRAIN_BASE_LEARNING_RATE": 96e-3, "PRETRAIN_BATCH_SIZE": 8, "PRETRAIN_WARMUP_EPOCHS": 2,
+    "PRETRAIN_EPOCHS": 10, "FINETUNE_LEARNING_RATE": 4e-3, "FINETUNE_WARMUP_EPOCHS": 2,
+    "FINETUNE_EPOCHS": 6, "WORKERS": 0, "JOBS": 2, "RESULTS_ROOT": "results/mine"}
 SCRATCH = {  # two CPU cores, from random weights: RAVDESS and EMO-DB without VoxCeleb2
     "SEEDS": (0,), "PRETRAIN_CORPORA": ("ravdess", "emodb"), "TABLE_5_CORPORA": ("ravdess:speech", "emodb"),
     "TABLES": ("1",), "BEYOND_PAPER": ("row",), "VQVAE_LEARNING_RATE": 3e-3, "VQVAE_BATCH_SIZE": 8,

@@ -2,33 +2,34 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_speech
 import torch
-from conftest import command, linked, load_script, prepare, rows, run, run_again, run_here
+from conftest import ROOT, command, linked, load_script, prepare, rows, run_again, run_here
 
 from common import training
-from common.files import UserError
+from common.files import UserError, read_json
 from common.layers import count_parameters
 from common.results import paper_figures
 from common.sadok import data as sadok_data
 from common.sadok import tables
 from common.sadok.codes import open_codes
 
-# Six actors with a clip per emotion, ten speakers with nine clips, seven speakers with one
-SIZES = {"demo_ravdess": 0.11, "demo_emodb": 0.5, "demo_voxceleb2": 0.03}
+# Six actors with a clip per emotion, spoken and sung; seven speakers with one
+SIZES = {"demo_ravdess": 0.11, "demo_voxceleb2": 0.03}
 SHORT = [
-    *("--N_GROUPS=3", "--RATIOS=0.5,0.8", "--TOKEN_SIZES=10x8,20x16", "--JOBS=1", "--N_RESAMPLES=100"),
+    *("--N_FRAMES=40", "--RATIOS=0.5", "--DEPTHS=2", "--TOKEN_SIZES=20x8,20x16", "--JOBS=1"),
     *("--VQVAE_EPOCHS=1", "--VQVAE_STEPS=8", "--VQVAE_BATCH_SIZE=4", "--VQVAE_FRAMES=8"),
     *("--PRETRAIN_EPOCHS=1", "--PRETRAIN_WARMUP_EPOCHS=0", "--MAX_PROBLEM_SHARE=0.2"),
-    *("--FINETUNE_EPOCHS=2", "--FINETUNE_WARMUP_EPOCHS=1", "--N_CODES=32", "--WIDTH=16"),
-    "--TABLE_5_CORPORA=demo_ravdess:speech,demo_iemocap,demo_emodb",
+    *("--FINETUNE_EPOCHS=2", "--FINETUNE_WARMUP_EPOCHS=1", "--N_CODES=32", "--WIDTH=16", "--N_RESAMPLES=100"),
+    "--TABLE_5_CORPORA=demo_ravdess:speech,demo_iemocap,demo_ravdess:song",
+    "--BEYOND_PAPER=equal,mean,row",
 ]
 FEW = ["--TABLES=1", "--BEYOND_PAPER=", "--SPECMAE=False"]
 SCRIPT = "05_pretrain_vqmae.py"
@@ -39,6 +40,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sadok")
     for corpus, size in SIZES.items():
         prepare(folder, f"--CORPUS={corpus}", f"--DEMO_SIZE={size}")
+    tiny_speech.write_corpus(folder, "tiny", 3, 2)
     # One clip that 05 has to leave out; 01 has accepted it before it was damaged.
     clips = sorted((folder / "data" / "raw" / "demo_voxceleb2").rglob("*.m4a"))
     clips[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
@@ -112,44 +114,54 @@ def test_the_authors_protocol_as_a_whole(demo, tmp_path):
         assert "TEST set" in found[row, "accuracy"]["protocol"]
 
 
-def test_jobs_side_by_side_find_what_one_process_finds(demo, tmp_path):
-    linked(demo, tmp_path, "prepared")
-    options = [*SHORT, "--TABLES=1,2", "--BEYOND_PAPER=", "--SPECMAE=False"]
-    printed = run_again(SCRIPT, tmp_path, *options, "--PREPARE_ONLY=true")
-    assert "codes of demo_ravdess" in printed and "pretrained" not in printed and "valid 0." not in printed
-    printed = run(SCRIPT, tmp_path, *options, "--JOBS=2")
-    trained = re.findall(r"demo_ravdess_speech \S+ \S+ fold\d seed 0", printed)
-    assert (
-        len(trained) == len(set(trained)) == 3 * (3 + 3)
-    )  # Table 1: three rows; Table 2: three networks more
-    alone, together = (
-        {
-            (line["system"], line["utterance_id"]): line["y_pred"]
-            for line in rows(results(folder) / "predictions.csv")
-        }
-        for folder in (demo, tmp_path)
-    )
-    assert np.mean([alone[key] == value for key, value in together.items()]) > 0.98  # a VQ-VAE of its own
+TINY = [*tiny_speech.options(), "--BEYOND_PAPER=", "--SPECMAE=false", "--RUN=tiny"]
+LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
+LAUNCH += " --dynamo_backend no --main_process_port 0"
 
 
-def test_two_processes_by_accelerate_make_the_same_tables(demo, tmp_path):
-    """What all processes have to do together, none leaves to the first; each turn is predicted once."""
-    linked(demo, tmp_path, "prepared", "codes")
-    launch = (
-        "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    )
-    launch += " --dynamo_backend no --main_process_port 0"
-    python, *words = command(SCRIPT, tmp_path, *SHORT, *FEW)
+def tiny(folder):
+    """A folder with two small corpora of tones."""
+    tiny_speech.write_corpus(folder, "tiny", 3, 2)
+    tiny_speech.write_corpus(folder, "speech", 2, 4)
+    return folder
+
+
+def run_tiny(folder, *words, launch=()):
+    """05 on them from the command line."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    how = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 300, "env": environment}
-    done = subprocess.run([python, *launch.split(), *words], **how)
+    how = {"capture_output": True, "text": True, "cwd": folder, "timeout": 300, "env": environment}
+    done = subprocess.run([sys.executable, *launch, ROOT / SCRIPT, *TINY, *words], **how)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    alone, together = (
-        [(line["system"], line["utterance_id"]) for line in rows(results(folder) / "predictions.csv")]
-        for folder in (demo, tmp_path)
-    )
-    named = "cls patch-tf_0.8_20x8_e8_2_w16"
-    assert sorted(together) == sorted(k for k in alone if k[0].endswith(named) or k[0].startswith("svm"))
+
+
+def test_jobs_side_by_side_find_what_one_process_finds(tmp_path, capsys):
+    alone, together = tiny(tmp_path / "alone"), tmp_path / "together"
+    run_here(alone, SCRIPT, *TINY, "--TABLES=1,2", "--PREPARE_ONLY=true")
+    printed = capsys.readouterr().out
+    assert "codes of tiny" in printed and "pretraining" not in printed
+    assert not (alone / "data" / "models" / "tiny").exists()  # no fine-tuning
+    shutil.copytree(alone, together)  # with the same VQ-VAE
+    run_here(alone, SCRIPT, *TINY, "--TABLES=1,2")
+    run_tiny(together, "--TABLES=1,2", "--JOBS=2")
+    outcomes = [
+        {path.relative_to(folder): read_json(path)["tests"]["test"]["outputs"]["logits"] for path in paths}
+        for folder, paths in ((folder, folder.rglob("fold*/outcome.json")) for folder in (alone, together))
+    ]
+    assert len(outcomes[0]) == 3 * (3 + 3)  # folds; Table 1: three rows; Table 2: three networks more
+    assert outcomes[0].keys() == outcomes[1].keys()
+    for path, logits in outcomes[0].items():
+        np.testing.assert_allclose(outcomes[1][path], logits, atol=1e-3)
+
+
+def test_two_processes_by_accelerate_make_the_same_tables(tmp_path):
+    """What all processes have to do together, none leaves to the first; each turn is predicted once."""
+    run_tiny(tiny(tmp_path), "--TABLES=1", launch=LAUNCH.split())
+    found = rows(tmp_path / "results" / SCRIPT[:-3] / "tiny" / "predictions.csv")
+    systems = [f"{way}_cls patch-tf_0.5_10x32_e8_1_w16" for way in ("scratch", "frozen", "finetuned")]
+    systems += ["svm patch-tf_0.5_10x32_e8_1_w16", "svm specmae_0.5_10x171_1_w16"]
+    turns = [f"tiny_s{speaker}_{clip}" for speaker, clip in np.ndindex(3, 2)]
+    pairs = sorted((line["system"], line["utterance_id"]) for line in found)
+    assert pairs == sorted((system, turn) for system in systems for turn in turns)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +213,7 @@ def test_what_was_made_of_another_manifest_or_otherwise_is_made_again(tmp_path):
         run_here(tmp_path, SCRIPT, *words, *more)
         return {folder for folder, stamp in stamps().items() if before.get(folder) != stamp}
 
-    tiny_speech.write_corpus(tmp_path, "tiny", 3, 2)
-    tiny_speech.write_corpus(tmp_path, "speech", 2, 4)
+    tiny(tmp_path)
     everything = remade()
     assert len(everything) == 1 + 2 + 1 + 9  # VQ-VAE, codes, pretraining, three rows of three folds
     assert remade() == set()
@@ -262,7 +273,7 @@ def serving(script, names, pretrain):
 
 
 def test_pretraining_never_reads_the_speakers_that_a_fold_tests(script):
-    names = ["demo_ravdess:speech", "demo_ravdess:song", "demo_emodb"]
+    names = ["demo_ravdess:speech", "demo_ravdess:song", "tiny"]
     corpora, found = serving(script, names, ("demo_ravdess", "demo_voxceleb2"))
     for name in names[:2]:
         for k, fold in enumerate(corpora[name].folds):
@@ -270,7 +281,7 @@ def test_pretraining_never_reads_the_speakers_that_a_fold_tests(script):
             assert not read & {("demo_ravdess", turn.speaker) for turn in fold.test}
             assert {base for base, _ in read} == {"demo_ravdess", "demo_voxceleb2"}
             assert found[name, k].name == f"without_fold{k + 1}" == found[name, k].folder.name
-    assert found["demo_emodb", 0].left_out == frozenset()
+    assert found["tiny", 0].left_out == frozenset()
 
 
 def test_one_pretraining_serves_all_folds_where_nothing_is_left_out(script):

@@ -177,11 +177,11 @@ def test_a_corpus_is_written_once_per_seed_and_size(monkeypatch, tmp_path, capsy
     monkeypatch.setattr("common.demo.speech.write_demo_emodb", write)
     for seed, size, workers in ((0, 1.0, 2), (0, 1.0, None), (1, 1.0, None), (1, 0.5, 0)):
         demo.write("demo_emodb", tmp_path / "demo_emodb", seed, size, workers)
-    assert written == [(0, 18, 2), (1, 18, None), (1, 9, 0)]
+    assert written == [(0, 12, 2), (1, 12, None), (1, 6, 0)]
     assert read_json(tmp_path / "demo_emodb.json") == {
         "corpus": "demo_emodb",
         "seed": 1,
-        "clips_per_speaker": 9,
+        "clips_per_speaker": 6,
     }
     assert capsys.readouterr().out.count("writing the synthetic corpus") == 3
     (tmp_path / "demo_emodb").rmdir()
