@@ -12,7 +12,7 @@ SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
     "demo_ravdess": {"n_actors": (18, 1, 24), "clips_per_emotion": (2, 1, 8)},
     "demo_emodb": {"clips_per_speaker": (12, 1, 70)},  # of ten speakers
     "demo_voxceleb2": {"n_speakers": (40, 1, 10000), "clips_per_speaker": (3, 1, 10000)},  # 4 to 8 s long
-    "demo_cremad": {"n_actors": (24, 1, 91), "clips_per_actor": (12, 1, 82)},  # spread evenly over emotions
+    "demo_cremad": {"n_actors": (24, 1, 91), "clips_per_actor": (18, 1, 82)},  # spread evenly over emotions
     "demo_ravdess_av": {"n_actors": (8, 1, 24), "clips_per_emotion": (2, 1, 8)},
     # Sentences of a talker, plain and again in noise.
     "demo_lombard": {"n_talkers": (8, 1, 54), "sentences_per_condition": (10, 1, 50)},
