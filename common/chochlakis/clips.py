@@ -89,10 +89,9 @@ def fill_audio(audio, path, clip_s, rate_hz):
     return len(samples) / source_hz
 
 
-def read_turn(manifest, turn, backbone, n_clips, clip_s, wanted=MODALITIES):
-    """The Clips of a turn as a backbone takes them; wanted: of which modalities."""
-    files = (getattr(turn, name) if name in wanted else "" for name in MODALITIES)
-    audio, video = (manifest.path(file) if file else None for file in files)
+def read_turn(manifest, turn, backbone, n_clips, clip_s):
+    """The Clips of a turn as a backbone takes them."""
+    audio, video = (manifest.path(name) if name else None for name in (turn.audio, turn.video))
     return read_clips(audio, video, n_clips, clip_s, backbone.rate_hz, backbone.size)
 
 
@@ -107,7 +106,7 @@ def clip_batches(manifest, turns, backbone, n_clips, clip_s, batch_size, name):
         found = []
         for turn in turns[start : start + size]:
             with suppress(Exception):  # it is named as a problem when its features are extracted
-                clips = read_turn(manifest, turn, backbone, n_clips, clip_s, [name])
+                clips = read_turn(manifest, turn, backbone, n_clips, clip_s)
                 found += list(getattr(clips, name)[getattr(clips, f"{name}_s") > whole_s])
         if found:
             yield np.stack(found)
