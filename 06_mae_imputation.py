@@ -499,10 +499,7 @@ def training_inputs(data, system, imputers):
 
 
 def train_classifier(data, system, seed, first, inputs):
-    """The classifier of a System on `training_inputs`, of whose masks every epoch draws one.
-
-    first  the classifier that fine-tuning starts from
-    """
+    """The classifier of a System, on a mask of `training_inputs` each epoch; fine-tuned from `first`."""
     (x, x_valid), y, y_valid = inputs, data.train.labels, data.valid.labels
     model = build(seed, NETWORKS[system.classifier], x.shape[3], len(data.classes))
     if system.tuned:
@@ -523,7 +520,8 @@ def train_classifier(data, system, seed, first, inputs):
 
     epochs = FINETUNE_EPOCHS if system.tuned else CLASSIFIER_EPOCHS
     recipe = recipe_of(CLASSIFIER_LEARNING_RATE, epochs, CLASSIFIER_BATCH_SIZE, seed)
-    autoencoder = best_weights(data.folder / system.imputer.removesuffix("-last"))
+    name, epoch = ("curri-MAE", "last") if system.imputer == LAST else (system.imputer, "best")
+    autoencoder = best_weights(data.folder / name, epoch)
     identity = {"classes": data.classes, "masks": TRAIN_MASKS}
     identity["imputed_by"] = file_hash(autoencoder) if autoencoder.exists() else ""
     name = "_".join([*filter(None, system), str(seed)])  # of its folder, such as linear_curri-MAE_all_0
@@ -585,17 +583,19 @@ def check_constants():
     """Refuse what would fail after hours; single values are checked by `settings`."""
     settings.check_choices(SETTINGS, {"BACKBONES": tuple(RATES_HZ), "CLASSIFIERS": tuple(NETWORKS)})
     is_share = [re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES]
-    widths = GRU_WIDTH, BACKBONE_WIDTH, MAE_WIDTH, DECODER_WIDTH
+    n = MLP_RATIO * ((2 * MAE_DEPTH + MAE_JOINT_DEPTH) * MAE_WIDTH**2 + DECODER_DEPTH * DECODER_WIDTH**2)
     for is_wrong, told in (
         (N_CLIPS and not 2 <= N_CLIPS <= 1000, f"N_CLIPS={N_CLIPS}: give 2 to 1,000, 0 = the paper's"),
         (CLIP_S and not 0.1 <= CLIP_S <= 60, f"CLIP_S={CLIP_S}: give 0.1 to 60 seconds, 0 = the paper's"),
         (FRAME_SIZE and not 32 <= FRAME_SIZE <= 1024, f"FRAME_SIZE={FRAME_SIZE}: give 0 or 32 to 1024"),
         (not all(is_share), f"MIXTURES={','.join(MIXTURES)}: give shares of the clips, such as 0.4,0.4+0.7"),
+        (max(N_MASKS, TRAIN_MASKS) > 1000, "N_MASKS, TRAIN_MASKS: give up to 1,000"),
         (len(BETAS) != 2 or max(BETAS) >= 1, "BETAS: give two numbers below 1"),
         (corpus_name(PRETRAIN_CORPUS) == corpus_name(CORPUS), "PRETRAIN_CORPUS: has the test recordings"),
         (MAE_WIDTH % MAE_HEADS, f"MAE_HEADS={MAE_HEADS}: does not divide MAE_WIDTH={MAE_WIDTH}"),
         (DECODER_WIDTH % DECODER_HEADS, f"DECODER_HEADS={DECODER_HEADS}: does not divide DECODER_WIDTH"),
-        (max(widths) > 4096, "GRU_WIDTH, BACKBONE_WIDTH, MAE_WIDTH, DECODER_WIDTH: give up to 4096"),
+        (max(GRU_WIDTH, BACKBONE_WIDTH) > 4096, "GRU_WIDTH, BACKBONE_WIDTH: give up to 4096"),
+        (n > 1e10, "MAE_DEPTH, MAE_JOINT_DEPTH, MAE_WIDTH, DECODER_DEPTH, DECODER_WIDTH, MLP_RATIO: lower"),
     ):
         if is_wrong:
             raise UserError(told)

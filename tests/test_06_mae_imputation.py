@@ -17,9 +17,10 @@ from common.chochlakis import imputation, tables
 from common.chochlakis.clips import Part
 from common.chochlakis.splits import OTHERS, draw_speakers, fold_of
 from common.demo import SIZES as demo_sizes
+from common.files import file_hash, make_folder
 from common.manifest import Turn, read_manifest
 from common.store import Store
-from common.training import make_accelerator
+from common.training import best_weights, make_accelerator
 
 pytest.importorskip("espeakng_loader")
 SCRIPT = "06_mae_imputation.py"
@@ -341,6 +342,24 @@ def test_batches_follow_the_curriculum_and_the_seed(monkeypatch, tmp_path):
     assert not torch.equal(hidden[0], hidden[2]) and not torch.equal(hidden[0], hidden[3])
 
 
+def test_a_classifier_is_trained_again_where_its_own_autoencoder_has_changed(monkeypatch, tmp_path):
+    """That of the last epoch has weights of its own: the best ones may stay as they are."""
+    script, identities = load_script(SCRIPT), []
+    monkeypatch.setattr(imputation, "train", lambda *arguments: identities.append(arguments[-1]))
+    part, files = (
+        part_of(4, 2, 1),
+        {epoch: best_weights(tmp_path / "curri-MAE", epoch) for epoch in ("best", "last")},
+    )
+    make_folder(tmp_path / "curri-MAE")
+    for epoch, path in files.items():
+        path.write_text(epoch)
+    data = script.Data(part, part, part, ("a", "b"), tmp_path, 0, make_accelerator("no"))
+    first, x = script.LinearClassifier(2, 2), torch.zeros(1, 4, 2, 2)
+    for imputer in ("curri-MAE", tables.LAST, "zeros"):
+        script.train_classifier(data, tables.System("linear", imputer, "all"), 0, first, (x, x))
+    assert [identity["imputed_by"] for identity in identities] == [*map(file_hash, files.values()), ""]
+
+
 def test_a_classifier_sees_another_mask_in_every_epoch(monkeypatch, tmp_path):
     script, seen = load_script(SCRIPT), {}
     without_training(monkeypatch, script, seen)
@@ -419,7 +438,8 @@ def test_seeds_side_by_side_find_what_they_find_in_turn(demo, tmp_path):
         ("--CORPUS=lombard", "not prepared"),
         ("--CAVMAE_CHECKPOINT=no.pth", "no.pth (no such file)"),
         ("--MAE_HEADS=3", "MAE_HEADS=3: does not divide MAE_WIDTH"),
-        ("--MAE_WIDTH=1000000", "MAE_WIDTH, DECODER_WIDTH: give up to 4096"),
+        ("--MAE_WIDTH=1000000", "MLP_RATIO: lower"),
+        ("--BACKBONE_WIDTH=100000", "BACKBONE_WIDTH: give up to 4096"),
         ("--CLIP_S=0.01", "0.1 to 60 seconds"),
         ("--FRAME_SIZE=8", "give 0 or 32 to 1024"),
         ("--BETAS=0.9,1", "BETAS: give two numbers below 1"),

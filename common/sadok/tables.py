@@ -263,7 +263,8 @@ def table(report, part, labelled, parameters, paper):
             size = f"{len(corpus.turns):,} turns, {n_speakers} speakers"
             about += f"{name}: {size}, {classes}; {corpus.protocol}. "
     stem = f"sadok_table_{part.replace('fig', 'fig_')}"
-    report.run.table(stem, title, cells, about + report.note(), is_overall and "of each corpus below")
+    protocol = "of each corpus below" if is_overall else None
+    report.run.table(stem, title, cells, about + report.note(), protocol)
     return cells
 
 
