@@ -116,7 +116,7 @@ TEXT_LAYER = "last"                 # "last"; a number, 0 = before the first blo
 AUDIO_LAYER = "last"                # likewise; "chosen" needs the modality in FREEZE
 VIDEO_LAYER = "last"                # likewise
 FREEZE = ()                         # modalities whose encoder is not trained, the linear layer alone
-UNFREEZE_BLOCKS = 0                 # of the others: 0 = train all; N = the last N blocks alone
+UNFREEZE_BLOCKS = 0                 # of the others: 0 = train all; N = the last N blocks up to LAYER
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 OUT_OF_FOLD = True                  # also train ten leave-two-groups-out models, for 04's out-of-fold fusion

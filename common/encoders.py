@@ -165,8 +165,9 @@ class TurnEncoder(nn.Module):
     pooling    "cls": the first token (AST: the mean of its two class tokens); "mean" over tokens that are not
                padding; "attention": their mean by trained weights; "paper": CLS for text and AST, else mean
     layer      "last", a number (0 = before the first block), or "weighted": the sum of all by trained weights
-    n_trained  so many of the last blocks are trained, 0 = none; None = the whole model with its embeddings.
-               What is not trained runs without dropout, so that it can be computed once: `frozen_states`
+    n_trained  so many of the last blocks up to the layer are trained, 0 = none; None = the whole model with
+               its embeddings. What is not trained runs without dropout, so that it can be computed once:
+               `frozen_states`
     """
 
     def __init__(self, backbone, modality, pooling="paper", layer="last", n_trained=None):
@@ -181,9 +182,8 @@ class TurnEncoder(nn.Module):
         self.is_frozen = n_trained == 0
         self.is_pooled = self.is_frozen and pooling != "attention"  # states: one vector per turn and layer
         self.is_cacheable = self.is_frozen or n_trained and config.model_type in CONTINUED
-        self.first = 0 if n_trained is None else max(0, n_blocks - n_trained)  # block that is trained
         self.read = int(layer) if str(layer).isdecimal() else n_blocks
-        lowest = 0 if self.is_frozen else self.first
+        lowest = 1 if n_trained else 0
         if not lowest <= self.read <= n_blocks or layer not in ("last", "weighted", str(self.read)):
             choices = f"choose last, weighted, or a number from {lowest} to {n_blocks}"
             raise UserError(f"{modality.upper()}_LAYER={layer}: {choices}")
@@ -193,9 +193,12 @@ class TurnEncoder(nn.Module):
             self.layer_weights = nn.Parameter(torch.zeros(n_blocks + 1))
         if pooling == "attention":
             self.attention = nn.Linear(self.width, 1)
+        self.first = n_blocks if self.is_frozen else 0  # block that is trained
+        if n_trained:
+            self.first = max(0, self.read - n_trained)
         if n_trained is not None:
             backbone.requires_grad_(False)
-            blocks_of(backbone)[self.first :].requires_grad_(True)
+            blocks_of(backbone)[self.first : self.read].requires_grad_(True)
         # Frozen states are layers `lowest` to `first`; pooled ones, which serve every LAYER, are all
         is_whole = layer == "weighted" or self.is_pooled
         self.lowest = 0 if is_whole else min(self.first, self.read)
@@ -208,7 +211,7 @@ class TurnEncoder(nn.Module):
         super().train(mode)
         if self.n_trained is not None:
             self.backbone.eval()
-            blocks_of(self.backbone)[self.first :].train(mode)
+            blocks_of(self.backbone)[self.first : self.read].train(mode)
         return self
 
     def forward(self, inputs):
@@ -224,7 +227,7 @@ class TurnEncoder(nn.Module):
             states = (states - self.mean) / self.sd
         layers = [*states.unbind(2)]
         if not self.is_frozen:
-            layers += run_blocks(self.backbone, layers[-1], visible, self.first)
+            layers += run_blocks(self.backbone, layers[-1], visible, self.first, self.read)
         return self.pool(self.mix(layers, self.lowest), visible)
 
     def hidden(self, inputs):
@@ -275,17 +278,17 @@ def blocks_of(backbone):
     return max(lists, key=lambda blocks: sum(weights.numel() for weights in blocks.parameters()))
 
 
-def run_blocks(backbone, x, visible, first):
-    """The layers [(B, S, D)] that blocks `first` and on make of x (B, S, D); of families in CONTINUED."""
+def run_blocks(backbone, x, visible, first, last):
+    """The layers [(B, S, D)] that blocks first .. last - 1 make of x (B, S, D); of families in CONTINUED."""
     mask = torch.zeros_like(visible, dtype=torch.float32).masked_fill(~visible, torch.finfo(x.dtype).min)
     kind, layers = backbone.config.model_type, []
     more = [backbone.encoder.compute_position_bias(x)] if kind == "mpnet" else []
-    for block in blocks_of(backbone)[first:]:
+    for block in blocks_of(backbone)[first:last]:
         x = block(x, mask[:, None, None], *more)
         x = x[0] if isinstance(x, tuple) else x
         layers.append(x)
     has_norm = kind == "whisper" or getattr(backbone.config, "do_stable_layer_norm", False)
-    if layers and has_norm:
+    if layers and has_norm and last == backbone.config.num_hidden_layers:
         layers[-1] = backbone.encoder.layer_norm(x)
     return layers
 
@@ -307,7 +310,7 @@ class WhisperEncoder(nn.Module):
         encoder = self.encoder
         x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(input_features)))).transpose(1, 2)  # (B, S, D)
         x = F.dropout(x + encoder.embed_positions.weight[: x.shape[1]], self.config.dropout, self.training)
-        layers = (x, *run_blocks(self, x, attention_mask.bool(), 0))
+        layers = (x, *run_blocks(self, x, attention_mask.bool(), 0, self.config.num_hidden_layers))
         return BaseModelOutput(last_hidden_state=layers[-1], hidden_states=layers)
 
     def _get_feat_extract_output_lengths(self, n_samples):
