@@ -14,12 +14,13 @@ line i) and the arrays.
 
 import csv
 import shutil
+from array import array as Numbers  # as small as numpy's, and it grows
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from common.files import UserError, as_json, make_folder, read_csv, read_json, write_json, writing
+from common.files import UserError, as_json, make_folder, open_csv, read_csv, read_json, write_json, writing
 from common.manifest import Problem
 
 
@@ -80,13 +81,18 @@ class Store:
 
 def read_index(path):
     """The ids of an index.csv and its columns of numbers {name: (n,) int64}."""
-    rows = read_csv(path)
-    if not rows or "utterance_id" not in rows[0]:
+    with open_csv(path) as file:
+        rows = csv.DictReader(file)
+        names = [name for name in rows.fieldnames or () if name.endswith(("start", "rows"))]
+        ids, columns = [], {name: Numbers("q") for name in names}
+        for row in rows:
+            ids.append(row.get("utterance_id"))
+            for name, numbers in columns.items():
+                numbers.append(int(row[name]))
+    if not ids or ids[0] is None:
         raise UserError(f"{path}: needs a header with utterance_id and a line per row of the arrays")
-    names = [name for name in rows[0] if name and name.endswith(("start", "rows"))]
-    plain = {"start": np.arange(len(rows)), "rows": np.ones(len(rows), np.int64)}  # one row each
-    columns = {name: np.array([row[name] for row in rows], np.int64) for name in names}
-    return [row["utterance_id"] for row in rows], columns or plain
+    plain = {"start": np.arange(len(ids)), "rows": np.ones(len(ids), np.int64)}  # one row each
+    return ids, {name: np.array(numbers) for name, numbers in columns.items()} or plain
 
 
 def open_array(path):
