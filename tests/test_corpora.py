@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import unicodedata
 
 import pytest
 from conftest import shared_data
@@ -371,6 +372,10 @@ def test_folder_with_manifest(tmp_path):
         ({"audio": "link/x.wav"}, r"leaves the folder"),
         ({"speaker": ""}, r"manifest.csv:2: no speaker"),
         ({"utterance_id": "b"}, r"manifest.csv:3: utterance_id b is already on line 2"),
+        (
+            {"utterance_id": "B"},
+            r"manifest.csv:3: utterance_id b is already on line 2, in upper or lower case",
+        ),
         ({"utterance_id": "a/b"}, r"becomes a file name"),
         ({"start_s": "soon"}, r"manifest.csv:2: could not convert string to float: 'soon'"),
         ({"start_s": "0,5"}, r"manifest.csv:2: .*'0,5'; .*seconds such as 1.5"),
@@ -419,6 +424,15 @@ def test_folder_rows_that_may_be_a_slip_are_named(tmp_path):
         "1 rows name a recording that another row has, with the same times",
         "1 texts are 'nan'; leave them empty",
     ]
+
+
+@pytest.mark.parametrize("on_disk, in_cell", [("NFD", "NFC"), ("NFC", "NFD")])
+def test_a_name_with_an_accent_is_found_in_either_spelling(tmp_path, on_disk, in_cell):
+    audio, written = (unicodedata.normalize(form, "café.wav") for form in (on_disk, in_cell))
+    root = write_rows(tmp_path / "mine", [{"audio": written, "label": "sad", "speaker": "A"}])
+    (root / audio).touch()
+    (turn,) = corpora.reader_of(f"{root}/").read(root).turns
+    assert turn.audio == root / audio
 
 
 def test_a_folder_of_recordings_needs_no_manifest(tmp_path):

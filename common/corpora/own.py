@@ -56,10 +56,10 @@ def read(root):
     for number, (line, row) in enumerate(rows, start=1):
         source = _turn(root, f"{path}:{line}", number, row)
         name = source.turn.utterance_id
-        if name in lines:
-            what = f"utterance_id {name} is already on line {lines[name]}"
+        if (as_file := name.casefold()) in lines:  # on Windows and macOS a.wav is A.wav
+            what = f"utterance_id {name} is already on line {lines[as_file]}, in upper or lower case"
             raise UserError(f"{path}:{line}: {what}; make it unique")
-        lines[name] = line
+        lines[as_file] = line
         release.turns.append(source)
     for kind in ("audio", "video"):
         _find_parts(release, kind)
@@ -214,7 +214,9 @@ def _recording(root, cell, where):
     relative = PurePosixPath(text.replace("\\", "/"))
     if relative.is_absolute() or re.match(r"[A-Za-z]:", text):
         raise UserError(f"{where} {text} is absolute; write it relative to {root}")
-    path = root / cell if (root / cell).is_file() else root / relative  # a name may begin with a blank
+    accents = [unicodedata.normalize(form, str(relative)) for form in ("NFC", "NFD")]  # as macOS writes them
+    spellings = (root / name for name in (cell, *accents))  # a name may begin with a blank
+    path = next((spelling for spelling in spellings if spelling.is_file()), root / relative)
     if not path.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{where} {text} leaves the folder {root}; keep the recordings inside it")
     if path.exists() and not path.is_file():
