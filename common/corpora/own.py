@@ -119,7 +119,7 @@ def _read_rows(path):
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as CSV in UTF-8") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{path}:{line}: holds a NUL character; delete it or save the table again")
