@@ -5,15 +5,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, load_script, no_figures, shared_data
+from conftest import FRESH, execute, load_script, no_figures, shared_data
 from miniature import luma, write_avi, write_clip, write_iemocap, write_tone
 
 from common import files, settings
@@ -415,21 +412,30 @@ def test_unwritable_results_are_noticed_before_the_work(tmp_path, capsys):
     assert not list((tmp_path / "data").rglob("*.wav"))
 
 
-def test_full_disk(tmp_path, capsys, monkeypatch):
-    root, replace, left = write_emodb(tmp_path / "raw", 1), os.replace, [20]
+def after_40_files(monkeypatch, act):
+    """Have `act` called before the 41st file gets its name, with that name."""
+    replace, left = os.replace, [40]
 
-    def full_after_20(source, target):
+    def counted(source, target):
         left[0] -= 1
         if left[0] < 0:
-            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+            act(target)
         replace(source, target)
 
-    monkeypatch.setattr(files.os, "replace", full_after_20)
+    monkeypatch.setattr(files.os, "replace", counted)
+
+
+def test_full_disk(tmp_path, capsys, monkeypatch):
+    def full(target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    root = write_emodb(tmp_path / "raw", 1)
+    after_40_files(monkeypatch, full)
     assert "the disk is full" in refusal(capsys, tmp_path, "emodb", root)
     monkeypatch.undo()
     folder = tmp_path / "data" / "prepared" / "emodb"
     assert not (folder / "manifest.csv").exists() and not list(folder.rglob(".*"))
-    assert len(list(folder.rglob("*.wav"))) == 20
+    assert len(list(folder.rglob("*.wav"))) == 40
     assert len(prepare(tmp_path, "emodb", root).turns) == 70  # with room again, it goes on
 
 
@@ -452,31 +458,35 @@ def test_rerun_keeps_what_matches_and_remakes_what_changed(tmp_path, capsys):
     assert "kept" not in capsys.readouterr().out.rsplit("python", 1)[1]
 
 
+def prepare_and_die(folder, root):
+    """01, whose process is killed when it has finished 40 files."""
+    with pytest.MonkeyPatch.context() as patch:
+        after_40_files(patch, lambda target: os.kill(os.getpid(), signal.SIGKILL))
+        prepare(folder, "emodb", root)
+
+
 def test_killed_run_goes_on(tmp_path):
     """SIGKILL in the middle; the rerun keeps what was done and ends with the same manifest."""
-    root = write_emodb(tmp_path / "raw", n_speakers=4, seconds=8.0)  # 280 files
+    root = write_emodb(tmp_path / "raw", 1)
     calm = prepare(tmp_path / "calm", "emodb", root)
+    source = "from pathlib import Path; import test_01_prepare_data as t\n"
+    source += f"t.prepare_and_die(Path({str(tmp_path / 'killed')!r}), {str(root)!r})"
+    run = FRESH.Process(target=execute, args=(source, tmp_path, tmp_path / "printed.txt"))
+    run.start()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
     folder = tmp_path / "killed" / "data" / "prepared" / "emodb"
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / SCRIPT), *arguments(tmp_path / "killed", "emodb", root)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log = folder / "media.jsonl"
-    while run.poll() is None and not (log.exists() and log.stat().st_size > 10000):
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not (folder / "manifest.csv").exists()
+    log = folder / "media.jsonl"
     with open(log, "a", encoding="utf-8") as file:
         file.write('{"utterance_id": "03a0')  # as a kill in the middle of a line leaves it
-    (folder / "audio" / ".03a01Wa.123.tmp.wav").write_bytes(b"half")
+    assert list((folder / "audio").glob(".*.tmp*"))  # and half a recording
     noted = [json.loads(line)["audio"] for line in log.read_text().splitlines() if line.endswith("}")]
     made = {name: (folder / name).stat().st_mtime_ns for name in noted}
     resumed = prepare(tmp_path / "killed", "emodb", root)
     assert not list(folder.rglob("*.tmp*"))
     assert (folder / "manifest.csv").read_bytes() == calm.path("manifest.csv").read_bytes()
-    assert len(resumed.turns) == 280 and len(made) > 10
+    assert len(resumed.turns) == 70 and len(made) > 10
     assert all((folder / name).stat().st_mtime_ns == when for name, when in made.items())
 
 

@@ -5,7 +5,6 @@ import csv
 import json
 import re
 import shutil
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +81,7 @@ def make_stores(root, manifest, folds, widths=(6, 6, 6), corpus="demo_iemocap"):
             )
 
 
-def run_04(root, *words, script=None, drawing=no_figures):
+def run_04(root, *words, script=None):
     """Run 04 for this paper with a command line and return its results folder of demo_iemocap."""
     script = script or load_script("04_fuse_classify.py")
     roots = (
@@ -92,7 +91,7 @@ def run_04(root, *words, script=None, drawing=no_figures):
         "--RUN=demo_iemocap",
     )
     settings.apply(vars(script), [*roots, "--PAPERS=babaali", *QUICK, *words])
-    with drawing():
+    with no_figures():  # test_demo_end_to_end.py has them drawn
         script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
@@ -113,7 +112,7 @@ def finished(tmp_path_factory):
     make_stores(root, manifest, folds + pairs)
     with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
         patch.setattr(results, "incomparable", lambda *run: "")
-        return root, manifest, run_04(root, drawing=nullcontext)
+        return root, manifest, run_04(root)
 
 
 def read_table(folder, name):

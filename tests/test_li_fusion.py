@@ -3,7 +3,6 @@ how it resumes after a kill, and what it refuses."""
 
 import csv
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -60,9 +59,9 @@ def load_04(root, *words):
     return script
 
 
-def run_04(root, *words, drawing=no_figures):
+def run_04(root, *words):
     """Run 04 for this paper and return its results folder."""
-    with drawing():
+    with no_figures():  # test_demo_end_to_end.py has them drawn
         load_04(root, *words).main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
@@ -114,7 +113,7 @@ def finished(tmp_path_factory):
     manifest = prepare(root)
     with pytest.MonkeyPatch.context() as patch:  # as if this were the release and all constants the paper's
         patch.setattr(results, "incomparable", lambda *run: "")
-        return root, manifest, run_04(root, f"--SYSTEMS={','.join(SYSTEMS)}", *CONTEXTS, drawing=nullcontext)
+        return root, manifest, run_04(root, f"--SYSTEMS={','.join(SYSTEMS)}", *CONTEXTS)
 
 
 # ---- What a run leaves ---------------------------------------------------------------------
