@@ -126,28 +126,23 @@ def tiny(folder):
     return folder
 
 
-def run_tiny(folder, *words, launch=()):
-    """05 on them from the command line."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    how = {"capture_output": True, "text": True, "cwd": folder, "timeout": 300, "env": environment}
-    done = subprocess.run([sys.executable, *launch, ROOT / SCRIPT, *TINY, *words], **how)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
 def test_jobs_side_by_side_find_what_one_process_finds(tmp_path, capsys):
     alone, together = tiny(tmp_path / "alone"), tmp_path / "together"
-    run_here(alone, SCRIPT, *TINY, "--TABLES=1,2", "--PREPARE_ONLY=true")
+    run_here(alone, SCRIPT, *TINY, "--TABLES=2", "--PREPARE_ONLY=true")
     printed = capsys.readouterr().out
     assert "codes of tiny" in printed and "pretraining" not in printed
     assert not (alone / "data" / "models" / "tiny").exists()  # no fine-tuning
     shutil.copytree(alone, together)  # with the same VQ-VAE
-    run_here(alone, SCRIPT, *TINY, "--TABLES=1,2")
-    run_tiny(together, "--TABLES=1,2", "--JOBS=2")
+    for folder, jobs in (
+        (alone, 1),
+        (together, 2),
+    ):  # the jobs' processes are where an earlier test began them
+        run_here(folder, SCRIPT, *TINY, "--TABLES=2", f"--JOBS={jobs}", f"--DATA_ROOT={folder}/data")
     outcomes = [
         {path.relative_to(folder): read_json(path)["tests"]["test"]["outputs"]["logits"] for path in paths}
         for folder, paths in ((folder, folder.rglob("fold*/outcome.json")) for folder in (alone, together))
     ]
-    assert len(outcomes[0]) == 3 * (3 + 3)  # folds; Table 1: three rows; Table 2: three networks more
+    assert len(outcomes[0]) == 3 * 4  # folds; four networks
     assert outcomes[0].keys() == outcomes[1].keys()
     for path, logits in outcomes[0].items():
         np.testing.assert_allclose(outcomes[1][path], logits, atol=1e-3)
@@ -155,7 +150,11 @@ def test_jobs_side_by_side_find_what_one_process_finds(tmp_path, capsys):
 
 def test_two_processes_by_accelerate_make_the_same_tables(tmp_path):
     """What all processes have to do together, none leaves to the first; each turn is predicted once."""
-    run_tiny(tiny(tmp_path), "--TABLES=1", launch=LAUNCH.split())
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    how = {"capture_output": True, "text": True, "cwd": tiny(tmp_path), "timeout": 300, "env": environment}
+    words = [sys.executable, *LAUNCH.split(), ROOT / SCRIPT, *TINY, "--TABLES=1"]
+    done = subprocess.run(words, **how)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = rows(tmp_path / "results" / SCRIPT[:-3] / "tiny" / "predictions.csv")
     systems = [f"{way}_cls patch-tf_0.5_10x32_e8_1_w16" for way in ("scratch", "frozen", "finetuned")]
     systems += ["svm patch-tf_0.5_10x32_e8_1_w16", "svm specmae_0.5_10x171_1_w16"]

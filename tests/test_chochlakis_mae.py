@@ -621,17 +621,22 @@ def small_seed(folder, **more):
     return c.run_seed("avid-cma", 0, None, fold, ("a", "b"), "")
 
 
-def test_a_seed_learns_what_is_easy(tmp_path):
-    test, predicted, errors = small_seed(tmp_path)
+@pytest.fixture(scope="module")
+def seed(tmp_path_factory):
+    return small_seed(tmp_path_factory.mktemp("seed"))
+
+
+def test_a_seed_learns_what_is_easy(seed):
+    test, predicted, errors = seed
     assert len(predicted) == 6 + 25 * (N - 1) and len(errors) == 8 * (N - 1) * 2
     right = {key: (labels == test.labels.numpy()).mean() for key, labels in predicted.items()}
     assert np.mean(list(right.values())) > 0.7 and np.isfinite(list(errors.values())).all()
 
 
-def test_several_classifiers_share_an_autoencoder(tmp_path):
+def test_several_classifiers_share_an_autoencoder(seed, tmp_path):
     """Each finds what it finds alone; there is one autoencoder, whose errors are given once."""
-    _, both, errors = small_seed(tmp_path / "both", CLASSIFIER_SEEDS=(3, 0))
-    _, alone, same = small_seed(tmp_path / "alone")
+    _, both, errors = small_seed(tmp_path, CLASSIFIER_SEEDS=(3, 0))
+    _, alone, same = seed
     assert errors == same and both.keys() == alone.keys()
     assert all(np.array_equal(both[key][1:], alone[key]) for key in alone)
     assert any(not np.array_equal(labels[0], labels[1]) for labels in both.values())
