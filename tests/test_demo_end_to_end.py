@@ -14,8 +14,9 @@ from conftest import ROOT, command, linked, load_script, prepare, rows, run, run
 from common.manifest import Manifest
 from common.store import Store
 
-LI_SHORT = ["--SYSTEMS=WavLM+TE,BERT+FC,MMT", "--FROZEN_EPOCHS=2", "--FINETUNE_EPOCHS=1"]
-LI_SHORT += ["--CONTEXT_EPOCHS=2"]
+SHORT_04 = ["--NN_EPOCHS=5", "--XGB_ROUNDS=5", "--N_RESAMPLES=200"]
+SHORT_04 += ["--SYSTEMS=BERT+FC,MMT", "--FROZEN_EPOCHS=1", "--FINETUNE_EPOCHS=1"]
+SHORT_04 += ["--CONTEXT_SYSTEMS=", "--AUDIO_MAX_S=1"]  # test_li_fusion.py has more systems and contexts
 SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1", "--VIDEO_EPOCHS=1", "--N_RESAMPLES=200", "--JOBS=1"]
 
 
@@ -26,7 +27,7 @@ def demo(tmp_path_factory):
     printed = run_again("02_finetune_unimodal.py", folder, *SHORT, figures=True)
     assert "every labelled turn is tested exactly once; no speaker is in two parts" in printed
     run_again("03_extract_features.py", folder)
-    run_again("04_fuse_classify.py", folder, "--N_RESAMPLES=200", *LI_SHORT, figures=True)
+    run_again("04_fuse_classify.py", folder, *SHORT_04, figures=True)
     return folder
 
 
@@ -143,16 +144,15 @@ def test_a_second_run_does_nothing_again(demo):
 
 
 def test_features_of_another_manifest_are_refused(demo, tmp_path):
-    for part in ("prepared", "models"):
-        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    linked(demo, tmp_path, "models")
+    shutil.copytree(demo / "data" / "prepared", tmp_path / "data" / "prepared")
     path = tmp_path / "data" / "prepared" / "demo_iemocap" / "manifest.csv"
     path.write_text(path.read_text(encoding="utf-8").replace(",happy,", ",,", 1), encoding="utf-8")
     assert "run 02_finetune_unimodal.py again" in run("03_extract_features.py", tmp_path, code=1)
 
 
 def test_killed_training_resumes_to_the_same_predictions(demo, tmp_path):
-    for part in ("prepared", "checkpoints"):
-        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
+    linked(demo, tmp_path, "prepared", "checkpoints")
     options = [*SHORT, "--MODALITIES=text", "--STAGES=folds"]
     words = command("02_finetune_unimodal.py", tmp_path, *options)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
@@ -173,9 +173,7 @@ def test_killed_training_resumes_to_the_same_predictions(demo, tmp_path):
 
 
 def test_each_fold_takes_the_best_candidate_on_its_validation_speakers(demo, tmp_path):
-    (tmp_path / "data").mkdir()
-    for part in ("prepared", "checkpoints"):
-        (tmp_path / "data" / part).symlink_to(demo / "data" / part)
+    linked(demo, tmp_path, "prepared", "checkpoints")
     options = ["--TEXT_MODELS=bert-base-uncased,distilbert-base-uncased", "--STAGES=folds"]
     more = ["--CHOSEN_MODELS=", "--MODALITIES=text", "--JOBS=2"]
     run_again("02_finetune_unimodal.py", tmp_path, *SHORT, *options, *more)
@@ -190,37 +188,20 @@ def test_each_fold_takes_the_best_candidate_on_its_validation_speakers(demo, tmp
 
 
 def test_selecting_on_the_test_set_is_labelled(demo, tmp_path):
-    for part in ("prepared", "checkpoints"):
-        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run_again(
-        "02_finetune_unimodal.py", tmp_path, *SHORT, "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test"
-    )
+    linked(demo, tmp_path, "prepared", "checkpoints")
+    options = [*SHORT, "--TEXT_EPOCHS=1", "--MODALITIES=text", "--STAGES=folds", "--SELECT_ON=test"]
+    run_again("02_finetune_unimodal.py", tmp_path, *options)
     table = rows(results(tmp_path, "02_finetune_unimodal") / "babaali_table_4.csv")
     assert all("TEST set" in line["protocol"] for line in table)
 
 
 def test_out_of_fold(demo, tmp_path):
-    for part in ("prepared", "checkpoints"):
-        shutil.copytree(demo / "data" / part, tmp_path / "data" / part)
-    run_again(
-        "02_finetune_unimodal.py",
-        tmp_path,
-        *SHORT,
-        "--TEXT_EPOCHS=1,1,1",
-        "--MODALITIES=text,audio",
-        "--FREEZE=text,audio",
-        "--STAGES=folds",
-        "--OUT_OF_FOLD=true",
-    )
+    linked(demo, tmp_path, "prepared", "checkpoints")
+    parts = ["--OUT_OF_FOLD=true", "--MODALITIES=text,audio"]
+    options = [*SHORT, "--TEXT_EPOCHS=1", "--FREEZE=text,audio", "--STAGES=folds", *parts]
+    run_again("02_finetune_unimodal.py", tmp_path, *options)
     run_again("03_extract_features.py", tmp_path)
-    run_again(
-        "04_fuse_classify.py",
-        tmp_path,
-        "--PAPERS=babaali",
-        "--OUT_OF_FOLD=true",
-        "--MODALITIES=text,audio",
-        "--N_RESAMPLES=200",
-    )
+    run_again("04_fuse_classify.py", tmp_path, "--PAPERS=babaali", *SHORT_04, *parts)
     out = [
         r["row"] + r["column"] for r in rows(results(tmp_path, "04_fuse_classify") / "babaali_table_6.csv")
     ]

@@ -3,9 +3,7 @@
 import contextlib
 import gc
 import json
-import os
-import subprocess
-import sys
+import socket
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -13,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import FRESH, execute
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -323,39 +321,28 @@ def test_batches_of_predictions_do_not_follow_the_order_of_the_corpus():
 
 def test_two_processes_train_the_same_model(tmp_path):
     """Two CPU processes against one; the last batch has fewer samples than both need."""
-    script = tmp_path / "two.py"
-    script.write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+    source = (
         "import test_training as t, torch\nfrom pathlib import Path\n"
         "recipe = t.replace(t.RECIPE, epochs=3, batch_size=29)\n"
         f"history, net = t.run(Path({str(tmp_path / 'two')!r}), recipe, t.model(0.0))\n"
         f"path = {str(tmp_path)!r} + '/weights' + str(t.make_accelerator('no').process_index) + '.pt'\n"
         "torch.save(t.weights(net), path)\n"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            "--multi_gpu",
-            "--num_processes",
-            "2",
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-            str(script),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2"}
+    told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    processes = []
+    for rank in "01":  # as `accelerate launch` starts them; test_05_pretrain_vqmae.py calls it
+        place = told | {"RANK": rank, "LOCAL_RANK": rank}
+        words = f"import os; os.environ |= {place}\n{source}", tmp_path, tmp_path / f"printed{rank}.txt"
+        processes.append(FRESH.Process(target=execute, args=words))
+        processes[-1].start()
+    for process in processes:
+        process.join()
+    printed = [path.read_text() for path in tmp_path.glob("printed*.txt")]
+    assert [process.exitcode for process in processes] == [0, 0], printed
     history, net = run(tmp_path / "one", replace(RECIPE, epochs=3, batch_size=29), model(0.0))
     for rank in (0, 1):
         assert torch.allclose(
