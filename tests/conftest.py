@@ -9,9 +9,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+import matplotlib
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,21 +77,23 @@ def forget():
 
 
 @contextmanager
-def no_figures():
-    """Figures are saved as empty files: to draw one takes a second, and most tests look at none."""
+def figures(drawn=False):
+    """Figures are saved as empty files, or drawn, without the fonts that take half of the time in a PDF."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **how: Path(path).write_bytes(b""))
+        patch.setitem(matplotlib.rcParams, "pdf.fonttype", 3)
+        if not drawn:
+            patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **how: Path(path).touch())
         yield
 
 
-def run_here(folder, script, *words, figures=False):
+def run_here(folder, script, *words, drawn=False):
     """Run a script in this process, which has torch already; SystemExit where it would end with an error.
 
-    figures  whether they are drawn
+    drawn  whether figures are drawn, which takes a second each
     """
     forget()
     module, words = load_script(script), with_run(script, *words)
-    with nullcontext() if figures else no_figures(), pytest.MonkeyPatch.context() as patch:
+    with figures(drawn), pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", [script, *words])
         settings.run(module.main, vars(module), words)

@@ -5,12 +5,11 @@ import json
 import os
 import re
 import signal
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import FRESH, execute, load_script, no_figures, shared_data
+from conftest import FRESH, execute, figures, load_script, shared_data
 from miniature import luma, write_avi, write_clip, write_iemocap, write_tone
 
 from common import files, settings
@@ -23,10 +22,10 @@ from common.pictures import count_frames
 SCRIPT = "01_prepare_data.py"
 
 
-def prepare(tmp_path, corpus, root, *more, figures=False):
+def prepare(tmp_path, corpus, root, *more, drawn=False):
     """Run 01 in this process and return the manifest it wrote; SystemExit carries its error line."""
     module = vars(load_script(SCRIPT))
-    with nullcontext() if figures else no_figures():
+    with figures(drawn):
         settings.run(module["main"], module, arguments(tmp_path, corpus, root, *more))
     return read_manifest(tmp_path / "data", corpus)
 
@@ -502,7 +501,7 @@ def test_the_data_at_a_glance(tmp_path):
         soundfile.write(files.make_folder(tmp_path / "mine") / f"{i}.wav", samples[i], 16000)
         lines.append(f"u{i},{speaker},{i}.wav,{text},{label},{gender},{agreement}")
     (tmp_path / "mine" / "manifest.csv").write_text("\n".join(lines) + "\n")
-    prepare(tmp_path, str(tmp_path / "mine"), "", "--MAX_PROBLEM_SHARE=1", figures=True)
+    prepare(tmp_path, str(tmp_path / "mine"), "", "--MAX_PROBLEM_SHARE=1", drawn=True)
     folder = tmp_path / "results" / "01_prepare_data" / "mine"
     table = read_csv(folder / "data_table_overview.csv")
     found = {(line["row"], line["column"]): float(line["mean"]) for line in table}

@@ -44,7 +44,7 @@ def demo(tmp_path_factory):
     # One clip that 05 has to leave out; 01 has accepted it before it was damaged.
     clips = sorted((folder / "data" / "raw" / "demo_voxceleb2").rglob("*.m4a"))
     clips[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    printed = run_again(SCRIPT, folder, *SHORT, figures=True)
+    printed = run_again(SCRIPT, folder, *SHORT, drawn=True)
     assert "demo_iemocap: left out of Table 5" in printed
     return folder
 

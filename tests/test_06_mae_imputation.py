@@ -58,7 +58,7 @@ def demo(tmp_path_factory):
         prepare(folder, "--CORPUS=demo_audioset")
     # Damaged after 01 has accepted it.
     damaged(folder).write_bytes(b"FLV\x01\x05" + bytes(range(256)) * 8)
-    (folder / "printed.txt").write_text(run_again(SCRIPT, folder, *SHORT, figures=True))
+    (folder / "printed.txt").write_text(run_again(SCRIPT, folder, *SHORT, drawn=True))
     return folder
 
 

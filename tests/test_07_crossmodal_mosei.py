@@ -49,7 +49,7 @@ def demo(tmp_path_factory):
         prepare(folder, f"--CORPUS={corpus}", "--DEMO_SIZE=0.04")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("common.khare.features.vgg16", small_vgg)  # half a gigabyte of random numbers less
-        run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:], figures=True)
+        run_here(folder, SCRIPT, *command(SCRIPT, folder, *SHORT)[2:], drawn=True)
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_script, no_figures
+from conftest import figures, load_script
 from sklearn.svm import SVC
 
 from common import results, settings, splits
@@ -91,7 +91,7 @@ def run_04(root, *words, script=None):
         "--RUN=demo_iemocap",
     )
     settings.apply(vars(script), [*roots, "--PAPERS=babaali", *QUICK, *words])
-    with no_figures():  # test_demo_end_to_end.py has them drawn
+    with figures():  # test_demo_end_to_end.py has them drawn
         script.main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 

@@ -24,10 +24,10 @@ SHORT = ["--TEXT_EPOCHS=2,1,1", "--AUDIO_EPOCHS=1", "--VIDEO_EPOCHS=1", "--N_RES
 def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     run("01_prepare_data.py", folder, "--DEMO_SIZE=0.16")
-    printed = run_again("02_finetune_unimodal.py", folder, *SHORT, figures=True)
+    printed = run_again("02_finetune_unimodal.py", folder, *SHORT, drawn=True)
     assert "every labelled turn is tested exactly once; no speaker is in two parts" in printed
     run_again("03_extract_features.py", folder)
-    run_again("04_fuse_classify.py", folder, *SHORT_04, figures=True)
+    run_again("04_fuse_classify.py", folder, *SHORT_04, drawn=True)
     return folder
 
 

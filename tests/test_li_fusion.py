@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import cloudpickle
 import numpy as np
 import pytest
-from conftest import load_script, no_figures
+from conftest import figures, load_script
 from dialogues import CLASSES, MODELS, write_checkpoints, write_corpus
 from safetensors.torch import load_file
 
@@ -61,7 +61,7 @@ def load_04(root, *words):
 
 def run_04(root, *words):
     """Run 04 for this paper and return its results folder."""
-    with no_figures():  # test_demo_end_to_end.py has them drawn
+    with figures():  # test_demo_end_to_end.py has them drawn
         load_04(root, *words).main()
     return root / "results" / "04_fuse_classify" / "demo_iemocap"
 
