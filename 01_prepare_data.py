@@ -114,16 +114,13 @@ SETTINGS = {}                   # filled by settings.run: what this run used
 def check_settings():
     """Refuse values that would fail only after minutes."""
     settings.check_choices(SETTINGS, {"WRITE_CHECKPOINTS": ("", "tiny", "small")})
-    allowed = {
-        "VIDEO_CRF": (VIDEO_CRF <= 51, "choose 0 (lossless) to 51"),
-        "DEMO_SIZE": (DEMO_SIZE <= 100, "choose up to 100, 1 for the demo's own sizes"),
-        "WORKERS": (WORKERS <= 256, "choose 0 to 256"),
-    }
-    for name, (is_allowed, advice) in allowed.items():
-        if not is_allowed:
-            raise UserError(f"--{name}={SETTINGS[name]}: {advice}")
-    if "/" in CORPUS and corpus_name(CORPUS) in (*corpora.corpus_names(), *demo.SYNTHETIC):
-        raise UserError(f"CORPUS={CORPUS}: a corpus known by name is called so; rename the folder")
+    is_taken = "/" in CORPUS and corpus_name(CORPUS) in (*corpora.corpus_names(), *demo.SYNTHETIC)
+    settings.refuse(
+        (VIDEO_CRF > 51, f"VIDEO_CRF={VIDEO_CRF}: choose 0 (lossless) to 51"),
+        (DEMO_SIZE > 100, f"DEMO_SIZE={DEMO_SIZE}: choose up to 100, 1 for the demo's own sizes"),
+        (WORKERS > 256, f"WORKERS={WORKERS}: choose 0 to 256"),
+        (is_taken, f"CORPUS={CORPUS}: a corpus known by name is called so; rename the folder"),
+    )
 
 
 def read_release():

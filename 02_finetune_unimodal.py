@@ -312,7 +312,9 @@ def fine_tune(inputs, trial):
         torch.manual_seed(trial.seed)  # before loading too: a checkpoint may lack weights, such as a pooler
         network = EmotionClassifier(inputs.source, trial.modality, len(inputs.classes), **trial.reading)
         if network.encoder.is_frozen:
-            network.encoder.standardise(data["train"].stored_states())
+            train = data["train"]
+            states = np.concatenate([train.states.rows(i, "states") for i in train.ids])  # (tokens, L, D)
+            network.encoder.standardise(states)
         return network
 
     place = Place(folder, identity, f"{folder.name} {fold.name} seed {trial.seed}")

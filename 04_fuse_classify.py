@@ -148,7 +148,6 @@ STOP_PATIENCE = 10                # ... and that end it
 FROZEN_EPOCHS = 100               # at most. Not in the paper
 FINETUNE_EPOCHS = 100             # at most. Not in the paper
 KEEP_EPOCH = "last"               # test the weights of the "last" epoch (Sec. 3.2), or of the "best"
-DEVELOP_ON = "speaker"            # one random training "speaker" (Sec. 3.2), or the next "group", as above
 
 # ---- Beyond the paper ----------------------------------------------------------------------
 BEYOND_PAPER = True               # also tests, subsets of modalities, styles, and what context is worth:
@@ -412,14 +411,10 @@ class Block(nn.Module):
 
     def attend(self, target, source, source_visible):
         """Equation 1: softmax(Q_t K_s^T / sqrt(d_k)) V_s, its heads joined: (B, T_t, d)."""
-        q, k, v = (split_heads(x) for x in (self.query(target), self.key(source), self.value(source)))
+        rows = self.query(target), self.key(source), self.value(source)
+        q, k, v = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in rows)  # (B, heads, T, d / heads) each
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=source_visible[:, None, None])
         return self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
-
-
-def split_heads(x):
-    """(B, T, d) -> (B, heads, T, d / heads)"""
-    return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
 
 
 class Transformer(nn.Module):
@@ -528,8 +523,8 @@ def make_study(manifest):
 
 
 def development_folds(manifest, seeds):
-    """{seed: folds}: each seed draws its own development speakers; the test parts are the same."""
-    return {seed: splits.make_folds(manifest, N_GROUPS, DEVELOP_ON, "validation", seed) for seed in seeds}
+    """{seed: folds}: each seed draws its own development speaker (Sec. 3.2); the test parts are the same."""
+    return {seed: splits.make_folds(manifest, N_GROUPS, "speaker", "validation", seed) for seed in seeds}
 
 
 def train_contexts(study, run):
@@ -562,7 +557,7 @@ def run_li(study):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
     accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC), study.manifest
     folds = study.folds[SEEDS[0]]
-    protocol = splits.protocol_text(manifest, folds, DEVELOP_ON, use="training stopped by the loss of")
+    protocol = splits.protocol_text(manifest, folds, "speaker", use="training stopped by the loss of")
     tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""
     protocol += f", {KEEP_EPOCH} epoch kept{tuned}"
     run = start_run(__file__, settings_of("li"), manifest, protocol, accelerator.device, paper="li")
@@ -608,26 +603,22 @@ def check_constants():
             "HIDDEN_STATES": ("auto", "disk", "device", "anew"),
             "FINETUNED_PARTS": ("bottom", "all", "none"),
             "KEEP_EPOCH": ("last", "best"),
-            "DEVELOP_ON": ("speaker", "group"),
         },
     }
     settings.check_choices(SETTINGS, {"PAPERS": tuple(choices)})
     for paper in PAPERS:
         settings.check_choices(SETTINGS, choices[paper])
-    if "li" in PAPERS and WIDTH % HEADS:
-        raise UserError(f"HEADS={HEADS}: does not divide WIDTH={WIDTH}")
-    if "li" in PAPERS and FINETUNE_PATIENCE >= STOP_PATIENCE:
-        raise UserError(
-            f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie below STOP_PATIENCE={STOP_PATIENCE}"
-        )
-    if "li" in PAPERS and HIDDEN_STATES == "device" and JOBS > 1:
-        raise UserError("HIDDEN_STATES=device: one process has them, set JOBS=1")
+    li, slips = "li" in PAPERS, [pair for pair in LABELS if "=" not in pair or not TRAINED_ON]
+    other = TRAINED_ON and (FEATURES_ROOT or PAPERS != ("babaali",))
+    settings.refuse(
+        (li and WIDTH % HEADS, f"HEADS={HEADS}: does not divide WIDTH={WIDTH}"),
+        (li and FINETUNE_PATIENCE >= STOP_PATIENCE, "FINETUNE_PATIENCE: must lie below STOP_PATIENCE"),
+        (li and HIDDEN_STATES == "device" and JOBS > 1, "HIDDEN_STATES=device: for one process, set JOBS=1"),
+        (other, "TRAINED_ON: needs PAPERS=babaali and no FEATURES_ROOT"),
+        (slips, f"LABELS={','.join(slips)}: write joy=happy,calm= and name TRAINED_ON"),
+    )
     for text in CONTEXT_SIZES:
         parse_size(text)
-    if TRAINED_ON and (FEATURES_ROOT or PAPERS != ("babaali",)):
-        raise UserError("TRAINED_ON: needs PAPERS=babaali and no FEATURES_ROOT")
-    if wrong := [pair for pair in LABELS if "=" not in pair or not TRAINED_ON]:
-        raise UserError(f"LABELS={wrong[0]}: write joy=happy,calm= and name TRAINED_ON")
 
 
 def main():

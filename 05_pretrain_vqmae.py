@@ -584,18 +584,16 @@ def check_constants(rows):
     """Refuse what would fail after hours; every network is built without memory and hides tokens once."""
     settings.check_choices({"STRATEGY": STRATEGY}, {"STRATEGY": STRATEGIES})
     blocks = max(DEPTH, *DEPTHS, DECODER_DEPTH, *QUERY_BLOCKS)
-    rules = (
-        (PRETRAIN_WARMUP_EPOCHS < PRETRAIN_EPOCHS, "PRETRAIN_WARMUP_EPOCHS: less than PRETRAIN_EPOCHS"),
-        (FINETUNE_WARMUP_EPOCHS < FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
-        (len(BETAS) == 2 and max(BETAS) < 1, "BETAS: two numbers below 1"),
-        (len(QUERY_BLOCKS) == 2, "QUERY_BLOCKS: two numbers"),
-        (not (REFIT and SELECT_ON == "test"), "REFIT: would train on the test speakers of SELECT_ON=test"),
-        (2 <= N_CODES <= 256, "N_CODES: from 2 to 256"),
-        (blocks <= 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
-        (VQVAE_BATCH_SIZE * VQVAE_FRAMES <= 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
+    settings.refuse(
+        (PRETRAIN_WARMUP_EPOCHS >= PRETRAIN_EPOCHS, "PRETRAIN_WARMUP_EPOCHS: less than PRETRAIN_EPOCHS"),
+        (FINETUNE_WARMUP_EPOCHS >= FINETUNE_EPOCHS, "FINETUNE_WARMUP_EPOCHS: less than FINETUNE_EPOCHS"),
+        (len(BETAS) != 2 or max(BETAS) >= 1, "BETAS: two numbers below 1"),
+        (len(QUERY_BLOCKS) != 2, "QUERY_BLOCKS: two numbers"),
+        (REFIT and SELECT_ON == "test", "REFIT: would train on the test speakers of SELECT_ON=test"),
+        (not 2 <= N_CODES <= 256, "N_CODES: from 2 to 256"),
+        (blocks > 100, "DEPTH, DEPTHS, DECODER_DEPTH, QUERY_BLOCKS: at most 100 blocks"),
+        (VQVAE_BATCH_SIZE * VQVAE_FRAMES > 1e5, "VQVAE_BATCH_SIZE * VQVAE_FRAMES: at most 100,000"),
     )
-    for rule in (rule for holds, rule in rules if not holds):
-        raise UserError(rule)
     with torch.device("meta"):
         net = cache(build_network)
         for row in (row for row in rows if row.head != "svm"):

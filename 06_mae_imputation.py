@@ -584,7 +584,7 @@ def check_constants():
     settings.check_choices(SETTINGS, {"BACKBONES": tuple(RATES_HZ), "CLASSIFIERS": tuple(NETWORKS)})
     is_share = [re.fullmatch(r"0?\.\d+(\+0?\.\d+)*", mixture) for mixture in MIXTURES]
     n = MLP_RATIO * ((2 * MAE_DEPTH + MAE_JOINT_DEPTH) * MAE_WIDTH**2 + DECODER_DEPTH * DECODER_WIDTH**2)
-    for is_wrong, told in (
+    settings.refuse(
         (N_CLIPS and not 2 <= N_CLIPS <= 1000, f"N_CLIPS={N_CLIPS}: give 2 to 1,000, 0 = the paper's"),
         (CLIP_S and not 0.1 <= CLIP_S <= 60, f"CLIP_S={CLIP_S}: give 0.1 to 60 seconds, 0 = the paper's"),
         (FRAME_SIZE and not 32 <= FRAME_SIZE <= 1024, f"FRAME_SIZE={FRAME_SIZE}: give 0 or 32 to 1024"),
@@ -596,9 +596,7 @@ def check_constants():
         (DECODER_WIDTH % DECODER_HEADS, f"DECODER_HEADS={DECODER_HEADS}: does not divide DECODER_WIDTH"),
         (max(GRU_WIDTH, BACKBONE_WIDTH) > 4096, "GRU_WIDTH, BACKBONE_WIDTH: give up to 4096"),
         (n > 1e10, "MAE_DEPTH, MAE_JOINT_DEPTH, MAE_WIDTH, DECODER_DEPTH, DECODER_WIDTH, MLP_RATIO: lower"),
-    ):
-        if is_wrong:
-            raise UserError(told)
+    )
 
 
 def check_files():

@@ -551,7 +551,7 @@ def check_constants():
     choices = {"MODALITIES": tuple(ARRAYS), "ANCHOR": MODALITIES, "METHODS": ("softmax", "nce")}
     settings.check_choices(SETTINGS, choices)
     weights = DEPTH * WIDTH * (WIDTH + FEED_FORWARD)
-    for is_wrong, told in (
+    settings.refuse(
         (PRETRAIN_CORPUS and ANCHOR != "text", f"ANCHOR={ANCHOR}: masked words need ANCHOR=text"),
         (WIDTH % HEADS, f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width"),
         (DEPTH > 100 or weights > 1e9, "WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory"),
@@ -562,9 +562,7 @@ def check_constants():
         (len(BETAS) != 2 or max(BETAS) >= 1, "BETAS: give two numbers below 1"),
         (FRAME_SIZE and not 32 <= FRAME_SIZE <= 1024, f"FRAME_SIZE={FRAME_SIZE}: give 0 or 32 to 1024"),
         (FPS > 240, f"FPS={FPS}: give up to 240"),
-    ):
-        if is_wrong:
-            raise UserError(told)
+    )
 
 
 def check_files():

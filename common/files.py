@@ -157,14 +157,6 @@ def open_csv(path):
         raise UserError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
 
 
-def weights_hash(weights):
-    """A short hash of weights {name: tensor}, in their order."""
-    digest = hashlib.sha256()
-    for name, tensor in weights.items():
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def check_finite(source, weights):
     """UserError where one of the weights {name: tensor} read from `source` holds NaN or infinity."""
     if bad := [name for name, weight in weights.items() if not weight.isfinite().all()]:

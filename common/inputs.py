@@ -151,10 +151,6 @@ class TurnInputs:
     def __len__(self):
         return len(self.turns)
 
-    def stored_states(self):
-        """The frozen states of all turns (tokens, L, D)."""
-        return np.concatenate([self.states.rows(i, "states") for i in self.ids])
-
     def __getitem__(self, key):
         """key: (index, seed); a seed of None means evaluation. Returns (input, label)."""
         index, seed = key

@@ -3,6 +3,7 @@
 B samples, S tokens, V of them visible, w width of a token.
 """
 
+import hashlib
 import math
 import re
 import zipfile
@@ -55,6 +56,14 @@ def take(tokens, at):
 
 
 # ---- Weights in files ----------------------------------------------------------------------
+
+
+def weights_hash(weights):
+    """A short hash of weights {name: tensor}, in their order."""
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def read_checkpoint(path):

@@ -42,18 +42,6 @@ def confusion_maps(panels, classes, n_columns=1):
     return heat_maps(maps, labels, (0, 100), (size, size - 0.4), n_columns)
 
 
-def value_maps(panels, *labels):
-    """Maps of {(row, column): value} side by side; combinations that were not tried stay white."""
-    found = [value for values in panels.values() for value in values.values() if np.isfinite(value)]
-    maps = {}
-    for title, values in panels.items():
-        rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
-        table = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows], float)
-        texts = {at: f"{value:.1f}" for at, value in np.ndenumerate(table) if np.isfinite(value)}
-        maps[title] = table, texts, rows, columns
-    return heat_maps(maps, labels, (min(found), max(found)), (5.6, 4.2), len(panels))
-
-
 def curve_panels(panels, xlabel, ylabel, chance):
     """Lines with bars side by side, {title: {name: (x, y, low, high)}}; chance: a dotted level.
 

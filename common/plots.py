@@ -87,20 +87,6 @@ def learning_curves(curves, xlabel, ylabel, chance=None):
     return fig
 
 
-def scatter(points, labels, classes, xlabel, ylabel):
-    """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
-    fig, axes = plt.subplots()
-    labels = np.asarray(labels)
-    look = {"s": 16, "alpha": 0.75, "linewidths": 0.3, "edgecolors": "black"}
-    for name, (colour, marker) in class_style(classes).items():
-        chosen = labels == name
-        label = f"{name} ({chosen.sum():,})"
-        axes.scatter(*points[chosen].T, c=colour, marker=marker, label=label, **look)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend()
-    return fig
-
-
 def grouped_bars(groups, series, ylabel):
     """Bars side by side in each of the groups named on the axis; series {class name: a value per group}."""
     fig, axes = plt.subplots(figsize=(max(5.6, 1.0 + 1.0 * len(groups)), 4.2))

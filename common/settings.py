@@ -135,6 +135,13 @@ def check_choices(values, choices):
                 raise UserError(f"{name}={item}: choose from {', '.join(choices[name])}")
 
 
+def refuse(*faults):
+    """UserError of the first fault (is_wrong, what to change) that is one."""
+    for is_wrong, told in faults:
+        if is_wrong:
+            raise UserError(told)
+
+
 def overrides(source, argv):
     """The constants that `argv` changes, as name -> value; UserError for an unknown name or a bad value."""
     plain, presets = read_constants(source)

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from common import metrics, panels, plots, results
+from common.babaali.tables import scatter
 from common.files import UserError, append_json
 from common.manifest import Manifest, Turn
 from common.results import Cell
@@ -261,7 +262,7 @@ def test_curves_bars_and_scatter_draw_what_they_are_given():
     assert len(curve.axes[0].lines) == 3
     bars = plots.grouped_bars(("Ses01", "Ses02"), {"sad": [3, 4], "happy": [5, 6]}, "turns")
     assert [bar.get_height() for bar in bars.axes[0].patches] == [3, 4, 5, 6]
-    cloud = plots.scatter(np.zeros((3, 2)), ["sad", "sad", "happy"], ("sad", "happy"), "x", "y")
+    cloud = scatter(np.zeros((3, 2)), ["sad", "sad", "happy"], ("sad", "happy"), "x", "y")
     assert [len(points.get_offsets()) for points in cloud.axes[0].collections] == [2, 1]
 
 
@@ -292,7 +293,9 @@ def test_curves_of_panels_can_be_told_apart():
 
 
 def test_maps_share_one_scale():
-    fig = panels.value_maps({"a": {(0, 0): 1.0, (0, 5): 2.0, (5, 0): 3.0}, "b": {(0, 0): 9.0}}, "r", "c", "v")
+    a = np.array([[1.0, 2.0], [3.0, np.nan]]), {(0, 0): "1.0", (0, 1): "2.0", (1, 0): "3.0"}, [0, 5], [0, 5]
+    maps = {"a": a, "b": (np.array([[9.0]]), {}, [0], [0])}
+    fig = panels.heat_maps(maps, ("r", "c", "v"), (1, 9), (5.6, 4.2), 2)
     a, b, bar = fig.axes
     assert a.images[0].get_clim() == b.images[0].get_clim() == (1, 9) and bar.get_ylabel() == "v"
     assert [text.get_text() for text in a.texts] == ["1.0", "2.0", "3.0"] and b.get_title() == "b"

@@ -45,7 +45,7 @@ def list_systems(features, fusions, classifiers):
         for size in range(1, len(modalities) + 1) if level != "out-of-fold" else ():
             subsets = combinations(modalities, size)
             systems += [System(level, "concatenation", "SVM", some) for some in subsets]
-    systems += [in_noise(n, m) for n in features.noises for m in heard(features)]
+    systems += [final_model(m, f"early {noise}") for noise in features.noises for m in heard(features)]
     return list(dict.fromkeys(systems))
 
 
@@ -54,19 +54,12 @@ def heard(features):
     return dict.fromkeys((("audio",), features.modalities))
 
 
-def in_noise(noise, modalities):
-    """The final model of some modalities on test turns with the sound of a store such as "audio_20dB"."""
-    return System(f"early {noise}", "concatenation", "SVM", modalities)
+def final_model(modalities, level="early"):
+    """The paper's: the SVM on concatenated features of some modalities or all; "late": on their logits.
 
-
-def final_model(modalities):
-    """The paper's: the SVM on concatenated features, of some modalities or all."""
-    return System("early", "concatenation", "SVM", tuple(modalities))
-
-
-def late_model(modalities):
-    """As the final model, on logits."""
-    return System("late", "concatenation", "SVM", tuple(modalities))
+    "early audio_20dB": on features of test turns whose sound is that of this store.
+    """
+    return System(level, "concatenation", "SVM", tuple(modalities))
 
 
 def baseline(name):
@@ -141,9 +134,9 @@ def final_model_tables(scores, run):
     data, cells = scores.data(final(scores)), []
     for number, name in enumerate(scores.classes):
         for column, measure in measures.items():
-            metric, paper = partial(one_class, measure, number), PAPER.get(("7", name, column))
+            metric, paper = partial(of_class, measure, number), PAPER.get(("7", name, column))
             cells.append(score_cell(name, column, metric, *data, paper, needs=number))
-    overall = {column: partial(all_classes, measure) for column, measure in measures.items()}
+    overall = {column: partial(of_class, measure, None) for column, measure in measures.items()}
     paper = {column: PAPER["7", "all", column] for column in measures}
     cells += scores.cells("all (weighted by class size)", overall, final(scores), paper=paper)
     note = (
@@ -161,12 +154,10 @@ def final_model_tables(scores, run):
     run.table("babaali_table_sec4_3", "Section 4.3. Comparison with published systems", cells, note)
 
 
-def one_class(measure, number, counts):
-    return measure(counts)[..., number]
-
-
-def all_classes(measure, counts):
-    return metrics.weighted(measure(counts), counts)
+def of_class(measure, number, counts):
+    """A measure of one class, or (None) of all, weighted by how often each occurs."""
+    scores = measure(counts)
+    return metrics.weighted(scores, counts) if number is None else scores[..., number]
 
 
 # ---- Beyond the paper ----------------------------------------------------------------------
@@ -181,7 +172,7 @@ def subsets_table(scores, run):
         name = "+".join(system.modalities)
         if system.level == "baseline":
             rows.append((f"{name}, {system.classifier}", "early", predictions))
-        elif system in (final_model(system.modalities), late_model(system.modalities)):
+        elif system in (final_model(system.modalities, level) for level in ("early", "late")):
             rows.append((name, system.level, predictions))
     cells = []
     for name, level, predictions in sorted(rows, key=lambda row: (row[1], row[0].count("+"))):
@@ -202,7 +193,7 @@ def tests_table(scores, run):
         wins = ", ".join(f"{system.modalities[0]} {count}" for system, count in wins.items())
         rivals[f"best single modality, chosen on validation ({wins})"] = single
         rivals |= {f"{m} alone": final(scores, m) for m in modalities}
-    late = late_model(scores.source.with_logits)
+    late = final_model(scores.source.with_logits, "late")
     if len(late.modalities) > 1:
         rivals["late fusion, concatenation, SVM"] = scores.predicted[late]
     if not rivals:
@@ -267,7 +258,7 @@ def noise_table(scores, run):
     for noise in (*noises, "") if noises else ():
         for modalities in heard(scores.source):
             row = f"{noise[6:-2]} dB" if noise else "no noise added"
-            system = in_noise(noise, modalities) if noise else final_model(modalities)
+            system = final_model(modalities, f"early {noise}".strip())
             cells += scores.cells(row, {"+".join(modalities): metrics.accuracy}, scores.predicted[system])
     if not cells:
         return
@@ -281,6 +272,20 @@ def noise_table(scores, run):
 FIGURES = {"text": (8, "text"), "audio": (9, "speech"), "video": (10, "video"), "fused": (11, "fused")}
 
 
+def scatter(points, labels, classes, xlabel, ylabel):
+    """Points (N, 2) coloured and marked by their label; `labels` holds names out of `classes`."""
+    fig, axes = plots.plt.subplots()
+    labels = np.asarray(labels)
+    look = {"s": 16, "alpha": 0.75, "linewidths": 0.3, "edgecolors": "black"}
+    for name, (colour, marker) in plots.class_style(classes).items():
+        chosen = labels == name
+        label = f"{name} ({chosen.sum():,})"
+        axes.scatter(*points[chosen].T, c=colour, marker=marker, label=label, **look)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend()
+    return fig
+
+
 def figures(scores, run):
     """Figures 8 to 11, test turns of one fold in the plane of their training turns' PCA; Figure 12."""
     fold, parts = scores.folds[0], divide(scores.folds[0], scores.turns)
@@ -292,7 +297,7 @@ def figures(scores, run):
         z = standardise(x, parts.refit)
         plane = PCA(2, random_state=0).fit(z[parts.refit])
         share = 100 * plane.explained_variance_ratio_
-        fig = plots.scatter(
+        fig = scatter(
             plane.transform(z[parts.test]),
             [scores.turns[i].label for i in parts.test],
             scores.classes,

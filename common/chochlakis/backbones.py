@@ -19,8 +19,8 @@ from torchaudio.functional import amplitude_to_DB
 from torchaudio.transforms import MelSpectrogram, Spectrogram
 from torchvision.models.resnet import BasicBlock
 
-from common.files import UserError, atomic_path, check_finite, weights_hash
-from common.layers import build, read_checkpoint
+from common.files import UserError, atomic_path, check_finite
+from common.layers import build, read_checkpoint, weights_hash
 from common.pictures import IMAGENET, normalise_frames
 from common.training import exact
 

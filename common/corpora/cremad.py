@@ -59,7 +59,9 @@ def read(root):
     has_video = (root / "VideoFlash").is_dir()
     videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
     actors = _read_actors(root / "VideoDemographics.csv")
-    votes = _read_votes(root / "processedResults" / "summaryTable.csv")
+    table = root / "processedResults" / "summaryTable.csv"  # what most raters saw and heard, "A:D" for a tie
+    rows = read_csv(table) if table.is_file() else []
+    votes = {(row.get("FileName") or "").strip(): (row.get("MultiModalVote") or "").strip() for row in rows}
     for name in sorted({*sounds, *videos}):
         if name == SILENT:
             path = sounds.get(name) or videos[name]
@@ -98,12 +100,6 @@ def _read_actors(table):
         actor, sex, age = ((row.get(name) or "").strip() for name in ("ActorID", "Sex", "Age"))
         actors[actor] = {"sex": sex.lower(), "age": age}
     return actors
-
-
-def _read_votes(table):
-    """{recording: letter of the emotion that most raters saw and heard}, "A:D" for a tie; {} without it."""
-    rows = read_csv(table) if table.is_file() else []
-    return {(row.get("FileName") or "").strip(): (row.get("MultiModalVote") or "").strip() for row in rows}
 
 
 def _usable_video(name, sounds, videos, has_video, release):

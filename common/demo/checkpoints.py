@@ -7,6 +7,7 @@ them without a network. What differs from the published configurations: see READ
 import json
 import math
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,8 @@ def makers():
         "bert-base-uncased": make_bert,
         "roberta-base": make_roberta,
         "distilbert-base-uncased": make_distilbert,
-        "wav2vec2-base": make_wav2vec2,
-        "hubert-base-ls960": make_hubert,
+        "wav2vec2-base": partial(make_base, model_class=hf.Wav2Vec2Model, config_class=hf.Wav2Vec2Config),
+        "hubert-base-ls960": partial(make_base, model_class=hf.HubertModel, config_class=hf.HubertConfig),
         "ast-finetuned-audioset-10-10-0.4593": make_ast,
         "videomae-base": make_videomae,
         "wavlm-large": make_wavlm,
@@ -158,14 +159,9 @@ def text_shape(dims, tokenizer):
 
 
 # ---- Speech -----------------------------------------------------------------------------------
-def make_wav2vec2(dims, _texts):
-    model = hf.Wav2Vec2Model(hf.Wav2Vec2Config(**waveform_shape(dims)))
-    start_as_filter_bank(model.feature_extractor, dims)
-    return model, waveform_processor(return_attention_mask=False)
-
-
-def make_hubert(dims, _texts):
-    model = hf.HubertModel(hf.HubertConfig(**waveform_shape(dims)))
+def make_base(dims, _texts, model_class, config_class):
+    """wav2vec 2.0 or HuBERT, whose published base models take no attention mask."""
+    model = model_class(config_class(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
     return model, waveform_processor(return_attention_mask=False)
 

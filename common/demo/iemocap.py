@@ -298,12 +298,8 @@ def write_video(path, dialogue, tracks, rng):
         features = face_track(dialogue.turns, letter, tracks[letter], rng)
         looks = speaker_looks(dialogue.session, "FM".index(letter))
         halves.append(film(looks, features, (HALF_PX, HALF_PX)))
-    write_movie(path, split_screen(*halves), Fraction(FPS), DIVX)
-
-
-def split_screen(*halves):
-    """Images of two films side by side."""
-    return (Image.fromarray(np.hstack(pair)) for pair in zip(*halves, strict=True))
+    side_by_side = (Image.fromarray(np.hstack(pair)) for pair in zip(*halves, strict=True))
+    write_movie(path, side_by_side, Fraction(FPS), DIVX)
 
 
 def face_track(turns, letter, track, rng):

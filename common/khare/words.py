@@ -21,7 +21,8 @@ import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, pipeline
 
-from common.files import UserError, atomic_path, check_finite, file_hash, hash_of, weights_hash
+from common.files import UserError, atomic_path, check_finite, file_hash, hash_of
+from common.layers import weights_hash
 from common.training import exact
 
 RATE_HZ = 16000  # of all sound

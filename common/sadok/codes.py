@@ -27,6 +27,8 @@ from common.training import best_weights
 SVM_C = (0.1, 1.0, 10.0, 100.0)
 COUNTED_CLIPS = 2000  # whose codes are counted for guesses
 
+open_codes = functools.cache(Store)  # a folder's, once in this process
+
 # ---- Extraction ----------------------------------------------------------------------------
 
 
@@ -50,12 +52,6 @@ def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
 
     folder, how = pretraining.codes_folder(base), Extraction(64, workers, max_problem_share)
     return extract(clips, read_clip, compute, folder, identity, how, f"codes of {base}", need_bytes)
-
-
-@functools.cache
-def open_codes(folder):
-    """The finished Store in a folder, opened once in this process."""
-    return Store(folder)
 
 
 # ---- Crops ---------------------------------------------------------------------------------
