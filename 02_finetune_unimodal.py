@@ -480,12 +480,11 @@ def draw_curves(run, manifest, modality, name, trials, level):
         f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: n = {n:,} "
         "turns over all folds; training loss: mean of the epoch, with dropout."
     )
-    drawn = plots.learning_curves(losses, "training step", "cross-entropy")
-    stem = f"babaali_fig_{loss_figure}_{what}_loss"
-    plots.save(drawn, run.folder, stem, f"Figure {loss_figure}. {caption}")
-    drawn = plots.learning_curves(hits, "training step", "accuracy (%)", level)
-    stem = f"babaali_fig_{accuracy_figure}_{what}_accuracy"
-    plots.save(drawn, run.folder, stem, f"Figure {accuracy_figure}. {caption}")
+    for number, name, drawn in (
+        (loss_figure, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
+        (accuracy_figure, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
+    ):
+        plots.save(drawn, run.folder, f"babaali_fig_{number}_{what}_{name}", f"Figure {number}. {caption}")
 
 
 # ---- Main ----------------------------------------------------------------------------------

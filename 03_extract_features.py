@@ -28,12 +28,12 @@ if __name__ == "__main__":
     settings.parse(__file__)  # --help and refusals, before the slow imports
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from accelerate.utils import send_to_device
 
-from common.babaali.baselines import extract_opensmile
 from common.babaali.features import features_folder
 from common.encoders import RATE_HZ, load_finetuned, weights_fingerprint
 from common.extraction import Extraction, extract
@@ -157,6 +157,29 @@ def compare_with_02(store, folder):
         remedy = "run both again, or raise TOLERANCE if the precisions differ"
         raise UserError(f"{folder}: {differ:.1%} of test turns are decided otherwise than by 02; {remedy}")
     return differ
+
+
+def extract_opensmile(manifest, feature_set, folder, workers):
+    """The Store of openSMILE's functionals of every turn with sound; feature_set such as "ComParE_2016"."""
+    try:
+        import opensmile
+    except ImportError as error:
+        raise UserError("OPENSMILE: needs the optional package; pip install opensmile") from error
+    if feature_set not in opensmile.FeatureSet.__members__:
+        raise UserError(f"OPENSMILE={feature_set}: choose from {', '.join(opensmile.FeatureSet.__members__)}")
+    smile = opensmile.Smile(opensmile.FeatureSet[feature_set], opensmile.FeatureLevel.Functionals)
+
+    def compute(sounds):
+        rows = [smile.process_signal(samples, RATE_HZ).to_numpy(np.float32) for samples in sounds]
+        return {"features": np.concatenate(rows)}, None
+
+    items = {turn.utterance_id: manifest.path(turn.audio) for turn in manifest.turns if turn.audio}
+    made_by = {"opensmile": opensmile.__version__, "feature_set": feature_set}
+    identity = {"manifest": manifest.fingerprint(), **made_by}
+    need_bytes = 4 * len(items) * len(smile.feature_names)
+    place, how, what = Path(folder) / feature_set, Extraction(workers=workers), f"openSMILE's {feature_set}"
+    read = partial(read_audio, rate_hz=RATE_HZ)
+    return extract(items, read, compute, place, identity, how, what, need_bytes)
 
 
 def check_constants():

@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import load_script
 from test_babaali_fusion import CLASSES, make_corpus, make_store, make_stores, read_table, run_04
 
 from common import splits
-from common.babaali.baselines import WORDS, baseline_vectors, extract_opensmile
+from common.babaali.baselines import WORDS, baseline_vectors
 from common.files import UserError
 from common.manifest import write_manifest
 from common.media import write_wav
@@ -53,6 +54,9 @@ def test_no_text_is_said(tmp_path):
         turn.text = ""
     with pytest.raises(UserError, match="BASELINES=words: demo_iemocap has no text"):
         baseline_vectors(WORDS, manifest, tmp_path, range(40))
+
+
+extract_opensmile = load_script("03_extract_features.py").extract_opensmile
 
 
 def make_sounds(root):

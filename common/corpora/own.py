@@ -130,7 +130,8 @@ def _read_rows(path):
         if header is None and re.match("sep=.?$", "".join(cells)):
             continue  # a hint that spreadsheets understand
         if header is None:
-            header = [_column(cell) for cell in cells]
+            names, known = [cell.strip() for cell in cells], (*COLUMNS, "split")  # these in any letters
+            header = [name.lower() if name.lower() in known else name for name in names]
             _check_header(f"{path}:{line}", header)
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
@@ -167,12 +168,6 @@ def _check_header(where, header):
         raise UserError(
             f"{where}: lacks the column {absent[0]}; {there}; known ones are {', '.join(COLUMNS)}"
         )
-
-
-def _column(cell):
-    """A column's name as it stands, or in small letters where it is one that is known."""
-    name = cell.strip()
-    return name.lower() if name.lower() in (*COLUMNS, "split") else name
 
 
 def _turn(root, where, number, row):

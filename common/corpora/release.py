@@ -135,10 +135,7 @@ def files_in(root, *endings):
 
 def by_stem(paths):
     """{name without its last ending: path}; of several the first."""
-    found = {}
-    for path in paths:
-        found.setdefault(path.stem, path)
-    return found
+    return {path.stem: path for path in reversed([*paths])}
 
 
 def named(paths, patterns, corpus, remedy, release):

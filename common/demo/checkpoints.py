@@ -163,7 +163,7 @@ def make_base(dims, _texts, model_class, config_class):
     """wav2vec 2.0 or HuBERT, whose published base models take no attention mask."""
     model = model_class(config_class(**waveform_shape(dims)))
     start_as_filter_bank(model.feature_extractor, dims)
-    return model, waveform_processor(return_attention_mask=False)
+    return model, hf.Wav2Vec2FeatureExtractor(return_attention_mask=False)
 
 
 def make_wavlm(dims, _texts):
@@ -172,7 +172,7 @@ def make_wavlm(dims, _texts):
     shape |= {f"conv_{name}": dims[f"wavlm_{name}"] for name in ("dim", "kernel", "stride")}
     model = hf.WavLMModel(hf.WavLMConfig(**shape))
     start_as_envelopes(model.feature_extractor)
-    return model, waveform_processor(return_attention_mask=True)
+    return model, hf.Wav2Vec2FeatureExtractor(return_attention_mask=True)  # as published large models have it
 
 
 def waveform_shape(dims):
@@ -183,11 +183,6 @@ def waveform_shape(dims):
     shape |= {"num_conv_pos_embeddings": dims["conv_positions"], "num_conv_pos_embedding_groups": 4}
     shape |= {"final_dropout": 0.0, "layerdrop": 0.0, "apply_spec_augment": False, "mask_time_prob": 0.0}
     return shape | {"feat_extract_norm": "group"}
-
-
-def waveform_processor(return_attention_mask):
-    """Zero mean and unit variance per clip of 16 kHz; published large models take a mask, base ones none."""
-    return hf.Wav2Vec2FeatureExtractor(return_attention_mask=return_attention_mask)
 
 
 def start_as_filter_bank(encoder, dims):

@@ -296,7 +296,10 @@ def write_video(path, dialogue, tracks, rng):
     letters, halves = (dialogue.name[5], OTHER[dialogue.name[5]]), []
     for letter in letters:
         features = face_track(dialogue.turns, letter, tracks[letter], rng)
-        looks = speaker_looks(dialogue.session, "FM".index(letter))
+        session, person = dialogue.session, "FM".index(letter)  # the woman is 0 and has long hair
+        lengths = (10 if person else 40, 36 + 2 * (session % 3) + 3 * person, 50 + session % 2)
+        colours = SKINS[session - 1], HAIRS[session - 1], BACKDROP
+        looks = Looks(*colours, *lengths, 17 + (session + person) % 2)
         halves.append(film(looks, features, (HALF_PX, HALF_PX)))
     side_by_side = (Image.fromarray(np.hstack(pair)) for pair in zip(*halves, strict=True))
     write_movie(path, side_by_side, Fraction(FPS), DIVX)
@@ -317,9 +320,3 @@ def face_track(turns, letter, track, rng):
     sway = np.sin(2 * np.pi * speed * np.arange(n_frames)[:, None] / FPS + phase)
     sway += 0.2 * rng.standard_normal((n_frames, 2))
     return frames | {"sway_x": 1.5 * sway[:, 0], "sway_y": sway[:, 1]}
-
-
-def speaker_looks(session, person):
-    """The Looks of one of the ten speakers; person 0 is the woman, with long hair."""
-    lengths = (10 if person else 40, 36 + 2 * (session % 3) + 3 * person, 50 + session % 2)
-    return Looks(SKINS[session - 1], HAIRS[session - 1], BACKDROP, *lengths, 17 + (session + person) % 2)

@@ -15,7 +15,14 @@ from pathlib import Path
 
 import numpy as np
 from measure import machine
-from transformers import BertConfig, BertModel, BertTokenizer, WavLMConfig, WavLMModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WavLMModel,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import load_script
 
 from common import settings
-from common.demo.checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece, waveform_processor
+from common.demo.checkpoints import SIZES, make_bert, make_wavlm, train_wordpiece
 from common.encoders import RATE_HZ
 from common.extraction import Extraction
 from common.li.training import FROZEN, train_system
@@ -43,7 +50,8 @@ def write_models(folder, full):
         text = BertModel(BertConfig(vocab_size=len(vocabulary))), BertTokenizer(vocab=vocabulary)
         sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
         options = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "num_attention_heads": 16}
-        audio = WavLMModel(WavLMConfig(**sizes, **options)), waveform_processor(True)
+        processor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+        audio = WavLMModel(WavLMConfig(**sizes, **options)), processor
     else:
         text, audio = make_bert(SIZES["small"], WORDS), make_wavlm(SIZES["small"], WORDS)
     for name, parts in (("bert-base-uncased", text), ("wavlm-large", audio)):
