@@ -50,8 +50,7 @@ def write_models(folder, full):
         text = BertModel(BertConfig(vocab_size=len(vocabulary))), BertTokenizer(vocab=vocabulary)
         sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096}
         options = {"do_stable_layer_norm": True, "feat_extract_norm": "layer", "num_attention_heads": 16}
-        processor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
-        audio = WavLMModel(WavLMConfig(**sizes, **options)), processor
+        audio = WavLMModel(WavLMConfig(**sizes, **options)), make_wavlm(SIZES["small"], WORDS)[1]
     else:
         text, audio = make_bert(SIZES["small"], WORDS), make_wavlm(SIZES["small"], WORDS)
     for name, parts in (("bert-base-uncased", text), ("wavlm-large", audio)):
