@@ -122,8 +122,8 @@ class Scores:
         self.predicted = {}  # system -> (seeds, N) class numbers, -1 where not scored
         self.losses = {}  # system -> (seeds, folds), on the turns that chose its settings
 
-    def add(self, system, seed, k, labels, loss):
-        """Take in the classes (n,) of the test turns of fold k."""
+    def add(self, system, seed, k, labels, loss=np.nan):
+        """Take in the classes (n,) of the test turns of fold k, -1 = none; loss: what `best` compares."""
         i, rows = self.seeds.index(seed), self.tested[k]
         predicted = self.predicted.setdefault(system, np.full((len(self.seeds), len(self.turns)), -1))
         assert (predicted[i, rows] == -1).all(), "a turn is in two test sets"

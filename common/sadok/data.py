@@ -49,10 +49,9 @@ class Corpus:
         self.folds_of = {s: splits.make_folds(self.manifest, n_groups, *protocol, s) for s in seeds}
         self.folds = self.folds_of[seeds[0]]
         self.protocol = splits.protocol_text(self.manifest, self.folds, *protocol)
-        self.y = np.array([self.manifest.classes.index(turn.label) for turn in self.turns])
-        self.speakers = np.array([turn.speaker for turn in self.turns])
-        self.row = {turn.utterance_id: i for i, turn in enumerate(self.turns)}
-        self.class_of = dict(zip(self.row, self.y))
+        classes = self.manifest.classes
+        self.class_of = {turn.utterance_id: classes.index(turn.label) for turn in self.turns}
+        self.speaker_of = {turn.utterance_id: turn.speaker for turn in self.turns}
         self.speaker_normalise = speaker_normalise
         self.folder = Path(data_root) / "models" / self.name / "sadok"
 
@@ -63,7 +62,7 @@ class Corpus:
         """
         x = np.array(x)
         if self.speaker_normalise:
-            speakers = self.speakers[[self.row[name] for name in ids]]
+            speakers = np.array([self.speaker_of[name] for name in ids])
             for speaker in set(speakers):
                 x[speakers == speaker] -= x[speakers == speaker].mean(0)
         return x

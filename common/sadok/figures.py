@@ -22,7 +22,7 @@ def ratio_figure(report, labelled, cells):
         point = 100 * row.network.ratio, found[label].mean, found[label].low, found[label].high
         series.setdefault(name, []).append(point)
     series = {name: tuple(zip(*points)) for name, points in series.items()}
-    chance = 100 * metrics.chance(report.corpus.y, len(report.corpus.manifest.classes))[0]
+    chance = 100 * metrics.chance(report.first.y, len(report.first.classes))[0]
     figure = panels.curve_panels({"": series}, "hidden tokens (%)", "accuracy, pooled (%)", chance)
     caption = (
         "Figure 2. Impact of the masking ratio; bars: 95 % interval, speakers resampled. The paper finds the "

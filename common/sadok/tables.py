@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from common import metrics
-from common.comparison import paired_test_cells
+from common.comparison import Scores, paired_test_cells
 from common.files import UserError, read_json
 from common.layers import count_parameters
-from common.results import Cell, paper_figures, prediction_rows, score_cell, score_cells
+from common.results import Cell, paper_figures, prediction_rows, score_cells
 from common.sadok import figures
 from common.sadok.codes import guess_codes
 from common.sadok.data import Row, size_of
@@ -150,52 +150,41 @@ class Report:
     seeds: tuple
     n_resamples: int
     refit: bool = False
-    predicted: dict = field(default_factory=dict)  # {(Row, Corpus.name): (seeds, N) class numbers or -1}
-    best_test: dict = field(default_factory=dict)  # {(Row, Corpus.name): accuracies in %, one per run}
-    scored: dict = field(default_factory=dict)  # {(Row, Corpus.name): cells}, which several tables show
+    best_test: dict = field(default_factory=dict)  # {(Row, corpus): accuracies in %, one per run}
+    scored: dict = field(default_factory=dict)  # {(Row, corpus): cells}, which several tables show
+
+    def __post_init__(self):
+        how = self.seeds, self.n_resamples
+        self.found = {name: Scores(c.manifest, c.folds, *how, c) for name, c in self.corpora.items()}
+        self.first = next(iter(self.found.values()))
 
     @property
     def corpus(self):
-        return next(iter(self.corpora.values()))
+        return self.first.source
 
     def gather(self, runs, kept):
         """Sort what fine-tunings `kept` by row and corpus; runs: (row, corpus, fold number, seed, ...)."""
         for (row, name, k, seed, *_), found in zip(runs, kept):
             corpus, test, epochs = self.corpora[name], found["tests"]["test"], found["history"]["log"]
-            key, nothing = (row, corpus.name), np.full((len(self.seeds), len(corpus.turns)), -1)
-            labels = self.predicted.setdefault(key, nothing)[self.seeds.index(seed)]
-            at = [corpus.row[utterance_id] for utterance_id in test["ids"]]
-            assert (labels[at] == -1).all(), "a turn is in two test sets"
-            labels[at] = np.argmax(test["outputs"]["logits"], axis=1)
+            labels = dict(zip(test["ids"], np.argmax(test["outputs"]["logits"], axis=1)))
+            of_fold = [labels.get(turn.utterance_id, -1) for turn in corpus.folds[k].test]
+            self.found[name].add(row, seed, k, of_fold)
             best = 100 * max(epoch["test_accuracy"] for epoch in epochs)
-            self.best_test.setdefault(key, []).append(best)
+            self.best_test.setdefault((row, name), []).append(best)
             what = {"corpus": corpus.name, "network": row.network.slug(), "row": row.slug()}
             self.run.log({"event": "fine-tuned", **what, "fold": k + 1, "seed": seed, "epochs": epochs})
 
-    def of_first(self):
-        """{Row: predictions} of the first corpus."""
-        return {row: labels for (row, name), labels in self.predicted.items() if name == self.corpus.name}
-
-    def runs(self, corpus, predicted):
-        """{(seed, fold name): (its row of predicted, turn numbers tested)}, and of all folds together."""
-        scored, each, pooled = np.flatnonzero(predicted[0] >= 0), {}, {}
-        for i, seed in enumerate(self.seeds):
-            for fold in corpus.folds:
-                tested = [corpus.row[turn.utterance_id] for turn in fold.test]
-                each[seed, fold.name] = slice(i, i + 1), np.intersect1d(tested, scored)
-            pooled[seed, "all folds"] = slice(i, i + 1), scored
-        return each, pooled
-
-    def scores(self, label, row, corpus, paper):
+    def scores(self, label, row, name, paper):
         """Accuracy by fold, then of all test turns together: see `note`; paper {column: number}."""
-        key = row, corpus.name
+        key, own = (row, name), self.found[name]
         if key not in self.scored:
-            each, pooled = self.runs(corpus, self.predicted[key])
-            data = corpus.y, self.predicted[key], corpus.speakers
+            predicted = own.predicted[row]
+            scored = np.flatnonzero(predicted[0] >= 0)  # those with codes
+            pooled = {(seed, "all folds"): (slice(i, i + 1), scored) for i, seed in enumerate(self.seeds)}
             self.scored[key] = [
-                score_cell("", "accuracy", metrics.accuracy, *data, each, self.n_resamples),
-                *score_cells("", POOLED, *data, pooled, self.n_resamples),
-                Cell("", BEST_TEST, self.best_test[key], list(each), n=len(corpus.turns)),
+                *own.cells("", {"accuracy": metrics.accuracy}, predicted, scored),
+                *score_cells("", POOLED, own.y, predicted, own.speakers, pooled, self.n_resamples),
+                Cell("", BEST_TEST, self.best_test[key], list(own.runs()), n=len(own.turns)),
             ]
         return [replace(cell, row=label, paper=paper.get(cell.column)) for cell in self.scored[key]]
 
@@ -212,7 +201,7 @@ class Report:
             f"{how}Pretrained on {corpora} ({self.pretrain_epochs} epochs; {whose}), once, with the "
             "first seed; seeds and folds vary the fine-tuning. accuracy: mean over folds; pooled, UAR (mean "
             "of class recalls) and F1: of all test turns together. Last column: the authors' protocol on the "
-            f"same trainings. {metrics.chance_text(corpus.y, len(corpus.manifest.classes))}"
+            f"same trainings. {self.first.chance()}"
         )
 
 
@@ -244,22 +233,22 @@ def table(report, part, labelled, parameters, paper):
     """A table, Table 5 of all corpora and with the systems that the paper quotes; returns the cells."""
     network, is_overall, (title, about) = next(iter(labelled.values())).network, part == "5", TABLES[part]
     cells, about = [], about.format(masking=network.strategy, ratio=100 * network.ratio)
-    for corpus in report.corpora.values() if is_overall else [report.corpus]:
-        name = corpus.name
+    for key in [*report.corpora][: None if is_overall else 1]:
+        corpus, name = report.corpora[key], report.corpora[key].name
         for label, row in labelled.items():
             columns = "accuracy", "weighted F1", "parameters"
             printed = {column: paper.get((part, label, f"{name} {column}")) for column in columns}
             if part in ("3", "4", "equal") and row.head != "svm":
                 millions = [parameters[row.network] / 1e6]
                 cells.append(Cell(label, "parameters", millions, unit="M", paper=printed["parameters"]))
-            found = report.scores(label, row, corpus, printed)
+            found = report.scores(label, row, key, printed)
             if is_overall:
                 found = [replace(c, column=f"{name} {c.column}") for c in found if c.column in IN_TABLE_5]
             cells += found
         if is_overall:
             quoted = {key: number for key, number in paper.items() if "[" in key[1]}
             cells += [Cell(row, c, paper=x) for (_, row, c), x in quoted.items() if c == f"{name} accuracy"]
-            classes, n_speakers = ", ".join(corpus.manifest.classes), len(set(corpus.speakers))
+            classes, n_speakers = ", ".join(corpus.manifest.classes), len(set(report.found[key].speakers))
             size = f"{len(corpus.turns):,} turns, {n_speakers} speakers"
             about += f"{name}: {size}, {classes}; {corpus.protocol}. "
     stem = f"sadok_table_{part.replace('fig', 'fig_')}"
@@ -270,13 +259,13 @@ def table(report, part, labelled, parameters, paper):
 
 def tests_table(report, compared):
     """Beyond the paper: what pretraining, frame masking, codes instead of spectra and Query2Emo gain."""
-    corpus, done = report.corpus, report.of_first()
+    own, done = report.first, report.first.predicted
     both = {label: pair for label, pair in compared.items() if set(pair) <= set(done) and len(set(pair)) > 1}
     if not both:
         return
     scored = np.flatnonzero(next(iter(done.values()))[0] >= 0)
     pairs = {label: (done[ours][:, scored], done[other][:, scored]) for label, (ours, other) in both.items()}
-    data = corpus.y[scored], corpus.speakers[scored]
+    data = own.y[scored], own.speakers[scored]
     cells, note = paired_test_cells("gain in accuracy", pairs, *data, report.n_resamples)
     report.run.table("sadok_table_tests", "Paired tests", cells, f"Not in the paper. {note}")
 
@@ -300,7 +289,7 @@ def codes_table(report, pretrained):
 
 def write_predictions(report):
     """predictions.csv of the first corpus."""
-    corpus, found = report.corpus, report.of_first()
-    systems = {f"{row.slug()} {row.network.slug()}": predicted for row, predicted in found.items()}
-    runs, _ = report.runs(corpus, next(iter(found.values())))
-    report.run.predictions(prediction_rows(corpus.turns, corpus.manifest.classes, runs, systems))
+    own = report.first
+    systems = {f"{row.slug()} {row.network.slug()}": predicted for row, predicted in own.predicted.items()}
+    scored = np.flatnonzero(next(iter(own.predicted.values()))[0] >= 0)
+    report.run.predictions(prediction_rows(own.turns, own.classes, own.runs(scored), systems))

@@ -19,7 +19,6 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizer,
-    Wav2Vec2FeatureExtractor,
     WavLMConfig,
     WavLMModel,
 )
