@@ -225,8 +225,7 @@ def figure_1(run, manifest, emotions):
     groups = list(dict.fromkeys(key(turn) for turn, _ in pairs))
     groups = groups if name == "split" else sorted(groups)
     rows = [{name: g, "label": label, "turns": counts[g, label]} for g in groups for label in classes]
-    path = run.folder / "babaali_fig_1_labels.csv"
-    write_csv(path, rows, (name, "label", "turns"))
+    write_csv(run.folder / "babaali_fig_1_labels.csv", rows, (name, "label", "turns"))
     bars = {label: [counts[group, label] for group in groups] for label in classes}
     fig = plots.grouped_bars(groups, bars, "labelled turns")
     fig.axes[0].set_xlabel(name)

@@ -151,7 +151,7 @@ def store_folder(manifest, model_folder, snr_db):
 def compare_with_02(store, folder):
     """Share of the test turns that are decided otherwise than by 02; UserError beyond TOLERANCE."""
     test = read_json(folder / "outcome.json")["tests"]["test"]
-    here = store["logits"][[store.row_of(i) for i in test["ids"]]].argmax(1)
+    here = store["logits"][[store.positions[i] for i in test["ids"]]].argmax(1)
     differ = float(np.mean(here != np.argmax(test["outputs"]["logits"], axis=1)))
     if differ > TOLERANCE:
         remedy = "run both again, or raise TOLERANCE if the precisions differ"

@@ -458,8 +458,7 @@ def fine_tune_autoencoders(data, first):
     step = CURRICULUM_STEP or max(1, MAE_EPOCHS // n_clips)
     rate = MAE_LEARNING_RATE or PAPER.get(corpus_of(CORPUS), PAPER["cremad"])[2]
     curriculum = [n_hidden_at(epoch, step, n_clips) for epoch in range(MAE_EPOCHS)]
-    fixed = [count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS
-    plan = {"curri-MAE": (curriculum, "both"), "MAE": (fixed,)}
+    plan = {"curri-MAE": (curriculum, "both"), "MAE": ([count_of(FIXED_SHARE, n_clips)] * MAE_EPOCHS,)}
     found = {name: train_autoencoder(data, name, rate, first, *how) for name, how in plan.items()}
     if BEYOND_PAPER:
         last = build(data.seed, AVMAE, data.train.x.shape[3]).to(data.accelerator.device).eval()

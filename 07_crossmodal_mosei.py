@@ -610,8 +610,7 @@ def main():
         return
 
     for (row, seed, *_), found in zip(tasks, outcomes):
-        epochs = found["history"]["log"]
-        run.log({"event": "fine-tuned", "row": row.slug(), "seed": seed, "epochs": epochs})
+        run.log({"event": "fine-tuned", "row": row.slug(), "seed": seed, "epochs": found["history"]["log"]})
     outcomes = {row: [found for task, found in zip(tasks, outcomes) if task[0] == row] for row in rows}
     results = tables.Results(corpus, ANCHOR, SEEDS, N_RESAMPLES, outcomes, dict(zip(methods, histories)))
     if "text" in corpus.inputs:

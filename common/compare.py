@@ -71,8 +71,7 @@ def paired_line(title, a, b):
     """Accuracy of b minus that of a on the turns and seeds that both have, or None where there are none."""
     common = [key for key in a if key in b and a[key]["y_true"] == b[key]["y_true"]]
     seeds = sorted({seed for _, seed in common})
-    counts = Counter(turn for turn, _ in common)
-    turns = [turn for turn, n in counts.items() if n == len(seeds)]
+    turns = [turn for turn, n in Counter(turn for turn, _ in common).items() if n == len(seeds)]
     if not turns:
         return None
     first = [a[turn, seeds[0]] for turn in turns]

@@ -81,8 +81,7 @@ def cache_inputs(manifest, modality, shape, processor, clipping, cache_root, wor
 
 def decode_waveform(path, max_s):
     """int16 samples (T,) at 16 kHz, the first max_s seconds."""
-    waveform = read_audio(path, max_s, RATE_HZ)
-    return (waveform * 32768).round().clip(-32768, 32767).astype(np.int16)
+    return (read_audio(path, max_s, RATE_HZ) * 32768).round().clip(-32768, 32767).astype(np.int16)
 
 
 def decode_spectrogram(path, max_s, processor):

@@ -76,8 +76,7 @@ def read_checkpoint(path):
     if not path.is_file():
         raise UserError(f"{path}: no such file; correct the path of the checkpoint")
     try:
-        in_zip = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", mmap=in_zip, weights_only=True)
+        content = torch.load(path, "cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # whatever torch.load makes of a damaged file
         if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
             what = f"holds an object of {found[1]} besides tensors, and loading it could run any code"

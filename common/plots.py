@@ -52,19 +52,16 @@ def class_style(classes):
 
 
 def save(fig, folder, stem, caption):
-    """Write <stem>.png (150 dpi) and <stem>.pdf with the caption beneath, close the figure, return the paths.
+    """Write <stem>.png (150 dpi) and <stem>.pdf with the caption beneath, and close the figure.
 
     The files hold no dates, so the same figure gives the same bytes.
     """
     width = int(fig.get_figwidth() * 72 / (CAPTION_SIZE * 0.5))
     fig.text(0.01, -0.02, textwrap.fill(caption, width), ha="left", va="top", fontsize=CAPTION_SIZE)
-    dates = {".png": {"Software": None}, ".pdf": {"CreationDate": None, "Producer": None}}
-    paths = [Path(folder) / f"{stem}{suffix}" for suffix in dates]
-    for path in paths:
-        with atomic_path(path) as temporary:
-            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=dates[path.suffix])
+    for suffix, dates in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+        with atomic_path(Path(folder) / f"{stem}{suffix}") as temporary:
+            fig.savefig(temporary, dpi=150, bbox_inches="tight", metadata=dates)
     plt.close(fig)
-    return paths
 
 
 def learning_curves(curves, xlabel, ylabel, chance=None):

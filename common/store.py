@@ -25,7 +25,7 @@ from common.manifest import Problem
 
 
 class Store:
-    """A finished store: `ids`, `meta`, and `store[name]` (N, ...) memory-mapped."""
+    """A finished store: `ids`, `positions` {id: i}, `meta`, and `store[name]` (N, ...) memory-mapped."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -64,10 +64,6 @@ class Store:
         """First row (n,) and number of rows (n,) of every utterance in an array, int64."""
         own = f"{name}_" if f"{name}_start" in self.columns else ""
         return self.columns[f"{own}start"], self.columns[f"{own}rows"]
-
-    def row_of(self, utterance_id):
-        """The position of an utterance in `ids`; KeyError if it is not in the store."""
-        return self.positions[utterance_id]
 
     def rows(self, utterance_id, name):
         """The rows of one utterance, (rows, ...)."""
@@ -205,4 +201,4 @@ class StoreWriter:
 def rows_of(store, turns):
     """(turns that a store has, their positions (N,)): those that could not be read are not in it."""
     kept = [turn for turn in turns if turn.utterance_id in store]
-    return kept, np.array([store.row_of(turn.utterance_id) for turn in kept], np.int64)
+    return kept, np.array([store.positions[turn.utterance_id] for turn in kept], np.int64)

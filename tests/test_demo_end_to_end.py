@@ -240,7 +240,7 @@ def test_test_turns_in_noise(demo, tmp_path):
             Store(folder / n / "seed0" / f"fold{k}") for n in ("audio", "audio_40dB", "audio_-10dB")
         )
         assert faint.ids == loud.ids and {i[:5] for i in faint.ids} == {f"Ses0{k}"}
-        x = clean["features"][[clean.row_of(i) for i in faint.ids]]
+        x = clean["features"][[clean.positions[i] for i in faint.ids]]
         changes = [np.abs(store["features"] - x).mean() for store in (faint, loud)]
         assert 0 < changes[0] < changes[1] / 2
     words = ["--PAPERS=babaali", "--N_RESAMPLES=200", "--CLASSIFIERS=SVM", "--FUSIONS=concatenation"]

@@ -40,7 +40,7 @@ def test_rows_and_problems(tmp_path, capsys):
     store = run(tmp_path / "s")
     assert store.ids == [name for name, i in ITEMS.items() if i not in (3, 7)]
     assert store.rows("u05", "x").tolist() == [[5, 5], [5, 5]] and store.length("u06", "x") == 0
-    assert store.rows("u09", "y") == [9] and store.row_of("u04") == 3 and "u03" not in store
+    assert store.rows("u09", "y") == [9] and store.positions["u04"] == 3 and "u03" not in store
     assert store.problems["u03"].file == "three.wav" and "surprise" in store.problems["u07"].problem
     assert "0.000 GB" in capsys.readouterr().out
     assert (

@@ -180,7 +180,7 @@ def read_rows(store, name, turns, least=0.5):
         raise UserError(f"{store.folder}/{name}.npy: has shape {store[name].shape}; give one vector per turn")
     first, _ = store.spans(name)
     array = np.full((len(turns), store[name].shape[1]), np.nan, np.float32)
-    array[here] = store[name][first[[store.row_of(turns[i].utterance_id) for i in here]]]
+    array[here] = store[name][first[[store.positions[turns[i].utterance_id] for i in here]]]
     bad = [turns[i].utterance_id for i in here if not np.isfinite(array[i]).all()]
     if bad:
         raise UserError(

@@ -181,8 +181,7 @@ def write_scores(run, other, found, pairs, n_resamples):
     first = next(iter(found))
     counts = metrics.confusion(y, found[first].mean((0, 1))[rows].argmax(1), len(classes))
     caption = f"Confusion matrix of {first} on {run.corpus}; {run.protocol}. n = {len(y):,}. {said}"
-    fig = confusion_maps({"": counts}, classes)
-    plots.save(fig, run.folder, "babaali_fig_transfer", caption)
+    plots.save(confusion_maps({"": counts}, classes), run.folder, "babaali_fig_transfer", caption)
     train_by_test(run, other.features, other.seeds[0], cells[1].mean)
 
 

@@ -317,5 +317,4 @@ def figures(scores, run):
         f"Figure 12. Confusion matrix of {described(scores)}; {scores.corpus}; {run.protocol}. Test turns of "
         f"all folds pooled, n = {len(rows):,}, seed {scores.seeds[0]}."
     )
-    fig = confusion_maps({"": counts}, scores.classes)
-    plots.save(fig, run.folder, "babaali_fig_12_confusion", caption)
+    plots.save(confusion_maps({"": counts}, scores.classes), run.folder, "babaali_fig_12_confusion", caption)

@@ -135,8 +135,7 @@ class Outcome:
     def interval(self, metric, *right):
         """Bounds in % of a metric of right decisions (..., R), speakers resampled."""
         right = [x.reshape(-1, len(self.test)) for x in right]
-        how = self.test.speakers, self.settings["N_RESAMPLES"], 0, 2
-        bounds = cluster_bootstrap(metric, *right, *how)
+        bounds = cluster_bootstrap(metric, *right, self.test.speakers, self.settings["N_RESAMPLES"], 0, 2)
         return dict(zip(("low", "high"), 100 * np.array(bounds)))
 
     def scores(self, system):

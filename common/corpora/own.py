@@ -123,8 +123,7 @@ def _read_rows(path):
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise UserError(f"{path}:{line}: holds a NUL character; delete it or save the table again")
-    first = text.lstrip().split("\n")[0]
-    delimiter = max(",;\t|", key=first.count)
+    delimiter = max(",;\t|", key=text.lstrip().split("\n")[0].count)
     header, rows = None, []
     for line, cells in _csv_lines(path, text, delimiter):
         if header is None and re.match("sep=.?$", "".join(cells)):

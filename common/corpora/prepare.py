@@ -19,21 +19,12 @@ import soundfile
 import torch
 from tqdm import tqdm
 
+from common import media
 from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.extraction import check_problems, kind_of
 from common.files import append_json, hash_of, write_csv
 from common.manifest import Problem
-from common.media import (
-    AUDIO_FILES,
-    SILENCE,
-    MediaError,
-    check_rate,
-    first_track,
-    open_container,
-    probe,
-    read_audio,
-    write_wav,
-)
+from common.media import MediaError, probe
 from common.pictures import count_frames
 
 PROBE_THREADS = 8  # headers are waited for, not computed
@@ -79,8 +70,7 @@ def fingerprint(source, settings):
         files.append([path.name, facts.st_size, facts.st_mtime_ns] if facts else str(path))
     cut = [source.audio_span, source.video_span, source.half, source.times_known]
     times = [source.turn.start_s, source.turn.end_s]
-    how = [settings.crf, settings.min_turn_s, VERSION]
-    return hash_of([files, cut, times, how])
+    return hash_of([files, cut, times, [settings.crf, settings.min_turn_s, VERSION]])
 
 
 def prepare_media(sources, settings, workers):
@@ -138,7 +128,7 @@ def _batches(todo):
 
 def _prepare_batch(batch, settings):
     """Make the audio, then the video of a batch of (SourceTurn, Outcome); returns it."""
-    read = lru_cache(maxsize=4)(read_audio)  # of a recording that several turns are parts of
+    read = lru_cache(maxsize=4)(media.read_audio)  # of a recording that several turns are parts of
     for source, outcome in batch:
         if source.audio:
             _prepare_audio(source, outcome, settings, read)
@@ -167,7 +157,7 @@ def _prepare_audio(source, outcome, settings, read):
         what = f"lasts {seconds:.2f} s, its label times say {turn.duration_s:.2f} s"
         outcome.report(source.audio, what)
     peak, offset, beyond = np.abs(samples).max(), samples.mean(), (np.abs(samples) > 1).sum()
-    if np.ptp(samples) <= SILENCE:
+    if np.ptp(samples) <= media.SILENCE:
         return outcome.report(source.audio, "silence; its audio is left out", "leave its audio cell empty")
     if abs(offset) > MAX_OFFSET * max(1.0, peak):
         outcome.report(source.audio, f"constant offset: {offset:+.2f} of full scale", KEPT)
@@ -175,7 +165,7 @@ def _prepare_audio(source, outcome, settings, read):
         what = f"beyond full scale: {beyond:,} of {len(samples):,} samples, up to {peak:.4g}; scaled down"
         outcome.report(source.audio, what, KEPT)
         samples = samples / peak
-    write_wav(settings.folder / relative, samples, RATE_HZ)
+    media.write_wav(settings.folder / relative, samples, RATE_HZ)
     outcome.audio, outcome.audio_s = relative, seconds
 
 
@@ -189,15 +179,15 @@ def _check_length(path, seconds, outcome):
 
 def _stated_seconds(path):
     """Length of a recording's sound by its header, more perhaps than is there; 0 where it does not say."""
-    if path.suffix.lower() in AUDIO_FILES:
+    if path.suffix.lower() in media.AUDIO_FILES:
         with suppress(soundfile.SoundFileError):
             info = soundfile.info(str(path))
             # libsndfile's log of a wav; its own length is that of what is there.
             data = re.search(r"data : (\d+) \(should be (\d+)\)", info.extra_info)
             stated, there = map(int, data.groups()) if data else (1, 1)
             return info.duration * (stated / there if there and stated < STREAMED else 1)
-    with open_container(path) as container:
-        stream = first_track(container, "audio", path)
+    with media.open_container(path) as container:
+        stream = media.first_track(container, "audio", path)
         stated = stream.duration if container.format.name.startswith(STATED_IN) else 0
         return float((stated or 0) * stream.time_base)
 
@@ -269,7 +259,7 @@ def _stated_length(item):
         if not (info.rate_hz if kind == "audio" else info.width):
             raise MediaError(path, f"no {kind} track")
         if kind == "audio":
-            check_rate(path, info.rate_hz, RATE_HZ)
+            media.check_rate(path, info.rate_hz, RATE_HZ)
         elif not info.duration_s and info.fps:
             return count_frames(path) / info.fps
     except MediaError as error:

@@ -36,8 +36,7 @@ def read(root, n_speakers=0, seed=0):
         chosen = sorted(random.Random(seed).sample(chosen, n_speakers))
     facts, release = _facts(root, folders), Release(media_in_place=True)
     for speaker in tqdm(chosen, desc="  reading", unit="speaker", delay=2, disable=None):
-        clips = _clips(folders[speaker], release)
-        release.turns += _turns(speaker, clips, facts[speaker])
+        release.turns += _turns(speaker, _clips(folders[speaker], release), facts[speaker])
     n_clips = len(release.turns)
     if not n_clips:
         clips = "VoxCeleb2 clips such as id00012/21Uxsk56VDQ/00001.m4a"

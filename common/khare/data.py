@@ -269,8 +269,7 @@ def corpus_of(manifest, store, parts, modalities):
     train = found["train"].ids
     there = [name for name, array in ARRAYS.items() if any(store.length(i, array) for i in train)]
     inputs = tuple(name for name in there if name in modalities)
-    about = manifest.corpus, emotions_of(manifest)
-    return Corpus(*about, store, found, inputs, statistics(store, train))
+    return Corpus(manifest.corpus, emotions_of(manifest), store, found, inputs, statistics(store, train))
 
 
 def statistics(store, ids):
@@ -309,7 +308,7 @@ class Clips:
         self.max_s = max_s or 1e6
         self.step_s = {"audio": AUDIO_STEP_S, "video": self.store.meta["video_step_s"]}
         self.limits = {name: max(1, round(self.max_s / step_s)) for name, step_s in self.step_s.items()}
-        rows = [self.store.row_of(clip_id) for clip_id in self.ids]
+        rows = [self.store.positions[clip_id] for clip_id in self.ids]
         self.lengths = np.zeros(len(self.ids), np.int64)  # by which batches are made
         for name in inputs:
             n_steps = self.store.spans(ARRAYS[name])[1][rows]

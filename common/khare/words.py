@@ -156,8 +156,7 @@ class WhisperRecogniser:
         if not getattr(self.pipeline.model.generation_config, "no_timestamps_token_id", None):
             raise UserError(f"{source}: its generation_config.json knows no times; download it again")
         self.identity = identity_of(source, self.pipeline.model)
-        is_multilingual = self.pipeline.model.generation_config.is_multilingual
-        self.how = {"language": "en"} if is_multilingual else {}
+        self.how = {"language": "en"} if self.pipeline.model.generation_config.is_multilingual else {}
 
     @exact()
     def words(self, clip_id, samples=None):

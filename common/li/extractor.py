@@ -148,7 +148,6 @@ def hidden_states(backbone, modality, inputs):
     if modality == "text" and backbone.config._attn_implementation == "sdpa":
         # transformers would look whether any token is masked, and a GPU would wait for the answer
         given["attention_mask"] = inputs["attention_mask"][:, None, None].bool()
-    layers = backbone(**given, output_hidden_states=True).hidden_states
-    states = torch.stack(layers, dim=2)
+    states = torch.stack(backbone(**given, output_hidden_states=True).hidden_states, dim=2)
     counts = count_tokens(backbone, modality, states.shape[1], inputs)
     return states, torch.arange(states.shape[1], device=states.device) < counts[:, None]

@@ -95,7 +95,7 @@ class Utterances:
         for window in windows:
             there = [n for n in target_first(window, target) if window[n] is not None]
             ids = [window[n] if window[n] in self.states else SILENCE for n in there]
-            at = [self.states.row_of(i) for i in ids]
+            at = [self.states.positions[i] for i in ids]
             n, total = count[at], count[at].sum()
             rows.append(torch.from_numpy(np.arange(total) + np.repeat(first[at] - n.cumsum() + n, n)))
             places.append(torch.from_numpy(np.repeat(there, n)))

@@ -46,8 +46,7 @@ def extract_codes(pretraining, base, vqvae, workers, max_problem_share):
     identity = {"vqvae": weights, "manifest": manifest.fingerprint(), "precision": "fp32 without TF32"}
 
     def compute(batch):
-        device = vqvae.mean.device
-        codes = [vqvae.encode(power_spectrogram(samples.to(device))).cpu() for samples in batch]
+        codes = [vqvae.encode(power_spectrogram(x.to(vqvae.mean.device))).cpu() for x in batch]
         return {"codes": torch.cat(codes).numpy()}, [len(clip) for clip in codes]
 
     folder, how = pretraining.codes_folder(base), Extraction(64, workers, max_problem_share)
