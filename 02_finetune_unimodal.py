@@ -333,7 +333,7 @@ def fine_tune(inputs, trial):
 # ---- Stages --------------------------------------------------------------------------------
 
 
-def train_all(inputs, models, folds, jobs):
+def train_all(inputs, models, folds):
     """Every model {modality: models} with every seed on every fold; a list of Trial."""
     trials = [
         Trial(m, model, fold, seed, how, folder_of(m, model, fold, seed, how), recipe_of(m, model, seed))
@@ -343,7 +343,7 @@ def train_all(inputs, models, folds, jobs):
         for seed in SEEDS
         for fold in folds
     ]
-    outcomes = side_by_side(fine_tune, [(inputs[t.modality, t.model], t) for t in trials], jobs)
+    outcomes = side_by_side(fine_tune, [(inputs[t.modality, t.model], t) for t in trials], JOBS)
     return [replace(trial, outcome=outcome) for trial, outcome in zip(trials, outcomes)]
 
 
@@ -355,17 +355,17 @@ def best_of(trials, key):
     return [max(group, key=lambda trial: trial.valid_accuracy) for group in groups.values()]
 
 
-def compare_candidates(manifest, inputs, candidates, jobs):
+def compare_candidates(manifest, inputs, candidates):
     """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5."""
     fold = splits.model_choice_split(manifest, N_GROUPS)
     print("\nModel choice: Tables 1-3")
     print("\n".join(splits.check_folds([fold], manifest)))
-    return best_of(train_all(inputs, candidates, [fold], jobs), lambda t: (t.modality, t.model, t.seed))
+    return best_of(train_all(inputs, candidates, [fold]), lambda t: (t.modality, t.model, t.seed))
 
 
-def cross_validate(inputs, models, folds, jobs):
+def cross_validate(inputs, models, folds):
     """Sec. 3.3: one model per fold. Of several candidates a fold takes the best on its validation part."""
-    best = best_of(train_all(inputs, models, folds, jobs), lambda t: (t.modality, t.seed, t.fold.name))
+    best = best_of(train_all(inputs, models, folds), lambda t: (t.modality, t.seed, t.fold.name))
     for t in best:
         write_json(t.folder.parent / "chosen.json", {"model": t.folder.name})  # for 03
     return best
@@ -506,7 +506,6 @@ def check_constants():
 def main():
     check_constants()
     manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC)
-    jobs = JOBS if accelerator.num_processes == 1 else 1
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     if accelerator.is_main_process:
@@ -522,13 +521,13 @@ def main():
 
     compared, tested = [], []
     if "choice" in STAGES:  # Tables 1-3
-        compared = compare_candidates(manifest, inputs, candidates, jobs)
+        compared = compare_candidates(manifest, inputs, candidates)
     if "folds" in STAGES:  # Table 4, Figures 2-7
         print("\nCross-validation: Table 4\n" + "\n".join(splits.check_folds(folds, manifest)))
-        tested = cross_validate(inputs, chosen, folds, jobs)
+        tested = cross_validate(inputs, chosen, folds)
         if OUT_OF_FOLD and len(folds) > 1:
             pairs = splits.make_folds(manifest, N_GROUPS, "speaker", "validation", 0, leave_out=2)
-            cross_validate(inputs, chosen, pairs, jobs)
+            cross_validate(inputs, chosen, pairs)
 
     if accelerator.is_main_process:
         if compared:

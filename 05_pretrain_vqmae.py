@@ -551,15 +551,13 @@ def finetune_fold(row, corpus, fold, epochs, seed, pretraining, keep="best"):
     def loss(model, batch):
         return asymmetric_loss(model(batch["x"]), batch["labels"]) * len(batch["x"]), len(batch["x"])
 
-    def outputs(model, batch):
-        return {"logits": model(batch["x"])}
-
     def accuracy(found, clips):
         return {"accuracy": np.mean(corpus.normalised(found["logits"], clips.ids).argmax(1) == clips.labels)}
 
     folder = corpus.folder / row.network.slug() / row.slug() / f"seed{seed}" / fold.name
     title = f"{corpus.name} {row.network.slug()} {row.slug()} {fold.name} seed {seed}"
-    task, accelerator = Task(make_model, loss, outputs, accuracy), make_accelerator(PRECISION, DETERMINISTIC)
+    task = Task(make_model, loss, lambda model, batch: {"logits": model(batch["x"])}, accuracy)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
     return train_and_test(accelerator, task, sets, recipe, Place(folder, identity, title), watch=("test",))
 
 
@@ -625,11 +623,10 @@ def main():
         return
 
     # Pretraining and fine-tuning, each network, row, fold and seed once
-    jobs = JOBS if accelerator.num_processes == 1 else 1
     runs = tables.runs(planned, corpora, SEEDS, serving)  # (Row, corpus, fold number, seed, Pretraining)
     networks = dict.fromkeys((row.network, pretraining) for row, *_, pretraining in runs if row.pretrained)
-    side_by_side(pretrain, list(networks), jobs)
-    kept = side_by_side(finetune, runs, jobs)
+    side_by_side(pretrain, list(networks), JOBS)
+    kept = side_by_side(finetune, runs, JOBS)
 
     # Tables and figures
     if run is None:

@@ -365,10 +365,8 @@ def clips_of(corpus):
 
 def files_of(name):
     """The authors' files of a backbone, "" where there are none."""
-    if name == "avid-cma":
-        files = {"bins": AVID_STATS, "audio": AVID_CHECKPOINT, "video": AVID_CHECKPOINT}
-    else:
-        files = {"audio": CRISSCROSS_AUDIO, "video": CRISSCROSS_VIDEO}
+    avid = {"bins": AVID_STATS, "audio": AVID_CHECKPOINT, "video": AVID_CHECKPOINT}
+    files = avid if name == "avid-cma" else {"audio": CRISSCROSS_AUDIO, "video": CRISSCROSS_VIDEO}
     return dict.fromkeys(files, "") if RANDOM_BACKBONES else files
 
 

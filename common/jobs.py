@@ -26,10 +26,11 @@ def side_by_side(function, tasks, jobs):
 
     Each process has its share of the cores. What a task needs travels to it by value, a script's functions
     and constants too, so that a task holds names and settings and opens data and models itself. The first
-    error ends all; what was finished is kept. The processes spread over the GPUs.
+    error ends all; what was finished is kept. The processes spread over the GPUs; where `accelerate launch`
+    has started several there are no others.
     """
     jobs = min(jobs, len(tasks), places_on_gpus(jobs))
-    if jobs <= 1:
+    if jobs <= 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
         return progress((function(*task) for task in tasks), len(tasks))
     how = {"TQDM_DISABLE": "1"}  # bars would overwrite each other
     how["JOBS_PER_GPU"] = str(math.ceil(jobs / max(1, torch.cuda.device_count())))
