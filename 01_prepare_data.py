@@ -248,9 +248,8 @@ def data_table(run, manifest):
     copies, cells = copies_of(manifest), []
     if copies:
         print(f"  warning   {len(copies)} recordings have the bytes of an earlier one, such as {min(copies)}")
-    groups = {
-        label: [turn for turn in manifest.labelled if turn.label == label] for label in manifest.classes
-    }
+    classes, labelled = manifest.classes, manifest.labelled
+    groups = {label: [turn for turn in labelled if turn.label == label] for label in classes}
     if manifest.classes and len(manifest.labelled) < len(manifest.turns):
         groups["no label"] = [turn for turn in manifest.turns if not turn.label]
     for row, turns in {**groups, "all turns": manifest.turns}.items():

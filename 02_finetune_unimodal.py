@@ -96,9 +96,7 @@ VIDEO_BATCH_SIZE = 8                # samples per step
 VIDEO_EVAL_BATCH_SIZE = 8           # changes the run time, not the result. Not in the paper
 WEIGHT_DECAY = 0.01                 # of AdamW, on weight matrices
 DROPOUT = 0.1                       # in front of the linear layer. Not in the paper
-SCHEDULE = "linear"                 # "linear", "cosine", "constant". Not in the paper
 WARMUP_SHARE = 0.0                  # share of the steps with a rising rate. Not in the paper
-CLIP_NORM = 1.0                     # gradient norm, 0 = off. Not in the paper
 
 # ---- Inputs (Sec. 3.2) ---------------------------------------------------------------------
 AUDIO_MAX_S = 10.0                  # seconds; longer turns are cut
@@ -257,9 +255,7 @@ def recipe_of(modality, model, seed):
         epochs=dict(zip(models, epochs)).get(model, epochs[0]),
         batch_size=constant(modality, "BATCH_SIZE"),
         weight_decay=WEIGHT_DECAY,
-        schedule=SCHEDULE,
         warmup=WARMUP_SHARE,
-        clip_norm=CLIP_NORM,
         seed=seed,
         eval_batch_size=constant(modality, "EVAL_BATCH_SIZE"),
         workers=0 if modality in FREEZE else WORKERS,
@@ -438,9 +434,7 @@ def write_choice_tables(run, manifest, compared, chosen):
         number, title = TABLES[modality]
         own = [t for t in compared if t.modality == modality]
         rows = {short_name(t.model): [u for u in own if u.model == t.model] for t in own}
-        note = (
-            "The interval resamples the speakers of one test group only (two in IEMOCAP), so it says little."
-        )
+        note = "The interval resamples the speakers of a single test group, two in IEMOCAP: it says little."
         if modality in chosen:
             note += f" To be cross-validated: {row_name(modality, chosen[modality])}."
         write_table(run, manifest, number, title, rows, note, splits.protocol_text(manifest))

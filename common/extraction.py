@@ -69,10 +69,8 @@ def announce(writer, n_items, what, need_bytes):
     sizes = f"about {need_bytes / 1e9:.3f} GB{resumed}; {free / 1e9:.1f} GB free"
     print(f"extracting {what} of {n_items:,} recordings into {writer.folder}: {sizes}", flush=True)
     if need > free:
-        raise UserError(
-            f"{writer.folder}: needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free; "
-            "choose another DATA_ROOT or fewer recordings"
-        )
+        what = f"needs {need / 1e9:.2f} GB more, {free / 1e9:.2f} GB are free"
+        raise UserError(f"{writer.folder}: {what}; choose another DATA_ROOT or fewer recordings")
 
 
 def write_missing(items, read, compute, writer, how, what):
@@ -144,9 +142,8 @@ def check_problems(path, problems, ids, max_share, what="recordings cannot be us
     told = f"{len(affected):,} of {n:,} {what}"
     if len(affected) > max_share * n:
         worst = next(p for p in problems if kind_of(p) == kinds.most_common(1)[0][0])
-        remedy = f" ({worst.remedy})" if worst.remedy else ""
-        raise UserError(
-            f"{path}: {told} ({listed}), such as {worst.file or worst.utterance_id}: {worst.problem}{remedy}"
-            f"; mend them and run again, or raise MAX_PROBLEM_SHARE ({max_share:g})"
-        )
+        own = f" ({worst.remedy})" if worst.remedy else ""
+        such = f"{worst.file or worst.utterance_id}: {worst.problem}{own}"
+        remedy = f"mend them and run again, or raise MAX_PROBLEM_SHARE ({max_share:g})"
+        raise UserError(f"{path}: {told} ({listed}), such as {such}; {remedy}")
     print(f"  problems  {told} ({len(affected) / n:.1%}): {listed}; see {path}")

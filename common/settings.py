@@ -38,7 +38,6 @@ CHOICES = {
     "FINETUNE_CROPS": ("first", "random"),
     "LOSS": ("asymmetric", "cross_entropy"),
     "PRECISION": ("auto", "no", "bf16", "fp16"),
-    "SCHEDULE": ("linear", "cosine", "constant"),
     "SELECT_ON": ("validation", "test"),
     "VALIDATE_ON": ("group", "speaker"),
 }

@@ -64,10 +64,8 @@ class StoredFeatures:
         for absent in (m for m in wanted if m not in self.modalities):
             print(f"{absent}: no features in {self.root / absent}; left out")
         if not self.modalities:
-            raise UserError(
-                f"{self.root}: no features of {', '.join(wanted)}; run 03_extract_features.py on this "
-                "corpus, name another folder with FEATURES_ROOT, or set PAPERS=li, which needs none"
-            )
+            remedy = "run 03 on this corpus, name another FEATURES_ROOT, or set PAPERS=li, which needs none"
+            raise UserError(f"{self.root}: no features of {', '.join(wanted)}; {remedy}")
         for m in (m for m in self.modalities if m not in self.having("meta.json")):
             print(f"{m}: not made by 03; from which texts or recordings, and by whose model, cannot be known")
         self.noises = sorted(path.name for path in self.root.glob("audio_*dB") if "audio" in self.modalities)
@@ -172,21 +170,17 @@ def read_rows(store, name, turns, least=0.5):
         raise UserError(f"{store.folder}/{name}.npy: absent; run 03_extract_features.py again")
     here = [i for i, turn in enumerate(turns) if turn.utterance_id in store]
     if len(here) < least * len(turns):
-        raise UserError(
-            f"{store.folder}/index.csv: holds only {len(here)} of {len(turns)} labelled turns; "
-            "its utterance_id must be those of manifest.csv"
-        )
+        what = f"holds only {len(here)} of {len(turns)} labelled turns"
+        raise UserError(f"{store.folder}/index.csv: {what}; its utterance_id must be those of manifest.csv")
     if store[name].ndim != 2:
         raise UserError(f"{store.folder}/{name}.npy: has shape {store[name].shape}; give one vector per turn")
     first, _ = store.spans(name)
     array = np.full((len(turns), store[name].shape[1]), np.nan, np.float32)
     array[here] = store[name][first[[store.positions[turns[i].utterance_id] for i in here]]]
-    bad = [turns[i].utterance_id for i in here if not np.isfinite(array[i]).all()]
-    if bad:
-        raise UserError(
-            f"{store.folder}/{name}.npy: {len(bad)} turns hold NaN or infinity ({bad[0]}); "
-            "extract them again, or leave them out of index.csv"
-        )
+    if bad := [turns[i].utterance_id for i in here if not np.isfinite(array[i]).all()]:
+        what = f"{len(bad)} turns hold NaN or infinity ({bad[0]})"
+        remedy = "extract them again, or leave them out of index.csv"
+        raise UserError(f"{store.folder}/{name}.npy: {what}; {remedy}")
     return array
 
 

@@ -234,9 +234,7 @@ def calibration(scores, run, probabilities):
         axes.plot(*(100 * found[0][3]), color=colour, marker=marker, label=name)
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)")
     fig.legend(loc="outside upper center", ncols=2)
-    note = (
-        f"Not in the paper. Error: mean of |accuracy - confidence| over {BINS} bins, weighted by their turns."
-    )
+    note = f"Not in the paper. Error: mean |accuracy - confidence| over {BINS} bins, weighted by their turns."
     run.table("babaali_table_calibration", "Calibration of probabilities", cells, note)
     caption = f"Reliability of probabilities; {scores.corpus}; {run.protocol}; seed {scores.seeds[0]}. {note}"
     plots.save(fig, run.folder, "babaali_fig_calibration", caption)

@@ -276,10 +276,8 @@ def load_fitting(network, weights, needed, path, sizes):
     own = network.state_dict()
     loaded = {k: x for k, x in weights.items() if k in own and getattr(x, "shape", None) == own[k].shape}
     if absent := [name for name in needed if name not in loaded]:
-        raise UserError(
-            f"{path}: {len(absent)} of {len(needed)} weights are absent or of another shape, first "
-            f"{absent[0]}; name the authors' file for this network, and its sizes in {sizes}"
-        )
+        what = f"{len(absent)} of {len(needed)} weights are absent or of another shape, first {absent[0]}"
+        raise UserError(f"{path}: {what}; name the authors' file for this network, and its sizes in {sizes}")
     check_finite(path, loaded)
     network.load_state_dict(own | loaded)
     skipped, left = listed(weights.keys() - loaded.keys()), listed(own.keys() - loaded.keys())
@@ -298,10 +296,9 @@ def read_bins(path):
         mean, std = torch.from_numpy(np.array([file["mean"], file["std"]], np.float32))
         if mean.shape == (AVID_BINS,) and (mean.isfinite() & (std >= 0)).all():
             return mean, (std + STD_FLOOR).square()
-    raise UserError(
-        f"{path}: not an npz file with {AVID_BINS} finite numbers in mean and in std; name "
-        'audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or AVID_STATS="" to have them measured'
-    )
+    what = f"not an npz file with {AVID_BINS} finite numbers in mean and in std"
+    remedy = 'name audio-spectDB-24k-513-norm-stats.npz of AVID-CMA, or AVID_STATS="" to have them measured'
+    raise UserError(f"{path}: {what}; {remedy}")
 
 
 # ---- Without the authors' files ------------------------------------------------------------

@@ -189,9 +189,8 @@ def write(run, outcomes, classifiers, mixtures, beyond):
             stems, panels = (f"table_fig_4_{name}", f"fig_4_{name}"), {"": figure_4(mixtures)}
             show(run, outcome, *stems, "Figure 4. Curriculum and fixed rate", panels, about)
         if beyond:
-            panels = {
-                f"{c}{TUNED[OURS[c]]}": [*simple(c), System(c, "curri-MAE", OURS[c])] for c in classifiers
-            }
+            ours = {c: System(c, "curri-MAE", OURS[c]) for c in classifiers}
+            panels = {f"{c}{TUNED[OURS[c]]}": [*simple(c), ours[c]] for c in classifiers}
             stems = f"table_baselines_{name}", f"fig_baselines_{name}"
             show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper. ", short=True)
             write_errors(run, outcome)

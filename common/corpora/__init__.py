@@ -26,10 +26,8 @@ def reader_of(corpus):
     if "/" in corpus:
         return import_module("common.corpora.own")
     if corpus not in corpus_names():
-        raise UserError(
-            f"CORPUS={corpus}: choose one of {', '.join(corpus_names())}, or a folder with a manifest.csv, "
-            f"written with a slash (./{corpus})"
-        )
+        folder = f"a folder with a manifest.csv, written with a slash (./{corpus})"
+        raise UserError(f"CORPUS={corpus}: choose one of {', '.join(corpus_names())}, or {folder}")
     return import_module(f"common.corpora.{corpus}")
 
 

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, SourceTurn, need_folder, nothing_in, number_turns, read_lines
+from common.corpora.release import Release, SourceTurn, need_folder, nothing_in, read_lines
 from common.files import UserError
 from common.manifest import Turn
 
@@ -52,7 +52,7 @@ def read(root, merge_excited=True, keep_brackets=True, crop_speaker=True):
         _compare(name, [name], labels, release)
     if not missing:
         _compare("all sessions", found, labels, release)
-    number_turns(release.turns)
+    release.number_turns()
     return release
 
 

@@ -60,10 +60,8 @@ def _turn(row, split, clips, table, release):
         release.problem(name, table, "the csv gives it no length", "none; its clip decides")
         end_s = start_s
     extra = {"split": split, **{key.lower(): row.get(key, "") for key in ("Sentiment", "Season", "Episode")}}
-    label = label if label in CLASSES else ""
-    turn = Turn(
-        name, dialogue_id, utterance, row["Speaker"].strip(), "", start_s, end_s, text, label, extra=extra
-    )
+    speaker, label = row["Speaker"].strip(), label if label in CLASSES else ""
+    turn = Turn(name, dialogue_id, utterance, speaker, "", start_s, end_s, text, label, extra=extra)
     clip = clips / f"dia{dialogue}_utt{utterance}.mp4" if clips else None
     return SourceTurn(turn, audio=clip, video=clip)
 

@@ -14,16 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from common.corpora.release import (
-    Release,
-    SourceTurn,
-    by_stem,
-    decode,
-    files_in,
-    need_folder,
-    number_turns,
-    read_lines,
-)
+from common.corpora.release import Release, SourceTurn, by_stem, decode, files_in, need_folder, read_lines
 from common.files import UserError
 from common.manifest import Turn
 from common.media import LFS_POINTER
@@ -324,7 +315,7 @@ def _add_words(words_of, release):
         words = clip_words(words_of.get(turn.speaker, ()), *source.audio_span)
         rows += [dict(zip(WORD_COLUMNS, (turn.utterance_id, *word), strict=True)) for word in words]
         turn.text = turn.text or " ".join(word for word, _, _ in words)
-    number_turns(release.turns)
+    release.number_turns()
     release.tables["words.csv"] = rows, WORD_COLUMNS
 
 

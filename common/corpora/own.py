@@ -17,7 +17,6 @@ from common.corpora.release import (
     file_name,
     files_in,
     need_folder,
-    number_turns,
     read_lines,
     single,
 )
@@ -70,7 +69,7 @@ def read(root):
         where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
         release.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
     if "turn" not in header:
-        number_turns(release.turns)
+        release.number_turns()
     return release
 
 
@@ -151,9 +150,8 @@ def _csv_lines(path, text, delimiter):
                 yield line, cells
     except csv.Error as error:
         what = f"a quotation mark is opened and not closed, or doubled ({error})"
-        raise UserError(
-            f"{path}:{end + 1}: {what}; quote the whole cell, and double marks within it"
-        ) from error
+        remedy = "quote the whole cell, and double marks within it"
+        raise UserError(f"{path}:{end + 1}: {what}; {remedy}") from error
 
 
 def _check_header(where, header):
@@ -163,10 +161,8 @@ def _check_header(where, header):
     absent = [] if "speaker" in header else ["speaker"]
     absent += [] if {"text", "audio", "video"} & {*header} else ["text, audio or video"]
     if absent:
-        there = f"the columns are {', '.join(filter(None, header))}"
-        raise UserError(
-            f"{where}: lacks the column {absent[0]}; {there}; known ones are {', '.join(COLUMNS)}"
-        )
+        there = f"the columns are {', '.join(filter(None, header))}; known ones are {', '.join(COLUMNS)}"
+        raise UserError(f"{where}: lacks the column {absent[0]}; {there}")
 
 
 def _turn(root, where, number, row):

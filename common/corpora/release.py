@@ -88,6 +88,13 @@ class Release:
             if found[label] != count:
                 self.expect((label, found[label], count))
 
+    def number_turns(self):
+        """Number the turns of each dialogue by start time, from 0."""
+        position = Counter()
+        for source in sorted(self.turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):  # stable
+            source.turn.turn = position[source.turn.dialogue_id]
+            position[source.turn.dialogue_id] += 1
+
 
 def decode(data):
     """Bytes as text in UTF-8, or in Latin-1 where it is not UTF-8."""
@@ -135,7 +142,10 @@ def files_in(root, *endings):
 
 def by_stem(paths):
     """{name without its last ending: path}; of several the first."""
-    return {path.stem: path for path in reversed([*paths])}
+    found = {}
+    for path in paths:
+        found.setdefault(path.stem, path)
+    return found
 
 
 def named(paths, patterns, corpus, remedy, release):
@@ -149,11 +159,3 @@ def named(paths, patterns, corpus, remedy, release):
 def file_name(text):
     """A text as an utterance id, which becomes a file name."""
     return re.sub(r"[^\w.+=@-]", "-", text)
-
-
-def number_turns(turns):
-    """Number the turns of each dialogue by start time, from 0."""
-    position = Counter()
-    for source in sorted(turns, key=lambda s: (s.turn.dialogue_id, s.turn.start_s)):  # ties keep their order
-        source.turn.turn = position[source.turn.dialogue_id]
-        position[source.turn.dialogue_id] += 1

@@ -103,9 +103,8 @@ def train_wordpiece(texts, size):
     tokenizers library breaks ties at random, so that its vocabulary differs from run to run.)
     """
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = Counter(
-        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
+    plain = [normalizer.normalize_str(text) for text in texts]
+    words = Counter(word for text in plain for word, _ in splitter.pre_tokenize_str(text))
     characters = sorted({character for word in words for character in word})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *("##" + one for one in characters)]
     pieces += sorted(set(words) - set(pieces), key=lambda word: (-words[word], word))

@@ -226,9 +226,8 @@ def glove_text(seed):
     order = rng.permutation(len(lines))
     # A token with blanks, and one that is there twice, of which the first counts.
     lines = [(". . .", draw_direction(rng)), *(lines[k] for k in order), ("happy", draw_direction(rng))]
-    return "".join(
-        f"{word} {' '.join(f'{value:.4f}' for value in GLOVE_NORM * vector)}\n" for word, vector in lines
-    )
+    rows = ((word, *(f"{value:.4f}" for value in GLOVE_NORM * vector)) for word, vector in lines)
+    return "".join(" ".join(row) + "\n" for row in rows)
 
 
 def draw_direction(rng):

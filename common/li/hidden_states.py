@@ -122,10 +122,8 @@ def read_utterances(manifest, modality, source, limit):
     """
     shape = encoders.input_shape(source, modality)
     if shape.kind not in ("waveform", "tokens"):
-        raise UserError(
-            f"{short_name(source)}: takes {shape.kind}, which have no {modality} layers over time; "
-            "name a model such as WavLM, wav2vec 2.0 or HuBERT"
-        )
+        what = f"takes {shape.kind}, which have no {modality} layers over time"
+        raise UserError(f"{short_name(source)}: {what}; name a model such as WavLM, wav2vec 2.0 or HuBERT")
     if modality == "audio":
         turns = manifest.labelled
         inputs = {t.utterance_id: manifest.path(t.audio) if t.audio else None for t in turns}

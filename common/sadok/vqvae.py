@@ -50,9 +50,8 @@ def read_clip(path):
     samples = read_audio(path, rate_hz=RATE_HZ)
     peak, remedy = float(abs(samples).max()), "leave it out of the corpus, or ignore"
     if len(samples) < N_FFT:
-        raise MediaError(
-            path, f"too short: {len(samples) / RATE_HZ:.3f} s, less than {N_FFT / RATE_HZ} s", remedy
-        )
+        what = f"too short: {len(samples) / RATE_HZ:.3f} s, less than {N_FFT / RATE_HZ} s"
+        raise MediaError(path, what, remedy)
     if peak <= SILENCE_PEAK:  # no emotion, and the logarithm of zero
         raise MediaError(path, f"silence: no sample above {SILENCE_PEAK:g}", remedy)
     return torch.from_numpy(samples / peak)
