@@ -192,10 +192,8 @@ def report_media(manifest):
     hours = sum(turn.duration_s for turn in turns if turn.audio) / 3600
     known = f" ({hours:.2f} h)" if hours else ""  # where recordings stay in place, nobody has read them yet
     text, audio, video = (sum(bool(getattr(t, kind)) for t in turns) for kind in ("text", "audio", "video"))
-    print(
-        f"  prepared  {len(turns):,} turns in {len({t.dialogue_id for t in turns}):,} dialogues: "
-        f"{text:,} with text, {audio:,} with audio{known}, {video:,} with video"
-    )
+    what = f"{text:,} with text, {audio:,} with audio{known}, {video:,} with video"
+    print(f"  prepared  {len(turns):,} turns in {len({t.dialogue_id for t in turns}):,} dialogues: {what}")
 
 
 # ---- Figure 1 ---------------------------------------------------------------------------------

@@ -66,8 +66,7 @@ CORPUS = "cremad"             # "cremad", "ravdess", "lombard", or a folder with
 PRETRAIN_CORPUS = "audioset"  # unlabelled recordings (Sec. 3.3); "" = none
 BACKBONES = ("avid-cma", "crisscross")   # Figures 2 and 3
 SEEDS = (0, 1, 2)             # one autoencoder of each kind for each. Not in the paper
-N_MASKS = 10                  # random masks of each test recording and level (Sec. 4.3)
-MASK_SEED = 0                 # draws them, once for all methods, backbones and seeds. Not in the paper
+N_MASKS = 10                  # random masks of each test recording and level (Sec. 4.3), alike in all seeds
 N_RESAMPLES = 10000           # of speakers, behind every interval
 
 # ---- Clips and backbones (Sec. 3.2 and 4.2) ------------------------------------------------
@@ -188,7 +187,7 @@ def mixtures(n_clips):
 def draw_test_masks(n, n_clips):
     """{k: hidden (M, R, 2, N)} of R = n test recordings, "10 random masks applied to each" (Sec. 4.3)."""
     levels = range(1, n_clips)
-    return {k: draw_masks(n, n_clips, k, N_MASKS, generator_of(MASK_SEED, n_clips, 0, k)) for k in levels}
+    return {k: draw_masks(n, n_clips, k, N_MASKS, generator_of(0, n_clips, 0, k)) for k in levels}
 
 
 # ---- The masked autoencoder (Section 3.3) --------------------------------------------------
@@ -633,9 +632,8 @@ def main():
     first |= dict(zip(unlabelled_stores, side_by_side(pretrain, tasks, JOBS)))
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
-    found = dict(zip(pairs, side_by_side(run_seed, tasks, JOBS)))
 
-    outcomes = tables.outcomes_of(found, SETTINGS)
+    outcomes = tables.outcomes_of(dict(zip(pairs, side_by_side(run_seed, tasks, JOBS))), SETTINGS)
     tables.write(run, outcomes, CLASSIFIERS, mixtures(outcomes[0].test.n_clips), BEYOND_PAPER)
     tables.write_predictions(run, outcomes, fold.name, manifest.classes)
     run.finish()
