@@ -295,13 +295,9 @@ def figures(scores, run):
         z = standardise(x, parts.refit)
         plane = PCA(2, random_state=0).fit(z[parts.refit])
         share = 100 * plane.explained_variance_ratio_
-        fig = scatter(
-            plane.transform(z[parts.test]),
-            [scores.turns[i].label for i in parts.test],
-            scores.classes,
-            f"component 1 ({share[0]:.0f} % of the variance)",
-            f"component 2 ({share[1]:.0f} %)",
-        )
+        names = f"component 1 ({share[0]:.0f} % of the variance)", f"component 2 ({share[1]:.0f} %)"
+        labels = [scores.turns[i].label for i in parts.test]
+        fig = scatter(plane.transform(z[parts.test]), labels, scores.classes, *names)
         number, word = FIGURES.get(name, (8, name))
         caption = (
             f"Figure {number}. {word.capitalize()} representations of the test turns of {fold.name} "
