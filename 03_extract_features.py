@@ -103,7 +103,8 @@ def extract_features(accelerator, manifest, folder, trained_on, snr_db=None):
     source = str(folder) if encoder.n_trained is None else description["source"]
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
     if snr_db is not None:
-        inputs = inputs.of(tested_turns(manifest, folder))
+        tested = set(read_json(folder / "outcome.json")["tests"]["test"]["ids"])  # by 02
+        inputs = inputs.of([turn for turn in manifest.turns if turn.utterance_id in tested])
     else:
         inputs = cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, EVAL_BATCH_SIZE)
 
@@ -122,12 +123,6 @@ def extract_features(accelerator, manifest, folder, trained_on, snr_db=None):
     need_bytes = len(order) * sum(array.nbytes for array in middle.values())
     items, how = {inputs.ids[i]: i for i in order}, Extraction(EVAL_BATCH_SIZE, WORKERS)
     return extract(items, read, compute, place, identity, how, f"{modality} features", need_bytes)
-
-
-def tested_turns(manifest, folder):
-    """The turns on which 02 tested the model in `folder`."""
-    ids = set(read_json(folder / "outcome.json")["tests"]["test"]["ids"])
-    return [turn for turn in manifest.turns if turn.utterance_id in ids]
 
 
 def in_noise(inputs, index, manifest, snr_db):
