@@ -145,7 +145,11 @@ def write_demo_voxceleb2_av(root, seed, n_speakers, clips_per_speaker, workers):
             drawn = [draw_emotions(moods, rng) for _ in range(n_clips)]
             takes = [plan_take("voxceleb2", emotions, actor, rng) for emotions in drawn]
             videos.append(Video(f"{identity}/{draw_name(rng)}", actor, takes, draw_seed(rng)))
-    write_corpus(root, videos, write_clips, workers, {"vox2_meta.csv": vox2_meta(sexes)}, write_clip_words)
+
+    def finish(folder, heard):  # by video
+        write_words(folder / "words.csv", [row for _, rows in sorted(heard) for row in rows])
+
+    write_corpus(root, videos, write_clips, workers, {"vox2_meta.csv": vox2_meta(sexes)}, finish)
 
 
 # ---- What is said and shown -------------------------------------------------------------------
@@ -262,11 +266,6 @@ def write_words(path, rows):
     """Write words.csv with a score: rows (utterance_id, word, start_s, end_s, score)."""
     lines = ["{},{},{:.3f},{:.3f},{:.4f}\n".format(*row) for row in rows]
     write_text(path, "".join(["utterance_id,word,start_s,end_s,score\n", *lines]))
-
-
-def write_clip_words(folder, heard_in_videos):
-    """words.csv of a demo_voxceleb2_av, sorted by video."""
-    write_words(folder / "words.csv", [row for _, rows in sorted(heard_in_videos) for row in rows])
 
 
 # ---- Labels, words and transcripts of CMU-MOSEI -----------------------------------------------
