@@ -504,7 +504,7 @@ def test_folder_tables_that_cannot_be_read(tmp_path, table, message):
     with pytest.raises(UserError, match=message):
         read_folder(tmp_path)
     (tmp_path / "manifest.csv").write_bytes("caf\u00e9".encode("cp1252"))
-    with pytest.raises(UserError, match="save it as UTF-8"):
+    with pytest.raises(UserError, match="save it as CSV in UTF-8"):
         read_folder(tmp_path)
 
 
