@@ -174,8 +174,7 @@ def _add_segment(release, path, video_id, k, span_s, scores, clip="", text=""):
         return release.problem(name, path, problem, "compare with the release")
     extra = {key: f"{value:.6g}" for key, value in zip(SCORES, scores, strict=True)}
     extra |= {"split": "", "video_id": video_id, "clip": clip}
-    times = round(start_s, 4), round(end_s, 4)
-    turn = Turn(name, video_id, 0, video_id, "", *times, text, extra=extra)
+    turn = Turn(name, video_id, 0, video_id, "", round(start_s, 4), round(end_s, 4), text, extra=extra)
     release.turns.append(SourceTurn(turn, audio_span=span_s, video_span=span_s, times_known=True))
 
 

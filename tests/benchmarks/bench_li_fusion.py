@@ -15,13 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import machine
-from transformers import (
-    BertConfig,
-    BertModel,
-    BertTokenizer,
-    WavLMConfig,
-    WavLMModel,
-)
+from transformers import BertConfig, BertModel, BertTokenizer, WavLMConfig, WavLMModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
