@@ -64,7 +64,7 @@ class StoredFeatures:
         for absent in (m for m in wanted if m not in self.modalities):
             print(f"{absent}: no features in {self.root / absent}; left out")
         if not self.modalities:
-            remedy = "run 03 on this corpus, name another FEATURES_ROOT, or set PAPERS=li, which needs none"
+            remedy = "run 03_extract_features.py on it, name another FEATURES_ROOT, or set PAPERS=li"
             raise UserError(f"{self.root}: no features of {', '.join(wanted)}; {remedy}")
         for m in (m for m in self.modalities if m not in self.having("meta.json")):
             print(f"{m}: not made by 03; from which texts or recordings, and by whose model, cannot be known")
