@@ -33,7 +33,9 @@ demo: $(VENV)/ready
 	@echo; echo "All tables and figures: open $(RESULTS)/index.html"
 
 # A file's tests share its demo and stay in one process; the longest files begin.
-LONG = $(addprefix tests/test_,demo_end_to_end.py gpu_rules.py 05_pretrain_vqmae.py 06_mae_imputation.py 07_crossmodal_mosei.py li_fusion.py training.py finetune.py babaali_fusion.py)
+LONG = $(addprefix tests/test_,demo_end_to_end.py gpu_rules.py 05_pretrain_vqmae.py 06_mae_imputation.py \
+	07_crossmodal_mosei.py li_fusion.py training.py finetune.py babaali_fusion.py chochlakis_mae.py demo_av.py \
+	01_prepare_data.py demo_corpus.py constants.py)
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=8 $(LONG) tests
 
