@@ -115,11 +115,11 @@ def test_context_is_worth_something_in_the_demo(committed):
 
 
 def test_masked_pretraining_is_worth_something_in_the_demo(committed):
-    """Read from all tokens, by their mean or by rows: gains of a frozen encoder with the whole interval."""
+    """Read from rows of tokens: frozen or fine-tuned, the whole interval of the gain lies above 0."""
     table = gains(committed / "results/05_pretrain_vqmae/demo_ravdess_speech/sadok_table_tests.csv")
-    assert float(table["... mean of tokens, frozen"]["ci_low"]) > 0
     assert float(table["... rows of tokens, frozen"]["ci_low"]) > 0
-    assert float(table["pretrained against not, mean of tokens"]["mean"]) >= 3
+    fine_tuned = table["pretrained against not, rows of tokens"]
+    assert float(fine_tuned["ci_low"]) > 0 and float(fine_tuned["mean"]) >= 3
 
 
 def test_named_files_exist():
