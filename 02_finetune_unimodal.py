@@ -474,11 +474,11 @@ def draw_curves(run, manifest, modality, name, trials, level):
         f"{name} on {manifest.corpus}, {what}; {run.protocol}; seed {SEEDS[0]}. Validation curves: n = {n:,} "
         "turns over all folds; training loss: mean of the epoch, with dropout."
     )
-    for number, name, drawn in (
+    for number, measure, drawn in (
         (loss_figure, "loss", plots.learning_curves(losses, "training step", "cross-entropy")),
         (accuracy_figure, "accuracy", plots.learning_curves(hits, "training step", "accuracy (%)", level)),
     ):
-        plots.save(drawn, run.folder, f"babaali_fig_{number}_{what}_{name}", f"Figure {number}. {caption}")
+        plots.save(drawn, run.folder, f"babaali_fig_{number}_{what}_{measure}", f"Figure {number}. {caption}")
 
 
 # ---- Main ----------------------------------------------------------------------------------

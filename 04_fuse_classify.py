@@ -610,9 +610,10 @@ def check_constants():
         settings.check_choices(SETTINGS, choices[paper])
     li, slips = "li" in PAPERS, [pair for pair in LABELS if "=" not in pair or not TRAINED_ON]
     other = TRAINED_ON and (FEATURES_ROOT or PAPERS != ("babaali",))
+    patience = f"FINETUNE_PATIENCE={FINETUNE_PATIENCE}: must lie below STOP_PATIENCE={STOP_PATIENCE}"
     settings.refuse(
         (li and WIDTH % HEADS, f"HEADS={HEADS}: does not divide WIDTH={WIDTH}"),
-        (li and FINETUNE_PATIENCE >= STOP_PATIENCE, "FINETUNE_PATIENCE: must lie below STOP_PATIENCE"),
+        (li and FINETUNE_PATIENCE >= STOP_PATIENCE, patience),
         (li and HIDDEN_STATES == "device" and JOBS > 1, "HIDDEN_STATES=device: for one process, set JOBS=1"),
         (other, "TRAINED_ON: needs PAPERS=babaali and no FEATURES_ROOT"),
         (slips, f"LABELS={','.join(slips)}: write joy=happy,calm= and name TRAINED_ON"),

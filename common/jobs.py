@@ -29,8 +29,9 @@ def side_by_side(function, tasks, jobs):
     error ends all; what was finished is kept. The processes spread over the GPUs; where `accelerate launch`
     has started several there are no others.
     """
-    jobs = min(jobs, len(tasks), places_on_gpus(jobs))
-    if jobs <= 1 or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    is_launched = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    jobs = 1 if is_launched else min(jobs, len(tasks), places_on_gpus(jobs))
+    if jobs <= 1:
         return progress((function(*task) for task in tasks), len(tasks))
     how = {"TQDM_DISABLE": "1"}  # bars would overwrite each other
     how["JOBS_PER_GPU"] = str(math.ceil(jobs / max(1, torch.cuda.device_count())))

@@ -346,10 +346,8 @@ def test_a_classifier_is_trained_again_where_its_own_autoencoder_has_changed(mon
     """That of the last epoch has weights of its own: the best ones may stay as they are."""
     script, identities = load_script(SCRIPT), []
     monkeypatch.setattr(imputation, "train", lambda *arguments: identities.append(arguments[-1]))
-    part, files = (
-        part_of(4, 2, 1),
-        {epoch: best_weights(tmp_path / "curri-MAE", epoch) for epoch in ("best", "last")},
-    )
+    files = {epoch: best_weights(tmp_path / "curri-MAE", epoch) for epoch in ("best", "last")}
+    part = part_of(4, 2, 1)
     make_folder(tmp_path / "curri-MAE")
     for epoch, path in files.items():
         path.write_text(epoch)

@@ -56,7 +56,9 @@ def test_no_text_is_said(tmp_path):
         baseline_vectors(WORDS, manifest, tmp_path, range(40))
 
 
-extract_opensmile = load_script("03_extract_features.py").extract_opensmile
+@pytest.fixture
+def extract_opensmile():
+    return load_script("03_extract_features.py").extract_opensmile
 
 
 def make_sounds(root):
@@ -68,13 +70,13 @@ def make_sounds(root):
     return manifest
 
 
-def test_opensmile_is_optional_and_its_absence_is_said(tmp_path, monkeypatch):
+def test_opensmile_is_optional_and_its_absence_is_said(tmp_path, monkeypatch, extract_opensmile):
     monkeypatch.setitem(sys.modules, "opensmile", None)
     with pytest.raises(UserError, match="pip install opensmile"):
         extract_opensmile(make_sounds(tmp_path), "eGeMAPSv02", tmp_path, 0)
 
 
-def test_opensmile_functionals_of_every_turn(tmp_path):
+def test_opensmile_functionals_of_every_turn(tmp_path, extract_opensmile):
     opensmile = pytest.importorskip("opensmile", reason="optional package opensmile is not installed")
     manifest = make_sounds(tmp_path)
     with pytest.raises(UserError, match="OPENSMILE=egemaps: choose from"):

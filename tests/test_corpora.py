@@ -449,6 +449,9 @@ def test_a_folder_of_recordings_needs_no_manifest(tmp_path):
     write_tone(tmp_path / "anna-hi.wav", 0.5)
     with pytest.raises(UserError, match="anna/hi and anna-hi would both be called anna-hi"):
         read_folder(tmp_path)
+    (tmp_path / "anna-hi.wav").rename(tmp_path / "Bob-Hi.wav")  # one file on Windows and macOS
+    with pytest.raises(UserError, match="bob/hi and Bob-Hi would both be called bob-hi"):
+        read_folder(tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="neither a manifest.csv nor recordings"):
         read_folder(tmp_path / "none")

@@ -482,7 +482,7 @@ LI = (
     "--CORPUS=demo_iemocap",
     "--CHECKPOINTS=local",
     "--SEEDS=0",
-    "--SYSTEMS=MMT",
+    "--SYSTEMS=BERT+FC,MMT",
     "--FROZEN_EPOCHS=1",
     "--FINETUNE_EPOCHS=1",
     "--N_RESAMPLES=20",
@@ -516,7 +516,7 @@ def test_the_second_paper_of_04_on_a_device(tmp_path, states):
             path.relative_to(root): json.loads(path.read_text())["tests"]["test"]["outputs"]["logits"]
             for path in sorted(root.rglob("outcome.json"))
         }
-    assert len(logits[True]) == 2 * 3 and logits[True].keys() == logits[False].keys()
+    assert len(logits[True]) == 2 * 2 * 3 and logits[True].keys() == logits[False].keys()
     for name, found in logits[True].items():
         assert np.allclose(found, logits[False][name], atol=5e-3), name
     steps = json.loads(printed.splitlines()[-1])

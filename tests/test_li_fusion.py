@@ -541,7 +541,7 @@ def test_all_parts_can_be_fine_tuned(tmp_path):
         (("--LAYER_MERGE=sum",), "LAYER_MERGE=sum: choose from mean, concatenate"),
         (("--HEADS=3",), "HEADS=3: does not divide WIDTH=16"),
         (("--CONTEXT_AFTER=-1",), "CONTEXT_AFTER=-1: give a number from 0"),
-        (("--FINETUNE_PATIENCE=10",), "FINETUNE_PATIENCE: must lie below STOP_PATIENCE"),
+        (("--FINETUNE_PATIENCE=10",), "FINETUNE_PATIENCE=10: must lie below STOP_PATIENCE=10"),
         (("--FROZEN_EPOCHS=0",), "FROZEN_EPOCHS=0: give a number above 0"),
         (("--CONTEXT_EPOCHS=-1",), "CONTEXT_EPOCHS=-1: give a number"),
         (("--AUDIO_MODEL=facebook/absent",), "absent: no checkpoint there"),

@@ -93,10 +93,10 @@ def read_recordings(root):
         words = " ".join(" ".join(read_lines(text)).split()) if text.is_file() else ""
         speaker = name.split("/")[0] if "/" in name else root.resolve().name
         utterance_id = file_name(name.replace("/", "-"))
-        if utterance_id in names:
-            what = f"{name} and {names[utterance_id]} would both be called {utterance_id}"
+        if (as_file := utterance_id.casefold()) in names:  # as in `read`
+            what = f"{name} and {names[as_file]} would both be called {utterance_id}"
             raise UserError(f"{root}: {what}; rename one of them")
-        names[utterance_id] = name
+        names[as_file] = name
         release.turns.append(single(utterance_id, speaker, audio, video, words))
         if len(paths) > 1 + bool(video and audio != video):
             release.warnings.append(f"{name}: several recordings of this name; {audio or video} is taken")

@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,15 +54,10 @@ def write(root, n_clips):
 
 
 def write_store(folder, names, rows, meta):
-    """The index of a store in which every clip has as many rows of an array: rows {array: number}."""
-    columns = {f"{array}_": n for array, n in rows.items()} if len(rows) > 1 else {"": max(rows.values())}
-    lines = (
-        {"utterance_id": name}
-        | {f"{c}start": i * n for c, n in columns.items()}
-        | {f"{c}rows": n for c, n in columns.items()}
-        for i, name in enumerate(names)
-    )
-    header = ("utterance_id", *(f"{column}{end}" for column in columns for end in ("start", "rows")))
+    """The index of a store in which every clip has as many rows: {"": number}, or {"<array>_": number}."""
+    header = ("utterance_id", *(f"{array}{end}" for array in rows for end in ("start", "rows")))
+    places = ([(i * n, n) for n in rows.values()] for i in range(len(names)))
+    lines = (dict(zip(header, (name, *chain(*place)))) for name, place in zip(names, places))
     write_csv(make_folder(folder) / "index.csv", lines, header)
     write_json(folder / "meta.json", {**meta, "complete": True})
 
@@ -83,7 +79,7 @@ def sadok(root, names, n_batches):
     script = load_script("05_pretrain_vqmae.py")
     pretraining, frames = data.Pretraining(str(root), ("voxceleb2",), 0), int(CLIP_S * 50)
     folder = pretraining.codes_folder("voxceleb2")
-    write_store(folder, names, {"codes": frames}, {})
+    write_store(folder, names, {"": frames}, {})
     size = write_zeros(folder / "codes.npy", "|u1", (len(names) * frames, script.N_ROWS))
     timed("manifest of 05", lambda: data.read_part(pretraining.data_root, "voxceleb2"))
     train, _ = timed("speakers, training and held out", pretraining.turns)
@@ -126,13 +122,15 @@ def khare(root, names, n_batches):
     arrays = {"words": words.reshape(-1), "word_times": np.tile(times.astype(np.float32), (n, 1))}
     arrays["facts"] = np.tile(np.array([CLIP_S, -0.1, 0], np.float32), (n, 1))
     assert len(FACTS) == arrays["facts"].shape[1]
-    rows = {name: len(array) // n for name, array in arrays.items()}
-    rows |= {"audio": round(CLIP_S / AUDIO_STEP_S), "video": round(CLIP_S * script.FPS)}
+    rows = {f"{name}_": len(array) // n for name, array in arrays.items()}
+    rows |= {"audio_": round(CLIP_S / AUDIO_STEP_S), "video_": round(CLIP_S * script.FPS)}
     write_store(folder, names, rows, {"video_step_s": 1 / script.FPS})
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     widths = {"audio": AUDIO_DIM, "video": VIDEO_DIM}
-    size = sum(write_zeros(folder / f"{name}.npy", "<f2", (n * rows[name], d)) for name, d in widths.items())
+    size = sum(
+        write_zeros(folder / f"{name}.npy", "<f2", (n * rows[f"{name}_"], d)) for name, d in widths.items()
+    )
     del words, arrays
     manifest = timed("manifest of 07", lambda: read_manifest(str(root), "voxceleb2"))
     store = timed("opening its store", lambda: Store(folder))
