@@ -17,6 +17,7 @@ import soundfile
 import torch
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 from torchaudio.functional import resample
 
 from common.files import atomic_path
@@ -265,7 +266,7 @@ def read_frames(path, end_s=math.inf, short_side=None):
     Returns (frames (T, H, W, 3) uint8 RGB, times_s (T,) float64 from the first frame of the video).
     Raises MediaError for a file of which no frame can be decoded.
     """
-    frames, times_s = [], []
+    frames, times_s, scaler = [], [], VideoReformatter()  # one for all: each sets up its own tables
     with open_video(path) as (container, stream):
         for frame, pts in timed_frames(container.demux(stream), stream):
             time_s = float(pts * stream.time_base)
@@ -273,7 +274,8 @@ def read_frames(path, end_s=math.inf, short_side=None):
                 break
             scale = short_side / min(frame.width, frame.height) if short_side else 1
             size = {"width": round(scale * frame.width), "height": round(scale * frame.height)}
-            frames.append(upright(frame.to_ndarray(format="rgb24", **size), frame))
+            picture = scaler.reformat(frame, format="rgb24", threads=1, **size).to_ndarray()
+            frames.append(upright(picture, frame))
             times_s.append(time_s)
     if not frames:
         raise MediaError(path, "no video frame could be decoded")
