@@ -102,7 +102,7 @@ WORKERS = 4                     # threads that convert recordings, processes tha
 
 # ---- Presets --------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "RAVDESS_CHANNEL": "both", "WRITE_CHECKPOINTS": "tiny",
-        "RESULTS_ROOT": "results/mine"}
+        "RESULTS_ROOT": "results/mine", "WORKERS": 2}
 SCRATCH = {"WRITE_CHECKPOINTS": "small"}  # models for 02 --scratch
 SETTINGS = {}                   # filled by settings.run: what this run used
 # fmt: on
