@@ -126,6 +126,8 @@ CONTEXT_AFTER = 4                 # ... and after it; 0 is what a live system co
 WIDTH = 16                        # per step and modality after the projector (Sec. 2.1)
 SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
 LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
+STANDARDISE = False               # each number of each layer by its mean and sd in training, which Whisper's
+                                  # states need. Not in the paper
 PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
 HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper
@@ -169,10 +171,11 @@ JOBS = 1                          # trainings side by side, each in a process of
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 12,
         "NN_BATCH_SIZE": 128, "NN_LEARNING_RATE": 2e-3, "XGB_ROUNDS": 30,
-        "CHECKPOINTS": "local", "WORKERS": 0, "AUDIO_MAX_S": 3.0, "DROPOUT": 0.2, "FROZEN_LEARNING_RATE": 3e-3,
-        "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32, "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 7,
-        "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",), "CONTEXT_SIZES": ("0+0", "4+4"),
-        "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18, "RESULTS_ROOT": "results/mine"}
+        "CHECKPOINTS": "local", "WORKERS": 0, "AUDIO_MAX_S": 3.0, "DROPOUT": 0.2,
+        "FROZEN_LEARNING_RATE": 3e-3, "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32,
+        "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 7, "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",),
+        "CONTEXT_SIZES": ("0+0", "4+4"), "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18,
+        "RESULTS_ROOT": "results/mine"}
                                   # synthetic corpus, tiny encoders with random weights; an epoch has 14
                                   # steps, hence the patience; the gain by context shows after some 300 steps
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
@@ -450,7 +453,7 @@ class FusionNetwork(nn.Module):
     def __init__(self, name, shapes, window, n_classes):
         super().__init__()
         self.branches = BRANCHES[name]
-        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN
+        choices = WIDTH, SE_REDUCTION, LAYER_MERGE, PROJECTOR_HIDDEN, STANDARDISE
         extractors = {m: FeatureExtractor(m, shapes[m], window, *choices) for m in modalities_of(name)}
         self.extractors, self.transformers = nn.ModuleDict(extractors), nn.ModuleList()
         for target, source in self.branches:

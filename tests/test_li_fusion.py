@@ -349,11 +349,11 @@ def test_killed_after_the_frozen_phase_it_resumes(finished, tmp_path, monkeypatc
     prepare(tmp_path)
     real, calls = training.start_network, []
 
-    def killed(study, system, window, seed, phase, folder):
+    def killed(study, system, window, seed, phase, folder, train_ids):
         calls.append((folder.name, phase))
         if phase == TUNED and len(calls) == 2:
             raise KeyboardInterrupt
-        return real(study, system, window, seed, phase, folder)
+        return real(study, system, window, seed, phase, folder, train_ids)
 
     monkeypatch.setattr(training, "start_network", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -524,6 +524,22 @@ def test_all_parts_can_be_fine_tuned(tmp_path):
     model = training.start_network(study, "BERT+FC", (1, 1), 0, TUNED, study.folder / place)
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("backbone.encoder.layer.1" in name for name in learning)
+
+
+def test_states_are_standardised_by_training_turns_alone(tmp_path):
+    """Their steps get mean 0 and sd 1, and fine-tuning keeps the numbers of the frozen phase."""
+    prepare(tmp_path)
+    study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--STANDARDISE=true")
+    train_system(study, "BERT+FC", (1, 1), [FROZEN], 0, 0)
+    states, train = study.utterances["text"].states, study.folds[0][0].train
+    steps = np.concatenate([states.rows(turn.utterance_id, "states") for turn in train]).astype(float)
+    folder = study.folder / "bert_fc/1+1/seed0/fold1"
+    projector = training.start_network(study, "BERT+FC", (1, 1), 0, TUNED, folder).extractors["text"].projector
+    np.testing.assert_allclose(projector.mean, steps.mean(0), atol=1e-5)
+    np.testing.assert_allclose(projector.sd, steps.std(0), rtol=1e-4)
+    study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--STANDARDISE=true", "--HIDDEN_STATES=anew")
+    with pytest.raises(UserError, match="STANDARDISE: .*set HIDDEN_STATES=disk"):
+        train_system(study, "BERT+FC", (1, 1), [FROZEN], 0, 0)
 
 
 # ---- Refusals ------------------------------------------------------------------------------

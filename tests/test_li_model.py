@@ -196,6 +196,15 @@ def test_the_projector_written_out(merge, hidden):
         torch.testing.assert_close(found[0, 4 * u + t], expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_projector_may_standardise_its_states():
+    """By mean and sd of every number of every layer, as if that had been done before."""
+    plain, own = (Projector(3, 5, 8, 0, "mean", 12, standardise) for standardise in (False, True))
+    own.load_state_dict({**plain.state_dict(), "mean": noise(3, 5), "sd": noise(3, 5).abs() + 0.5})
+    states, shown = 100 * noise(2, 4, 3, 5), torch.ones(2, 1, 4, dtype=torch.bool)
+    assert torch.equal(own(states, shown), plain((states - own.mean) / own.sd, shown))
+    assert not torch.allclose(own(states, shown), plain(states, shown))
+
+
 def in_a_row(x, visible, target, fill=100.0):
     """What an extractor takes of padded utterances x (B, N, T, ...), visible (B, N, T): the target first.
 

@@ -43,19 +43,23 @@ class SqueezeExcite(nn.Module):
 class Projector(nn.Module):
     """All hidden layers of an utterance -> d numbers per step: calibration, then an MLP with LayerNorm.
 
-    merge   "mean" of the calibrated layers, or "concatenate"
-    hidden  units of the MLP's first layer, 0 = a single layer
+    merge        "mean" of the calibrated layers, or "concatenate"
+    hidden       units of the MLP's first layer, 0 = a single layer
+    standardise  whether states are taken less `mean` and over `sd` (L, D), which are to be filled in
     """
 
-    def __init__(self, n_layers, n_inputs, width, reduction, merge, hidden):
+    def __init__(self, n_layers, n_inputs, width, reduction, merge, hidden, standardise=False):
         super().__init__()
         self.merge, self.gate = merge, SqueezeExcite(n_layers, reduction)
+        for name in ("mean", "sd"):
+            self.register_buffer(name, torch.ones(n_layers, n_inputs) if standardise else None)
         n_inputs *= n_layers if merge == "concatenate" else 1
         first = [nn.Linear(n_inputs, hidden), nn.ReLU()] if hidden else []
         self.mlp = nn.Sequential(*first, nn.Linear(hidden or n_inputs, width), nn.LayerNorm(width))
 
     def forward(self, states, shown):
         """states (B, S, L, D), shown (B, N, S): the steps of each utterance -> (B, S, d)."""
+        states = states if self.mean is None else (states - self.mean) / self.sd
         gate = self.gate(average(states.mean(-1, dtype=torch.float32)[:, None], shown))  # (B, N, L)
         gate = shown.transpose(1, 2).to(gate.dtype) @ gate  # (B, S, L), that of each step's utterance
         if self.merge == "concatenate":
@@ -92,16 +96,17 @@ class FeatureExtractor(nn.Module):
 
     shape   (L, D) of the pretrained model
     window  (utterances before, after) that the text sees; audio has no context
+    choices of the Projector: width, reduction, merge, hidden, standardise
     """
 
-    def __init__(self, modality, shape, window, width, reduction, merge, hidden):
+    def __init__(self, modality, shape, window, *choices):
         super().__init__()
         before, after = window if modality == "text" else (0, 0)
         self.modality, self.n_window = modality, before + 1 + after
         self.backbone = None  # the pretrained model, where its states do not come with the batch
         self.kept = None  # all states (P, L, D), where they are on the device and the batch has their rows
-        self.projector = Projector(*shape, width, reduction, merge, hidden)
-        self.context = ContextConvolution(self.n_window, width) if modality == "text" else None
+        self.projector = Projector(*shape, *choices)
+        self.context = ContextConvolution(self.n_window, choices[0]) if modality == "text" else None
 
     def attach(self, backbone, parts):
         """Put the pretrained model in place; trained `parts`: "none", "bottom" (Sec. 2.4) or "all"."""

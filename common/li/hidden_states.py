@@ -29,6 +29,7 @@ from common.training import by_length, exact, forward_batch
 
 SILENCE = "(silence)"  # stands for turns without audio, or whose audio cannot be read
 DEVICE_SHARE = 0.7  # of a GPU's free memory that hidden states may take
+MEASURED = 512  # turns whose states give mean and deviation
 COPY_STEPS = 4096  # of hidden states that are copied to it together: all would not fit in memory
 
 load_once = lru_cache(encoders.load_backbone)
@@ -103,6 +104,17 @@ class Utterances:
         rows, place = pad_sequence(rows, True), pad_sequence(places, True, len(windows[0]))
         states = rows if self.on_device is not None else torch.from_numpy(self.states["states"][rows.numpy()])
         return {"states": states, "place": place, "visible": (place == target)[:, :longest]}
+
+    def moments(self, ids):
+        """Mean and standard deviation (L, D) over the steps of up to MEASURED of some turns' kept states."""
+        if self.states is None:
+            raise UserError("STANDARDISE: is measured on kept hidden states; set HIDDEN_STATES=disk")
+        kept = [i for i in ids if i in self.states]
+        some = [self.states.rows(i, "states") for i in kept[:: -(-len(kept) // MEASURED)]]
+        n = sum(map(len, some))
+        mean = sum(x.sum(0, dtype=np.float64) for x in some) / n
+        sd = np.sqrt(sum(((x - mean) ** 2).sum(0) for x in some) / n)
+        return torch.from_numpy(mean), torch.from_numpy(np.where(sd > 0, sd, 1))
 
     def n_silent(self):
         """How many turns are taken as silence."""

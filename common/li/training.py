@@ -29,11 +29,14 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
    Fine-tuning starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the
    development speaker start it, 10 end it. FROZEN_EPOCHS and FINETUNE_EPOCHS bound the phases; in the presets
    they end most of them.
-8. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
-9. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked, not treated as silence.
-10. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each
+8. STANDARDISE subtracts the mean of the training part from every number of every layer and divides by its
+   deviation. Whisper's states need it: a few of their 512 numbers are a hundred times as large as the rest,
+   and behind the projector's LayerNorm all steps look alike.
+9. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
+10. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked, not treated as silence.
+11. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each
     has the other's words as context. The context of a test turn is of its own session.
-11. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in
+12. Slips of the paper: 1,626 happy turns (1,636 make its total of 5,531); 84.35 in its conclusion is 84.45 in
     Table 2.
 """
 
@@ -119,7 +122,7 @@ def train_system(study, system, window, phases, seed, k):
             data[part] = Windows(turns, study.manifest.classes, utterances, *how)
         # Kept states are collated here: worker processes would pass them through shared memory, often 64 MB.
         recipe = replace(recipe, workers=recipe.workers if len(live) == len(utterances) else 0)
-        make_model = partial(start_network, study, system, window, seed, phase, folder)
+        make_model = partial(start_network, study, system, window, seed, phase, folder, data["train"].ids)
         task = Task(make_model, study.loss, lambda net, batch: {"logits": net(batch)}, loss_and_accuracy)
         identity = identity_of(study, system, window, data, phase, seed)
         place = Place(folder / phase, identity, f"{system} {fold.name} {phase}")
@@ -144,7 +147,7 @@ def live_modalities(study, system, phase):
     return {m for m in study.systems[system] if phase == TUNED or study.utterances[m].states is None}
 
 
-def start_network(study, system, window, seed, phase, folder):
+def start_network(study, system, window, seed, phase, folder, train_ids=()):
     """A fresh network; for fine-tuning with the weights that the frozen phase left."""
     shapes = {m: study.utterances[m].shape for m in study.systems[system]}
     model = build(seed, study.network, system, shapes, window, len(study.manifest.classes))
@@ -153,6 +156,9 @@ def start_network(study, system, window, seed, phase, folder):
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".backbone." not in name})
     live, parts = live_modalities(study, system, phase), study.finetuned_parts if phase == TUNED else "none"
     for m, extractor in model.extractors.items():
+        if phase == FROZEN and study.design["STANDARDISE"]:
+            for buffer, found in zip(extractor.projector.buffers(), study.utterances[m].moments(train_ids)):
+                buffer.copy_(found)
         extractor.kept = study.utterances[m].on_device
         if m in live:
             extractor.attach(study.utterances[m].backbone(), parts)
