@@ -534,7 +534,8 @@ def test_states_are_standardised_by_training_turns_alone(tmp_path):
     states, train = study.utterances["text"].states, study.folds[0][0].train
     steps = np.concatenate([states.rows(turn.utterance_id, "states") for turn in train]).astype(float)
     folder = study.folder / "bert_fc/1+1/seed0/fold1"
-    projector = training.start_network(study, "BERT+FC", (1, 1), 0, TUNED, folder).extractors["text"].projector
+    network = training.start_network(study, "BERT+FC", (1, 1), 0, TUNED, folder)
+    projector = network.extractors["text"].projector
     np.testing.assert_allclose(projector.mean, steps.mean(0), atol=1e-5)
     np.testing.assert_allclose(projector.sd, steps.std(0), rtol=1e-4)
     study = study_of(tmp_path, "--SYSTEMS=BERT+FC", "--STANDARDISE=true", "--HIDDEN_STATES=anew")
