@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
@@ -33,7 +34,8 @@ logging.set_verbosity_error()
 # transformers gives WavLM's attention a bool mask and a float bias; torch joins them rightly and complains
 warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
 
-PROCESSORS = {"text": AutoTokenizer, "audio": AutoFeatureExtractor, "video": AutoImageProcessor}
+# Classes by name: to import the one for pictures takes two seconds
+PROCESSORS = {"text": "AutoTokenizer", "audio": "AutoFeatureExtractor", "video": "AutoImageProcessor"}
 POOLINGS = ("paper", "cls", "mean", "attention")
 WEIGHTS = (".safetensors", ".bin")  # endings of files of weights
 RATE_HZ = 16000  # of every checkpoint used here
@@ -94,7 +96,7 @@ def load_config(source):
 
 def load_processor(source, modality):
     """The tokenizer, feature extractor or image processor that belongs to a checkpoint."""
-    processor = load_pretrained(PROCESSORS[modality], source)
+    processor = load_pretrained(getattr(transformers, PROCESSORS[modality]), source)
     processor.padding_side = "right"
     return processor
 

@@ -139,11 +139,23 @@ def check_rate(path, source_hz, rate_hz):
 
 
 def read_audio(path, end_s=None, rate_hz=16000):
-    """Read the mean of all channels of an audio file, or of the audio in a container.
+    """The sound of a recording at a sampling rate: float32 (T,), full scale = 1; see `read_mono`.
 
-    end_s    seconds to read, None = all; sound that starts later than its container is preceded by silence
     rate_hz  sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
-    Returns float32 (T,), full scale = 1.
+    Raises MediaError as `read_mono` does, and for an odd rate.
+    """
+    mono, source_hz = read_mono(path, end_s)
+    check_rate(path, source_hz, rate_hz)
+    if source_hz != rate_hz:
+        mono = resample(torch.from_numpy(mono), source_hz, rate_hz).numpy()
+    return mono
+
+
+def read_mono(path, end_s=None):
+    """Read the mean of all channels of an audio file, or of the audio in a container, as it was recorded.
+
+    end_s  seconds to read, None = all; sound that starts later than its container is preceded by silence
+    Returns float32 (T,), full scale = 1, and its sampling rate in Hz.
     Raises MediaError for a file that is unreadable, or whose sound is absent, silent or of no use.
     """
     samples = ()
@@ -153,7 +165,6 @@ def read_audio(path, end_s=None, rate_hz=16000):
             samples = file.read(last, dtype="float32", always_2d=True)  # (T, channels)
     if not len(samples):  # another format under this name, or a header that was never finished
         samples, source_hz = _decode_audio(path, end_s)
-    check_rate(path, source_hz, rate_hz)
     mono = samples.mean(axis=1, dtype=np.float32)  # (T,)
     if not len(mono):
         raise MediaError(path, "no audio samples")
@@ -163,9 +174,7 @@ def read_audio(path, end_s=None, rate_hz=16000):
         raise MediaError(path, "its channels cancel each other", "keep one of them, or invert one")
     if np.ptp(mono) <= SILENCE:
         raise Silence(path, f"silence: its samples differ by no more than {SILENCE:g}")
-    if source_hz != rate_hz:
-        mono = resample(torch.from_numpy(mono), source_hz, rate_hz).numpy()
-    return mono
+    return mono, source_hz
 
 
 def _decode_audio(path, end_s):

@@ -17,7 +17,7 @@ from torchaudio.functional import resample
 from common.chochlakis.backbones import FPS, MODALITIES
 from common.extraction import extract
 from common.files import UserError, hash_of
-from common.media import MediaError, Silence, check_rate, open_video, probe, read_audio
+from common.media import MediaError, Silence, check_rate, open_video, read_mono
 from common.pictures import read_pictures
 from common.store import rows_of
 
@@ -76,9 +76,9 @@ def fill_audio(audio, path, clip_s, rate_hz):
 
     Each clip is resampled by itself, so that the filter, half a millisecond long, does not carry sound over.
     """
-    (n_clips, n_samples), source_hz = audio.shape, probe(path).rate_hz
+    n_clips, n_samples = audio.shape
     try:
-        samples = read_audio(path, n_clips * clip_s, source_hz)  # (T,)
+        samples, source_hz = read_mono(path, n_clips * clip_s)  # (T,)
     except Silence:
         return 0.0
     check_rate(path, source_hz, rate_hz)

@@ -19,7 +19,7 @@ SIZES = {  # {corpus: {argument of write_demo_<corpus>: (usual, least, most)}}
     "demo_audioset": {"n_clips": (96, 1, 20000)},
     # Three folds need 8 videos, one more is in no fold; segments per video on average, 1 to 8 s long.
     "demo_mosei": {"n_videos": (80, 8, 10000), "segments_per_video": (8, 1, 100)},
-    "demo_voxceleb2_av": {"n_speakers": (60, 1, 10000), "clips_per_speaker": (12, 1, 10000)},  # 2 to 8 s long
+    "demo_voxceleb2_av": {"n_speakers": (60, 1, 10000), "clips_per_speaker": (8, 1, 10000)},  # 2 to 8 s long
 }
 # Whose layout a corpus has: a module of common/corpora.
 SYNTHETIC = {corpus: corpus.removeprefix("demo_").removesuffix("_av") for corpus in SIZES}
