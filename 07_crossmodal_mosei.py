@@ -146,7 +146,7 @@ DEMO = {"JOBS": 2, "CORPUS": "demo_mosei", "PRETRAIN_CORPUS": "demo_voxceleb2_av
         "ASR_TRANSCRIPTS": "raw/demo_mosei/recognised_synthetic.csv",
         "GLOVE": "raw/demo_mosei/glove.demo.300d.txt", "RANDOM_VGG": True, "FRAME_SIZE": 32, "FPS": 0.5,
         "WIDTH": 64, "DEPTH": 1, "FEED_FORWARD": 64, "DROPOUT": 0.0, "N_SUBSTITUTES": 4,
-        "PRETRAIN_EPOCHS": 40, "LEARNING_RATE_SCALE": 0.5, "WARMUP_STEPS": 150, "HELD_OUT": 0.1,
+        "PRETRAIN_EPOCHS": 60, "LEARNING_RATE_SCALE": 0.5, "WARMUP_STEPS": 150, "HELD_OUT": 0.1,
         "FINETUNE_LEARNING_RATE": 5e-3, "FINETUNE_EPOCHS": 4, "FINETUNE_BATCH_SIZE": 16, "N_RESAMPLES": 1000,
         "WORKERS": 0, "RESULTS_ROOT": "results/mine"}     # synthetic corpora, VGG-16 with random weights
 SCRATCH = {"PRETRAIN_CORPUS": "meld", "SEEDS": (0, 1, 2), "TRANSCRIPTS": "", "ASR_TRANSCRIPTS": "",
