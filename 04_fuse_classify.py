@@ -177,7 +177,7 @@ DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False
         "CONTEXT_SIZES": ("0+0", "4+4"), "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18,
         "RESULTS_ROOT": "results/mine"}
                                   # synthetic corpus, tiny encoders with random weights; an epoch has 14
-                                  # steps, hence the patience; the gain by context shows after some 300 steps
+                                  # steps, hence the patience; the gain by context shows after some 250 steps
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
            "FINETUNED_PARTS": "all", "FINETUNE_LEARNING_RATE": 3e-4, "FROZEN_EPOCHS": 20,
            "FINETUNE_EPOCHS": 5}

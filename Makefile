@@ -11,7 +11,7 @@ RESULTS ?= results/mine
 DEMO := --demo $(if $(filter-out results/mine,$(RESULTS)),--RESULTS_ROOT=$(RESULTS))
 
 demo: $(VENV)/ready
-	@echo "27 minutes on two idle CPU cores: 01 takes five in all, 02 three, 04 seven, 05 two, 06 four, 07 six"
+	@echo "12 minutes on two idle CPU cores: 01 takes two in all, 02 one, 04 three, 05 one, 06 two, 07 two"
 	$(RUN) 01_prepare_data.py $(DEMO)
 	$(RUN) 02_finetune_unimodal.py $(DEMO)
 	$(RUN) 03_extract_features.py $(DEMO)
