@@ -126,8 +126,7 @@ CONTEXT_AFTER = 4                 # ... and after it; 0 is what a live system co
 WIDTH = 16                        # per step and modality after the projector (Sec. 2.1)
 SE_REDUCTION = 0                  # of squeeze-and-excitation; 0 = the number of layers (Sec. 2.1)
 LAYER_MERGE = "mean"              # "mean" of the calibrated layers, or "concatenate". Not in the paper
-STANDARDISE = False               # each number of each layer by its mean and sd in training, which Whisper's
-                                  # states need. Not in the paper
+STANDARDISE = False               # by mean and sd in training: Whisper's states need it. Not in the paper
 PROJECTOR_HIDDEN = 128            # units of the projector's first layer, 0 = a single layer. Not in the paper
 HEADS = 1                         # of attention; Eq. 1 has one
 BLOCKS = 1                        # Transformer blocks in a row. Not in the paper

@@ -536,20 +536,24 @@ def train_classifiers(data, systems, imputers, seeds):
 
 
 def predict(data, classifiers, imputers):
-    """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}."""
-    test, predicted, errors = data.test, {}, {}
+    """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}; and
+    {imputer: (1, 2, N, D)}, the first recording with half of its clips imputed, NaN where they are "lost"."""
+    test, predicted, errors, imputed = data.test, {}, {}, {}
     for system in (s for s in classifiers if s.imputer in WHOLE):
         predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
     for k, hidden in draw_test_masks(len(test), test.n_clips).items():
         for name, imputer in imputers.items():
             x = impute(imputer, data.train, test, hidden)
             shares = imputation.unexplained(data.train, test, x, hidden)
+            if k == test.n_clips // 2:
+                imputed["lost"] = torch.where(hidden[0, :1, ..., None], torch.nan, test.x[:1]).numpy()
+                imputed[name] = x[0, :1].numpy()
             errors |= {(name, k, modality): [share] for modality, share in shares.items()}
             for system in (s for s in classifiers if s.imputer == name):
                 predicted[system, k] = classify(classifiers[system], together(x))
         if "linear" in CLASSIFIERS:
             predicted[System("linear", "backoff"), k] = predict_backoff(data, classifiers, hidden)
-    return predicted, errors
+    return predicted, errors, imputed
 
 
 def predict_backoff(data, classifiers, hidden):

@@ -100,9 +100,6 @@ def paired_test_cells(column, pairs, y_true, speakers, n_resamples, sessions=Non
     return cells, note
 
 
-# ---- Predictions ---------------------------------------------------------------------------
-
-
 class Scores:
     """What systems predict of the labelled turns of a corpus on all folds and seeds, for cells and tests.
 

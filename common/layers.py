@@ -55,9 +55,6 @@ def take(tokens, at):
     return tokens[samples, at]  # its gradient adds whole tokens; that of take_along_dim single numbers
 
 
-# ---- Weights in files ----------------------------------------------------------------------
-
-
 def weights_hash(weights):
     """A short hash of weights {name: tensor}, in their order."""
     digest = hashlib.sha256()

@@ -97,7 +97,7 @@ def test_every_table_is_there(demo, stem):
     "stem",
     [
         *(f"{figure}_{name}" for name, figure in BACKBONES.items()),
-        *(f"fig_{what}_{name}" for what in ("4", "baselines") for name in BACKBONES),
+        *(f"fig_{what}_{name}" for what in ("4", "baselines", "imputed") for name in BACKBONES),
     ],
 )
 def test_every_figure_is_there(demo, stem):

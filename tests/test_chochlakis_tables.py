@@ -46,7 +46,7 @@ def outcome(predicted, seeds=(0,), errors=None, classifiers=()):
         "RANDOM_BACKBONES": True,
         "PRETRAIN_CORPUS": "",
     }
-    return tables.Outcome("avid-cma", settings, test, predicted, errors or {})
+    return tables.Outcome("avid-cma", settings, test, predicted, errors or {}, {})
 
 
 class FakeRun:

@@ -115,7 +115,7 @@ def test_context_is_worth_something_in_the_demo(committed):
 
 
 def test_masked_pretraining_is_worth_something_in_the_demo(committed):
-    """Read from rows of tokens, frozen: the whole interval of the gain lies above 0, as that over CLS does."""
+    """Read from rows of tokens, frozen: the interval of the gain lies above 0, as that over CLS does."""
     table = gains(committed / "results/05_pretrain_vqmae/demo_ravdess_speech/sadok_table_tests.csv")
     for row in ("... rows of tokens, frozen", "rows of tokens against CLS"):
         assert float(table[row]["ci_low"]) > 0 and float(table[row]["mean"]) >= 5

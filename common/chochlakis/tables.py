@@ -94,6 +94,9 @@ class Outcome:
     test: object  # Part: the test recordings
     predicted: dict  # {(System, k): (S, M, R)}
     errors: dict  # {(imputer, k, modality): an error in % for each autoencoder}
+    imputed: (
+        dict  # {imputer: (seeds, 2, N, D)}, the first recording with half of its clips "lost" and imputed
+    )
 
     def __post_init__(self):
         self.score = cache(self.score)  # several tables ask for the same
@@ -195,6 +198,7 @@ def write(run, outcomes, classifiers, mixtures, beyond):
             show(run, outcome, *stems, "Simple ways to impute", panels, "Not in the paper. ", short=True)
             write_errors(run, outcome)
             write_epochs(run, outcome, classifiers)
+        imputed_figure(run, outcome)
     write_cases(run, outcomes, classifiers)
 
 
@@ -209,6 +213,28 @@ def show(run, outcome, table, figure, title, panels, about="", short=False):
     drawn = curve_panels(series, "lost clips of either modality (%)", "accuracy (%)", outcome.chance)
     caption = f"{title}, {run.corpus}. {about} Bars: sd over masks."
     plots.save(drawn, run.folder, f"chochlakis_{figure}", caption)
+
+
+def imputed_figure(run, outcome):
+    """Beyond the paper: features of the first test recording, whole, with half of the clips lost, imputed."""
+    x = outcome.test.x.numpy()  # (R, 2, N, D)
+    mean, sd = (of(x, (0, 2))[:, None] for of in (np.mean, np.std))  # (2, 1, D)
+    views = {"recorded": x[:1], **outcome.imputed}
+    fig, grid = plots.plt.subplots(
+        len(views), 2, figsize=(7, 1 + 0.7 * len(views)), sharex="col", squeeze=False
+    )
+    for line, (name, view) in zip(grid, views.items()):
+        line[0].set_ylabel(name, rotation=0, ha="right")
+        for axes, features in zip(line, (view[0] - mean) / np.where(sd > 0, sd, 1)):  # (N, D)
+            axes.imshow(features, aspect="auto", cmap="RdBu", vmin=-3, vmax=3, interpolation="nearest")
+            axes.set_yticks([])
+            axes.grid(False)
+    for axes, modality in zip(grid[-1], MODALITIES):
+        axes.set_xlabel(f"features of {modality}")
+    who, stem = outcome.test.turns[0].utterance_id, f"chochlakis_fig_imputed_{outcome.name}"
+    what = "A row is a clip; blue: above the feature's mean over the test part, red: below, by up to 3 sd."
+    plots.save(fig, run.folder, stem, f"{who}, {run.corpus}, features by {outcome.name}, imputed. {what}")
+    print(f"  look      {run.folder}/{stem}.png: a recording's features, lost and imputed")
 
 
 def write_errors(run, outcome):

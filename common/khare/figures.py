@@ -27,9 +27,6 @@ def pretraining_figure(run, results):
     plots.save(fig, run.folder, "khare_fig_pretraining", caption)
 
 
-# ---- Case studies (Section 4.2) ------------------------------------------------------------
-
-
 def cases_figure(run, results, model, clips, named_cases):
     """For some clips: where the baseline looks, and what is predicted with and without each modality.
 

@@ -29,9 +29,8 @@ DEVIATIONS and what the paper leaves open; constants of 04 in capitals
    Fine-tuning starts from those of the frozen phase and counts on: 5 epochs without a lower loss on the
    development speaker start it, 10 end it. FROZEN_EPOCHS and FINETUNE_EPOCHS bound the phases; in the presets
    they end most of them.
-8. STANDARDISE subtracts the mean of the training part from every number of every layer and divides by its
-   deviation. Whisper's states need it: a few of their 512 numbers are a hundred times as large as the rest,
-   and behind the projector's LayerNorm all steps look alike.
+8. STANDARDISE gives every number of every layer mean 0 and deviation 1 in training. Of Whisper's 512 numbers
+   a few are a hundred times as large as the rest: behind the projector's LayerNorm all steps look alike.
 9. Weight decay is on matrices only; AdamW starts afresh for fine-tuning. Neither is in the paper.
 10. "Voiced 5 seconds": the first 5 s. Shorter turns are padded and masked, not treated as silence.
 11. The development speaker is drawn anew for each seed. The interlocutor is a training speaker, so that each
