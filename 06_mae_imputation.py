@@ -546,7 +546,8 @@ def predict(data, classifiers, imputers):
             x = impute(imputer, data.train, test, hidden)
             shares = imputation.unexplained(data.train, test, x, hidden)
             if k == test.n_clips // 2:
-                imputed["lost"] = torch.where(hidden[0, :1, ..., None], torch.nan, test.x[:1]).numpy()
+                gone = (hidden | test.missing)[0, :1, ..., None]  # (1, 2, N, 1)
+                imputed["lost"] = torch.where(gone, torch.nan, test.x[:1]).numpy()
                 imputed[name] = x[0, :1].numpy()
             errors |= {(name, k, modality): [share] for modality, share in shares.items()}
             for system in (s for s in classifiers if s.imputer == name):

@@ -139,10 +139,9 @@ def check_rate(path, source_hz, rate_hz):
 
 
 def read_audio(path, end_s=None, rate_hz=16000):
-    """The sound of a recording at a sampling rate: float32 (T,), full scale = 1; see `read_mono`.
+    """The sound of a recording at a sampling rate: float32 (T,), full scale = 1.
 
-    rate_hz  sampling rate wanted; other rates are resampled (torchaudio's windowed sinc)
-    Raises MediaError as `read_mono` does, and for an odd rate.
+    rate_hz  the rate wanted; others are resampled (torchaudio's windowed sinc), odd ones are a MediaError
     """
     mono, source_hz = read_mono(path, end_s)
     check_rate(path, source_hz, rate_hz)

@@ -603,7 +603,7 @@ def clips():
 
 
 def small_seed(folder, **more):
-    """What run_seed of 06 gives on made-up features: (test Part, predictions, errors of imputation)."""
+    """What run_seed of 06 gives on made-up features: (test Part, predictions, errors, imputed features)."""
     c = load_script("06_mae_imputation.py")
     sizes = {
         "MAE_EPOCHS": 4,
@@ -627,16 +627,26 @@ def seed(tmp_path_factory):
 
 
 def test_a_seed_learns_what_is_easy(seed):
-    test, predicted, errors = seed
+    test, predicted, errors, _ = seed
     assert len(predicted) == 6 + 25 * (N - 1) and len(errors) == 8 * (N - 1) * 2
     right = {key: (labels == test.labels.numpy()).mean() for key, labels in predicted.items()}
     assert np.mean(list(right.values())) > 0.7 and np.isfinite(list(errors.values())).all()
 
 
+def test_the_recording_that_is_shown_keeps_what_was_not_lost(seed):
+    """Of the first, which has no video, sound is "lost"; every method leaves the rest and fills it in."""
+    test, _, _, imputed = seed
+    lost = np.isnan(imputed.pop("lost")[0])  # (2, N, D)
+    assert lost.any(2).sum(1).tolist() == [N // 2, N] and np.array_equal(lost.any(2), lost.all(2))
+    for name, (x,) in imputed.items():
+        assert np.array_equal(x[~lost], test.x[0].numpy()[~lost]) and np.isfinite(x).all(), name
+    assert {"zeros", "ridge", "curri-MAE"} < imputed.keys() and not imputed["zeros"][0][lost].any()
+
+
 def test_several_classifiers_share_an_autoencoder(seed, tmp_path):
     """Each finds what it finds alone; there is one autoencoder, whose errors are given once."""
-    _, both, errors = small_seed(tmp_path, CLASSIFIER_SEEDS=(3, 0))
-    _, alone, same = seed
+    _, both, errors, _ = small_seed(tmp_path, CLASSIFIER_SEEDS=(3, 0))
+    _, alone, same, _ = seed
     assert errors == same and both.keys() == alone.keys()
     assert all(np.array_equal(both[key][1:], alone[key]) for key in alone)
     assert any(not np.array_equal(labels[0], labels[1]) for labels in both.values())

@@ -324,7 +324,7 @@ from common.layers import build
 toy.N, torch.nn.GRU.forward = 3, toy.plain_gru  # clips
 toy.CHANGED.update(MAE_EPOCHS=2, CLASSIFIER_EPOCHS=1, FINETUNE_EPOCHS=1)
 with pretend_device.PretendDevice():
-    _, predicted, errors = toy.small_seed(tempfile.mkdtemp())
+    _, predicted, errors, _ = toy.small_seed(tempfile.mkdtemp())
     backbone = build(0, Backbone, "crisscross", 2, 32).eval().to(pretend_device.GPU)
     mel = log_mel(toy.clips()[0]).to(pretend_device.GPU)  # the pretended device has no Fourier transform
     features = [backbone.audio(mel), backbone("video", toy.clips()[1])]
@@ -346,7 +346,7 @@ def test_a_seed_of_06_on_a_device(tmp_path, monkeypatch):
     fewer = {"MAE_EPOCHS": 2, "CLASSIFIER_EPOCHS": 1, "FINETUNE_EPOCHS": 1}
     monkeypatch.setattr(toy, "CHANGED", toy.CHANGED | fewer)
     predicted, errors, features, steps = json.loads(run_fresh(SEED_OF_06).splitlines()[-1])
-    _, expected, wanted = toy.small_seed(tmp_path)
+    _, expected, wanted, _ = toy.small_seed(tmp_path)
     same = [np.mean(np.array(a) == b) for a, b in zip(predicted, expected.values(), strict=True)]
     assert np.mean(same) > 0.98
     assert np.allclose(errors, list(wanted.values()), rtol=1e-3)
