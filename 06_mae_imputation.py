@@ -538,16 +538,18 @@ def train_classifiers(data, systems, imputers, seeds):
 def predict(data, classifiers, imputers):
     """{(System, k): classes (H, M, R)} of the test part, k clips lost; {(imputer, k, modality): [error]}; and
     {imputer: (1, 2, N, D)}, the first recording with half of its clips imputed, NaN where they are "lost"."""
-    test, predicted, errors, imputed = data.test, {}, {}, {}
+    test, predicted, errors = data.test, {}, {}
+    masks = draw_test_masks(len(test), test.n_clips)
+    middle = sorted(masks)[(len(masks) - 1) // 2]
+    gone = (masks[middle] | test.missing)[0, :1, ..., None]  # (1, 2, N, 1)
+    imputed = {"lost": torch.where(gone, torch.nan, test.x[:1]).numpy()}
     for system in (s for s in classifiers if s.imputer in WHOLE):
         predicted[system, 0] = classify(classifiers[system], whole(test, system.imputer))
-    for k, hidden in draw_test_masks(len(test), test.n_clips).items():
+    for k, hidden in masks.items():
         for name, imputer in imputers.items():
             x = impute(imputer, data.train, test, hidden)
             shares = imputation.unexplained(data.train, test, x, hidden)
-            if k == test.n_clips // 2:
-                gone = (hidden | test.missing)[0, :1, ..., None]  # (1, 2, N, 1)
-                imputed["lost"] = torch.where(gone, torch.nan, test.x[:1]).numpy()
+            if k == middle:
                 imputed[name] = x[0, :1].numpy()
             errors |= {(name, k, modality): [share] for modality, share in shares.items()}
             for system in (s for s in classifiers if s.imputer == name):

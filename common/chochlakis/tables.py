@@ -94,9 +94,7 @@ class Outcome:
     test: object  # Part: the test recordings
     predicted: dict  # {(System, k): (S, M, R)}
     errors: dict  # {(imputer, k, modality): an error in % for each autoencoder}
-    imputed: (
-        dict  # {imputer: (seeds, 2, N, D)}, the first recording with half of its clips "lost" and imputed
-    )
+    imputed: dict  # {"lost", imputer: (seeds, 2, N, D)}, the first recording, half of its clips imputed
 
     def __post_init__(self):
         self.score = cache(self.score)  # several tables ask for the same
@@ -220,9 +218,7 @@ def imputed_figure(run, outcome):
     x = outcome.test.x.numpy()  # (R, 2, N, D)
     mean, sd = (of(x, (0, 2))[:, None] for of in (np.mean, np.std))  # (2, 1, D)
     views = {"recorded": x[:1], **outcome.imputed}
-    fig, grid = plots.plt.subplots(
-        len(views), 2, figsize=(7, 1 + 0.7 * len(views)), sharex="col", squeeze=False
-    )
+    fig, grid = plots.plt.subplots(len(views), 2, figsize=(7, 1 + 0.7 * len(views)), sharex="col")
     for line, (name, view) in zip(grid, views.items()):
         line[0].set_ylabel(name, rotation=0, ha="right")
         for axes, features in zip(line, (view[0] - mean) / np.where(sd > 0, sd, 1)):  # (N, D)

@@ -114,7 +114,7 @@ class Utterances:
         n = sum(map(len, some))
         mean = sum(x.sum(0, dtype=np.float64) for x in some) / n
         sd = np.sqrt(sum(((x - mean) ** 2).sum(0) for x in some) / n)
-        return torch.from_numpy(mean), torch.from_numpy(np.where(sd > 0, sd, 1))
+        return tuple(torch.from_numpy(x).float() for x in (mean, np.where(sd > 0, sd, 1)))
 
     def n_silent(self):
         """How many turns are taken as silence."""

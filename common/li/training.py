@@ -155,9 +155,9 @@ def start_network(study, system, window, seed, phase, folder, train_ids=()):
         model.load_state_dict({name: tensor for name, tensor in weights.items() if ".backbone." not in name})
     live, parts = live_modalities(study, system, phase), study.finetuned_parts if phase == TUNED else "none"
     for m, extractor in model.extractors.items():
-        if phase == FROZEN and study.design["STANDARDISE"]:
-            for buffer, found in zip(extractor.projector.buffers(), study.utterances[m].moments(train_ids)):
-                buffer.copy_(found)
+        projector = extractor.projector
+        if phase == FROZEN and projector.mean is not None:
+            projector.mean, projector.sd = study.utterances[m].moments(train_ids)
         extractor.kept = study.utterances[m].on_device
         if m in live:
             extractor.attach(study.utterances[m].backbone(), parts)
