@@ -14,11 +14,9 @@ from pathlib import Path
 import av
 import numpy as np
 import soundfile
-import torch
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
-from torchaudio.functional import resample
 
 from common.files import atomic_path
 
@@ -146,6 +144,9 @@ def read_audio(path, end_s=None, rate_hz=16000):
     mono, source_hz = read_mono(path, end_s)
     check_rate(path, source_hz, rate_hz)
     if source_hz != rate_hz:
+        import torch  # here: 01 seldom needs it, and it takes longer than all else to import
+        from torchaudio.functional import resample
+
         mono = resample(torch.from_numpy(mono), source_hz, rate_hz).numpy()
     return mono
 

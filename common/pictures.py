@@ -7,7 +7,6 @@ from itertools import chain
 
 import av
 import numpy as np
-import torch
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from common.media import MediaError, open_container, open_video, start_of, timed_frames, upright
@@ -92,5 +91,5 @@ def crop(frame, x, y, width, height):
 
 def normalise_frames(frames, mean, std):
     """Frames (B, F, H, W, 3) uint8 -> (B, 3, F, H, W) float, less the mean and over the sd of each colour."""
-    mean, std = (torch.tensor(x, device=frames.device) for x in (mean, std))  # (3,)
-    return ((frames / 255 - mean) / std).permute(0, 4, 1, 2, 3)
+    share = frames / 255
+    return ((share - share.new_tensor(mean)) / share.new_tensor(std)).permute(0, 4, 1, 2, 3)

@@ -16,7 +16,6 @@ from functools import lru_cache, partial
 
 import numpy as np
 import soundfile
-import torch
 from tqdm import tqdm
 
 from common import media
@@ -96,7 +95,7 @@ def prepare_media(sources, settings, workers):
     if not todo:
         return outcomes
     (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
-    pool = ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(max(1, workers), initializer=_compute_alone)
     with pool, tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
         for batch in pool.map(partial(_prepare_batch, settings=settings), _batches(todo)):
             for _, outcome in batch:
@@ -104,6 +103,13 @@ def prepare_media(sources, settings, workers):
                 outcomes[outcome.utterance_id] = outcome
             bar.update(len(batch))
     return outcomes
+
+
+def _compute_alone():
+    """Let torch, which resamples, use one core in each of several threads."""
+    import torch  # here: where recordings stay in place nothing needs it
+
+    torch.set_num_threads(1)
 
 
 def _read_done(log, folder):

@@ -16,7 +16,7 @@ from common.demo.sounds import RATE_HZ, draw_echoes, draw_noise, level_out, loud
 from common.demo.speech import RAVDESS_EMOTIONS, RAVDESS_RATE_HZ, ravdess_takes
 from common.demo.text import all_sentences, draw_name, fill, sentences
 from common.demo.voices import MISTAKEN, STRENGTH, STYLES, set_voice, with_ending, with_tremor
-from common.demo.writing import FLV1, Sound, draw_seed, write_corpus, write_movie, write_wav
+from common.demo.writing import FLV1, MP3, Sound, draw_seed, write_corpus, write_movie, write_wav
 
 # ---- The generative model's parameters ---------------------------------------------------
 SHOWS = {"voice": 0.92, "face": 0.84}
@@ -310,7 +310,7 @@ def write_cremad(folder, scene, speech):
     """AudioWAV/<name>.wav at 16 kHz and VideoFlash/<name>.flv."""
     track, images, _ = perform(scene, speech, FRAME_4_3, ntsc_times)
     write_wav(folder / "AudioWAV" / f"{scene.place}.wav", track)
-    sound = Sound(resampled(track, RATE_HZ, FLV_RATE_HZ), FLV_RATE_HZ, codec=("libmp3lame", {}))
+    sound = Sound(resampled(track, RATE_HZ, FLV_RATE_HZ), FLV_RATE_HZ, codec=MP3)
     path = folder / "VideoFlash" / f"{scene.place}.flv"
     write_movie(path, images, NTSC_FPS, FLV1, None if scene.flaw == "mute" else sound)
 

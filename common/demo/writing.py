@@ -17,6 +17,7 @@ from common.demo.voices import make_speech
 from common.files import atomic_path, write_text
 
 AAC = ("aac", {"aac_coder": "fast"})  # encoders: codec and options
+MP3 = ("libmp3lame", {"compression_level": "9"})  # the fastest
 X264 = ("libx264", {"preset": "ultrafast", "crf": "20"})
 FLV1 = ("flv", {"qmin": "2", "qmax": "5"})
 DIVX = ("mpeg4", {"qmin": "2", "qmax": "5"})
