@@ -170,7 +170,7 @@ JOBS = 1                          # trainings side by side, each in a process of
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 12,
         "NN_BATCH_SIZE": 128, "NN_LEARNING_RATE": 2e-3, "XGB_ROUNDS": 30,
-        "CHECKPOINTS": "local", "WORKERS": 0, "AUDIO_MAX_S": 2.0, "DROPOUT": 0.2,
+        "CHECKPOINTS": "local", "WORKERS": 0, "AUDIO_MAX_S": 3.0, "DROPOUT": 0.2,
         "FROZEN_LEARNING_RATE": 3e-3, "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32,
         "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 7, "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",),
         "CONTEXT_SIZES": ("0+0", "4+4"), "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18,
