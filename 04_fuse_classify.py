@@ -174,7 +174,7 @@ DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False
         "FROZEN_LEARNING_RATE": 3e-3, "FINETUNE_LEARNING_RATE": 1e-4, "FINETUNE_PATIENCE": 32,
         "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 7, "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",),
         "CONTEXT_SIZES": ("0+0", "4+4"), "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18,
-        "RESULTS_ROOT": "results/mine"}
+        "CONTEXT_BEFORE": 2, "CONTEXT_AFTER": 2, "RESULTS_ROOT": "results/mine"}
                                   # synthetic corpus, tiny encoders with random weights; an epoch has 14
                                   # steps, hence the patience; the gain by context shows after some 250 steps
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
