@@ -9,7 +9,6 @@ import soundfile
 from conftest import shared_data
 from miniature import HEIGHT, WIDTH, turn_lying, write_avi, write_clip, write_tone
 
-from common import media
 from common.corpora.cut import Cut, copy_muted, cut_turns
 from common.media import MediaError, open_video, probe, read_audio, read_frames, write_wav
 from common.pictures import count_frames, read_pictures
