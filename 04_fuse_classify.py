@@ -73,9 +73,8 @@ from common.training import Recipe, make_accelerator
 DATA_ROOT = "data"                # folder of corpora, checkpoints, features
 RESULTS_ROOT = "results"          # tables and figures go to <RESULTS_ROOT>/04_fuse_classify/<corpus>/
 RUN = ""                          # name of its folder; "" = the corpus and what differs from the preset
-FEATURES_ROOT = ""                # folder with one folder per modality; "" = <DATA_ROOT>/features/<corpus>
-CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote to <DATA_ROOT>/checkpoints/<corpus>), or a
-                                  # folder with one sub-folder per model
+FEATURES_ROOT = ""                # of "babaali", then run alone: a folder per modality; "" = what 03 made
+CHECKPOINTS = "hub"               # "hub", "local" (what 01 wrote), or a folder with one sub-folder per model
 
 # ---- Corpus and protocol -------------------------------------------------------------------
 PAPERS = ("babaali", "li")        # which to run, in this order
@@ -175,12 +174,10 @@ DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False
         "STOP_PATIENCE": 40, "FROZEN_EPOCHS": 7, "FINETUNE_EPOCHS": 1, "CONTEXT_SYSTEMS": ("BERT+FC",),
         "CONTEXT_SIZES": ("0+0", "4+4"), "CONTEXT_SEEDS": (0, 1), "CONTEXT_EPOCHS": 18,
         "CONTEXT_BEFORE": 2, "CONTEXT_AFTER": 2, "RESULTS_ROOT": "results/mine"}
-                                  # synthetic corpus, tiny encoders with random weights; an epoch has 14
-                                  # steps, hence the patience; the gain by context shows after some 250 steps
+                                  # synthetic corpus, random weights; 14 steps an epoch, hence the patience
 SCRATCH = {"SEEDS": (0,), "OUT_OF_FOLD": False, "CHECKPOINTS": "local", "WORKERS": 0, "DROPOUT": 0.3,
            "FINETUNED_PARTS": "all", "FINETUNE_LEARNING_RATE": 3e-4, "FROZEN_EPOCHS": 20,
-           "FINETUNE_EPOCHS": 5}
-                                  # two CPU cores, from random weights: for what 01 to 03 made with --scratch
+           "FINETUNE_EPOCHS": 5}  # two CPU cores, from random weights: for what 01 to 03 made with --scratch
 # fmt: on
 SETTINGS = {}  # filled by settings.run: what this run used
 SOURCE = Path(__file__).read_text(encoding="utf-8")
@@ -627,8 +624,9 @@ def check_constants():
 def main():
     check_constants()
     manifest = read_manifest(DATA_ROOT, CORPUS)
-    study = make_study(manifest) if "li" in PAPERS else None  # opens its models before anything slow
-    for paper in PAPERS:
+    papers = ("babaali",) if FEATURES_ROOT and "babaali" in PAPERS else PAPERS
+    study = make_study(manifest) if "li" in papers else None  # opens its models before anything slow
+    for paper in papers:
         print(f"---- {paper} ----")
         run_babaali(manifest) if paper == "babaali" else run_li(study)
 

@@ -401,6 +401,31 @@ def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
     assert "text: not made by 03" in capsys.readouterr().out
 
 
+def test_own_logits_of_other_classes_are_fused_and_have_no_calibration(tmp_path, capsys):
+    """A user's model may know a class that this corpus lacks; with own features the first paper runs alone."""
+    manifest, folder = make_corpus(tmp_path), tmp_path / "own" / "text"
+    y, rng = np.array([CLASSES.index(turn.label) for turn in manifest.labelled]), np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    logits = rng.normal(size=(len(y), len(CLASSES) + 1)).astype(np.float32)
+    logits[np.arange(len(y)), y] += 5
+    for name in ("features", "logits"):
+        np.save(folder / f"{name}.npy", logits)
+    (folder / "index.csv").write_text(
+        "\n".join(["utterance_id", *(t.utterance_id for t in manifest.labelled)])
+    )
+    own = (
+        f"--FEATURES_ROOT={tmp_path}/own",
+        "--MODALITIES=text",
+        "--OUT_OF_FOLD=false",
+        "--PAPERS=babaali,li",
+    )
+    results = run_04(tmp_path, *own)
+    assert float(read_table(results, "subsets")["text", "late WA"]["mean"]) > 90
+    rows = {row for row, _ in read_table(results, "calibration")}
+    assert len(rows) == 1 and "softmax" not in rows.pop()
+    assert "---- li ----" not in capsys.readouterr().out
+
+
 def test_calibration_by_hand():
     """Ten turns at 0.8 of which 6 are right, ten at 0.55 that are all wrong."""
     p = np.repeat([[0.8, 0.2], [0.45, 0.55]], 10, axis=0)

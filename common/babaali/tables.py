@@ -221,10 +221,11 @@ def calibration(scores, run, probabilities):
     probabilities  (seeds, N, C) of the final model; those of single modalities are the softmax of 02's logits
     """
     systems = {f"{described(scores)}, temperature": probabilities}
-    systems |= {f"{m}, softmax": np.full_like(probabilities, np.nan) for m in scores.source.with_logits}
     for i, k in np.ndindex(len(scores.seeds), len(scores.folds)):
         for m, logits in scores.source.read(scores.seeds[i], k)["late"].items():
-            systems[f"{m}, softmax"][i, scores.tested[k]] = softmax(logits[scores.tested[k]], axis=1)
+            if logits.shape[1] == probabilities.shape[2]:  # a user's may be of other classes
+                p = systems.setdefault(f"{m}, softmax", np.full_like(probabilities, np.nan))
+                p[i, scores.tested[k]] = softmax(logits[scores.tested[k]], axis=1)
     cells, (fig, axes) = [], plots.plt.subplots()
     axes.plot([0, 100], [0, 100], color="black", linestyle=":", linewidth=1, label="calibrated")
     for (name, p), colour, marker in zip(systems.items(), plots.OKABE_ITO, plots.MARKERS):
