@@ -402,7 +402,7 @@ def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
 
 
 def test_own_logits_of_other_classes_are_fused_and_have_no_calibration(tmp_path, capsys):
-    """A user's model may know a class that this corpus lacks; with own features the first paper runs alone."""
+    """A user's model may know a class that this corpus lacks; with own features only this paper is run."""
     manifest, folder = make_corpus(tmp_path), tmp_path / "own" / "text"
     y, rng = np.array([CLASSES.index(turn.label) for turn in manifest.labelled]), np.random.default_rng(0)
     folder.mkdir(parents=True)
