@@ -251,16 +251,21 @@ def test_out_of_fold_logits_come_from_encoders_that_saw_neither_group(tmp_path):
         assert set(mixed[divide(folds[j], manifest.labelled).test]) == {marks[name]}
 
 
+def write_own(folder, turns, **arrays):
+    """A user's features in the README's format: <name>.npy, a row per turn, and index.csv."""
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / "index.csv").write_text("\n".join(["utterance_id", *(turn.utterance_id for turn in turns)]))
+
+
 def test_features_from_elsewhere_without_folds_or_logits(tmp_path, capsys):
     manifest = make_corpus(tmp_path)
     own = tmp_path / "own"
     for modality, width in (("text", 5), ("audio", 7)):
-        folder = own / modality
-        folder.mkdir(parents=True)
         kept = manifest.labelled[:-3] if modality == "audio" else manifest.labelled
         x, _ = vectors(manifest, width, 0.9, width)
-        np.save(folder / "features.npy", x[: len(kept)])
-        (folder / "index.csv").write_text("\n".join(["utterance_id", *(turn.utterance_id for turn in kept)]))
+        write_own(own / modality, kept, features=x[: len(kept)])
     folder = run_04(tmp_path, f"--FEATURES_ROOT={own}", "--FUSIONS=concatenation")
     shown = capsys.readouterr().out
     assert "video: no features" in shown and "no Table 6" in shown and "pooled n = 80" in shown
@@ -387,15 +392,10 @@ def test_columns_of_all_scales_count_in_a_users_table():
 
 def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
     """A column of 1e-4 tells the class beside one of 1e4 that is noise."""
-    manifest, folder = make_corpus(tmp_path), tmp_path / "own" / "text"
-    y, rng = np.array([CLASSES.index(turn.label) for turn in manifest.labelled]), np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    np.save(
-        folder / "features.npy", np.stack([1e-4 * y, 1e4 * rng.normal(size=len(y))], 1).astype(np.float32)
-    )
-    (folder / "index.csv").write_text(
-        "\n".join(["utterance_id", *(t.utterance_id for t in manifest.labelled)])
-    )
+    turns, rng = make_corpus(tmp_path).labelled, np.random.default_rng(0)
+    y = np.array([CLASSES.index(turn.label) for turn in turns])
+    x = np.stack([1e-4 * y, 1e4 * rng.normal(size=len(y))], 1).astype(np.float32)
+    write_own(tmp_path / "own" / "text", turns, features=x)
     results = run_04(tmp_path, f"--FEATURES_ROOT={tmp_path}/own", "--MODALITIES=text", "--OUT_OF_FOLD=false")
     assert float(read_table(results, "subsets")["text", "early WA"]["mean"]) > 90
     assert "text: not made by 03" in capsys.readouterr().out
@@ -403,16 +403,11 @@ def test_a_table_whose_signal_is_in_a_tiny_column_is_learnt(tmp_path, capsys):
 
 def test_own_logits_of_other_classes_are_fused_and_have_no_calibration(tmp_path, capsys):
     """A user's model may know a class that this corpus lacks; with own features only this paper is run."""
-    manifest, folder = make_corpus(tmp_path), tmp_path / "own" / "text"
-    y, rng = np.array([CLASSES.index(turn.label) for turn in manifest.labelled]), np.random.default_rng(0)
-    folder.mkdir(parents=True)
+    turns, rng = make_corpus(tmp_path).labelled, np.random.default_rng(0)
+    y = np.array([CLASSES.index(turn.label) for turn in turns])
     logits = rng.normal(size=(len(y), len(CLASSES) + 1)).astype(np.float32)
     logits[np.arange(len(y)), y] += 5
-    for name in ("features", "logits"):
-        np.save(folder / f"{name}.npy", logits)
-    (folder / "index.csv").write_text(
-        "\n".join(["utterance_id", *(t.utterance_id for t in manifest.labelled)])
-    )
+    write_own(tmp_path / "own" / "text", turns, features=logits, logits=logits)
     own = (
         f"--FEATURES_ROOT={tmp_path}/own",
         "--MODALITIES=text",

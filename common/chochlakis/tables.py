@@ -218,7 +218,7 @@ def imputed_figure(run, outcome):
     x = outcome.test.x.numpy()  # (R, 2, N, D)
     mean, sd = (of(x, (0, 2))[:, None] for of in (np.mean, np.std))  # (2, 1, D)
     views = {"recorded": x[:1], **outcome.imputed}
-    there = [i for i, missing in enumerate(outcome.test.missing.transpose(0, 1)) if not missing.all()]
+    there = [i for i in range(len(MODALITIES)) if not outcome.test.missing[:, i].all()]
     fig, grid = plots.plt.subplots(len(views), len(there), figsize=(7, 1 + 0.7 * len(views)), squeeze=False)
     for line, (name, view) in zip(grid, views.items()):
         line[0].set_ylabel(name, rotation=0, ha="right")

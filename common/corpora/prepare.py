@@ -95,7 +95,9 @@ def prepare_media(sources, settings, workers):
     if not todo:
         return outcomes
     (settings.folder / "manifest.csv").unlink(missing_ok=True)  # it comes back when its media are whole
-    pool = ThreadPoolExecutor(max(1, workers))
+    import torch  # here: where recordings stay in place nothing needs it
+
+    pool = ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,))
     with pool, tqdm(total=len(todo), desc="  media", unit="turn", disable=None) as bar:
         for batch in pool.map(partial(_prepare_batch, settings=settings), _batches(todo)):
             for _, outcome in batch:
@@ -127,9 +129,6 @@ def _batches(todo):
 
 def _prepare_batch(batch, settings):
     """Make the audio, then the video of a batch of (SourceTurn, Outcome); returns it."""
-    import torch  # here: where recordings stay in place nothing needs it
-
-    torch.set_num_threads(1)  # in this thread: several of them read and resample
     read = lru_cache(maxsize=4)(media.read_audio)  # of a recording that several turns are parts of
     for source, outcome in batch:
         if source.audio:
