@@ -369,20 +369,23 @@ def files_of(name):
     return dict.fromkeys(files, "") if RANDOM_BACKBONES else files
 
 
-def calibrate(backbone, manifest, turns):
-    """Measure what a Backbone lacks on some 1,000 clips of the turns of a corpus."""
-    clips, root = clips_of(manifest.corpus), Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis"
-    batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
-    identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
-    measure(backbone, batches, root / backbone.name / "measured.pt", identity)
-
-
 def features_of(manifest, turns, backbone):
     """The store of clip features of a corpus under a backbone."""
     n_clips, clip_s = clips_of(manifest.corpus)
     folder = Path(DATA_ROOT) / "clips" / manifest.corpus / f"{backbone.name}_{n_clips}x{clip_s:g}"
     how = Extraction(max(1, BACKBONE_BATCH_SIZE // n_clips), WORKERS, MAX_PROBLEM_SHARE)
     return clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how)
+
+
+def extract_features(backbone, corpora, unlabelled):
+    """The stores of corpora [(manifest, turns)] under a backbone, measured on such a pair, `unlabelled`."""
+    manifest, turns = unlabelled
+    backbone.to(make_accelerator(PRECISION, DETERMINISTIC).device)
+    clips, root = clips_of(manifest.corpus), Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis"
+    batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
+    identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
+    measure(backbone, batches, root / backbone.name / "measured.pt", identity)
+    return [features_of(*corpus, backbone) for corpus in corpora]
 
 
 # ---- Training the autoencoder (Section 3.3) ------------------------------------------------
@@ -618,27 +621,24 @@ def check_files():
 def main():
     check_constants()
     check_files()
-    device, sizes = make_accelerator(PRECISION, DETERMINISTIC).device, (BACKBONE_WIDTH, FRAME_SIZE)
-    backbones = {name: load_backbone(name, files_of(name), *sizes, device) for name in BACKBONES}
-    manifest, unlabelled = read_manifest(DATA_ROOT, CORPUS), None
+    backbones = [load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE) for name in BACKBONES]
+    manifest, device = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC).device
     fold = fold_of(manifest, CORPUS)
-    turns, recordings = [*fold.train, *fold.valid, *fold.test], fold.train
+    corpora, unlabelled = [(manifest, [*fold.train, *fold.valid, *fold.test])], (manifest, fold.train)
     if PRETRAIN_CORPUS:
-        unlabelled = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
-        recordings = [turn for turn in unlabelled.turns if turn.audio or turn.video]
+        other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
+        unlabelled = other, [turn for turn in other.turns if turn.audio or turn.video]
+        corpora.append(unlabelled)
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), device)
 
-    stores, unlabelled_stores = {}, {}
-    for name, backbone in backbones.items():
-        calibrate(backbone, unlabelled or manifest, recordings)
-        stores[name] = features_of(manifest, turns, backbone)
-        if PRETRAIN_CORPUS:
-            unlabelled_stores[name] = features_of(unlabelled, recordings, backbone)
+    tasks = [(network, corpora, unlabelled) for network in backbones]
+    stores = dict(zip(BACKBONES, side_by_side(extract_features, tasks, JOBS)))
     first = dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
-    tasks = [(name, store, recordings) for name, store in unlabelled_stores.items()]
-    first |= dict(zip(unlabelled_stores, side_by_side(pretrain, tasks, JOBS)))
+    if PRETRAIN_CORPUS:
+        tasks = [(name, found[1], unlabelled[1]) for name, found in stores.items()]
+        first = dict(zip(BACKBONES, side_by_side(pretrain, tasks, JOBS)))
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
-    tasks = [(name, seed, stores[name], fold, manifest.classes, first[name]) for name, seed in pairs]
+    tasks = [(name, seed, stores[name][0], fold, manifest.classes, first[name]) for name, seed in pairs]
 
     outcomes = tables.outcomes_of(dict(zip(pairs, side_by_side(run_seed, tasks, JOBS))), SETTINGS)
     tables.write(run, outcomes, CLASSIFIERS, mixtures(outcomes[0].test.n_clips), BEYOND_PAPER)

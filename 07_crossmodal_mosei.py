@@ -409,24 +409,23 @@ def balanced_loss(logits, labels, weights):
 
 def prepare(manifest, fold, device):
     """The Corpus of CORPUS, that of PRETRAIN_CORPUS or None, and a store of recognised test words or None."""
-    words, recogniser = (open_words(name, DATA_ROOT, device) for name in (TRANSCRIPTS, ASR_TRANSCRIPTS))
-    weights, unlabelled, recognised = None if RANDOM_VGG else VGG_WEIGHTS, None, None
-    vgg = features.VGG(weights, FRAME_SIZE, VGG_BATCH, device) if "video" in MODALITIES else None
+    recogniser, unlabelled, recognised = open_words(ASR_TRANSCRIPTS, DATA_ROOT, device), None, None
+    manifests = [manifest]
+    if PRETRAIN_CORPUS and corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
+        manifests.append(read_manifest(DATA_ROOT, PRETRAIN_CORPUS))
+    stores = side_by_side(clip_store, [(each, each.turns, TRANSCRIPTS) for each in manifests], JOBS)
     parts = {"train": fold.train, "valid": fold.valid}
-    store = clip_store(manifest, manifest.turns, words, vgg)
-    corpus = data.corpus_of(manifest, store, parts | {"test": fold.test}, MODALITIES)
+    corpus = data.corpus_of(manifest, stores[0], parts | {"test": fold.test}, MODALITIES)
     if ANCHOR not in corpus.inputs:
         raise UserError(f"ANCHOR={ANCHOR}: no training clip of {CORPUS} has {ANCHOR}; choose another anchor")
     has_sound = any(turn.audio or turn.video for turn in fold.test)
     if recogniser and "text" in corpus.inputs and (has_sound or not recogniser.needs_sound):  # Sec. 4.1
-        recognised = clip_store(manifest, fold.test, recogniser, None, recognised=True)
+        recognised = clip_store(manifest, fold.test, ASR_TRANSCRIPTS, recognised=True)
     if PRETRAIN_CORPUS:
-        other = manifest
-        if corpus_name(PRETRAIN_CORPUS) != manifest.corpus:
-            other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
-            parts = data.other_turns(other, HELD_OUT, SEEDS[0], fold)
-            store = clip_store(other, other.turns, words, vgg)
-        unlabelled = data.corpus_of(other, store, data.english(store, parts, MIN_SCORE), MODALITIES)
+        if len(manifests) > 1:
+            parts = data.other_turns(manifests[1], HELD_OUT, SEEDS[0], fold)
+        parts = data.english(stores[-1], parts, MIN_SCORE)
+        unlabelled = data.corpus_of(manifests[-1], stores[-1], parts, MODALITIES)
     corpora = [corpus, unlabelled] if unlabelled else [corpus]
     glove, cache = GLOVE and look_up(GLOVE, DATA_ROOT), Path(DATA_ROOT) / "cache" / "glove"
     data.give_vectors(corpora, recognised, glove, cache)
@@ -435,8 +434,12 @@ def prepare(manifest, fold, device):
     return corpus, unlabelled, recognised
 
 
-def clip_store(manifest, turns, words, vgg, recognised=False):
-    """The features of some turns. `words` are for turns without any; with `recognised` for all."""
+def clip_store(manifest, turns, transcripts, recognised=False):
+    """The features of some turns. `transcripts` are for turns without words; with `recognised` for all."""
+    device, vgg = str(make_accelerator(PRECISION, DETERMINISTIC).device), None
+    if "video" in MODALITIES and not recognised:
+        vgg = features.VGG(None if RANDOM_VGG else VGG_WEIGHTS, FRAME_SIZE, VGG_BATCH, device)
+    words = open_words(transcripts, DATA_ROOT, device)
     sources = data.sources_of(manifest, turns, vgg is not None, with_words=not recognised)
     how = Extraction(workers=WORKERS, max_problem_share=MAX_PROBLEM_SHARE)
     folder = Path(DATA_ROOT) / "clips" / manifest.corpus / ("khare_recognised" if recognised else "khare")
@@ -553,6 +556,7 @@ def check_constants():
     weights = DEPTH * WIDTH * (WIDTH + FEED_FORWARD)
     settings.refuse(
         (PRETRAIN_CORPUS and ANCHOR != "text", f"ANCHOR={ANCHOR}: masked words need ANCHOR=text"),
+        (ANCHOR not in MODALITIES, f"ANCHOR={ANCHOR}: none of MODALITIES={','.join(MODALITIES)}"),
         (WIDTH % HEADS, f"WIDTH={WIDTH}, HEADS={HEADS}: the heads do not divide the width"),
         (DEPTH > 100 or weights > 1e9, "WIDTH, DEPTH, FEED_FORWARD: the model would not fit into memory"),
         (max(NOISE_WORDS, N_SUBSTITUTES) > 1e5, "NOISE_WORDS, N_SUBSTITUTES: give up to 100,000"),

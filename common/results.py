@@ -317,7 +317,8 @@ def write_page(folder):
     root, script = folder.parent.parent, folder.parent.name
     names = {path.name.removesuffix("metrics.json"): path for path in sorted(folder.glob("*metrics.json"))}
     runs = [{**read_json(path), "paper": name.rstrip("_")} for name, path in names.items()]
-    figures = sorted((path.name for path in folder.glob("*_fig_*.png")), key=by_number)
+    figures = (path.name for path in folder.glob("*_fig_*.png"))
+    figures = sorted(figures, key=lambda name: re.sub(r"_(\d)_", r"_0\1_", name))  # fig_9 before fig_10
     tables = [page_table(path) for path in sorted(folder.glob("*_table_*.md"))]
     made = " ".join([*figures, *(f"{table['stem']}." for table in tables)])
     missing = [name for name in ARTEFACTS.get(script, ()) if not re.search(rf"\b{name}[._]", made)]
@@ -350,11 +351,6 @@ def page_table(path):
     ]
     numbered = bool(re.search(r"_table_\d", path.stem))
     return {"stem": path.stem, "title": title, "about": about, "parts": shown, "numbered": numbered}
-
-
-def by_number(name):
-    """Sorts fig_9 before fig_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 # ---- Provenance -----------------------------------------------------------------------------

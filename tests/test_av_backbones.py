@@ -39,7 +39,7 @@ def backbone_of(name="avid-cma", width=4, files=NO_FILES, size=SIZE):
     files = {
         part: file for part, file in {**NO_FILES, **files}.items() if part != "bins" or name == "avid-cma"
     }
-    return load_backbone(name, files, width, size, "cpu")
+    return load_backbone(name, files, width, size)
 
 
 def write_checkpoints(folder, backbone):

@@ -218,7 +218,7 @@ class Backbone(nn.Module):
             return getattr(self, part)(self.read(part, clips))
 
 
-def load_backbone(name, files, width, size, device):
+def load_backbone(name, files, width, size):
     """The frozen networks of Section 3.2 as a Backbone; prints where their weights come from.
 
     files  {"audio", "video": checkpoint, "bins": npz}; AVID-CMA's checkpoint has both networks. "": random
@@ -238,7 +238,7 @@ def load_backbone(name, files, width, size, device):
         print(f"  {name}, {part}: {told}")
     if files.get("bins"):
         backbone.bins.running_mean, backbone.bins.running_var = read_bins(files["bins"])
-    return backbone.to(device).eval().requires_grad_(False)
+    return backbone.eval().requires_grad_(False)
 
 
 # ---- The authors' checkpoints --------------------------------------------------------------
