@@ -125,6 +125,7 @@ PRECISION = "auto"                  # "auto" (bf16 or fp16 on a GPU), "no" (fp32
 DETERMINISTIC = True                # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                         # that decode media (threads) and prepare batches (processes), 0 = none
 JOBS = 1                            # trainings side by side
+TRACKER = ""                        # "tensorboard" (in data/models) or "wandb" sees every epoch; "" = none
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"CORPUS": "demo_iemocap", "SEEDS": (0,), "CHECKPOINTS": "local", "OUT_OF_FOLD": False, "WORKERS": 0,
@@ -206,7 +207,7 @@ def inputs_of(manifest, modality, model, encoder):
     source = locate(model, CHECKPOINTS, DATA_ROOT, manifest.corpus)
     clipping = Clipping(AUDIO_MAX_S, VIDEO_MAX_S, VIDEO_FPS, VIDEO_STRIDE)
     inputs = read_inputs(manifest, modality, source, clipping, DATA_ROOT, WORKERS)
-    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
     batch_size = constant(modality, "EVAL_BATCH_SIZE")
     return cache_states(inputs, encoder, accelerator, DATA_ROOT, manifest.corpus, batch_size)
 
@@ -297,7 +298,7 @@ def fine_tune(inputs, trial):
     inputs  TurnInputs of the whole corpus
     Returns the outcome of train_and_test, which trains nothing twice.
     """
-    accelerator, fold, folder = make_accelerator(PRECISION, DETERMINISTIC), trial.fold, trial.folder
+    accelerator, fold, folder = make_accelerator(PRECISION, DETERMINISTIC, TRACKER), trial.fold, trial.folder
     parts = {"train": fold.train, "valid": fold.valid, "test": fold.test}
     data = {name: inputs.of(turns, MIRROR_PROBABILITY * (name == "train")) for name, turns in parts.items()}
     identity = {**inputs.made_of, "encoder": trial.reading, "classes": list(inputs.classes)}
@@ -354,8 +355,7 @@ def best_of(trials, key):
 def compare_candidates(manifest, inputs, candidates):
     """Sec. 3.2: every candidate on sessions 1-3 / 4 / 5."""
     fold = splits.model_choice_split(manifest, N_GROUPS)
-    print("\nModel choice: Tables 1-3")
-    print("\n".join(splits.check_folds([fold], manifest)))
+    print("\nModel choice: Tables 1-3", *splits.check_folds([fold], manifest), sep="\n")
     return best_of(train_all(inputs, candidates, [fold]), lambda t: (t.modality, t.model, t.seed))
 
 
@@ -499,7 +499,8 @@ def check_constants():
 
 def main():
     check_constants()
-    manifest, accelerator = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC)
+    manifest = read_manifest(DATA_ROOT, CORPUS)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
     folds = splits.make_folds(manifest, N_GROUPS, VALIDATE_ON, SELECT_ON, 0, 1, TRAIN_ON_VALIDATION)
     protocol = splits.protocol_text(manifest, folds, VALIDATE_ON, SELECT_ON)
     if accelerator.is_main_process:

@@ -165,6 +165,7 @@ PRECISION = "auto"                # "auto" (bf16 or fp16 on a GPU), "no" (fp32),
 DETERMINISTIC = True              # the same numbers again on the same machine; False is faster on a GPU
 WORKERS = 4                       # processes that prepare batches, 0 = none
 JOBS = 1                          # trainings side by side, each in a process of its own
+TRACKER = ""                      # "tensorboard" (in data/models) or "wandb" sees every epoch; "" = none
 
 # ---- Presets -------------------------------------------------------------------------------
 DEMO = {"JOBS": 2, "CORPUS": "demo_iemocap", "SEEDS": (0,), "OUT_OF_FOLD": False, "NN_EPOCHS": 12,
@@ -516,7 +517,7 @@ def make_study(manifest):
         design=settings_in("Li et al.: network"),
         recipes=recipes,
         finetuned_parts=FINETUNED_PARTS,
-        device=(PRECISION, DETERMINISTIC),
+        device=(PRECISION, DETERMINISTIC, TRACKER),
         folder=Path(DATA_ROOT) / "models" / manifest.corpus / "li",
     )
 
@@ -554,7 +555,7 @@ def parse_size(text):
 
 def run_li(study):
     """The second paper: hidden states, all systems on all folds and seeds, Tables 1 and 2, Figure 4."""
-    accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC), study.manifest
+    accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC, TRACKER), study.manifest
     folds = study.folds[SEEDS[0]]
     protocol = splits.protocol_text(manifest, folds, "speaker", use="training stopped by the loss of")
     tuned = ", all weights fine-tuned" if FINETUNED_PARTS == "all" else ""

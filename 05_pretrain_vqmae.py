@@ -140,6 +140,7 @@ DETERMINISTIC = True              # the same numbers again on the same machine; 
 WORKERS = 4                       # processes or threads that read audio and prepare batches, 0 = none
 COMPILE = False                   # torch.compile the pretraining: slow to start, faster steps on a GPU
 JOBS = 1                          # trainings side by side, on this machine
+TRACKER = ""                      # "tensorboard" (in data/models) or "wandb" sees every epoch; "" = none
 PREPARE_ONLY = False              # True: stop when VQ-VAEs and codes are there
 
 # ---- Presets -------------------------------------------------------------------------------
@@ -486,7 +487,7 @@ def pretrain_vqvae(accelerator, pretraining):
 
 def pretrain(network, pretraining):
     """Pretrain a network, or take what an earlier run left in its folder; a task for side_by_side."""
-    accelerator, mask = make_accelerator(PRECISION, DETERMINISTIC), partial(random_masking, network)
+    accelerator, mask = make_accelerator(PRECISION, DETERMINISTIC, TRACKER), partial(random_masking, network)
     train, held_out = pretraining.turns()
     train_set = Masked(crops_of(network, train, pretraining, random=True), mask, CROPS_PER_CLIP)
     held_out_set = Masked(crops_of(network, held_out[: 4 * EVAL_BATCH_SIZE], pretraining), mask)
@@ -557,7 +558,7 @@ def finetune_fold(row, corpus, fold, epochs, seed, pretraining, keep="best"):
     folder = corpus.folder / row.network.slug() / row.slug() / f"seed{seed}" / fold.name
     title = f"{corpus.name} {row.network.slug()} {row.slug()} {fold.name} seed {seed}"
     task = Task(make_model, loss, lambda model, batch: {"logits": model(batch["x"])}, accuracy)
-    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
     return train_and_test(accelerator, task, sets, recipe, Place(folder, identity, title), watch=("test",))
 
 
@@ -604,7 +605,7 @@ def main():
     planned, compared = plan()
     check_constants({row for rows in planned.values() for row in rows.values()})
     data.check_prepared(DATA_ROOT, (CORPUS, *PRETRAIN_CORPORA))
-    accelerator, corpus, run = make_accelerator(PRECISION, DETERMINISTIC), corpus_of(CORPUS), None
+    accelerator, corpus, run = make_accelerator(PRECISION, DETERMINISTIC, TRACKER), corpus_of(CORPUS), None
     if accelerator.is_main_process:
         run = start_run(__file__, SETTINGS, corpus.manifest, corpus.protocol, accelerator.device)
 

@@ -118,6 +118,7 @@ BEYOND_PAPER = True           # other baselines, errors of what is imputed
 PRECISION = "auto"            # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"; features are fp32
 DETERMINISTIC = True          # the same numbers again on the same machine; False is faster on a GPU
 JOBS = 1                      # seeds and backbones trained side by side
+TRACKER = ""                  # "tensorboard" (in data/models) or "wandb" sees every epoch; "" = none
 WORKERS = 4                   # threads that decode recordings, 0 = none
 BACKBONE_BATCH_SIZE = 64      # clips per forward pass of a backbone
 EVAL_BATCH_SIZE = 512         # recordings per forward pass outside training
@@ -377,10 +378,9 @@ def features_of(manifest, turns, backbone):
     return clip_features(manifest, turns, backbone, folder, n_clips, clip_s, how)
 
 
-def extract_features(backbone, corpora, unlabelled):
-    """The stores of corpora [(manifest, turns)] under a backbone, measured on such a pair, `unlabelled`."""
-    manifest, turns = unlabelled
-    backbone.to(make_accelerator(PRECISION, DETERMINISTIC).device)
+def extract_features(backbone, corpora, manifest, turns):
+    """The stores of corpora [(manifest, turns)] under a backbone, measured on turns of a manifest."""
+    backbone.to(make_accelerator(PRECISION, DETERMINISTIC, TRACKER).device)
     clips, root = clips_of(manifest.corpus), Path(DATA_ROOT) / "checkpoints" / manifest.corpus / "chochlakis"
     batches = partial(clip_batches, manifest, turns, backbone, *clips, BACKBONE_BATCH_SIZE)
     identity = hash_of([manifest.fingerprint(), len(turns), clips, backbone.identity()])
@@ -446,7 +446,7 @@ def pretrain(name, store, turns):
     rows = order[n_valid:].sort().values, order[:n_valid].sort().values
     train, valid = (read_part(store, [turns[i] for i in at]) for at in rows)
     folder = Path(DATA_ROOT) / "models" / corpus_name(PRETRAIN_CORPUS) / "chochlakis" / name
-    data = Data(train, valid, None, (), folder, SEEDS[0], make_accelerator(PRECISION, DETERMINISTIC))
+    data = Data(train, valid, None, (), folder, SEEDS[0], make_accelerator(PRECISION, DETERMINISTIC, TRACKER))
     levels = [count_of(FIXED_SHARE, train.n_clips)] * PRETRAIN_EPOCHS
     train_autoencoder(data, "pretrained", PRETRAIN_LEARNING_RATE, CAVMAE_CHECKPOINT, levels)
     return best_weights(data.folder / "pretrained")
@@ -575,7 +575,7 @@ def run_seed(name, seed, store, fold, classes, first):
     """Train and test all of one backbone and seed, from its store of clip features; see outcomes_of."""
     parts = (read_part(store, turns, classes) for turns in (fold.train, fold.valid, fold.test))
     folder = Path(DATA_ROOT) / "models" / corpus_name(CORPUS) / "chochlakis" / name / f"seed{seed}"
-    data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION, DETERMINISTIC))
+    data = Data(*parts, classes, folder, seed, make_accelerator(PRECISION, DETERMINISTIC, TRACKER))
     imputers = imputers_of(data, fine_tune_autoencoders(data, first))
     systems = tables.plan(CLASSIFIERS, mixtures(data.test.n_clips), BEYOND_PAPER)
     classifiers = train_classifiers(data, systems, imputers, CLASSIFIER_SEEDS or [seed])
@@ -622,16 +622,17 @@ def main():
     check_constants()
     check_files()
     backbones = [load_backbone(name, files_of(name), BACKBONE_WIDTH, FRAME_SIZE) for name in BACKBONES]
-    manifest, device = read_manifest(DATA_ROOT, CORPUS), make_accelerator(PRECISION, DETERMINISTIC).device
+    manifest = read_manifest(DATA_ROOT, CORPUS)
     fold = fold_of(manifest, CORPUS)
     corpora, unlabelled = [(manifest, [*fold.train, *fold.valid, *fold.test])], (manifest, fold.train)
     if PRETRAIN_CORPUS:
         other = read_manifest(DATA_ROOT, PRETRAIN_CORPUS)
         unlabelled = other, [turn for turn in other.turns if turn.audio or turn.video]
         corpora.append(unlabelled)
+    device = make_accelerator(PRECISION, DETERMINISTIC, TRACKER).device
     run = start_run(__file__, SETTINGS, manifest, protocol_text(manifest, CORPUS, fold), device)
 
-    tasks = [(network, corpora, unlabelled) for network in backbones]
+    tasks = [(network, corpora, *unlabelled) for network in backbones]
     stores = dict(zip(BACKBONES, side_by_side(extract_features, tasks, JOBS)))
     first = dict.fromkeys(BACKBONES, CAVMAE_CHECKPOINT)
     if PRETRAIN_CORPUS:
@@ -639,7 +640,6 @@ def main():
         first = dict(zip(BACKBONES, side_by_side(pretrain, tasks, JOBS)))
     pairs = [(name, seed) for name in BACKBONES for seed in SEEDS]
     tasks = [(name, seed, stores[name][0], fold, manifest.classes, first[name]) for name, seed in pairs]
-
     outcomes = tables.outcomes_of(dict(zip(pairs, side_by_side(run_seed, tasks, JOBS))), SETTINGS)
     tables.write(run, outcomes, CLASSIFIERS, mixtures(outcomes[0].test.n_clips), BEYOND_PAPER)
     tables.write_predictions(run, outcomes, fold.name, manifest.classes)

@@ -136,6 +136,7 @@ DROP_RATE = 0.3                 # share of modalities that its training clips lo
 PRECISION = "auto"              # "auto" (bf16 or fp16 on a GPU), "no" (fp32), "bf16", "fp16"
 DETERMINISTIC = True            # the same numbers again on the same machine; False is faster on a GPU
 JOBS = 1                        # trainings side by side
+TRACKER = ""                    # "tensorboard" (in data/models) or "wandb" sees every epoch; "" = none
 WORKERS = 4                     # threads that decode recordings, processes that prepare batches; 0 = none
 VGG_BATCH = 64                  # pictures per forward pass of VGG-16
 EVAL_BATCH_SIZE = 64            # clips per forward pass outside training
@@ -436,7 +437,7 @@ def prepare(manifest, fold, device):
 
 def clip_store(manifest, turns, transcripts, recognised=False):
     """The features of some turns. `transcripts` are for turns without words; with `recognised` for all."""
-    device, vgg = str(make_accelerator(PRECISION, DETERMINISTIC).device), None
+    device, vgg = str(make_accelerator(PRECISION, DETERMINISTIC, TRACKER).device), None
     if "video" in MODALITIES and not recognised:
         vgg = features.VGG(None if RANDOM_VGG else VGG_WEIGHTS, FRAME_SIZE, VGG_BATCH, device)
     words = open_words(transcripts, DATA_ROOT, device)
@@ -451,7 +452,7 @@ def clip_store(manifest, turns, transcripts, recognised=False):
 
 def pretrain(method, corpus):
     """Train a masked language model ("softmax" or "nce") where it is not there; returns its history."""
-    accelerator = make_accelerator(PRECISION, DETERMINISTIC)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
     hide = partial(mask_words, share=HIDDEN_SHARE)  # others in each step, always the same in evaluations
     clips = {name: Clips(corpus, name, corpus.inputs, MAX_S, hide) for name in ("train", "valid")}
     criterion = softmax_loss
@@ -508,7 +509,8 @@ def model_folder(corpus, *names):
 
 def finetune(row, seed, corpus, recognised):
     """Fine-tune a tables.Row with one initialisation and test it, if it is not done; returns its outcome."""
-    accelerator, main = make_accelerator(PRECISION, DETERMINISTIC), tables.is_main(row, corpus.inputs, ANCHOR)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
+    main = tables.is_main(row, corpus.inputs, ANCHOR)
     change = partial(drop_modalities, rate=DROP_RATE) if row.robust else None
     clips = {"train": Clips(corpus, "train", row.inputs, MAX_S, change)}
     clips["valid"] = Clips(corpus, "valid", row.inputs, MAX_S)
@@ -593,7 +595,8 @@ def check_files():
 def main():
     check_constants()
     check_files()
-    accelerator, manifest = make_accelerator(PRECISION, DETERMINISTIC), read_manifest(DATA_ROOT, CORPUS)
+    accelerator = make_accelerator(PRECISION, DETERMINISTIC, TRACKER)
+    manifest = read_manifest(DATA_ROOT, CORPUS)
     fold, protocol = data.fold_of(manifest, N_GROUPS), data.protocol_text(manifest)
     cases = data.find_cases(CASES, fold.test)
     is_first = accelerator.is_main_process

@@ -15,7 +15,7 @@ RESULTS ?= results/mine
 DEMO := --demo $(if $(filter-out results/mine,$(RESULTS)),--RESULTS_ROOT=$(RESULTS))
 
 demo: $(VENV)/ready
-	@echo "10 to 12 minutes on two idle CPU cores: 01 takes two in all, 02 one, 04 three, 05 one, 06 one, 07 two"
+	@echo "9 to 12 minutes on two idle CPU cores: 01 takes two in all, 02 one, 04 three, 05 one, 06 one, 07 two"
 	$(RUN) 01_prepare_data.py $(DEMO)
 	$(RUN) 02_finetune_unimodal.py $(DEMO)
 	$(RUN) 03_extract_features.py $(DEMO)

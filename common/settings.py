@@ -39,6 +39,7 @@ CHOICES = {
     "LOSS": ("asymmetric", "cross_entropy"),
     "PRECISION": ("auto", "no", "bf16", "fp16"),
     "SELECT_ON": ("validation", "test"),
+    "TRACKER": ("", "tensorboard", "wandb"),
     "VALIDATE_ON": ("group", "speaker"),
 }
 

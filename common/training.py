@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast, find_batch_size, gather_object, send_to_device, slice_tensors
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -106,12 +107,15 @@ class State:
 
 
 @cache
-def make_accelerator(precision, deterministic=True):
+def make_accelerator(precision, deterministic=True, tracker=""):
     """The device context of this process; precision "auto" = bf16 or fp16 on a GPU, fp32 on a CPU.
 
     deterministic  sums in the same order each time: the same command gives the same numbers on the same
                    machine; free on a CPU, slower on a GPU (index_add, scatter), where it says so
+    tracker        of accelerate, which gets the figures of each epoch; "" = none
     """
+    if tracker and tracker not in map(str, get_available_trackers()):
+        raise UserError(f"TRACKER={tracker}: not installed; run pip install {tracker}")
     if precision == "auto":
         has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp16" if torch.cuda.is_available() else "no"
@@ -122,7 +126,7 @@ def make_accelerator(precision, deterministic=True):
     if apple := torch.backends.mps.is_available():
         print("Apple's GPU has never been tried: the CPU is used")
     gc.freeze()  # free_memory collects after every training: faster where it passes over what imports left
-    accelerator = Accelerator(mixed_precision=precision, cpu=apple)
+    accelerator = Accelerator(mixed_precision=precision, cpu=apple, log_with=tracker or None, project_dir=".")
     if not accelerator.is_main_process:
         sys.stdout = open(os.devnull, "w")  # one process speaks for all
     return accelerator
@@ -316,6 +320,9 @@ class Training:
         (self.folder / "outcome.json").unlink(missing_ok=True)  # its weights go with the first epoch
         self.resume()
         self.fit_micro_batch()
+        run = str(self.folder)  # name of the tracker's run; TensorBoard's lies in that folder
+        self.accelerator.project_configuration.logging_dir = run
+        self.accelerator.init_trackers("multimodal-emotion", init_kwargs={"wandb": {"name": run}})
         total, done = self.steps * self.recipe.epochs, self.steps * self.state.epoch
         hidden = None if self.accelerator.is_main_process else True
         with tqdm(total=total, initial=done, desc=self.place.title, disable=hidden, leave=False) as bar:
@@ -324,6 +331,8 @@ class Training:
                 self.end_epoch(self.train_epoch(bar), evaluate(), started)
         if self.recipe.keep != "best":
             self.keep_weights("best" if self.recipe.keep == "last" else "last")
+        while self.accelerator.trackers:
+            self.accelerator.trackers.pop().finish()
         self.accelerator.wait_for_everyone()
         load_best(self.model, self.folder)
         return {"identity": self.place.identity, "steps_per_epoch": self.steps, **asdict(self.state)}
@@ -429,6 +438,7 @@ class Training:
         value, state.epoch, seconds = figures[f"valid_{name}"], state.epoch + 1, time.monotonic() - started
         entry = {"epoch": state.epoch, "step": state.epoch * self.steps, "train_loss": train_loss}
         state.log.append({**entry, **figures, "seconds": seconds})
+        self.accelerator.log({"train_loss": train_loss, **figures}, state.epoch)
         state.seconds += seconds
         state.epochs_since_best += 1
         if state.best is None or (value > state.best if which == "highest" else value < state.best):

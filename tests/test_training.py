@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from accelerate import tracking
 from conftest import FRESH, execute
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -551,6 +552,43 @@ def test_determinism_is_one_constant(monkeypatch):
         make_accelerator.cache_clear()
         make_accelerator("no", wanted)
         assert torch.are_deterministic_algorithms_enabled() == wanted
+
+
+def test_a_tracker_sees_each_epoch_of_each_training(tmp_path, monkeypatch):
+    """By accelerate's own way to add a tracker: TensorBoard and wandb are not among the requirements."""
+    runs = []
+
+    class Kept(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "kept", True, None
+
+        def __init__(self, name, folder):
+            super().__init__()
+            self.folder, self.seen, self.is_open = folder, [], True
+            runs.append(self)
+
+        def log(self, values, step, **_):
+            self.seen.append((step, values))
+
+        def finish(self):
+            self.is_open = False
+
+    monkeypatch.setattr(training, "get_available_trackers", lambda: ["kept"])
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "kept", Kept)
+    accelerator = make_accelerator("no", True, "kept")
+    monkeypatch.setitem(globals(), "make_accelerator", lambda _: accelerator)
+    histories = [run(tmp_path / name)[0] for name in "ab"]
+    run(tmp_path / "b")  # trained already: nothing to follow
+    assert [found.folder for found in runs] == [str(tmp_path / name) for name in "ab"]
+    for found, history in zip(runs, histories):
+        names = ("train_loss", "valid_loss", "valid_accuracy")
+        log = [(entry["epoch"], {name: entry[name] for name in names}) for entry in history["log"]]
+        assert not found.is_open and found.seen == log
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(training, "get_available_trackers", list)
+    with pytest.raises(UserError, match="TRACKER=wandb: not installed; run pip install wandb"):
+        make_accelerator("no", True, "wandb")
 
 
 def test_a_compiled_model_trains_the_same(tmp_path, monkeypatch):

@@ -10,18 +10,7 @@ import re
 from collections import Counter, namedtuple
 from pathlib import Path
 
-from common.corpora.release import (
-    AUDIO_ENDINGS,
-    VIDEO_ENDINGS,
-    Release,
-    by_stem,
-    file_name,
-    files_in,
-    need_folder,
-    nothing_in,
-    read_lines,
-    single,
-)
+from common.corpora import release
 from common.files import UserError
 
 FOLDERS = ("AudioSet", "audioset", "AudioSet-20K")
@@ -42,14 +31,14 @@ def read(root):
     frames are no video. Segments without media are counted, since videos vanish from YouTube.
     Extra columns: labels (comma-joined ids), set (the manifest's name).
     """
-    root = need_folder(root, "AudioSet").resolve()
-    release, files = Release(media_in_place=True), files_in(root)
-    sounds = by_stem(path for path in files if path.suffix.lower() in AUDIO_ENDINGS)
-    videos = by_stem(path for path in files if path.suffix.lower() in VIDEO_ENDINGS)
-    segments = _all_segments(files, {*sounds, *videos}, release)
+    root = release.need_folder(root, "AudioSet").resolve()
+    corpus, files = release.Release(media_in_place=True), release.files_in(root)
+    sounds = release.by_stem(path for path in files if path.suffix.lower() in release.AUDIO_ENDINGS)
+    videos = release.by_stem(path for path in files if path.suffix.lower() in release.VIDEO_ENDINGS)
+    segments = _all_segments(files, {*sounds, *videos}, corpus)
     if not segments:
         what = 'CAV-MAE manifest (json with a list "data") and no segment table'
-        raise nothing_in(root, what, "the folder that holds one")
+        raise release.nothing_in(root, what, "the folder that holds one")
     turns, absent = {}, []
     for segment in segments:
         source = _turn(segment, sounds, videos)
@@ -60,23 +49,23 @@ def read(root):
     if not turns:
         what = f"none of its {len(segments):,} segments is there, for example {absent[0]}"
         raise UserError(f"{root}: {what}; put the recordings below it, or correct the manifest")
-    release.turns = [turns[name] for name in sorted(turns)]
-    release.checks.append(len(turns) >= N_BALANCED)
-    release.notes += _notes(release.turns, segments, absent)
-    return release
+    corpus.turns = [turns[name] for name in sorted(turns)]
+    corpus.checks.append(len(turns) >= N_BALANCED)
+    corpus.notes += _notes(corpus.turns, segments, absent)
+    return corpus
 
 
-def _all_segments(files, stems, release):
+def _all_segments(files, stems, corpus):
     """The Segments of all manifests, and of all tables those that no manifest lists."""
     segments = []
     for path in files:  # .info.json is of a downloader, one per video
         if path.suffix.lower() == ".json" and not path.name.endswith(".info.json"):
-            segments += _manifest_segments(path, release)
+            segments += _manifest_segments(path, corpus)
     listed = {_youtube_id(segment.name) for segment in segments}
     names = {_youtube_id(stem): stem for stem in sorted(stems, reverse=True)}
     for path in files:
         if path.suffix.lower() == ".csv":
-            segments += [s for s in _table_segments(path, names, release) if s.name not in listed]
+            segments += [s for s in _table_segments(path, names, corpus) if s.name not in listed]
     return segments
 
 
@@ -86,12 +75,12 @@ def _youtube_id(name):
     return match[1] if match else name
 
 
-def _manifest_segments(path, release):
+def _manifest_segments(path, corpus):
     """The rows of a CAV-MAE manifest; none of another json file, such as the ontology."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        release.problem("", path, f"not valid JSON ({error})", "download it again")
+        corpus.problem("", path, f"not valid JSON ({error})", "download it again")
         return []
     rows = data.get("data") if isinstance(data, dict) else None
     segments = []
@@ -105,16 +94,16 @@ def _manifest_segments(path, release):
             segments.append(Segment(name, stem or name, labels, path.stem, wav, folder))
         else:
             what = f"entry {number} has neither video_id nor wav; left out"
-            release.problem("", path, what, "compare the manifest with CAV-MAE's")
+            corpus.problem("", path, what, "compare the manifest with CAV-MAE's")
     return segments
 
 
-def _table_segments(path, names, release):
+def _table_segments(path, names, corpus):
     """The rows of an official segment table (YTID, start, end, quoted labels); none of another csv file.
 
     names  {YouTube id: stem of the media that are there}
     """
-    lines = read_lines(path)
+    lines = release.read_lines(path)
     if not lines[0].startswith("#"):
         return []  # class_labels_indices.csv and the like
     segments = []
@@ -124,7 +113,7 @@ def _table_segments(path, names, release):
             segments.append(Segment(row[0], names.get(row[0], row[0]), row[3], path.stem))
         else:
             what = f"row {','.join(row)!r} cannot be read; left out"
-            release.problem("", path, what, "rows are YTID, start, end, labels")
+            corpus.problem("", path, what, "rows are YTID, start, end, labels")
     return segments
 
 
@@ -135,14 +124,14 @@ def _turn(segment, sounds, videos):
     audio = listed if is_there else sounds.get(stem) or sounds.get(name)
     video = videos.get(stem) or videos.get(name) or _video_beside(audio, segment)
     facts = {"labels": segment.labels, "set": segment.set}
-    return single(file_name(name), _youtube_id(name), audio or video, video, **facts)
+    return release.single(release.file_name(name), _youtube_id(name), audio or video, video, **facts)
 
 
 def _video_beside(audio, segment):
     """The video of a segment outside of root: in its manifest's folder, beside its sound, or in `video`."""
     folders = [Path(segment.folder)] if segment.folder else []
     folders += [audio.parent, audio.parent / "video", audio.parent.parent / "video"] if audio else []
-    paths = (folder / f"{segment.stem}{ending}" for folder in folders for ending in VIDEO_ENDINGS)
+    paths = (folder / f"{segment.stem}{ending}" for folder in folders for ending in release.VIDEO_ENDINGS)
     return next((path for path in paths if path.is_file()), None)
 
 

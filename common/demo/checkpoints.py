@@ -56,8 +56,8 @@ def write_checkpoints(folder, texts, size, seed):
     """
     folder = make_folder(Path(folder))
     note = folder / "made_with.json"
-    dims = hash_of(SIZES[size])
-    made_with = {"size": size, "dims": dims, "seed": seed, "texts": hash_of(texts), "models": list(makers())}
+    made_with = {"size": size, "dims": hash_of(SIZES[size]), "seed": seed}
+    made_with |= {"texts": hash_of(texts), "models": list(makers())}
     if note.exists() and read_json(note) == made_with:
         return
     for number, (name, make) in enumerate(makers().items()):
@@ -86,13 +86,9 @@ def makers():
 
 def encoder_shape(dims):
     """The arguments that most transformer configurations share."""
-    return {
-        "hidden_size": dims["hidden"],
-        "num_hidden_layers": dims["layers"],
-        "num_attention_heads": dims["heads"],
-        "intermediate_size": 4 * dims["hidden"],
-        "initializer_range": INITIALIZER_RANGE,
-    }
+    size = {"hidden_size": dims["hidden"], "intermediate_size": 4 * dims["hidden"]}
+    size |= {"num_hidden_layers": dims["layers"], "num_attention_heads": dims["heads"]}
+    return size | {"initializer_range": INITIALIZER_RANGE}
 
 
 # ---- Text -------------------------------------------------------------------------------------
@@ -115,13 +111,9 @@ def train_byte_bpe(texts, size):
     """The vocabulary {piece: id} and the merges of a byte-level BPE tokeniser with at most `size` pieces."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    how = {"special_tokens": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "show_progress": False}
+    how["initial_alphabet"] = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(vocab_size=size, **how))
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
@@ -185,16 +177,14 @@ def waveform_shape(dims):
 
 
 def start_as_filter_bank(encoder, dims):
-    """Set the initial weights of the three convolutions of a wav2vec 2.0 or HuBERT base feature encoder.
+    """Set the weights (C_out, C_in, kernel) of the three convolutions of a wav2vec 2.0 or HuBERT encoder.
 
     The first convolution deals out the samples: two channels hold each phase of the waveform with both signs;
     with fewer channels than 2 * stride the mean of neighbours, a lower rate. Its group normalisation scales
     all of them alike, and GELU(x) - GELU(-x) = x lets the second convolution restore the waveform and filter
     it. The third one averages over time.
     """
-    deal, filters, average = (
-        layer.conv.weight.data for layer in encoder.conv_layers
-    )  # (C_out, C_in, kernel)
+    deal, filters, average = (layer.conv.weight.data for layer in encoder.conv_layers)
     n_phases = len(deal) // 2
     n_mean = dims["conv_stride"][0] // n_phases  # samples
     deal.zero_()
