@@ -626,6 +626,8 @@ def main():
     check_constants()
     manifest = read_manifest(DATA_ROOT, CORPUS)
     papers = ("babaali",) if FEATURES_ROOT and "babaali" in PAPERS else PAPERS
+    if papers != PAPERS:
+        print("FEATURES_ROOT has no part in the second paper, which is left out; --PAPERS=li runs it")
     study = make_study(manifest) if "li" in papers else None  # opens its models before anything slow
     for paper in papers:
         print(f"---- {paper} ----")

@@ -236,6 +236,8 @@ def calibration(scores, run, probabilities):
     axes.set(xlabel="confidence (%)", ylabel="accuracy (%)")
     fig.legend(loc="outside upper center", ncols=2)
     note = f"Not in the paper. Error: mean |accuracy - confidence| over {BINS} bins, weighted by their turns."
+    left_out = [m for m in scores.source.with_logits if f"{m}, softmax" not in systems]
+    note += f" Logits of {', '.join(left_out)} are of other classes." * bool(left_out)
     run.table("babaali_table_calibration", "Calibration of probabilities", cells, note)
     caption = f"Reliability of probabilities; {scores.corpus}; {run.protocol}; seed {scores.seeds[0]}. {note}"
     plots.save(fig, run.folder, "babaali_fig_calibration", caption)
