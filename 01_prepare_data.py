@@ -141,7 +141,11 @@ def read_release():
         "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0]},
         "mosei": {"folds": MOSEI_FOLDS},
     }
-    return reader.read(root, **options.get(layout, {})), root
+    release = reader.read(root, **options.get(layout, {}))
+    if not release.turns:
+        odd = next((f" ({problem.file}: {problem.problem})" for problem in release.problems), "")
+        raise UserError(f"{root}: not a turn can be read in it{odd}; compare it with the release")
+    return release, root
 
 
 def start(release, root):

@@ -50,6 +50,14 @@ def refusal(capsys, *args):
     return line
 
 
+def test_a_release_without_a_single_turn_is_refused(tmp_path, capsys):
+    root = write_iemocap(tmp_path / "raw")
+    for path in root.glob("Session?/dialog/EmoEvaluation/Ses*.txt"):
+        path.write_text("[6.2901 - 8.2357]\tSes01F_impro01_F000\n")
+    line = refusal(capsys, tmp_path, "iemocap", root)
+    assert "not a turn can be read in it" in line and ".txt:1: not a line of EmoEvaluation" in line
+
+
 def problems_of(tmp_path, corpus="iemocap"):
     return read_csv(tmp_path / "data" / "prepared" / corpus / "problems.csv")
 

@@ -122,7 +122,15 @@ def test_iemocap_root_one_too_high_or_inside(iemocap, tmp_path):
 def test_iemocap_without_video(tmp_path):
     release = read_iemocap(write_iemocap(tmp_path, video=False), True, True)
     assert all(source.video is None for source in release.turns)
-    assert sum("no dialog/avi" in note for note in release.notes) == 2 and not release.problems
+    assert sum("no video in dialog/avi" in note for note in release.notes) == 2 and not release.problems
+    touch(tmp_path, *(f"Session{k}/dialog/avi/DivX/._Ses0{k}F_impro01.avi" for k in (1, 2)))
+    assert by_id(read_iemocap(tmp_path, True, True)) == by_id(release)
+
+
+def test_iemocap_is_found_beside_features_of_others_and_further_below(tmp_path):
+    touch(tmp_path, "above/IEMOCAP_features/Session1/a.npy")
+    root = write_iemocap(tmp_path / "above" / "data" / "IEMOCAP_full_release")
+    assert by_id(read_iemocap(tmp_path, True, True)) == by_id(read_iemocap(root, True, True))
 
 
 def test_iemocap_damage_becomes_problems(tmp_path):
@@ -288,6 +296,24 @@ def test_meld_rows_and_clips(tmp_path):
     assert [p.problem[:10] for p in release.problems] == ["the csv gi", "row 3 cann"] * 2
     assert any("dev_sent_emo.csv is missing" in note for note in release.notes)
     assert sum("its turns have text only" in note for note in release.notes) == 1
+
+
+def test_meld_clips_that_were_cut_again_twins_of_macos_and_rows_listed_twice(tmp_path):
+    rows = [
+        f'{n},it\x92s {word},Ross,joy,positive,0,{n},4,7,"0:10:44,7","0:10:46,1"\n'
+        for n, word in ((0, "a"), (1, "b"))
+    ]
+    text = MELD_HEADER + "".join([*rows, rows[0].replace("a", "again")])
+    (tmp_path / "test_sent_emo.csv").write_bytes(text.encode("latin-1"))
+    clips = "meld.raw/output_repeated_splits_test"
+    touch(tmp_path, f"__MACOSX/{clips}/._dia0_utt0.mp4", f"{clips}/dia0_utt0.mp4", f"{clips}/dia0_utt1.mp4")
+    touch(tmp_path, f"{clips}/final_videos_testdia0_utt1.mp4")
+    release = read_meld(tmp_path)
+    assert [source.turn.text for source in release.turns] == ["it\x92s a", "it\x92s b"]
+    names = [source.video.relative_to(tmp_path / clips).name for source in release.turns]
+    assert names == ["dia0_utt0.mp4", "final_videos_testdia0_utt1.mp4"]
+    assert any("the clips of 1 turns are those called final_videos_test" in note for note in release.notes)
+    assert [p.problem for p in release.problems] == ["turn listed twice; the first is kept"]
 
 
 def test_meld_real_tables():

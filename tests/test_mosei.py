@@ -446,6 +446,11 @@ def test_recordings_of_the_raw_release(tmp_path):
     assert sources_of(release)[f"{NUMBER}[0]"].audio.name == "10219.wav"
 
 
+def test_folders_above_the_release_do_not_count(tmp_path):
+    release = read_mosei(write_release(tmp_path / "Segmented" / "mosei"), "")
+    assert sum(source.video is not None for source in release.turns) == len(release.turns) > 0
+
+
 def test_the_csd_files_alone_give_text_without_recordings(tmp_path):
     release = read_mosei(write_release(tmp_path / "mosei", raw=False), "")
     assert not release.problems and all(not source.audio and not source.video for source in release.turns)
@@ -471,7 +476,7 @@ def test_label_tables_where_there_is_no_labels_csd(tmp_path):
     (folder / "batch2.csv").write_text(
         f"{header}6,http://host/{DASH},5,0,0,0,,0,0,2\n7,{UNDERSCORE},2,0,0,1,0,0,1,0\n"
     )
-    (folder / "other.csv").write_text("a,b\n1,2\n")
+    (folder / "other.csv").write_text(f"a,b\n1,{'2' * 200_000}\n")  # longer than a cell may be
     release = read_mosei(root, "")
     turns = turns_of(release)
     assert set(turns) == {f"{DASH}[5]", f"{NUMBER}[0]", f"{UNDERSCORE}[2]"}  # numbered by clip
@@ -489,6 +494,12 @@ def test_label_tables_where_there_is_no_labels_csd(tmp_path):
     assert {(p.utterance_id, p.problem.split(";")[0]) for p in release.problems} == {
         (f"{UNDERSCORE}[9]", "no transcript line of this clip, so no times"),
         (f"{OUTSIDE}[0]", "a score or time is not a number"),
+    }
+    for name in ("batch1.csv", "batch2.csv"):
+        text = (folder / name).read_text().replace("Answer.sentiment", "Answer.mood")
+        (folder / name).write_text(text)
+    assert {p.problem for p in read_mosei(root, "").problems if "[5]" in p.utterance_id} == {
+        "a score or time is not a number; left out"
     }
     for path in (root / "Raw" / "Transcript").rglob("*.txt"):
         path.unlink()

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shlex
 import subprocess
 import tarfile
 
@@ -135,6 +136,15 @@ def test_commands_name_scripts_and_constants_that_exist():
     assert len(found) >= 8
     for script, options in sorted(found):
         overrides((ROOT / script).read_text(encoding="utf-8"), options.split())
+
+
+def test_commands_beside_tables_are_still_understood(committed):
+    found = set()
+    for path in (committed / "results").glob("0*/*/*.md"):
+        found |= set(re.findall(r"Made by `python (0\d_\w+\.py) ?([^`]*)`", path.read_text(encoding="utf-8")))
+    assert len(found) >= 30
+    for script, options in sorted(found):
+        overrides((ROOT / script).read_text(encoding="utf-8"), shlex.split(options))
 
 
 def test_no_script_is_left_out_and_no_placeholder_left_in():

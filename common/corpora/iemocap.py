@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from common.corpora.release import Release, SourceTurn, need_folder, nothing_in, read_lines
+from common.corpora.release import Release, SourceTurn, files_in, need_folder, nothing_in, read_lines, walk
 from common.files import UserError
 from common.manifest import Turn
 
@@ -57,10 +57,10 @@ def read(root, merge_excited=True, keep_brackets=True, crop_speaker=True):
 
 
 def _release_root(root):
-    """The folder that holds the sessions: the one given, or one just below it; says so if it is above."""
-    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
-        if any((folder / name).is_dir() for name in COUNTS):
-            return folder
+    """The folder that holds the sessions, the one given or one below it; says so if it is above."""
+    found = [folder for folder, below, _ in walk(root) if not COUNTS.keys().isdisjoint(below)]
+    if found:  # features of others may lie in such folders too
+        return max(found, key=lambda folder: any(folder.glob(f"Session?/{EVALUATIONS}")))
     inside = next((path for path in (root.resolve(), *root.resolve().parents) if path.name in COUNTS), None)
     if inside:
         raise UserError(f"{root}: this lies inside a session; set CORPUS_ROOT to {inside.parent}")
@@ -69,10 +69,9 @@ def _release_root(root):
 
 def _read_session(folder, labels, keep_brackets, crop_speaker, release):
     """Add the turns of a session."""
-    avi = folder / "dialog" / "avi"
-    videos = {path.stem: path for path in sorted(avi.rglob("Ses*.avi"))} if avi.is_dir() else None
-    if videos is None:
-        what = "no dialog/avi, the release without video; its turns have no video"
+    videos = {path.stem: path for path in files_in(folder / "dialog" / "avi", ".avi")}
+    if not videos:
+        what = "no video in dialog/avi, the release without; its turns have no video"
         release.notes.append(f"{folder.name}: {what}")
     seen = set()
     for path in sorted(folder.glob(EVALUATIONS)):
@@ -135,7 +134,7 @@ def _add_media(turn, folder, videos, crop_speaker):
     dialogue = turn.dialogue_id  # a file that is absent is found missing when it is read
     wav = folder / "sentences" / "wav" / dialogue / f"{turn.utterance_id}.wav"
     source = SourceTurn(turn, wav, times_known=True)
-    if videos is not None:
+    if videos:
         source.video = videos.get(dialogue, folder / "dialog" / "avi" / "DivX" / f"{dialogue}.avi")
         source.video_span = turn.start_s, turn.end_s
         if crop_speaker:

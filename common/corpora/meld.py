@@ -1,15 +1,17 @@
 """MELD, dialogues of the series Friends: Poria et al. 2019 (FORMATS 10)."""
 
+import csv
+import io
 import re
 
-from common.corpora.release import Release, SourceTurn, files_in, need_folder, nothing_in, walk
-from common.files import read_csv
+from common.corpora.release import Release, SourceTurn, decode, files_in, need_folder, nothing_in, walk
 from common.manifest import Turn
 
 FOLDERS = ("MELD", "MELD.Raw", "meld")
 CLASSES = ("neutral", "joy", "surprise", "anger", "sadness", "disgust", "fear")
 COUNTS = {"train": 9989, "dev": 1109, "test": 2610}
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+CUT_AGAIN = "final_videos_test"  # before the name of 132 test clips, whose first cuts show other scenes
 TIME = re.compile(r"^(\d+):(\d\d):(\d\d)[,.](\d+)$")
 
 
@@ -35,9 +37,16 @@ def read(root):
         if clips is None:
             folder = f"no folder {CLIP_FOLDERS[split]} of MELD.Raw below {root}"
             release.notes.append(f"{split}: {folder}; its turns have text only")
-        turns = [_turn(row, split, clips, table, release) for row in read_csv(table)]
-        release.turns += [source for source in turns if source]
+        rows = csv.DictReader(io.StringIO(decode(table.read_bytes()), newline=""))
+        turns, found = [_turn(row, split, clips, table, release) for row in rows], {}
+        for source in filter(None, turns):
+            if found.setdefault(source.turn.utterance_id, source) is not source:
+                what = "turn listed twice; the first is kept"
+                release.problem(source.turn.utterance_id, table, what, "download the csv again")
+        release.turns += found.values()
         release.expect((f"{split} turns", len(turns), published))
+        if n := sum(source.video is not None and CUT_AGAIN in source.video.name for source in found.values()):
+            release.notes.append(f"{split}: the clips of {n:,} turns are those called {CUT_AGAIN}...")
     if not release.turns:
         tables = "train_sent_emo.csv, dev_sent_emo.csv or test_sent_emo.csv with turns"
         raise nothing_in(root, tables, "the MELD folder")
@@ -62,7 +71,11 @@ def _turn(row, split, clips, table, release):
     extra = {"split": split, **{key.lower(): row.get(key, "") for key in ("Sentiment", "Season", "Episode")}}
     speaker, label = row["Speaker"].strip(), label if label in CLASSES else ""
     turn = Turn(name, dialogue_id, utterance, speaker, "", start_s, end_s, text, label, extra=extra)
-    clip = clips / f"dia{dialogue}_utt{utterance}.mp4" if clips else None
+    if clips is None:
+        return SourceTurn(turn)
+    clip = clips / f"dia{dialogue}_utt{utterance}.mp4"
+    again = clip.with_name(CUT_AGAIN + clip.name)
+    clip = again if again.exists() else clip
     return SourceTurn(turn, audio=clip, video=clip)
 
 

@@ -33,9 +33,11 @@ SDK = "CMU-MultiComp-Lab/CMU-MultimodalSDK on GitHub"
 DOWNLOAD = f"download it with the SDK ({SDK}) or set CORPUS_ROOT to a folder above it"
 FOLD = re.compile(r"^standard_(train|valid|test)_fold\s*=\s*\[(.*?)\]", re.DOTALL | re.MULTILINE)
 VIDEO_ID = re.compile(r"[\w-]+")  # quoted or not
-TRANSCRIPT_LINE = re.compile(r"(.+?)___(\d+)___(-?\d+\.?\d*)___(-?\d+\.?\d*)___(.*)")  # an id may end with _
+SECONDS = r"(-?(?:\d+\.?|\.\d)\d*(?:e-?\d+)?)"
+TRANSCRIPT_LINE = re.compile(rf"(.+?)___(\d+)___{SECONDS}___{SECONDS}___(.*)")  # an id may end with _
 TRANSCRIPT_FORM = "<video>___<clip>___<start>___<end>___<text>"
 TRANSCRIPT_MAX_BYTES = 1 << 20  # other text files below the root, such as word vectors, are not read
+WHOLE = {"wav": "wav_16000", "mp4": "combined"}  # the folders of recordings that are not cut
 SILENCE = "sp"
 JOIN_TOLERANCE_S = 0.05  # label rows and transcript lines state the same times with different digits
 Line = namedtuple("Line", "clip start_s end_s text")  # of a transcript
@@ -60,7 +62,7 @@ def read(root, folds=""):
         files[path.suffix.lower()].append(path)
     release = Release(emotions=EMOTIONS, media_in_place=True)
     split_of = _official_folds(folds, files, root, release)
-    transcripts = _read_transcripts(files[".txt"], release)
+    transcripts = _read_transcripts(root, files[".txt"], release)
     csd = {path.name: path for path in reversed(files[".csd"])}
     if LABELS_CSD in csd:
         _read_labels_csd(csd[LABELS_CSD], release)
@@ -72,10 +74,10 @@ def read(root, folds=""):
         what = f"no {WORDS_CSD} in it or below, which says when each word is spoken"
         raise UserError(f"{root}: {what}; {DOWNLOAD}")
     _add_words(read_words_csd(csd[WORDS_CSD]), release)
-    _add_recordings(files, release)
+    _add_recordings(root, files, release)
     for source in release.turns:
         source.turn.extra["split"] = split_of.get(source.turn.speaker, "")
-    if not any(source.turn.extra["split"] for source in release.turns):
+    if release.turns and not any(source.turn.extra["split"] for source in release.turns):
         what = f"none of the {len(release.turns):,} segments is in the official folds read from it"
         raise UserError(f"{folds or root}: {what}; give those of CMU-MOSEI ({FOLDS_FILE}) as MOSEI_FOLDS")
     _compare(release)
@@ -184,7 +186,8 @@ def _read_label_tables(root, paths, transcripts, release):
     A clip's score is the mean over its annotators, as in the csd; k is the clip number.
     """
     answers, columns = defaultdict(list), [f"Answer.{THEIRS.get(name, name)}" for name in SCORES]
-    for row in (row for path in paths for row in csv.DictReader(read_lines(path))):
+    tables = [lines for path in paths if "Input.VIDEO_ID" in (lines := read_lines(path))[0]]
+    for row in (row for lines in tables for row in csv.DictReader(lines)):
         if row.get("Input.VIDEO_ID") and row.get("Input.CLIP"):
             video_id = row["Input.VIDEO_ID"].strip().rsplit("/", 1)[-1]
             scores = [_number(row.get(column)) for column in columns]
@@ -215,10 +218,10 @@ def _number(text):
 # ---- Transcripts ------------------------------------------------------------------------------
 
 
-def _read_transcripts(paths, release):
+def _read_transcripts(root, paths, release):
     """{video id: Lines} of the files that hold transcript lines; full transcripts are passed over."""
     found = {}
-    for path in sorted(paths, key=lambda path: not _has_part(path, "segmented")):
+    for path in sorted(paths, key=lambda path: not _lies_in(path, root, "segmented")):
         if path.stem in found or path.stat().st_size > TRANSCRIPT_MAX_BYTES:
             continue
         rows = [(number, line) for number, line in enumerate(read_lines(path), 1) if line.strip()]
@@ -235,8 +238,9 @@ def _read_transcripts(paths, release):
     return found
 
 
-def _has_part(path, name):
-    return name in [part.lower() for part in path.parts]
+def _lies_in(path, root, name):
+    """Whether a folder on the way from root to a file has this name."""
+    return name in [part.lower() for part in path.relative_to(root).parts]
 
 
 def _join_transcripts(transcripts, release):
@@ -331,9 +335,9 @@ def clip_words(words, start_s, end_s):
     ]
 
 
-def _add_recordings(files, release):
+def _add_recordings(root, files, release):
     """Name each turn's full recordings; where a wav is missing, its sound is taken from the mp4."""
-    sounds, videos = _by_video(files[".wav"], "wav_16000"), _by_video(files[".mp4"], "combined")
+    sounds, videos = (_by_video(root, files[f".{kind}"], name) for kind, name in WHOLE.items())
     for source in release.turns:
         source.video = videos.get(source.turn.speaker)
         source.audio = sounds.get(source.turn.speaker, source.video)
@@ -348,10 +352,10 @@ def _add_recordings(files, release):
         release.problem("", f"{video_id}.mp4", what, "unpack the raw release completely")
 
 
-def _by_video(paths, folder):
+def _by_video(root, paths, folder):
     """{stem: path}, of several the one below a folder of this name; not those of cut segments."""
-    whole = [path for path in paths if not _has_part(path, "segmented")]
-    return by_stem(sorted(whole, key=lambda path: not _has_part(path, folder)))
+    whole = [path for path in paths if not _lies_in(path, root, "segmented")]
+    return by_stem(sorted(whole, key=lambda path: not _lies_in(path, root, folder)))
 
 
 def _compare(release):

@@ -123,11 +123,12 @@ def nothing_in(root, what, remedy):
 
 
 def walk(root):
-    """os.walk in order of names without hidden ones; links are followed, each folder once."""
+    """os.walk in order of names without hidden ones and macOS' twins; links are followed, each one once."""
     seen = set()
     for folder, below, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
-        below[:] = [] if real in seen else sorted(name for name in below if not name.startswith("."))
+        shown = sorted(name for name in below if not name.startswith((".", "__MACOSX")))
+        below[:] = [] if real in seen else shown
         if real not in seen:
             seen.add(real)
             yield Path(folder), below, sorted(name for name in names if not name.startswith("."))
