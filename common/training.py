@@ -196,14 +196,9 @@ class StepKeys:
 
 def loader_of(accelerator, dataset, batches, recipe):
     """DataLoader of a data set; batches: lists of its keys."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        collate_fn=dataset.collate,
-        num_workers=recipe.workers,
-        persistent_workers=recipe.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
+    how = {"num_workers": recipe.workers, "persistent_workers": recipe.workers > 0}
+    how["pin_memory"] = accelerator.device.type == "cuda"
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate, **how)
 
 
 # ---- One step ------------------------------------------------------------------------------

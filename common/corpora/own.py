@@ -9,17 +9,7 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from pathlib import PurePosixPath
 
-from common.corpora.release import (
-    AUDIO_ENDINGS,
-    VIDEO_ENDINGS,
-    Release,
-    SourceTurn,
-    file_name,
-    files_in,
-    need_folder,
-    read_lines,
-    single,
-)
+from common.corpora import release
 from common.files import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, MediaInfo, probe
@@ -44,14 +34,14 @@ def read(root):
     Raises UserError with the row's line number for an absolute path, one that leaves the folder or is no
     file, a repeated id, a missing column or speaker, more cells than columns, or a number that is none.
     """
-    root = need_folder(root, "corpus")
+    root = release.need_folder(root, "corpus")
     path = root / "manifest.csv"
     if not path.exists():
         return read_recordings(root)
     header, rows = _read_rows(path)
     if not rows:
         raise UserError(f"{path}: has no rows; write one for each turn")
-    release, lines = Release(), {}
+    corpus, lines = release.Release(), {}
     for number, (line, row) in enumerate(rows, start=1):
         source = _turn(root, f"{path}:{line}", number, row)
         name = source.turn.utterance_id
@@ -59,18 +49,18 @@ def read(root):
             what = f"utterance_id {name} is already on line {lines[as_file]}, in upper or lower case"
             raise UserError(f"{path}:{line}: {what}; make it unique")
         lines[as_file] = line
-        release.turns.append(source)
+        corpus.turns.append(source)
     for kind in ("audio", "video"):
-        _find_parts(release, kind)
-    labels = Counter(source.turn.label for source in release.turns if source.turn.label)
-    release.classes = tuple(sorted(labels))
-    release.warnings += _slips(labels, release.turns)
+        _find_parts(corpus, kind)
+    labels = Counter(source.turn.label for source in corpus.turns if source.turn.label)
+    corpus.classes = tuple(sorted(labels))
+    corpus.warnings += _slips(labels, corpus.turns)
     if not labels:
         where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
-        release.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
+        corpus.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
     if "turn" not in header:
-        release.number_turns()
-    return release
+        corpus.number_turns()
+    return corpus
 
 
 def read_recordings(root):
@@ -79,29 +69,29 @@ def read_recordings(root):
     Sound and picture whose names differ in their endings alone are one turn, and so is its text, a .txt of
     that name. The speaker is the folder below root that a recording lies in.
     """
-    release, by_name, names = Release(), defaultdict(list), {}
-    for path in files_in(root, *AUDIO_ENDINGS, *VIDEO_ENDINGS):
+    corpus, by_name, names = release.Release(), defaultdict(list), {}
+    for path in release.files_in(root, *release.AUDIO_ENDINGS, *release.VIDEO_ENDINGS):
         by_name[path.relative_to(root).with_suffix("").as_posix()].append(path)
     if not by_name:
-        endings = " ".join((*AUDIO_ENDINGS, *VIDEO_ENDINGS))
+        endings = " ".join((*release.AUDIO_ENDINGS, *release.VIDEO_ENDINGS))
         raise UserError(f"{root}: neither a manifest.csv nor recordings ({endings}) in it or below")
     for name, paths in sorted(by_name.items()):
-        video = next((path for path in paths if path.suffix.lower() in VIDEO_ENDINGS), None)
+        video = next((path for path in paths if path.suffix.lower() in release.VIDEO_ENDINGS), None)
         sound = video if video and _info(video).rate_hz else None
         audio = next((path for path in paths if path != video), sound)
         text = root / f"{name}.txt"
-        words = " ".join(" ".join(read_lines(text)).split()) if text.is_file() else ""
+        words = " ".join(" ".join(release.read_lines(text)).split()) if text.is_file() else ""
         speaker = name.split("/")[0] if "/" in name else root.resolve().name
-        utterance_id = file_name(name.replace("/", "-"))
+        utterance_id = release.file_name(name.replace("/", "-"))
         if (as_file := utterance_id.casefold()) in names:  # as in `read`
             what = f"{name} and {names[as_file]} would both be called {utterance_id}"
             raise UserError(f"{root}: {what}; rename one of them")
         names[as_file] = name
-        release.turns.append(single(utterance_id, speaker, audio, video, words))
+        corpus.turns.append(release.single(utterance_id, speaker, audio, video, words))
         if len(paths) > 1 + bool(video and audio != video):
-            release.warnings.append(f"{name}: several recordings of this name; {audio or video} is taken")
-    release.notes.append(f"no manifest.csv: {len(release.turns):,} recordings without labels, one turn each")
-    return release
+            corpus.warnings.append(f"{name}: several recordings of this name; {audio or video} is taken")
+    corpus.notes.append(f"no manifest.csv: {len(corpus.turns):,} recordings without labels, one turn each")
+    return corpus
 
 
 def _info(path):
@@ -193,7 +183,7 @@ def _turn(root, where, number, row):
     turn = Turn(name, dialogue_id, int(position), row["speaker"], session, start_s, end_s)
     turn.text, turn.label = row.get("text", ""), row.get("label", "")
     turn.extra = {key: cell for key, cell in row.items() if key not in COLUMNS}
-    return SourceTurn(turn, audio=audio, video=video)
+    return release.SourceTurn(turn, audio=audio, video=video)
 
 
 def _recording(root, cell, where):
@@ -214,10 +204,10 @@ def _recording(root, cell, where):
     return path
 
 
-def _find_parts(release, kind):
+def _find_parts(corpus, kind):
     """Give turns that are parts of a longer recording their span in it."""
     by_path, parts = defaultdict(list), set()
-    for source in release.turns:
+    for source in corpus.turns:
         if getattr(source, kind) and source.turn.end_s > source.turn.start_s:
             by_path[getattr(source, kind)].append(source)
     for path, own in by_path.items():
@@ -231,7 +221,7 @@ def _find_parts(release, kind):
                 source.times_known = True
     if parts:
         n_turns = sum(len(by_path[path]) for path in parts)
-        release.notes.append(f"{kind}: {n_turns:,} turns are parts of {len(parts):,} longer recordings")
+        corpus.notes.append(f"{kind}: {n_turns:,} turns are parts of {len(parts):,} longer recordings")
 
 
 def _slips(labels, turns):

@@ -47,16 +47,11 @@ def read(root, channel="speech"):
 def _turn(name, copies):
     """name: the six fields after the modality; copies: path by modality and ending, such as "03.wav"."""
     channel, emotion, intensity, statement, repetition, actor = name.split("-")
-    return single(
-        name,
-        f"Actor_{actor}",
-        audio=copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4"),
-        video=copies.get("01.mp4") or copies.get("02.mp4"),
-        text=STATEMENTS[statement],
-        label=CLASSES[int(emotion) - 1],
-        channel={"01": "speech", "02": "song"}[channel],
-        intensity={"01": "normal", "02": "strong"}[intensity],
-        statement=statement,
-        repetition=repetition,
-        gender="male" if int(actor) % 2 else "female",
-    )
+    audio = copies.get("03.wav") or copies.get("01.wav") or copies.get("01.mp4")
+    video = copies.get("01.mp4") or copies.get("02.mp4")
+    extra = {"channel": {"01": "speech", "02": "song"}[channel]}
+    extra |= {"intensity": {"01": "normal", "02": "strong"}[intensity]}
+    extra |= {"statement": statement, "repetition": repetition}
+    extra |= {"gender": "male" if int(actor) % 2 else "female"}
+    text, label = STATEMENTS[statement], CLASSES[int(emotion) - 1]
+    return single(name, f"Actor_{actor}", audio, video, text, label, **extra)

@@ -145,18 +145,12 @@ def plan_turn(session, letter, latent, rng):
     person = "FM".index(letter)
     more = EXPRESSIVENESS[session - 1][person]
     text, speech, video = (show(modality, latent, more, rng) for modality in ("text", "speech", "video"))
-    return Turn(
-        letter,
-        draw_label(latent, rng),
-        draw_text(text, rng),
-        draw_voice(speech, session, person, rng),
-        {
-            name: value * rng.beta(*STRENGTH) + FACE_JITTER * rng.standard_normal()
-            for name, value in FACES[video].items()
-            if name != "open"
-        },
-        pause_s=rng.uniform(-0.6, -0.1) if rng.random() < 0.25 else rng.uniform(0.1, 0.5),
-    )
+    label, words = draw_label(latent, rng), draw_text(text, rng)
+    voice = draw_voice(speech, session, person, rng)
+    moves = [(name, value) for name, value in FACES[video].items() if name != "open"]
+    face = {n: x * rng.beta(*STRENGTH) + FACE_JITTER * rng.standard_normal() for n, x in moves}
+    pause_s = rng.uniform(-0.6, -0.1) if rng.random() < 0.25 else rng.uniform(0.1, 0.5)
+    return Turn(letter, label, words, voice, face, pause_s=pause_s)
 
 
 def show(modality, latent, expressiveness, rng):
