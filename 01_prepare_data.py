@@ -131,16 +131,10 @@ def read_release():
         demo.write(CORPUS, root, SEEDS[0], DEMO_SIZE, WORKERS)
     elif not CORPUS_ROOT:
         root = corpora.find_root(CORPUS, DATA_ROOT)
-    options = {
-        "iemocap": {
-            "merge_excited": MERGE_EXCITED_INTO_HAPPY,
-            "keep_brackets": KEEP_BRACKETS,
-            "crop_speaker": CROP_SPEAKER,
-        },
-        "ravdess": {"channel": RAVDESS_CHANNEL},
-        "voxceleb2": {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0]},
-        "mosei": {"folds": MOSEI_FOLDS},
-    }
+    options = {"ravdess": {"channel": RAVDESS_CHANNEL}, "mosei": {"folds": MOSEI_FOLDS}}
+    options["iemocap"] = {"merge_excited": MERGE_EXCITED_INTO_HAPPY, "keep_brackets": KEEP_BRACKETS}
+    options["iemocap"]["crop_speaker"] = CROP_SPEAKER
+    options["voxceleb2"] = {"n_speakers": VOXCELEB2_SPEAKERS, "seed": SEEDS[0]}
     release = reader.read(root, **options.get(layout, {}))
     if not release.turns:
         odd = next((f" ({problem.file}: {problem.problem})" for problem in release.problems), "")
@@ -284,6 +278,7 @@ def copies_of(manifest):
     """Ids of turns whose recording has the same bytes as an earlier one, of MAX_COMPARED recordings."""
     owners = Counter(turn.audio for turn in manifest.turns)  # several turns of one file are parts of it
     alone = [turn for turn in manifest.turns if turn.audio and owners[turn.audio] == 1][:MAX_COMPARED]
+    alone = [turn for turn in alone if manifest.path(turn.audio).is_file()]  # read in place, it may be a link
     size = {turn.utterance_id: manifest.path(turn.audio).stat().st_size for turn in alone}
     common, seen, copies = Counter(size.values()), set(), set()
     for turn in (turn for turn in alone if common[size[turn.utterance_id]] > 1):

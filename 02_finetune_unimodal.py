@@ -251,16 +251,11 @@ def outputs(classifier, batch):
 def recipe_of(modality, model, seed):
     """The Recipe of a model (Sec. 3.2); one without an entry in EPOCHS trains as long as the first."""
     models, epochs = constant(modality, "MODELS"), constant(modality, "EPOCHS")
-    return Recipe(
-        constant(modality, "LEARNING_RATE"),
-        epochs=dict(zip(models, epochs)).get(model, epochs[0]),
-        batch_size=constant(modality, "BATCH_SIZE"),
-        weight_decay=WEIGHT_DECAY,
-        warmup=WARMUP_SHARE,
-        seed=seed,
-        eval_batch_size=constant(modality, "EVAL_BATCH_SIZE"),
-        workers=0 if modality in FREEZE else WORKERS,
-    )
+    how = {"weight_decay": WEIGHT_DECAY, "warmup": WARMUP_SHARE, "seed": seed}
+    how["eval_batch_size"] = constant(modality, "EVAL_BATCH_SIZE")
+    how["workers"] = 0 if modality in FREEZE else WORKERS
+    sizes = dict(zip(models, epochs)).get(model, epochs[0]), constant(modality, "BATCH_SIZE")
+    return Recipe(constant(modality, "LEARNING_RATE"), *sizes, **how)
 
 
 def folder_of(modality, model, fold, seed, reading):

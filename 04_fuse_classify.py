@@ -271,15 +271,10 @@ def train_network(z, target, rows, epochs, seed):
 
 def boosted_trees(x, y, parts, seed):
     """XGBoost, its number of rounds chosen."""
-    options = {
-        "objective": "multi:softprob",
-        "num_class": int(y.max()) + 1,
-        "seed": seed,
-        "max_depth": XGB_DEPTH,
-        "eta": XGB_LEARNING_RATE,
-        "nthread": 1,  # two on cores that others use were 12 times slower
-        "colsample_bytree": max(XGB_COLUMNS, min(1, 16 / x.shape[1])),
-    }
+    options = {"objective": "multi:softprob", "num_class": int(y.max()) + 1, "seed": seed}
+    options |= {"max_depth": XGB_DEPTH, "eta": XGB_LEARNING_RATE}
+    options["colsample_bytree"] = max(XGB_COLUMNS, min(1, 16 / x.shape[1]))
+    options["nthread"] = 1  # two on cores that others use were 12 times slower
     rows = (parts.fit, parts.choose, parts.refit, parts.test)
     fit, choose, refit, test = (xgboost.DMatrix(x[part], y[part], nthread=1) for part in rows)
     stopping = {"evals": [(choose, "choose")], "early_stopping_rounds": XGB_PATIENCE, "verbose_eval": False}

@@ -17,6 +17,7 @@ REMEDIES = {
     errno.EACCES: f"no permission to write there; {ELSEWHERE}",
     errno.EPERM: f"writing there is not permitted; {ELSEWHERE}",
     errno.EROFS: f"the file system is read-only; {ELSEWHERE}",
+    errno.ENAMETOOLONG: "the name is too long; shorten the names of folders and ids",
     errno.ENOTDIR: IN_THE_WAY,
     errno.EEXIST: IN_THE_WAY,
 }

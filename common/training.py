@@ -451,13 +451,9 @@ class Training:
     def save(self):
         """Write what `resume` reads."""
         scaler = self.accelerator.scaler
-        content = {
-            "identity": self.place.identity,
-            "state": asdict(self.state),
-            "model": trained_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": scaler.state_dict() if scaler else None,
-        }
+        content = {"identity": self.place.identity, "state": asdict(self.state)}
+        content |= {"model": trained_state(self.model), "optimizer": self.optimizer.state_dict()}
+        content["scaler"] = scaler.state_dict() if scaler else None
         self.write(self.folder / "last.pt", torch.save, content)
         self.saved_at = time.monotonic()
 

@@ -259,6 +259,15 @@ def test_emodb_by_speaker_beside_other_files(tmp_path):
     assert sources["03a01Fa"].audio == tmp_path / "Speaker 03/03a01Fa.wav"
 
 
+def test_emodb_laryngograms_and_the_files_of_version_2(tmp_path):
+    touch(tmp_path, "egg/03a01Fa.wav", "wav/03a01Fa.wav", "wav/03a01Faxx.wav", "wav/08b02Wbxx.wav")
+    release = read_emodb(tmp_path)
+    assert {name: source.audio for name, source in by_id(release).items()} == {
+        "03a01Fa": tmp_path / "wav/03a01Fa.wav"
+    }
+    assert not release.problems and any("2 files that version 2.0 added" in note for note in release.notes)
+
+
 def test_emodb_real_counts():
     release = read_emodb(shared_data("emodb"))
     assert release.notes == ["recordings: 535 (as in the release)"] and not release.problems
@@ -410,7 +419,8 @@ def test_folder_with_manifest(tmp_path):
         ({"turn": "inf"}, r"manifest.csv:2: turn inf; turn is a whole number"),
         ({"start_s": "2", "end_s": "1"}, r"manifest.csv:2: start_s 2, end_s 1.*the later one last"),
         ({"end_s": "1e300"}, r"manifest.csv:2: start_s 0, end_s 1e\+300"),
-        ({"utterance_id": "a" * 200}, r"becomes a file name; use at most 150"),
+        ({"utterance_id": "a" * 200}, r"becomes a file name; use letters, .* at most 150 bytes"),
+        ({"utterance_id": "漢" * 60}, r"becomes a file name; use letters, .* at most 150 bytes"),
         ({"split": "holdout"}, r"manifest.csv:2: split 'holdout'; write train, dev or test"),
     ],
 )
@@ -459,6 +469,19 @@ def test_a_name_with_an_accent_is_found_in_either_spelling(tmp_path, on_disk, in
     (root / audio).touch()
     (turn,) = corpora.reader_of(f"{root}/").read(root).turns
     assert turn.audio == root / audio
+
+
+def test_a_folder_of_recordings_in_other_formats_with_a_text_in_utf_16(tmp_path):
+    touch(tmp_path, "anna/a.aiff", "anna/b.wma", "anna/c.AIF")
+    (tmp_path / "anna/a.txt").write_bytes("Grüße".encode("utf-16"))
+    assert [(s.turn.utterance_id, s.turn.text) for s in read_folder(tmp_path).turns] == [
+        ("anna-a", "Grüße"),
+        ("anna-b", ""),
+        ("anna-c", ""),
+    ]
+    (tmp_path / ("n" * 200)).with_suffix(".wav").touch()
+    with pytest.raises(UserError, match="a name of more than 150 bytes; shorten it"):
+        read_folder(tmp_path)
 
 
 def test_a_folder_of_recordings_needs_no_manifest(tmp_path):
@@ -557,16 +580,41 @@ def test_folder_names_with_a_blank_folders_and_pipes(tmp_path):
             read_folder(write_rows(tmp_path / "mine", [{**ROW, "audio": name}]))
 
 
+def test_folder_rows_of_one_recording_all_need_their_times(tmp_path):
+    write_tone(tmp_path / "long.wav", 4.0)
+    for end_s in ("", "1"):  # of the first row; the others have none
+        spans = {"a": (0, end_s), "b": (1, ""), "c": (2, "")}
+        rows = [
+            {**ROW, "utterance_id": n, "audio": "long.wav", "start_s": s, "end_s": e}
+            for n, (s, e) in spans.items()
+        ]
+        with pytest.raises(UserError, match="long.wav: several rows name it, of which [ab] has no end_s"):
+            read_folder(write_rows(tmp_path, rows))
+
+
+def test_folder_columns_of_empty_cells(tmp_path):
+    """What pandas writes for no value is none, and an empty column of turns is no column."""
+    rows = [
+        {**ROW, "utterance_id": f"t{k}", "dialogue_id": "d", "turn": "", "session": "nan"} for k in (8, 9, 10)
+    ]
+    turns = [source.turn for source in read_folder(write_rows(tmp_path, rows)).turns]
+    assert [(turn.turn, turn.session) for turn in turns] == [(0, ""), (1, ""), (2, "")]
+    with pytest.raises(UserError, match="manifest.csv:3: no turn, though others have one"):
+        read_folder(write_rows(tmp_path, [{**row, "turn": turn} for row, turn in zip(rows, ("0", "", "2"))]))
+    with pytest.raises(UserError, match="manifest.csv:2: no speaker"):
+        read_folder(write_rows(tmp_path, [{**ROW, "speaker": "nan"}]))
+
+
 def test_folder_parts_of_longer_recordings(tmp_path):
     """By several rows of one file, or by its length; a turn's own file is whole."""
-    for name, seconds in (("long", 4.0), ("one", 9.0), ("own", 1.5)):
+    for name, seconds in (("long", 4.0), ("one", 9.0), ("own", 1.5), ("other", 1.5)):
         write_tone(tmp_path / f"{name}.wav", seconds)
     spans = {
         "a": ("long", 0, 1),
         "b": ("long", 1, 4),
         "c": ("one", 2, 3.5),
         "d": ("own", 30, 31.5),
-        "e": ("own", 0, 0),
+        "e": ("other", 0, 0),
     }
     rows = [
         {**ROW, "utterance_id": name, "audio": f"{file}.wav", "start_s": start_s, "end_s": end_s}

@@ -108,12 +108,15 @@ def _table_segments(path, names, corpus):
         return []  # class_labels_indices.csv and the like
     segments = []
     rows = (line for line in lines if line and not line.startswith("#"))
-    for row in csv.reader(rows, skipinitialspace=True):
-        if len(row) == 4:
-            segments.append(Segment(row[0], names.get(row[0], row[0]), row[3], path.stem))
-        else:
-            what = f"row {','.join(row)!r} cannot be read; left out"
-            corpus.problem("", path, what, "rows are YTID, start, end, labels")
+    try:
+        for row in csv.reader(rows, skipinitialspace=True):
+            if len(row) == 4:
+                segments.append(Segment(row[0], names.get(row[0], row[0]), row[3], path.stem))
+            else:
+                what = f"row {','.join(row)!r} cannot be read; left out"
+                corpus.problem("", path, what, "rows are YTID, start, end, labels")
+    except csv.Error as error:
+        corpus.problem("", path, f"a quotation mark is not closed ({error})", "download it again")
     return segments
 
 
@@ -137,9 +140,9 @@ def _video_beside(audio, segment):
 
 def _notes(turns, segments, absent):
     """Lines on what of the segments is there."""
-    listed = Counter(segment.set for segment in segments)
-    found = sorted(Counter(source.turn.extra["set"] for source in turns).items())
-    lines = [f"{name}: {count:,} of {listed[name]:,} segments are there" for name, count in found]
+    listed, there = Counter(segment.set for segment in segments), {s.turn.utterance_id for s in turns}
+    found = Counter(segment.set for segment in segments if release.file_name(segment.name) in there)
+    lines = [f"{name}: {n:,} of {listed[name]:,} segments are there" for name, n in sorted(found.items())]
     if absent:
         lines.append(f"{len(absent):,} segments without a recording are left out, for example {absent[0]}")
     return lines

@@ -8,7 +8,6 @@ import re
 from collections import Counter
 
 from common.corpora.release import VIDEO_ENDINGS, Release, files_in, named, need_folder, nothing_in, single
-from common.files import read_csv
 
 FOLDERS = ("CREMA-D", "cremad", "CREMAD")
 CLASSES = ("neutral", "happy", "sad", "angry", "fearful", "disgust")  # RAVDESS's names and order
@@ -58,9 +57,10 @@ def read(root):
         raise nothing_in(root / "AudioWAV", what, "a release that is unpacked completely")
     has_video = (root / "VideoFlash").is_dir()
     videos = _recordings(root / "VideoFlash", VIDEO_ENDINGS, release)
-    actors = _read_actors(root / "VideoDemographics.csv")
-    table = root / "processedResults" / "summaryTable.csv"  # what most raters saw and heard, "A:D" for a tie
-    rows = read_csv(table) if table.is_file() else []
+    tables = root / "VideoDemographics.csv", root / "processedResults" / "summaryTable.csv"
+    people, rows = (release.read_table(path) if path.is_file() else [] for path in tables)
+    actors = _read_actors(people)
+    # What most raters saw and heard, "A:D" for a tie
     votes = {(row.get("FileName") or "").strip(): (row.get("MultiModalVote") or "").strip() for row in rows}
     for name in sorted({*sounds, *videos}):
         if name == SILENT:
@@ -93,10 +93,10 @@ def _recordings(folder, endings, release):
     return {re.sub("_X$", "_XX", stem): path for stem, path in found.items()}
 
 
-def _read_actors(table):
-    """{actor: {"sex", "age"}}, empty where the table is absent."""
+def _read_actors(rows):
+    """{actor: {"sex", "age"}}."""
     actors = {}
-    for row in read_csv(table) if table.is_file() else []:
+    for row in rows:
         actor, sex, age = ((row.get(name) or "").strip() for name in ("ActorID", "Sex", "Age"))
         actors[actor] = {"sex": sex.lower(), "age": age}
     return actors

@@ -5,7 +5,7 @@ from collections import Counter
 
 from common.corpora.release import Release, files_in, named, need_folder, nothing_in, single
 
-FOLDERS = ("EMO-DB", "EMODB", "emodb", "emoDB")
+FOLDERS = ("EMO-DB", "EmoDB", "EMODB", "emodb", "emoDB")
 CLASSES = ("anger", "boredom", "disgust", "fear", "happiness", "sadness", "neutral")
 COUNTS = dict(zip(CLASSES, (127, 81, 46, 69, 71, 62, 79), strict=True))
 # German initials: Ärger/Wut, Langeweile, Ekel, Angst, Freude, Trauer. F is not fear, A is not anger.
@@ -33,7 +33,13 @@ def read(root):
     """
     root = need_folder(root, "EMO-DB")
     release, remedy = Release(CLASSES), "names are speaker, sentence, emotion letter, version: 03a01Fa.wav"
-    for name, path in named(files_in(root, ".wav"), [NAME], "EMO-DB", remedy, release).items():
+    # Laryngograms bear the same names elsewhere; files of version 2.0 that few agreed on end with xx.
+    paths = sorted(files_in(root, ".wav"), key=lambda path: path.parent.name.lower() != "wav")
+    added = {path.stem for path in paths if path.stem.endswith("xx") and NAME.fullmatch(path.stem[:-2])}
+    if added:
+        release.notes.append(f"{len(added):,} files that version 2.0 added (called ...xx.wav) are left out")
+    paths = [path for path in paths if path.stem not in added]
+    for name, path in named(paths, [NAME], "EMO-DB", remedy, release).items():
         speaker, sentence, letter, version = NAME.fullmatch(name).groups()
         text, label, gender = TEXTS[sentence], LETTERS[letter], "male" if speaker in MEN else "female"
         extra = {"sentence": sentence, "version": version, "gender": gender}

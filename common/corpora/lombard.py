@@ -59,7 +59,8 @@ def read(root):
 
 def _recordings(root, endings, release):
     """{stem: path} of what lies below root, without side views; other names are Problems."""
-    paths = [path for path in files_in(root, *endings) if "side" not in path.relative_to(root).parts[:-1]]
+    paths = files_in(root, *endings)
+    paths = [path for path in paths if "side" not in path.parent.relative_to(root).as_posix().lower()]
     remedy = "names are talker, condition, sentence: s2_l_bbim3a"
     return named(paths, [NAME, LEGACY_NAME], "Lombard GRID", remedy, release)
 

@@ -1,10 +1,8 @@
 """MELD, dialogues of the series Friends: Poria et al. 2019 (FORMATS 10)."""
 
-import csv
-import io
 import re
 
-from common.corpora.release import Release, SourceTurn, decode, files_in, need_folder, nothing_in, walk
+from common.corpora.release import Release, SourceTurn, files_in, need_folder, nothing_in, walk
 from common.manifest import Turn
 
 FOLDERS = ("MELD", "MELD.Raw", "meld")
@@ -37,8 +35,7 @@ def read(root):
         if clips is None:
             folder = f"no folder {CLIP_FOLDERS[split]} of MELD.Raw below {root}"
             release.notes.append(f"{split}: {folder}; its turns have text only")
-        rows = csv.DictReader(io.StringIO(decode(table.read_bytes()), newline=""))
-        turns, found = [_turn(row, split, clips, table, release) for row in rows], {}
+        turns, found = [_turn(row, split, clips, table, release) for row in release.read_table(table)], {}
         for source in filter(None, turns):
             if found.setdefault(source.turn.utterance_id, source) is not source:
                 what = "turn listed twice; the first is kept"

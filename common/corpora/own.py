@@ -14,11 +14,13 @@ from common.files import UserError
 from common.manifest import COLUMNS, Turn
 from common.media import MediaError, MediaInfo, probe
 
+EMPTY = ("nan", "NaN", "null", "NULL", "None", "N/A", "#N/A", "<NA>")  # what programs write for no value
+NAMES = ("speaker", "session", "dialogue_id", "audio", "video")  # columns where that can be no value
 NO_LABELS = ("nan", "none", "null", "na", "n/a", "#n/a")  # what programs write for an empty cell
 SPLITS = {"training": "train", "valid": "dev", "val": "dev", "validation": "dev", "testing": "test"}
 SPLITS |= {name: name for name in ("train", "dev", "test")}
 LONGEST_S = 1e6  # seconds
-LONGEST_ID = 150  # characters; it becomes a part of file names
+LONGEST_ID = 150  # bytes; it becomes a part of file names
 SAME_S = 0.5  # a recording that is longer than its turn by more is a longer one that the turn is cut from
 
 
@@ -58,8 +60,12 @@ def read(root):
     if not labels:
         where = "no row has a label" if "label" in header else f"no column label among {', '.join(header)}"
         corpus.warnings.append(f"{where}: nothing can be trained or tested on this corpus")
-    if "turn" not in header:
+    numbered = [bool(row.get("turn", "").strip()) for _, row in rows]
+    if not any(numbered):
         corpus.number_turns()
+    elif not all(numbered):
+        line, _ = rows[numbered.index(False)]
+        raise UserError(f"{path}:{line}: no turn, though others have one; number all rows, or none")
     return corpus
 
 
@@ -83,6 +89,8 @@ def read_recordings(root):
         words = " ".join(" ".join(release.read_lines(text)).split()) if text.is_file() else ""
         speaker = name.split("/")[0] if "/" in name else root.resolve().name
         utterance_id = release.file_name(name.replace("/", "-"))
+        if len(utterance_id.encode()) > LONGEST_ID:
+            raise UserError(f"{root}: {name}: a name of more than {LONGEST_ID} bytes; shorten it")
         if (as_file := utterance_id.casefold()) in names:  # as in `read`
             what = f"{name} and {names[as_file]} would both be called {utterance_id}"
             raise UserError(f"{root}: {what}; rename one of them")
@@ -157,14 +165,15 @@ def _check_header(where, header):
 
 def _turn(root, where, number, row):
     """The turn of one row of a user's manifest; `where` is its file and line."""
+    row = {key: "" if key in NAMES and cell.strip() in EMPTY else cell for key, cell in row.items()}
     audio, video = (_recording(root, row.get(kind, ""), f"{where}: {kind}") for kind in ("audio", "video"))
     row = {key: unicodedata.normalize("NFC", cell.strip()) for key, cell in row.items()}
     if not row["speaker"]:
         raise UserError(f"{where}: no speaker; the splits need one on every row")
     name = row.get("utterance_id") or f"utt{number:06d}"
-    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith(".") or len(name) > LONGEST_ID:
+    if not re.fullmatch(r"[\w.+=@-]+", name) or name.startswith(".") or len(name.encode()) > LONGEST_ID:
         what = f"utterance_id {name[:40]!r} becomes a file name"
-        raise UserError(f"{where}: {what}; use at most {LONGEST_ID} letters, digits, - and _")
+        raise UserError(f"{where}: {what}; use letters, digits, - and _, at most {LONGEST_ID} bytes of UTF-8")
     if "split" in row:
         row["split"] = SPLITS.get(row["split"].lower(), row["split"])
         if row["split"] not in SPLITS and row.get("label"):
@@ -208,13 +217,18 @@ def _find_parts(corpus, kind):
     """Give turns that are parts of a longer recording their span in it."""
     by_path, parts = defaultdict(list), set()
     for source in corpus.turns:
-        if getattr(source, kind) and source.turn.end_s > source.turn.start_s:
+        if getattr(source, kind):
             by_path[getattr(source, kind)].append(source)
     for path, own in by_path.items():
         spans = {(source.turn.start_s, source.turn.end_s) for source in own}
+        whole = [source.turn.utterance_id for source in own if source.turn.end_s <= source.turn.start_s]
+        if whole and len(spans) > 1:
+            what = f"several rows name it, of which {whole[0]} has no end_s"
+            raise UserError(f"{path}: {what}; give each start_s and end_s in seconds")
         start_s, end_s = min(spans)
+        longest_s = max(end_s - SAME_S, end_s - start_s + SAME_S)
         # Several turns lie in it, or one that is shorter than it.
-        if len(spans) > 1 or _info(path).duration_s > max(end_s - SAME_S, end_s - start_s + SAME_S):
+        if not whole and (len(spans) > 1 or _info(path).duration_s > longest_s):
             parts.add(path)
             for source in own:
                 setattr(source, f"{kind}_span", (max(0.0, source.turn.start_s), source.turn.end_s))

@@ -145,10 +145,14 @@ def _prepare_audio(source, outcome, settings, read):
     turn, relative = source.turn, f"audio/{source.turn.utterance_id}.wav"
     first_s, last_s = source.audio_span or (0.0, 1e6)
     try:
-        samples = read(source.audio)[round(first_s * RATE_HZ) : round(last_s * RATE_HZ)]
+        whole = read(source.audio)
     except MediaError as error:
         return outcome.report(source.audio, error.reason, error.remedy)
+    samples = whole[round(first_s * RATE_HZ) : round(last_s * RATE_HZ)]
     seconds = len(samples) / RATE_HZ
+    if not seconds:
+        what = f"begins at {first_s:,.2f} s, where the recording is over ({len(whole) / RATE_HZ:,.2f} s)"
+        return outcome.report(source.audio, what, "times are seconds in the recording")
     if not source.audio_span:
         _check_length(source.audio, seconds, outcome)
     if seconds < settings.min_turn_s:

@@ -4,6 +4,8 @@ Readers look at names and text only; recordings are opened later. What a release
 and said, never assumed: anything odd becomes a Problem with the file's name.
 """
 
+import csv
+import io
 import os
 import re
 from collections import Counter
@@ -12,9 +14,10 @@ from pathlib import Path
 
 from common.files import UserError
 from common.manifest import Problem, Turn
+from common.media import LFS_POINTER
 
-AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3")
-VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v")
+AUDIO_ENDINGS = (".wav", ".flac", ".m4a", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".aac", ".wma", ".amr")
+VIDEO_ENDINGS = (".flv", ".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".3gp")
 
 
 @dataclass
@@ -72,6 +75,14 @@ class Release:
         """Note a Problem of a turn or, with the name "", of a file."""
         self.problems.append(Problem(name, str(file), problem, remedy))
 
+    def read_table(self, path):
+        """The rows {column: cell} of a csv file; none, which is a Problem, of one that was not pulled."""
+        data = Path(path).read_bytes()
+        if data.startswith(LFS_POINTER):
+            self.problem("", path, "a git-lfs pointer, not the table", "run git lfs pull in its repository")
+            return []
+        return list(csv.DictReader(io.StringIO(decode(data), newline="")))
+
     def expect(self, *counts, before="", after=""):
         """Add a note that holds counts, each (what, found, published), against those of the release."""
         parts = []
@@ -97,7 +108,9 @@ class Release:
 
 
 def decode(data):
-    """Bytes as text in UTF-8, or in Latin-1 where it is not UTF-8."""
+    """Bytes as text in UTF-8, or UTF-16 with its mark, or else in Latin-1."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

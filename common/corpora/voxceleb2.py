@@ -60,8 +60,10 @@ def _speaker_folders(root):
 
 
 def _facts(root, folders):
-    """{speaker: {"gender", "set"}} from vox2_meta.csv in root or beside it, else from the folders' names."""
-    tables = [path for path in (root / META, root.parent / META) if path.is_file()]
+    """{speaker: {"gender", "set"}} from vox2_meta.csv near root, else from the folders' names."""
+    near = (root, *root.absolute().parents[:3])
+    places = (path for folder in near for path in [folder / META, *folder.glob(f"*/{META}")])
+    tables = [path for path in places if path.is_file()]
     rows = [re.split(r"[,\t]", line) for line in read_lines(tables[0])] if tables else [[""]]
     rows = [[cell.strip() for cell in row] for row in rows]  # names and values carry trailing blanks
     named = {row[0]: dict(zip(rows[0], row)) for row in rows}

@@ -66,16 +66,11 @@ def set_voice(speaker, style, strength, rng, jitter="jitter"):
         for name, value in STYLES[style].items()
     }
     base = speaker.base
-    return {
-        "name": speaker.name,
-        "pitch": round(np.clip(base["pitch"] + change["pitch"], 0, 99)),
-        "range": round(np.clip(base["range"] + change["range"], 0, 99)),
-        "rate_wpm": round(base["rate_wpm"] * (1 + change["rate"])),
-        "gain_db": change["gain_db"],
-        "tilt": np.clip(base["tilt"] + change["tilt"], -0.85, 0.95),
-        "tremor": np.clip(change.get("tremor", 0.0), 0, 0.9),
-        "breath": max(change.get("breath", 0.0), 0.0),
-    }
+    voice = {"name": speaker.name, "rate_wpm": round(base["rate_wpm"] * (1 + change["rate"]))}
+    voice |= {name: round(np.clip(base[name] + change[name], 0, 99)) for name in ("pitch", "range")}
+    voice |= {"gain_db": change["gain_db"], "tilt": np.clip(base["tilt"] + change["tilt"], -0.85, 0.95)}
+    tremor, breath = change.get("tremor", 0.0), change.get("breath", 0.0)
+    return voice | {"tremor": np.clip(tremor, 0, 0.9), "breath": max(breath, 0.0)}
 
 
 def with_ending(text, emotion):

@@ -247,14 +247,9 @@ def vocabulary_facts(corpus):
     held_out = corpus.count_known("valid")
     n = np.array([held_out[token] for token in corpus.numbers])  # (V,)
     surprise = -np.log(corpus.counts / corpus.counts.sum())
-    return {
-        "corpus": corpus.name,
-        "clips": len(corpus.parts["train"].ids),
-        "held_out": len(corpus.parts["valid"].ids),
-        "vocabulary": len(corpus.numbers),
-        "majority": float(n[0] / n.sum()),
-        "unigram_perplexity": float(np.exp((n * surprise).sum() / n.sum())),
-    }
+    facts = {"corpus": corpus.name, "vocabulary": len(corpus.numbers), "majority": float(n[0] / n.sum())}
+    facts |= {"clips": len(corpus.parts["train"].ids), "held_out": len(corpus.parts["valid"].ids)}
+    return facts | {"unigram_perplexity": float(np.exp((n * surprise).sum() / n.sum()))}
 
 
 def corpus_of(manifest, store, parts, modalities):

@@ -245,15 +245,9 @@ def extract_clips(sources, words, vgg, fps, folder, how):
     """
     vgg = vgg if vgg and any(source.video for source in sources) else None
     recordings = Recordings(sources, words, fps, vgg.size if vgg else 0)
-    identity = {
-        "sources": hash_of([str(source) for source in sources]),
-        "audio_step_s": AUDIO_STEP_S,
-        "video_step_s": 1 / fps,
-        "vgg": vgg and vgg.identity,
-        "words": words and words.identity,
-        "precision": "fp32 without TF32",
-        "version": 2,  # the last step of audio repeats its last frame
-    }
+    identity = {"sources": hash_of([str(source) for source in sources]), "precision": "fp32 without TF32"}
+    identity |= {"audio_step_s": AUDIO_STEP_S, "video_step_s": 1 / fps, "vgg": vgg and vgg.identity}
+    identity |= {"words": words and words.identity, "version": 2}  # audio's last step repeats its last frame
     items, compute = {source.clip_id: source for source in sources}, partial(arrays_of, vgg=vgg)
     what, n_bytes = "filterbanks, pictures and words", needed_bytes(sources, fps if vgg else 0.0)
     store = extract(items, recordings.read, compute, folder, identity, how, what, n_bytes)

@@ -167,14 +167,10 @@ def start_network(study, system, window, seed, phase, folder, train_ids=()):
 def identity_of(study, system, window, data, phase, seed):
     """What a phase of training depends on besides its recipe; JSON-ready."""
     inputs = {m: study.utterances[m] for m in study.systems[system]}
-    identity = {
-        "system": system,
-        "window": list(window),
-        "design": study.design,
-        "manifest": study.manifest.fingerprint(),
-        "inputs": {m: [u.weights, u.limit, "kept" if u.states else "anew"] for m, u in inputs.items()},
-        "turns": hash_of({part: turns.ids for part, turns in data.items()}),
-    }
+    how = {m: [u.weights, u.limit, "kept" if u.states else "anew"] for m, u in inputs.items()}
+    identity = {"system": system, "window": list(window), "design": study.design, "inputs": how}
+    identity["manifest"] = study.manifest.fingerprint()
+    identity["turns"] = hash_of({part: turns.ids for part, turns in data.items()})
     if phase == TUNED:
         identity["parts"] = study.finetuned_parts
         identity["frozen"] = replace(study.recipes[FROZEN], seed=seed).identity()
