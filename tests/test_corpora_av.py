@@ -158,6 +158,21 @@ def test_cremad_missing_and_odd_files(tmp_path):
     assert len(sources) == 3
 
 
+def test_cremad_tables_that_were_not_pulled_or_are_in_latin_1(tmp_path):
+    touch(tmp_path, *cremad_names("1001_IEO_FEA_LO"), "processedResults/summaryTable.csv")
+    (tmp_path / "processedResults/summaryTable.csv").write_text(
+        "version https://git-lfs.github.com/spec/v1\n"
+    )
+    (tmp_path / "VideoDemographics.csv").write_bytes(
+        "ActorID,Age,Sex,Name\n1001,51,Male,Zoë\n".encode("latin-1")
+    )
+    release = read_cremad(tmp_path)
+    assert release.turns[0].turn.extra["age"] == "51"
+    assert [(p.file[-16:], p.remedy) for p in release.problems] == [
+        ("summaryTable.csv", "run git lfs pull in its repository")
+    ]
+
+
 def test_cremad_roots_and_audio_alone(tmp_path):
     touch(tmp_path / "a", "CREMA-D/AudioWAV/1001_DFA_ANG_XX.wav")
     for root in ("a", "a/CREMA-D", "a/CREMA-D/AudioWAV"):
@@ -223,6 +238,7 @@ def test_lombard_conditions_sentences_and_files(tmp_path):
         "lombardgrid/alignment/s2_l_bbim3a.json",
         "lombardgrid/front/._s2_l_bbim3a.mov",
     )
+    touch(tmp_path, "lombardgrid/lombardgrid_Side/s9_l_bbim3a.mov")
     for root in (tmp_path, tmp_path / "lombardgrid"):
         release = read_lombard(root)
         assert release.classes == ("plain", "lombard") and release.media_in_place and not release.problems
@@ -439,6 +455,17 @@ def test_audioset_official_tables(tmp_path):
     assert sources["listed_here"].turn.extra["set"] == "own"  # a manifest goes before a table
     assert [p.problem for p in release.problems] == ["row 'cut off' cannot be read; left out"]
     assert "balanced_train_segments: 3 of 4 segments are there" in release.notes
+
+
+def test_audioset_of_several_manifests_and_a_table_that_breaks_off(tmp_path):
+    touch(tmp_path, "x.wav", "y.wav")
+    for name, ids in (("20k", "x"), ("2m", "xyz")):
+        cavmae(tmp_path / f"{name}.json", [{"video_id": i, "wav": f"/gone/{i}.wav"} for i in ids])
+    rows = "".join(f"{k:011d}, 0.000, 10.000, /m/04rlf\n" for k in range(4000))
+    (tmp_path / "cut.csv").write_text(f'# YTID\n00000000000, 0.000, 10.000, "/m/04\n{rows}')
+    release = read_audioset(tmp_path)
+    assert {"20k: 1 of 1 segments are there", "2m: 2 of 3 segments are there"} <= {*release.notes}
+    assert any(p.file.endswith("cut.csv") for p in release.problems)
 
 
 def test_audioset_refusals_and_odd_manifests(tmp_path):
