@@ -592,6 +592,11 @@ def test_folder_rows_of_one_recording_all_need_their_times(tmp_path):
             read_folder(write_rows(tmp_path, rows))
 
 
+def test_folder_manifest_in_capitals(tmp_path):
+    (write_rows(tmp_path, [ROW]) / "manifest.csv").rename(tmp_path / "Manifest.CSV")
+    assert [source.turn.label for source in read_folder(tmp_path).turns] == [ROW["label"]]
+
+
 def test_folder_columns_of_empty_cells(tmp_path):
     """What pandas writes for no value is none, and an empty column of turns is no column."""
     rows = [

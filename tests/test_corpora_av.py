@@ -175,7 +175,8 @@ def test_cremad_tables_that_were_not_pulled_or_are_in_latin_1(tmp_path):
 
 def test_cremad_roots_and_audio_alone(tmp_path):
     touch(tmp_path / "a", "CREMA-D/AudioWAV/1001_DFA_ANG_XX.wav")
-    for root in ("a", "a/CREMA-D", "a/CREMA-D/AudioWAV"):
+    os.renames(tmp_path / "a", tmp_path / "up/a")
+    for root in ("up", "up/a", "up/a/CREMA-D", "up/a/CREMA-D/AudioWAV"):
         release = read_cremad(tmp_path / root)
         assert list(by_id(release)) == ["1001_DFA_ANG_XX"] and not release.problems
         assert any("no folder VideoFlash" in note for note in release.notes)

@@ -77,12 +77,12 @@ def read(root):
 
 
 def _release_root(root):
-    """The folder that holds AudioWAV: the one given, one just below it, or the one above."""
+    """The folder that holds AudioWAV: the one given, one below it, or the one above."""
     if root.name in ("AudioWAV", "VideoFlash"):
         root = root.absolute().parent
-    for folder in (root, *sorted(path for path in root.iterdir() if path.is_dir())):
-        if (folder / "AudioWAV").is_dir():
-            return folder
+    found = sorted(path.parent for path in root.rglob("AudioWAV") if path.is_dir())
+    if found:
+        return min(found, key=lambda folder: len(folder.parts))
     raise nothing_in(root, "folder AudioWAV", "the one that holds AudioWAV and VideoFlash")
 
 

@@ -37,8 +37,8 @@ def read(root):
     file, a repeated id, a missing column or speaker, more cells than columns, or a number that is none.
     """
     root = release.need_folder(root, "corpus")
-    path = root / "manifest.csv"
-    if not path.exists():
+    path = next((path for path in root.iterdir() if path.name.lower() == "manifest.csv"), None)
+    if path is None:
         return read_recordings(root)
     header, rows = _read_rows(path)
     if not rows:
